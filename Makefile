@@ -1,0 +1,44 @@
+# `make demo` and `make test` do everything on a machine that has python3 (3.11 or newer), venv and make.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+OUT ?= runs/demo
+
+.PHONY: install demo test check fast-test lock head clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "siclip-platform needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	$(BIN)/siclip-platform demo --out $(OUT)
+
+test: install
+	$(BIN)/python -m pytest -m "not gpu"
+
+fast-test: install
+	$(BIN)/python -m pytest -q -m "not gpu and not slow and not chaos"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) fast-test
+
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --quiet -o requirements.lock
+
+# A local Ray head, from this project's environment and in this folder, with token authentication.
+head: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token ray get-auth-token --generate >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token ray start --head --num-cpus=4
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,41 @@
+"""``siclip-platform data``: datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Build and look at datasets."""
+
+
+@app.command()
+def build(
+    folder: Annotated[Path, typer.Argument(help="Where to build; a finished dataset there is kept.")],
+    train_scenes: Annotated[int, typer.Option(min=1)] = 12_000,
+    validation_scenes: Annotated[int, typer.Option(min=1)] = 500,
+    test_scenes: Annotated[int, typer.Option(min=1)] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
+) -> None:
+    """Build digit scenes: real handwritten digits in generated scenes with captions."""
+    from siclip_platform.cluster import Needs, ray_cluster
+    from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
+    from siclip_platform.display import Display
+
+    config = DigitScenesConfig(
+        train_scenes=train_scenes, validation_scenes=validation_scenes, test_scenes=test_scenes, seed=seed
+    )
+    display = Display()
+    cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)
+    with cluster, display.live(), display.task("digit scenes") as task:
+        dataset = build_digit_scenes(folder, config, task.progress)
+    rows = ", ".join(f"{dataset.rows(split):,} {split}" for split in dataset.split_names)
+    display.say(f"{dataset.folder}: {rows}; manifest {dataset.hash}")

@@ -1,0 +1,148 @@
+"""``siclip-platform demo``, ``train`` and ``tune``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+
+from siclip_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from siclip_platform.recipe import Recipe
+
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
+PresetOption = Annotated[str | None, typer.Option(help="A shipped recipe: digits-teacher, digits-student.")]
+DataOption = Annotated[Path | None, typer.Option(help="The dataset folder; overrides the recipe's.")]
+TeacherOption = Annotated[Path | None, typer.Option(help="The teacher's checkpoint; overrides the recipe's.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE, for any recipe field.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
+AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")]
+VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
+
+
+def demo(context: typer.Context) -> None:
+    """Run jobs/tune_wikd.py on the embedded default, digit scenes; takes the job's options (--help)."""
+    job = _find_job("tune_wikd.py")
+    sys.argv = [str(job), *context.args]
+    runpy.run_path(str(job), run_name="__main__")
+
+
+def train(
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    data: DataOption = None,
+    teacher: TeacherOption = None,
+    changes: SetOption = None,
+    out: OutOption = Path("runs/train"),
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
+    tracking_uri: TrackingOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
+    from siclip_platform.experiment import Options, open_experiment
+
+    chosen = read_recipe(recipe, preset, data, teacher, changes)
+    options = Options(
+        out=out.resolve(), tracking_uri=tracking_uri, address=address, concurrent=1, verbose=verbose,
+        data=Path(chosen.data.path),
+    )  # fmt: skip
+    with open_experiment(options, name, chosen) as experiment:
+        experiment.dataset()
+        finished = experiment.train({"train": chosen})["train"]
+    for key, value in sorted(finished.metrics.items()):
+        if key.startswith("test/"):
+            experiment.display.say(f"{key}: {value:.4f}")
+    experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.uri}")
+
+
+def tune(
+    space: Annotated[str, typer.Option(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    data: DataOption = None,
+    teacher: TeacherOption = None,
+    changes: SetOption = None,
+    trials: Annotated[int, typer.Option(min=1)] = 8,
+    concurrent: Annotated[int, typer.Option(min=1, help="Trials at the same time.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    out: OutOption = Path("runs/tune"),
+    tracking_uri: TrackingOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Search a space around one recipe, on a dataset and with a teacher that exist."""
+    from siclip_platform.experiment import Options, check_sharing, open_experiment
+    from siclip_platform.search import load_space
+
+    base = read_recipe(recipe, preset, data, teacher, changes)
+    chosen = load_space(space, check_value=check_sharing(base.model.name))
+    options = Options(
+        out=out.resolve(), tracking_uri=tracking_uri, address=address, trials=trials, concurrent=concurrent,
+        seed=seed, verbose=verbose, data=Path(base.data.path),
+    )  # fmt: skip
+    with open_experiment(options, chosen.name, base) as experiment:
+        experiment.dataset()
+        experiment.begin_study(chosen, base)
+        study = experiment.search(chosen, base)
+    best = study.best
+    say = experiment.display.say
+    say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
+    say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
+    say(f"MLflow: {experiment.tracker.uri}")
+
+
+def read_recipe(
+    file: Path | None, preset: str | None, data: Path | None, teacher: Path | None, changes: list[str] | None
+) -> Recipe:
+    """The recipe that a command line names, with its overrides.
+
+    Raises:
+        UserError: neither or both of file and preset, a wrong PATH=VALUE, or an invalid recipe.
+    """
+    from siclip_platform.presets import preset as shipped
+    from siclip_platform.recipe import load_recipe
+
+    if (file is None) == (preset is None):
+        raise UserError("name either --recipe FILE or --preset NAME")
+    if file is not None:
+        recipe = load_recipe(file)
+    elif data is None:
+        raise UserError(f"preset {preset!r} needs --data FOLDER (make one with: siclip-platform data build FOLDER)")
+    else:
+        recipe = shipped(str(preset), data.resolve())
+    values: dict[str, object] = {}
+    if data is not None:
+        values["data.path"] = str(data.resolve())
+    if teacher is not None:
+        values["teacher"] = str(teacher.resolve())
+    for change in changes or []:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change!r}: write PATH=VALUE, for example training.learning_rate=1e-3")
+        values[path] = _scalar(value)
+    return recipe.updated(values)
+
+
+def _scalar(text: str) -> object:
+    """YAML's reading of a value, and numbers such as 1e-3 that YAML takes for text."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return text
+    except yaml.YAMLError:
+        return text
+
+
+def _find_job(name: str) -> Path:
+    package = Path(__file__).resolve().parents[1]
+    for place in (package.parents[1] / "jobs" / name, package / "_jobs" / name):
+        if place.is_file():
+            return place
+    raise UserError(f"job {name} is in neither this checkout nor this installation: reinstall siclip-platform")

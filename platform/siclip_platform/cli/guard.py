@@ -1,0 +1,30 @@
+"""How every command of ours ends on bad input: one message, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from siclip.errors import UserError
+
+BAD_INPUT = 2
+
+
+def guarded(app: Callable[[], object]) -> NoReturn:
+    """Run a typer app and exit; bad input is explained on stderr."""
+    try:
+        app()
+    except UserError as error:
+        _refuse(str(error))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors()]
+        _refuse("\n".join(problems))
+    sys.exit(0)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

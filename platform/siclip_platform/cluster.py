@@ -1,0 +1,95 @@
+"""Start or join Ray, check that the work fits, keep it quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from siclip_platform.errors import UserError
+
+COORDINATOR_CPUS = 0.01
+DATA_CPUS = 0.5
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the widest moment of the work takes: ``concurrent`` trainings of ``worker_cpus`` each, and their data."""
+
+    concurrent: int
+    worker_cpus: float
+
+    @property
+    def cpus(self) -> float:
+        """One CPU more than the parts, for Ray Data's own metadata tasks."""
+        return self.concurrent * (COORDINATOR_CPUS + self.worker_cpus + DATA_CPUS) + 1
+
+
+@contextmanager
+def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False) -> Iterator[None]:
+    """Join the cluster at ``address`` or at RAY_ADDRESS (set inside a Ray job), else run one of our own here.
+
+    Raises:
+        UserError: no cluster answers at the address, or it is too small; the message gives the numbers.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    _prepare_environment(verbose)
+    import ray
+
+    _quieten(verbose)
+    options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"no Ray cluster at {address!r}: {reason}. Start one (make head), or unset RAY_ADDRESS and "
+                "leave --address out to run on this machine alone"
+            ) from None
+    else:
+        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
+    try:
+        _check_size(needs, address)
+        ray.data.DataContext.get_current().enable_progress_bars = verbose
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_size(needs: Needs, address: str | None) -> None:
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if cpus < needs.cpus:
+        raise UserError(
+            f"the cluster at {address} has {cpus:g} CPUs and this needs {needs.cpus:g}: {needs.concurrent} × "
+            f"({COORDINATOR_CPUS} coordinator + {needs.worker_cpus:g} worker + {DATA_CPUS} data) + 1. "
+            "Start Ray with a higher --num-cpus (logical CPUs may exceed the cores)"
+        )
+
+
+def _prepare_environment(verbose: bool) -> None:
+    """Variables that Ray reads when it is imported or started."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not verbose:
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+
+
+def _quieten(verbose: bool) -> None:
+    if verbose:
+        return
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,192 @@
+"""A dataset is a folder of Parquet shards and a ``manifest.json`` that lists them; its hash names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError, field_validator
+
+from siclip.config import Config
+from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
+from siclip_platform.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+class ShardEntry(Config):
+    """One Parquet file. ``path`` is relative to the dataset's folder; ``row_groups`` is their number."""
+
+    path: str
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    row_groups: int = Field(ge=0)
+
+    @field_validator("path")
+    @classmethod
+    def _inside_folder(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts:
+            raise ValueError("must be a path inside the dataset's folder")
+        return path
+
+
+class Manifest(Config):
+    """What a dataset holds and the parameters (``recipe``, JSON values only) it was built with."""
+
+    name: str
+    version: str
+    recipe: dict[str, Any]
+    splits: dict[str, list[ShardEntry]]
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON; free of places and times."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def hash(self) -> str:
+        return self.manifest.hash
+
+    @property
+    def split_names(self) -> list[str]:
+        return list(self.manifest.splits)
+
+    def rows(self, split: str) -> int:
+        return sum(entry.rows for entry in self.entries(split))
+
+    def shards(self, split: str) -> list[Path]:
+        """Absolute paths, in the order of the manifest."""
+        return [self.folder / entry.path for entry in self.entries(split)]
+
+    def entries(self, split: str) -> list[ShardEntry]:
+        """The manifest's entries of a split.
+
+        Raises:
+            UserError: there is no such split; the message lists those that exist.
+        """
+        if split not in self.manifest.splits:
+            known = ", ".join(self.split_names) or "none"
+            raise UserError(f"dataset {self.folder} has no split {split!r}: it has {known}")
+        return self.manifest.splits[split]
+
+
+def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
+    """Validate ``table`` and write it whole or not at all; equal tables give equal bytes.
+
+    The entry's path is the file's name: a shard lies directly in the dataset's folder.
+
+    Raises:
+        UserError: the table does not fit the schema (see `validate_table`).
+    """
+    validate_table(table, f"table for {path}")
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=row_group_size, compression="zstd", compression_level=3)
+        payload = temporary.read_bytes()
+    return ShardEntry(
+        path=path.name,
+        rows=table.num_rows,
+        bytes=len(payload),
+        sha256=hashlib.sha256(payload).hexdigest(),
+        row_groups=pq.ParquetFile(path).num_row_groups,
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``folder/manifest.json`` whole or not at all."""
+    with _replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Read the manifest and check every shard against it: size, schema, rows, row groups (not the checksum).
+
+    Raises:
+        UserError: no folder, no manifest, an unreadable manifest, or a shard that does not agree with it.
+    """
+    folder = folder.absolute()
+    manifest = _read_manifest(folder)
+    for entries in manifest.splits.values():
+        for entry in entries:
+            _check_shard(folder, entry)
+    return Dataset(folder, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise UserError(
+            f"dataset folder {folder} does not exist: build it (siclip-platform data build) or name another"
+        )
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a dataset folder: name the folder that holds {MANIFEST}")
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a dataset: it holds no {MANIFEST} (a build writes it last, so an interrupted "
+            "build has none). Run the build again or name another folder"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}" for item in error.errors()]
+        raise UserError(
+            f"{path} is not a dataset's manifest; build the dataset again:\n" + "\n".join(lines)
+        ) from None
+
+
+def _check_shard(folder: Path, entry: ShardEntry) -> None:
+    path = folder / entry.path
+    remedy = "build the dataset again in an empty folder"
+    if not path.is_file():
+        raise UserError(f"shard {path} is missing although {folder / MANIFEST} lists it: {remedy}")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise UserError(f"shard {path} has {size} bytes, its manifest says {entry.bytes}: {remedy}")
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows, row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"shard {path} is not a readable Parquet file ({error}): {remedy}") from None
+    validate_schema(schema, f"shard {path}")
+    if (rows, row_groups) != (entry.rows, entry.row_groups):
+        raise UserError(
+            f"shard {path} has {rows} rows in {row_groups} row groups, its manifest says {entry.rows} in "
+            f"{entry.row_groups}: {remedy}"
+        )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour; flushed and renamed to ``path`` when the block ends without error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""The one schema of every dataset of the project, and the check at its door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siclip_platform.errors import UserError
+
+ORIGINAL = "original"
+SYNTHETIC = "synthetic"
+
+CAPTION = pa.struct([("text", pa.string()), ("source", pa.string()), ("model", pa.string())])
+"""``source`` is original or synthetic; ``model`` names what wrote a synthetic caption."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary()),  # encoded: JPEG, PNG or WebP
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("captions", pa.list_(CAPTION)),
+        pa.field("category", pa.string()),  # may be null
+        pa.field("meta", pa.string()),  # JSON text, may be null
+    ]
+)
+
+
+def validate_schema(schema: pa.Schema, place: str) -> None:
+    """Compare column names and types with `SCHEMA`; order, metadata and nullability are free.
+
+    Raises:
+        UserError: lists every missing, mistyped and unexpected column of ``place``.
+    """
+    problems = []
+    for field in SCHEMA:
+        count = schema.names.count(field.name)
+        if count == 0:
+            problems.append(f"missing column {field.name!r} ({field.type})")
+        elif count > 1:
+            problems.append(f"column {field.name!r} stands there {count} times")
+        elif not schema.field(field.name).type.equals(field.type):
+            problems.append(f"column {field.name!r} is {schema.field(field.name).type}, must be {field.type}")
+    problems += [f"unexpected column {name!r}" for name in schema.names if name not in SCHEMA.names]
+    if problems:
+        raise UserError(
+            f"{place} does not have the schema of a dataset:\n  "
+            + "\n  ".join(problems)
+            + "\nWrite it again with exactly the columns of siclip_platform.datasets.schema.SCHEMA "
+            "(what else belongs to a sample goes into 'meta' as JSON)"
+        )
+
+
+def validate_table(table: pa.Table, place: str) -> None:
+    """Check schema and rows: unique non-empty ids, non-empty images, positive sizes, usable captions.
+
+    A row needs one caption or more, and every caption needs a text that is not blank and a known source.
+
+    Raises:
+        UserError: names each kind of problem of ``place``, how many rows have it and the first of them.
+    """
+    validate_schema(table.schema, place)
+    problems = []
+    for problem, bad in _row_checks(table):
+        rows = np.flatnonzero(np.asarray(pc.fill_null(bad, True)))
+        if len(rows):
+            first = int(rows[0])
+            problems.append(f"{problem}: {len(rows)} rows, first row {first} (id {table['id'][first].as_py()!r})")
+    if problems:
+        raise UserError(
+            f"{place} has rows that cannot be used:\n  "
+            + "\n  ".join(problems)
+            + "\nMend or leave out these rows, then write the table again"
+        )
+
+
+def _row_checks(table: pa.Table) -> Iterator[tuple[str, Any]]:
+    """(problem, boolean per row; null counts as bad)."""
+    yield "empty id", _blank(table["id"])
+    yield "id used more than once", _repeated(table["id"])
+    yield "empty image", pc.equal(pc.binary_length(table["image"]), 0)
+    for side in ("width", "height"):
+        yield f"{side} not positive", pc.less_equal(table[side], 0)
+
+    captions = table["captions"].combine_chunks()
+    yield "no caption", pc.equal(pc.list_value_length(captions), 0)
+    parents = pc.list_parent_indices(captions)
+    flat = pc.list_flatten(captions)
+    yield "empty caption", _rows_with(_blank(pc.struct_field(flat, "text")), parents, table.num_rows)
+    known = pc.is_in(pc.struct_field(flat, "source"), value_set=pa.array([ORIGINAL, SYNTHETIC]))
+    yield (
+        f"caption source neither {ORIGINAL!r} nor {SYNTHETIC!r}",
+        _rows_with(pc.invert(known), parents, table.num_rows),
+    )
+
+
+def _blank(texts: Any) -> Any:
+    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
+
+
+def _repeated(values: Any) -> Any:
+    counts = pc.value_counts(values.combine_chunks())
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    return pc.is_in(values, value_set=repeated.cast(values.type))
+
+
+def _rows_with(bad: Any, parents: Any, rows: int) -> Any:
+    """Which of ``rows`` rows own one bad list element or more."""
+    owners = parents.filter(pc.fill_null(bad, True))
+    return pc.is_in(pa.array(range(rows), parents.type), value_set=owners)

@@ -1,0 +1,24 @@
+"""Measuring a model on a dataset's split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from siclip.checkpoints.formats import load_model
+from siclip.evaluation.evaluate import evaluate
+from siclip_platform.stream import load_evaluation_set
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path, split: str) -> dict[str, float]:
+    """Metrics of a checkpoint on all samples of a split, named ``SPLIT/METRIC``.
+
+    Raises:
+        UserError: a checkpoint or dataset that cannot be read, or a split that it does not have.
+    """
+    model = load_model(checkpoint)
+    samples = load_evaluation_set(data, split, model.config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = evaluate(model.to(device), samples, device=device)
+    return {f"{split}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,35 @@
+"""Names of the metrics an evaluation reports, as a search space, a progress display and a report use them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+SPLITS = ("validation", "test")
+RECALL_RANKS = (1, 5, 10)
+
+METRICS: tuple[str, ...] = tuple(
+    f"{split}/{metric}"
+    for split in SPLITS
+    for metric in (
+        *(f"{side}_retrieval_recall@{rank}" for side in ("image", "text") for rank in RECALL_RANKS),
+        "mean_recall@1",  # mean of image and text retrieval
+        "beats_all_negatives",
+        "loss",
+    )
+)
+
+
+def metric_mode(metric: str) -> Literal["max", "min"]:
+    """Whether more or less of a metric is better."""
+    return "min" if metric.endswith("/loss") else "max"
+
+
+def metric_name(key: str) -> str:
+    """A stored metric key → its name: MLflow refuses ``@``, so ``recall@1`` is stored ``recall_at_1``."""
+    return re.sub(r"_at_(\d+)$", r"@\1", key)
+
+
+def stored_key(name: str) -> str:
+    """A metric's name → the key that MLflow stores it under."""
+    return name.replace("@", "_at_")

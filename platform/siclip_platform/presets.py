@@ -1,0 +1,77 @@
+"""Recipes that ship: the teacher and the student of the digit scenes, sized for two CPU cores and minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from siclip.config import LossConfig, TrainingConfig
+from siclip_platform.errors import UserError
+from siclip_platform.recipe import DataConfig, EvaluationConfig, Recipe, StudentConfig
+
+TEACHER_STEPS = 300
+STUDENT_STEPS = 120
+
+
+def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
+    """``mobileclip-nano`` from scratch with the contrastive loss alone."""
+    return Recipe(
+        data=DataConfig(path=str(data)),
+        model=StudentConfig(name="mobileclip-nano", inherit=False),
+        loss=LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0),
+        training=_training(steps, seed, learning_rate=2e-3, threads=2),
+        evaluation=EvaluationConfig(validation_samples=300),
+    )
+
+
+def digits_student(data: Path, teacher: Path | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0) -> Recipe:
+    """``siclip-nano`` that inherits the teacher's trunk, keeps it frozen, and is distilled in three spaces."""
+    return Recipe(
+        data=DataConfig(path=str(data)),
+        model=StudentConfig(name="siclip-nano", image_sharing="qk:0-0", text_sharing="qk:0-0-1-1"),
+        teacher=str(teacher) if teacher else None,
+        training=_training(steps, seed, learning_rate=2e-3, threads=1),
+        evaluation=EvaluationConfig(validation_samples=300),
+    )
+
+
+PRESETS: dict[str, Callable[..., Recipe]] = {
+    "digits-teacher": digits_teacher,
+    "digits-student": digits_student,
+}
+
+
+def without_distillation(recipe: Recipe) -> Recipe:
+    """The control of a distilled setting: the same in everything, the three distillation weights at 0."""
+    return recipe.updated(
+        {
+            "loss.feature_distillation": 0.0,
+            "loss.contrastive_relational": 0.0,
+            "loss.interactive_contrastive": 0.0,
+        }
+    )
+
+
+def preset(name: str, data: Path, **options: object) -> Recipe:
+    """A shipped recipe by name.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"no preset {name!r}: there are {', '.join(PRESETS)}")
+    return PRESETS[name](data, **options)
+
+
+def _training(steps: int, seed: int, *, learning_rate: float, threads: int) -> TrainingConfig:
+    return TrainingConfig(
+        steps=steps,
+        batch_size=128,
+        learning_rate=learning_rate,
+        warmup_steps=max(1, steps // 12),
+        precision="fp32",
+        seed=seed,
+        threads=threads,
+        log_every=5,
+        evaluate_every=max(1, steps // 6),
+    )

@@ -1,0 +1,144 @@
+"""A recipe is a whole experiment: data, model, teacher, loss, training, evaluation. Its hash is its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from siclip.config import Config, LossConfig, TrainingConfig
+from siclip_platform.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataConfig(Config):
+    """Where the pairs come from and which caption a pair gets.
+
+    ``path`` is a dataset folder (see `siclip_platform.datasets`). ``synthetic_share``: the probability that a
+    sample is paired with one of its synthetic captions instead of the original one.
+    """
+
+    path: str
+    synthetic_share: Share = 0.5
+    window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
+
+
+class StudentConfig(Config):
+    """The model to build, by registry name, and what it takes over from its teacher.
+
+    ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``inherit``: copy the
+    teacher's weights wherever the structure is the same. ``freeze``: keep what was inherited fixed.
+    """
+
+    name: str
+    image_sharing: str | None = None
+    text_sharing: str | None = None
+    inherit: bool = True
+    freeze: bool = True
+
+
+class EvaluationConfig(Config):
+    """How many scenes the evaluation during and after training looks at; 0 takes all of a split."""
+
+    validation_samples: int = Field(500, ge=0)
+    test_samples: int = Field(0, ge=0)
+
+
+class Recipe(Config):
+    """One experiment, complete: two runs with equal recipes compute the same."""
+
+    data: DataConfig
+    model: StudentConfig
+    teacher: str | None = Field(None, description="checkpoint of the teacher")
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted path → value, as MLflow parameters are named."""
+        return flatten(self.model_dump(mode="json"))
+
+    def updated(self, values: Mapping[str, Any]) -> Recipe:
+        """A new recipe with the fields at these dotted paths replaced, validated again.
+
+        Raises:
+            UserError: a path does not exist or a value does not fit, with the field's name.
+        """
+        tree = self.model_dump(mode="json")
+        for path, value in values.items():
+            find_field(type(self), path)
+            node = tree
+            *parents, leaf = path.split(".")
+            for key in parents:
+                node = node[key]
+            node[leaf] = value
+        return parse_recipe(tree, "recipe")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping → dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat.update(flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def find_field(model: type[Config], path: str) -> FieldInfo:
+    """The field at a dotted path of a config class.
+
+    Raises:
+        UserError: there is none; the message lists what stands at that place.
+    """
+    head, _, rest = path.partition(".")
+    field = model.model_fields.get(head)
+    if field is None:
+        raise UserError(f"no recipe field {path!r} in {model.__name__}: it has {', '.join(model.model_fields)}")
+    if not rest:
+        return field
+    if not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
+        raise UserError(f"recipe field {head!r} has no parts, so there is no {path!r}")
+    return find_field(field.annotation, rest)
+
+
+def parse_recipe(tree: Any, place: str) -> Recipe:
+    """Validate a recipe; every error names the field and the place.
+
+    Raises:
+        UserError: with one line per wrong field.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or '(recipe)'}: {item['msg']}" for item in error.errors()
+        ]
+        raise UserError(f"{place} is not a valid recipe:\n" + "\n".join(lines)) from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from a YAML or JSON file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not hold a valid recipe.
+    """
+    if not path.is_file():
+        raise UserError(f"recipe {path} does not exist")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not YAML: {error}") from None
+    return parse_recipe(tree, f"recipe {path}")

@@ -1,0 +1,5 @@
+"""The report of a study: read from its MLflow tracking store, as one HTML file with a Markdown twin."""
+
+from siclip_platform.report.page import ReportPaths, write_report
+
+__all__ = ["ReportPaths", "write_report"]

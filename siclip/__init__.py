@@ -1,0 +1,46 @@
+"""SiCLIP (arXiv 2411.14789) in plain PyTorch: models, losses, one training loop, evaluation.
+
+The public names are imported when first used, so that ``siclip.config`` and ``siclip.errors`` cost no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from siclip.checkpoints.formats import load_checkpoint, load_model, save_checkpoint
+    from siclip.checkpoints.inherit import inherit
+    from siclip.errors import UserError
+    from siclip.models import create_model, list_models
+    from siclip.tokenizer import tokenize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UserError",
+    "create_model",
+    "inherit",
+    "list_models",
+    "load_checkpoint",
+    "load_model",
+    "save_checkpoint",
+    "tokenize",
+]
+
+_PLACES = {
+    "UserError": "siclip.errors",
+    "create_model": "siclip.models",
+    "inherit": "siclip.checkpoints.inherit",
+    "list_models": "siclip.models",
+    "load_checkpoint": "siclip.checkpoints.formats",
+    "load_model": "siclip.checkpoints.formats",
+    "save_checkpoint": "siclip.checkpoints.formats",
+    "tokenize": "siclip.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'siclip' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,0 +1,138 @@
+"""Configs of the library: frozen, keyword-only, unknown keys refused.
+
+They are pydantic models, so a config rebuilds from the JSON in a checkpoint, and a dotted path such as
+``loss.feature_distillation`` names one field everywhere: search space, command line, MLflow parameter.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BlockKind = Literal["attention", "sasp"]
+MiningStrategy = Literal["sampled", "hardest", "semi_hard", "uniform", "teacher"]
+PairHead = Literal["product", "mlp"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Base of every config: immutable, and an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ImageTowerConfig(Config):
+    """FastViT ``mci0`` (arXiv 2311.17049); the defaults are MobileCLIP-S0's. One entry per stage.
+
+    ``sharing`` is a pattern over the blocks of the last stage (see `siclip.models.sharing`); it needs
+    ``block="sasp"``.
+    """
+
+    image_size: int = Field(256, ge=16)
+    layers: tuple[int, ...] = (2, 6, 10, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    squeeze_excite_downsample: tuple[bool, ...] = (False, False, True, True)
+    mlp_ratio: float = Field(3.0, gt=0)
+    head_width: int = Field(32, ge=1)
+    layer_scale: float = Field(1e-5, gt=0)
+    block: BlockKind = "attention"
+    sharing: str = "none"
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> ImageTowerConfig:
+        if not len(self.layers) == len(self.widths) == len(self.squeeze_excite_downsample) >= 2:
+            raise ValueError("layers, widths and squeeze_excite_downsample need one entry per stage, two or more")
+        if self.widths[-1] % self.head_width:
+            raise ValueError(f"last width {self.widths[-1]} is not a multiple of head_width {self.head_width}")
+        return self
+
+    @property
+    def heads(self) -> int:
+        return self.widths[-1] // self.head_width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the attention stage: the stem divides by 4, every later stage by 2."""
+        side = self.image_size // 4 // 2 ** (len(self.layers) - 1)
+        return side * side
+
+
+class TextTowerConfig(Config):
+    """``mct``, MobileCLIP's text tower: RepMixer, attention or SAS-P blocks, RepMixer."""
+
+    context_length: int = Field(77, ge=8)
+    vocab_size: int = Field(49408, ge=1)
+    width: int = Field(512, ge=1)
+    heads: int = Field(8, ge=1)
+    layers: int = Field(4, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    mixer_kernel: int = Field(11, ge=1)
+    layer_scale: float = Field(1e-5, gt=0)
+    block: BlockKind = "attention"
+    sharing: str = "none"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TextTowerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class ModelConfig(Config):
+    """Two towers into one embedding space; rebuilds the model completely."""
+
+    name: str
+    embed_dim: int = Field(512, ge=1)
+    image: ImageTowerConfig = ImageTowerConfig()
+    text: TextTowerConfig = TextTowerConfig()
+
+
+class LossConfig(Config):
+    """Weights of the objective's parts and the options of pair matching. A weight of 0 leaves a part out."""
+
+    contrastive: Weight = 1.0
+    feature_distillation: Weight = 2000.0
+    contrastive_relational: Weight = 1.0
+    interactive_contrastive: Weight = 1.0
+    pair_matching: Weight = 0.0
+    pair_head: PairHead = "product"
+    negatives: MiningStrategy = "sampled"
+    false_negative_similarity: float = Field(0.9, gt=0, le=1)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.distils or (self.pair_matching > 0 and self.negatives == "teacher")
+
+    @property
+    def distils(self) -> bool:
+        return (self.feature_distillation + self.contrastive_relational + self.interactive_contrastive) > 0
+
+
+class TrainingConfig(Config):
+    """Optimisation of one run. ``steps`` optimizer steps of ``batch_size`` pairs.
+
+    ``precision``: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
+    ``threads``: torch's CPU threads; part of the recipe because sums depend on it. 0 leaves torch's own.
+    """
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(1536, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = Field(100, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Precision = "bf16"
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    evaluate_every: int = Field(0, ge=0, description="0: only after the last step")
+    checkpoint_every: int = Field(0, ge=0, description="0: only after the last step")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainingConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+        return self

@@ -1,0 +1,233 @@
+"""The training objective of SiCLIP (arXiv 2411.14789): the weighted sum of its losses and what belongs to it.
+
+B pairs, D_s and D_t dimensions of student and teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siclip.config import LossConfig
+from siclip.errors import UserError
+from siclip.losses.contrastive import contrastive_loss
+from siclip.losses.distillation import (
+    contrastive_relational_loss,
+    feature_distillation_loss,
+    interactive_contrastive_loss,
+)
+from siclip.losses.pair_matching import (
+    PairMatchingHead,
+    false_negative_mask,
+    mine_negatives,
+    pair_matching_loss,
+)
+from siclip.losses.precision import full_precision
+
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+MAX_LOG_SCALE = math.log(100)
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """One model's view of a batch: ``image``, ``text`` (B, D) normalised, ``logit_scale`` exponentiated."""
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PairIds:
+    """What the pairs of a batch were made of: (B,) int64 ids, equal where two share an image or a caption."""
+
+    image: Tensor
+    caption: Tensor
+
+
+class Objective(nn.Module):
+    """The weighted sum of the parts whose weight is above 0; the others are not computed.
+
+    It holds the parameters that only training needs, each where its part is on, and the optimizer must be
+    given them: the pair-matching head; the log of ICL's logit scale, which starts at ln(1/0.07) and is kept
+    at or below ln(100); for a teacher of another width, per modality, a linear map D_s → D_t without bias,
+    orthogonal at the start. FD and ICL compare in the teacher's space, through that map and normalised again;
+    CRD compares similarities, each in its model's own space.
+
+    Args:
+        config: weights and the options of pair matching.
+        embed_dim: D_s.
+        teacher_embed_dims: widths of the teacher's image and text embeddings; None without a teacher.
+
+    Raises:
+        UserError: no part has a weight, a part needs a teacher and there is none, or a part that compares the
+            teacher's images with its texts meets a teacher whose two widths differ.
+    """
+
+    def __init__(self, config: LossConfig, embed_dim: int, teacher_embed_dims: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim = embed_dim
+        self.teacher_embed_dims = teacher_embed_dims
+        if not (config.contrastive > 0 or config.distils or config.pair_matching > 0):
+            raise UserError("loss: every weight is 0, so nothing is trained; set loss.contrastive above 0")
+        if config.needs_teacher:
+            _check_teacher(config, teacher_embed_dims)
+        self.pair_matching_head = PairMatchingHead(config.pair_head, embed_dim) if config.pair_matching > 0 else None
+        self.interactive_logit_scale = (
+            nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)) if config.interactive_contrastive > 0 else None
+        )
+        image_dim = text_dim = embed_dim
+        if teacher_embed_dims and (config.feature_distillation > 0 or config.interactive_contrastive > 0):
+            image_dim, text_dim = teacher_embed_dims
+        self.image_projection = _projection(embed_dim, image_dim)
+        self.text_projection = _projection(embed_dim, text_dim)
+
+    def forward(
+        self, student: Embeddings, teacher: Embeddings | None, batch_ids: PairIds, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Scalars by name: ``loss``, the weighted sum, carries the gradient; everything else is detached.
+
+        Raw parts: ``contrastive``, ``feature_distillation``, ``contrastive_relational``,
+        ``interactive_contrastive``, ``pair_matching``, each where its weight is above 0. With pair matching
+        also ``pair_positive_accuracy``, ``pair_negative_accuracy``, ``pair_dropped`` (see
+        `PairMatchingOutput`) and ``pair_masked_share``, the share of off-diagonal pairs masked as false
+        negatives. A teacher's text, where there is one, takes part in that mask; without it the ids decide.
+
+        Args:
+            generator: the only source of randomness, used by the miners ``sampled`` and ``uniform``.
+
+        Raises:
+            UserError: the config needs a teacher and gets None, or a width is not the one announced.
+        """
+        self._check_batch(student, teacher)
+        parts: dict[str, Tensor] = {}
+        diagnostics: dict[str, Tensor] = {}
+        if self.config.contrastive > 0:
+            parts["contrastive"] = contrastive_loss(student.image, student.text, student.logit_scale)
+        if self.config.distils and teacher is not None:
+            parts |= self._distillation(student, teacher)
+        if self.pair_matching_head is not None:
+            parts["pair_matching"], diagnostics = self._pair_matching(student, teacher, batch_ids, generator)
+        loss = torch.stack([getattr(self.config, name) * part for name, part in parts.items()]).sum()
+        return {"loss": loss} | {name: value.detach() for name, value in (parts | diagnostics).items()}
+
+    def _distillation(self, student: Embeddings, teacher: Embeddings) -> dict[str, Tensor]:
+        config, parts = self.config, {}
+        image = _project(student.image, self.image_projection)
+        text = _project(student.text, self.text_projection)
+        if config.feature_distillation > 0:
+            parts["feature_distillation"] = feature_distillation_loss(image, text, teacher.image, teacher.text)
+        if config.contrastive_relational > 0:
+            parts["contrastive_relational"] = contrastive_relational_loss(
+                student.image,
+                student.text,
+                teacher.image,
+                teacher.text,
+                student.logit_scale,
+                teacher.logit_scale,
+            )
+        if self.interactive_logit_scale is not None:
+            # In place, before use: a clamp in the graph would end the gradient at the cap.
+            with torch.no_grad():
+                self.interactive_logit_scale.clamp_(max=MAX_LOG_SCALE)
+            parts["interactive_contrastive"] = interactive_contrastive_loss(
+                image, text, teacher.image, teacher.text, self.interactive_logit_scale.exp()
+            )
+        return parts
+
+    def _pair_matching(
+        self, student: Embeddings, teacher: Embeddings | None, batch_ids: PairIds, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.pair_matching_head is not None
+        exclude_BB = false_negative_mask(
+            batch_ids.image,
+            batch_ids.caption,
+            None if teacher is None else teacher.text,
+            self.config.false_negative_similarity,
+        )
+        miner = teacher if self.config.negatives == "teacher" and teacher is not None else student
+        logits_BB = _logits(miner)
+        strategy = self.config.negatives
+        output = pair_matching_loss(
+            student.image,
+            student.text,
+            self.pair_matching_head,
+            text_negatives=mine_negatives(logits_BB, strategy, exclude=exclude_BB, generator=generator),
+            image_negatives=mine_negatives(logits_BB.T, strategy, exclude=exclude_BB, generator=generator),
+        )
+        batch = len(exclude_BB)
+        return output.loss, {
+            "pair_positive_accuracy": output.positive_accuracy,
+            "pair_negative_accuracy": output.negative_accuracy,
+            "pair_dropped": output.dropped,
+            "pair_masked_share": (exclude_BB.sum() - batch) / max(batch * (batch - 1), 1),
+        }
+
+    def _check_batch(self, student: Embeddings, teacher: Embeddings | None) -> None:
+        if student.image.shape[1] != self.embed_dim:
+            raise UserError(
+                f"Objective: the student's embeddings are {student.image.shape[1]} wide and the objective "
+                f"was built for {self.embed_dim}; build it with the model's embed_dim"
+            )
+        if teacher is None:
+            if self.config.needs_teacher:
+                raise UserError(
+                    "Objective: the loss needs a teacher's embeddings and got none; pass them, or set the "
+                    "weights of distillation to 0 and loss.negatives to another strategy than teacher"
+                )
+            return
+        widths = (teacher.image.shape[1], teacher.text.shape[1])
+        if self.config.needs_teacher and widths != self.teacher_embed_dims:
+            raise UserError(
+                f"Objective: the teacher's embeddings are {widths} wide and the objective was built for "
+                f"{self.teacher_embed_dims}; build it with this teacher's widths"
+            )
+
+
+def _check_teacher(config: LossConfig, teacher_embed_dims: tuple[int, int] | None) -> None:
+    if teacher_embed_dims is None:
+        raise UserError(
+            "loss: a part with a weight above 0 needs a teacher and there is none; name a teacher, or set "
+            "loss.feature_distillation, loss.contrastive_relational and loss.interactive_contrastive to 0 "
+            "and loss.negatives to another strategy than teacher"
+        )
+    image_dim, text_dim = teacher_embed_dims
+    compares = (
+        config.contrastive_relational > 0
+        or config.interactive_contrastive > 0
+        or (config.pair_matching > 0 and config.negatives == "teacher")
+    )
+    if compares and image_dim != text_dim:
+        raise UserError(
+            f"loss: the teacher's image embeddings are {image_dim} wide and its text embeddings {text_dim}, "
+            "so they cannot be compared; use a teacher with one space, or feature distillation alone"
+        )
+
+
+def _projection(embed_dim: int, teacher_dim: int) -> nn.Linear | None:
+    if embed_dim == teacher_dim:
+        return None
+    projection = nn.Linear(embed_dim, teacher_dim, bias=False)
+    nn.init.orthogonal_(projection.weight)
+    return projection
+
+
+def _project(embedding_BD: Tensor, projection: nn.Linear | None) -> Tensor:
+    if projection is None:
+        return embedding_BD
+    with torch.autocast(embedding_BD.device.type, enabled=False):
+        embedding_BD, weight = full_precision(embedding_BD, projection.weight)
+        return F.normalize(F.linear(embedding_BD, weight), dim=1)
+
+
+@torch.no_grad()
+def _logits(embeddings: Embeddings) -> Tensor:
+    """(B, B): rows images, columns texts, scaled and without gradient."""
+    with torch.autocast(embeddings.image.device.type, enabled=False):
+        image, text, scale = full_precision(embeddings.image, embeddings.text, embeddings.logit_scale)
+        return scale * image @ text.T

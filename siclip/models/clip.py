@@ -1,0 +1,96 @@
+"""CLIP: two towers and a logit scale (arXiv 2103.00020), each tower split into trunk and head.
+
+Shapes: B batch, T context length, D embed_dim.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from siclip.config import ModelConfig
+from siclip.models.image_tower import ImageTower
+from siclip.models.text_tower import TextTower
+
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class TrunkFeatures:
+    """What the attention blocks of both towers start from: image (B, C, h, w), text (B, T, C)."""
+
+    image: Tensor
+    text: Tensor
+
+
+class Clip(nn.Module):
+    """An image–text model; ``config`` rebuilds it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageTower(config.image, config.embed_dim)
+        self.text_encoder = TextTower(config.text, config.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Images (B, 3, size, size) in [0, 1] → (B, D); with ``normalize`` on the unit sphere."""
+        embeddings: Tensor = self.image_encoder(images)
+        return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Token ids (B, T) → (B, D); with ``normalize`` on the unit sphere."""
+        embeddings: Tensor = self.text_encoder(tokens)
+        return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def trunk(self, images: Tensor, tokens: Tensor) -> TrunkFeatures:
+        """Both trunks: the part of the model that weight inheritance keeps."""
+        return TrunkFeatures(self.image_encoder.trunk(images), self.text_encoder.trunk(tokens))
+
+    def head(self, features: TrunkFeatures, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both heads on trunk features → unit image and text embeddings, each (B, D) in fp32."""
+        image = self.image_encoder.head(features.image)
+        text = self.text_encoder.head(features.text, tokens)
+        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of a batch of pairs, image and text, each (B, D) in fp32."""
+        return self.head(self.trunk(images, tokens), tokens)
+
+    def scale(self) -> Tensor:
+        """The exponentiated logit scale, at most 100."""
+        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def trunk_is_frozen(self) -> bool:
+        """True if no weight before the attention blocks of either tower is trained."""
+        modules = [*self.image_encoder.trunk_modules(), *self.text_encoder.trunk_modules()]
+        return not any(p.requires_grad for module in modules for p in module.parameters())
+
+    def train(self, mode: bool = True) -> Clip:
+        """As `nn.Module.train`, but a frozen BatchNorm stays in eval: its statistics are inherited too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def reparameterize(self) -> Clip:
+        """The deployable model, every train-form branch fused, in eval mode; this one stays trainable."""
+        deployable = copy.deepcopy(self).eval()
+        for parameter in deployable.parameters():
+            parameter.requires_grad_(False)
+        reparameterize_model(deployable, inplace=True)
+        for parameter in deployable.parameters():
+            parameter.requires_grad_(False)
+        return deployable
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Parameters of a module, shared ones once; with ``trainable`` only those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,87 @@
+"""The image tower: timm's FastViT (mci0), split into a convolutional trunk and a head with the attention blocks.
+
+Shapes: B batch, D embed_dim, C last width, h×w the grid of the attention stage.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
+from torch import Tensor, nn
+
+from siclip.config import ImageTowerConfig
+from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
+from siclip.models.sharing import parse_pattern
+
+
+class ImageTower(nn.Module):
+    """Images (B, 3, size, size) in [0, 1] → embeddings (B, D), not normalised.
+
+    The network is ``self.model``, so parameters are named ``image_encoder.model.…`` as in the official
+    checkpoint (behind timm's renaming).
+    """
+
+    def __init__(self, config: ImageTowerConfig, embed_dim: int) -> None:
+        super().__init__()
+        stages = len(config.layers)
+        self.model = FastVit(
+            layers=config.layers,
+            embed_dims=config.widths,
+            mlp_ratios=(config.mlp_ratio,) * stages,
+            downsamples=(False,) + (True,) * (stages - 1),
+            se_downsamples=config.squeeze_excite_downsample,
+            pos_embs=(None,) * (stages - 1) + (partial(RepConditionalPosEnc, spatial_shape=(7, 7)),),
+            token_mixers=("repmixer",) * (stages - 1) + ("attention",),
+            lkc_use_act=True,
+            num_classes=embed_dim,
+            layer_scale_init_value=config.layer_scale,
+        )
+        # MobileCLIP projects without a bias; timm's classifier has one.
+        self.model.head.fc = nn.Linear(self.model.head.fc.in_features, embed_dim, bias=False)
+        nn.init.trunc_normal_(self.model.head.fc.weight, std=0.02)
+        if config.block == "sasp":
+            self._use_sasp(config)
+        elif config.sharing != "none":
+            raise ValueError("sharing patterns need SAS-P blocks: image.block must be 'sasp'")
+
+    def _use_sasp(self, config: ImageTowerConfig) -> None:
+        width, depth = config.widths[-1], config.layers[-1]
+        blocks = [
+            SasPBlock(
+                norm=nn.BatchNorm2d(width),
+                qk=QueryKey(width, bias=False),
+                mlp=ConvMlp(width, hidden_channels=int(width * config.mlp_ratio)),
+                heads=config.heads,
+            )
+            for _ in range(depth)
+        ]
+        self.model.stages[-1].blocks = nn.Sequential(*share_blocks(blocks, parse_pattern(config.sharing, depth)))
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The attention (or SAS-P) blocks."""
+        blocks: nn.Sequential = self.model.stages[-1].blocks
+        return blocks
+
+    def trunk_modules(self) -> list[nn.Module]:
+        """Everything before the attention blocks."""
+        last = self.model.stages[-1]
+        return [self.model.stem, *self.model.stages[:-1], last.downsample, last.pos_emb]
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """(B, 3, size, size) → (B, C, h, w)."""
+        x = images
+        for module in self.trunk_modules():
+            x = module(x)
+        return x
+
+    def head(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, D)."""
+        x = self.blocks(features)
+        x = self.model.final_conv(x)
+        embeddings: Tensor = self.model.head(x)
+        return embeddings
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.trunk(images))

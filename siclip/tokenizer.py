@@ -1,0 +1,31 @@
+"""CLIP's byte-pair tokenizer, as open_clip ships it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(context_length: int) -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
+
+
+@lru_cache(maxsize=200_000)
+def _ids(text: str, context_length: int) -> tuple[int, ...]:
+    ids: tuple[int, ...] = tuple(_tokenizer(context_length)([text])[0].tolist())
+    return ids
+
+
+def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
+    """Texts → token ids (len(texts), context_length), int64: start, text cut to fit, end, zeros."""
+    texts = [texts] if isinstance(texts, str) else texts
+    return torch.tensor([_ids(text, context_length) for text in texts], dtype=torch.int64).view(
+        len(texts), context_length
+    )

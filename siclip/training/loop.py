@@ -1,0 +1,117 @@
+"""The training loop. It talks to the outside through one small `Reporter`; it knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from siclip.checkpoints.formats import read_checkpoint, save_checkpoint
+from siclip.data.batch import Batch
+from siclip.models.clip import Clip
+from siclip.training.trainer import Trainer
+
+Save = Callable[[Path], None]
+Batches = Callable[[int, int], Iterator[Batch]]
+"""(first position, last position) in samples → the batches between them, in order."""
+Evaluate = Callable[[Clip], Mapping[str, float]]
+
+
+class Reporter(Protocol):
+    """Where a run's figures go. Names carry a prefix: ``train/…`` or that of the evaluation."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Figures of a training step, every ``log_every`` steps."""
+
+    def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
+        """An evaluation was made, or a checkpoint is due, which ``save`` writes to a path."""
+
+
+def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Evaluate | None = None) -> None:
+    """Train from where the trainer stands to its last step.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+        RuntimeError: the data ended before the last step.
+    """
+    config = trainer.config
+    clock = _Clock(config.batch_size)
+    start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
+    for batch in batches(start, stop):
+        figures = trainer.train_step(batch)
+        clock.count()
+        step = trainer.step
+        last = step == config.steps
+        if last or step % config.log_every == 0:
+            values = {f"train/{name}": _number(value) for name, value in figures.items()}
+            reporter.log(step, values | clock.read())
+        evaluates = evaluate is not None and (last or _due(step, config.evaluate_every))
+        saves = last or _due(step, config.checkpoint_every)
+        if evaluates or saves:
+            with clock.paused():
+                metrics = evaluate(trainer.model) if evaluates and evaluate else {}
+                reporter.milestone(step, metrics, _saver(trainer) if saves else None)
+        if last:
+            return
+    raise RuntimeError(f"the data ended at step {trainer.step} of {config.steps}")
+
+
+def resume(trainer: Trainer, path: Path) -> None:
+    """Take over weights and training state from a checkpoint that `train` saved.
+
+    Raises:
+        UserError: the file cannot be read or is of another run.
+    """
+    content = read_checkpoint(path)
+    trainer.model.load_state_dict(content["model"])
+    trainer.load_state_dict(content["training"])
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _number(value: Tensor | float) -> float:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _saver(trainer: Trainer) -> Save:
+    return lambda path: save_checkpoint(path, trainer.model, trainer.state_dict())
+
+
+class _Clock:
+    """Training time without evaluations, and the throughput since the last reading."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.steps = 0
+        self.total_seconds = 0.0
+        self.since = time.perf_counter()
+
+    def count(self) -> None:
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        self.total_seconds += seconds
+        rate = self.steps * self.batch_size / seconds
+        self.steps = 0
+        return {"train/samples_per_second": rate, "cost/training_seconds": self.total_seconds}
+
+    def paused(self) -> _Pause:
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.since += time.perf_counter() - self.start

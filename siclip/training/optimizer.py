@@ -1,0 +1,35 @@
+"""AdamW, which parameters decay, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from siclip.config import TrainingConfig
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices and kernels: gains, biases, norms, layer and logit scales go without."""
+    return sum(size > 1 for size in parameter.shape) >= 2 and not name.endswith("bias")
+
+
+def make_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained, in two groups: with and without decay; fused on CUDA."""
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    fused = any(p.is_cuda for _, p in trained)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The rate of step 0 ≤ step < steps: linear warm-up, then a cosine to 0 at ``steps``."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

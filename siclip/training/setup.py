@@ -1,0 +1,43 @@
+"""From configs to a trainer that is ready for its first step."""
+
+from __future__ import annotations
+
+import torch
+
+from siclip.checkpoints.inherit import inherit
+from siclip.config import LossConfig, ModelConfig, TrainingConfig
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+from siclip.teachers import Teacher
+from siclip.training.trainer import Trainer
+
+
+def make_trainer(
+    model: ModelConfig,
+    loss: LossConfig,
+    training: TrainingConfig,
+    *,
+    teacher: Clip | None = None,
+    inherit_weights: bool = False,
+    freeze: bool = True,
+    device: torch.device | None = None,
+) -> Trainer:
+    """Seed, build, inherit, and put the trainer on its device (the best one here if none is given).
+
+    The teacher's forward pass is left out when no loss part needs it.
+
+    Raises:
+        UserError: a part needs a teacher and there is none.
+    """
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    torch.manual_seed(training.seed)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if teacher is None and (inherit_weights or loss.needs_teacher):
+        what = "model.inherit" if inherit_weights else "a loss part"
+        raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
+    student = Clip(model)
+    if inherit_weights and teacher is not None:
+        inherit(student, teacher, freeze)
+    source = Teacher(teacher, student) if loss.needs_teacher and teacher is not None else None
+    return Trainer(student, source, loss, training, device)

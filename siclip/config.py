@@ -55,7 +55,7 @@ class ImageTowerConfig(Config):
     @property
     def tokens(self) -> int:
         """Tokens of the attention stage: the stem divides by 4, every later stage by 2."""
-        side = self.image_size // 4 // 2 ** (len(self.layers) - 1)
+        side = self.image_size >> (len(self.layers) + 1)
         return side * side
 
 

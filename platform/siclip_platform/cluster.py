@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from siclip_platform.errors import UserError
 
@@ -90,6 +91,26 @@ def _prepare_environment(verbose: bool) -> None:
 def _quieten(verbose: bool) -> None:
     if verbose:
         return
+
     warnings.filterwarnings("ignore", module=r"ray\..*")
-    for name in ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "optuna"):
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.ERROR)
+    _hide_worker_count_warning()
+
+
+def _hide_worker_count_warning() -> None:
+    """Drop the one warning that Ray prints past its loggers: that more worker processes run than it expected.
+
+    With fractional CPUs that is meant. Ray has no public switch for it.
+    """
+    from ray._private import worker
+
+    shown = worker.print_to_stdstream
+
+    def show(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not any("worker processes have been started on node" in line for line in data["lines"]):
+            shown(data, *args, **options)
+
+    worker.print_to_stdstream = show

@@ -36,11 +36,9 @@ class Task:
     def update(self, done: int | None = None, note: str | None = None) -> None:
         """Units done in all, and the note."""
         if self.display.progress and self.id is not None:
-            changes = {"completed": done} if done is not None else {}
+            self.display.progress.update(self.id, completed=done)
             if note is not None:
-                self.display.progress.update(self.id, note=note, **changes)
-            else:
-                self.display.progress.update(self.id, **changes)
+                self.display.progress.update(self.id, note=note)
 
 
 class Display:

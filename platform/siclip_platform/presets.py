@@ -9,14 +9,14 @@ from siclip.config import LossConfig, TrainingConfig
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import DataConfig, EvaluationConfig, Recipe, StudentConfig
 
-TEACHER_STEPS = 300
-STUDENT_STEPS = 120
+TEACHER_STEPS = 200
+STUDENT_STEPS = 48
 
 
 def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
     """``mobileclip-nano`` from scratch with the contrastive loss alone."""
     return Recipe(
-        data=DataConfig(path=str(data)),
+        data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
         model=StudentConfig(name="mobileclip-nano", inherit=False),
         loss=LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0),
         training=_training(steps, seed, learning_rate=2e-3, threads=2),
@@ -27,10 +27,10 @@ def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> 
 def digits_student(data: Path, teacher: Path | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0) -> Recipe:
     """``siclip-nano`` that inherits the teacher's trunk, keeps it frozen, and is distilled in three spaces."""
     return Recipe(
-        data=DataConfig(path=str(data)),
+        data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
         model=StudentConfig(name="siclip-nano", image_sharing="qk:0-0", text_sharing="qk:0-0-1-1"),
         teacher=str(teacher) if teacher else None,
-        training=_training(steps, seed, learning_rate=2e-3, threads=1),
+        training=_training(steps, seed, learning_rate=4e-3, threads=1),
         evaluation=EvaluationConfig(validation_samples=300),
     )
 

@@ -28,6 +28,7 @@ class DataConfig(Config):
     path: str
     synthetic_share: Share = 0.5
     window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
+    concurrent_reads: int = Field(2, ge=1, description="Ray Data tasks that read and decode at the same time")
 
 
 class StudentConfig(Config):

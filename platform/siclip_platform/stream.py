@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from siclip.config import ModelConfig
+from siclip.data.background import InBackground
 from siclip.data.batch import Batch
 from siclip.data.captions import ORIGINAL, choose_caption, stable_id
 from siclip.data.images import decode_image
@@ -26,6 +27,7 @@ from siclip.data.order import Piece, RowGroup, SampleOrder
 from siclip.data.transforms import fit_image
 from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
+from siclip_platform.cluster import DATA_CPUS
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.recipe import Recipe
 
@@ -42,6 +44,7 @@ class Stream:
     seed: int
     image_size: int
     context_length: int
+    concurrent_reads: int
 
     @classmethod
     def of(cls, recipe: Recipe, model: ModelConfig, split: str = "train") -> Stream:
@@ -60,6 +63,7 @@ class Stream:
             seed=seed,
             image_size=model.image.image_size,
             context_length=model.text.context_length,
+            concurrent_reads=recipe.data.concurrent_reads,
         )
 
     def columns(self, piece: Piece) -> Columns:
@@ -92,15 +96,14 @@ class Stream:
             return self.columns(pieces[int(row["id"][0])])
 
         dataset = ray.data.range(len(pieces), override_num_blocks=len(pieces))
-        return dataset.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0.5)
+        tasks = ray.data.TaskPoolStrategy(size=self.concurrent_reads)
+        return dataset.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=DATA_CPUS, compute=tasks)
 
 
-def shard_batches(shard: Any, batch_size: int, start: int) -> Iterator[Batch]:
-    """Batches of a Ray Train dataset shard; those before position ``start`` are passed over."""
-    batches = shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
-    for index, columns in enumerate(batches):
-        if index * batch_size >= start:
-            yield Batch.from_arrays(columns)
+def shard_batches(shard: Any, batch_size: int) -> Iterator[Batch]:
+    """Batches of a Ray Train dataset shard. Reading starts at once, in the background."""
+    columns = shard.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+    return InBackground(map(Batch.from_arrays, columns))
 
 
 def evaluation_set(recipe: Recipe, model: ModelConfig, split: str) -> EvaluationSet:

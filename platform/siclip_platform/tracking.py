@@ -7,6 +7,7 @@ Tags: ``siclip.kind`` (study, trial, teacher, best, control, train, evaluate), `
 
 from __future__ import annotations
 
+import logging
 import math
 import subprocess
 import threading
@@ -133,6 +134,8 @@ class Tracker:
         check_tracking(uri)
         import mlflow
 
+        for name in ("mlflow", "alembic"):  # importing mlflow sets its own levels, so this comes after
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.uri = uri
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(experiment)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,16 @@ def _train_worker(config: dict[str, Any]) -> None:
     import ray.train
 
     recipe = Recipe.model_validate_json(config["recipe"])
+    batch_size = recipe.training.batch_size
+    from_first = shard_batches(ray.train.get_dataset_shard("train"), batch_size)
     prepared = prepare(recipe)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
             resume(prepared.trainer, Path(folder) / CHECKPOINT)
-    shard = ray.train.get_dataset_shard("train")
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        return shard_batches(shard, recipe.training.batch_size, start)
+        return islice(from_first, start // batch_size, None)
 
     train(prepared.trainer, batches, _TrainReporter(config["queue"], prepared.costs()), prepared.evaluate)
 

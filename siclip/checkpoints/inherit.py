@@ -46,7 +46,9 @@ def inherit(student: Clip, teacher: Clip, freeze: bool = True) -> InheritanceRep
     """
     source = teacher.state_dict()
     state = student.state_dict()
-    copied, started, fresh = [], [], {}
+    copied: list[str] = []
+    started: list[str] = []
+    fresh: dict[str, str] = {}
     for name, target in state.items():
         in_block = _is_sasp(name, student)
         origin = _origin(name) if in_block else name

@@ -30,7 +30,7 @@ def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: i
     training = model.training
     model.eval()
     image = torch.cat(
-        [model.encode_image(to_float_images(x.to(device)), normalize=True) for x in data.images.split(chunk)]
+        [model.encode_image(to_float_images(x.to(device)), normalize=True) for x in torch.split(data.images, chunk)]
     )
     text = _encode_texts(model, data.tokens, device, chunk)
     metrics = retrieval_metrics(image, text)
@@ -43,4 +43,4 @@ def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: i
 
 
 def _encode_texts(model: Clip, tokens: Tensor, device: torch.device, chunk: int) -> Tensor:
-    return torch.cat([model.encode_text(x.to(device), normalize=True) for x in tokens.split(4 * chunk)])
+    return torch.cat([model.encode_text(x.to(device), normalize=True) for x in torch.split(tokens, 4 * chunk)])

@@ -20,7 +20,7 @@ _NANO_IMAGE = ImageTowerConfig(
     squeeze_excite_downsample=(False, False, True),
     layer_scale=1.0,
 )
-_NANO_TEXT = TextTowerConfig(context_length=24, width=128, heads=4, layers=4, mlp_ratio=2.0, layer_scale=1.0)
+_NANO_TEXT = TextTowerConfig(context_length=20, width=96, heads=3, layers=4, mlp_ratio=2.0, layer_scale=1.0)
 
 _S0 = ModelConfig(name="mobileclip-s0")
 _NANO = ModelConfig(name="mobileclip-nano", embed_dim=128, image=_NANO_IMAGE, text=_NANO_TEXT)

@@ -26,9 +26,11 @@ def shaped_attention(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, b
     Returns:
         (B, H, T, d).
     """
-    alpha, beta, gamma = (gain.view(1, -1, 1, 1).to(value.dtype) for gain in (alpha, beta, gamma))
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return beta * attended + alpha * value - gamma * value.mean(dim=2, keepdim=True)
+    alpha_H11, beta_H11, gamma_H11 = (g.view(-1, 1, 1).to(value.dtype) for g in (alpha, beta, gamma))
+    attended: Tensor = F.scaled_dot_product_attention(query, key, value)
+    mean = value.mean(dim=2, keepdim=True)
+    mixed: Tensor = torch.addcmul(alpha_H11 * value, beta_H11, attended) - gamma_H11 * mean
+    return mixed
 
 
 def attention_maps(query: Tensor, key: Tensor) -> Tensor:
@@ -78,7 +80,8 @@ class SasPBlock(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(tokens.shape)
         if y.dim() == 4:
             mixed = mixed.transpose(1, 2).reshape(y.shape)
-        return self.beta_sa * mixed + self.beta_ff * self.mlp(y)
+        out: Tensor = self.beta_sa * mixed + self.beta_ff * self.mlp(y)
+        return out
 
     def _heads(self, tokens: Tensor) -> Tensor:
         batch, length, width = tokens.shape

@@ -227,7 +227,7 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.final_layer_norm(self.transformer[-1](x))
-        pooled = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
+        pooled: Tensor = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
         return pooled @ self.projection_layer.to(pooled.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:

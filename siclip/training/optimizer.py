@@ -17,14 +17,13 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained, in two groups: with and without decay; fused on CUDA."""
+    """AdamW over what is trained, in two groups: with and without decay; fused."""
     trained = [(name, p) for name, p in named_parameters if p.requires_grad]
     groups = [
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},
     ]
-    fused = any(p.is_cuda for _, p in trained)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

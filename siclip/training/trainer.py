@@ -44,10 +44,10 @@ class Trainer:
             raise UserError("training.precision fp16 needs a CUDA device: take bf16 or fp32 here")
         self.config = config
         self.device = device
-        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.model = model.to(device).to(memory_format=torch.channels_last).train()
         self.teacher = teacher
         if teacher is not None:
-            teacher.model.to(device, memory_format=torch.channels_last)
+            teacher.model.to(device).to(memory_format=torch.channels_last)
         width = model.config.embed_dim
         teacher_width = teacher.model.config.embed_dim if teacher else width
         self.objective = Objective(loss, width, (teacher_width, teacher_width) if teacher else None).to(device)

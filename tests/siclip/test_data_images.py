@@ -10,9 +10,7 @@ from siclip.data import images
 from siclip.data.images import decode_image
 from siclip.errors import UserError
 
-PIXELS = (
-    np.random.default_rng(0).integers(0, 256, (4, 5, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
-)
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -35,9 +33,7 @@ def test_lossless_formats_come_back_exactly(kind: str, options: dict[str, object
 def test_jpeg_is_the_same_with_and_without_simplejpeg(
     subsampling: int, progressive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = encoded(
-        Image.fromarray(PIXELS), "JPEG", quality=90, subsampling=subsampling, progressive=progressive
-    )
+    data = encoded(Image.fromarray(PIXELS), "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
     fast = decode_image(data)
     monkeypatch.setattr(images, "simplejpeg", None)
     np.testing.assert_array_equal(fast, reference(data))

@@ -40,9 +40,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "contrastive_relational": lambda i, t, ti, tt: contrastive_relational_loss(
         i, t, ti, tt, torch.tensor(S), torch.tensor(T)
     ),
-    "interactive_contrastive": lambda i, t, ti, tt: interactive_contrastive_loss(
-        i, t, ti, tt, torch.tensor(C)
-    ),
+    "interactive_contrastive": lambda i, t, ti, tt: interactive_contrastive_loss(i, t, ti, tt, torch.tensor(C)),
 }
 any_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
@@ -58,9 +56,7 @@ def kl_rows(teacher_logits: np.ndarray, logits: np.ndarray) -> float:
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_contrastive_loss_is_the_symmetric_cross_entropy(dtype: torch.dtype, relative: float) -> None:
     expected = (cross_entropy(S * IMAGE @ TEXT.T) + cross_entropy(S * TEXT @ IMAGE.T)) / 2
-    assert contrastive_loss(*tensors(IMAGE, TEXT, S, dtype=dtype)).item() == pytest.approx(
-        expected, rel=relative
-    )
+    assert contrastive_loss(*tensors(IMAGE, TEXT, S, dtype=dtype)).item() == pytest.approx(expected, rel=relative)
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
@@ -89,9 +85,7 @@ def test_contrastive_relational_is_kl_from_teacher_to_student(
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_interactive_contrastive_crosses_student_and_teacher(dtype: torch.dtype, relative: float) -> None:
     expected = (cross_entropy(C * IMAGE @ TEACHER_TEXT.T) + cross_entropy(C * TEXT @ TEACHER_IMAGE.T)) / 2
-    loss = interactive_contrastive_loss(
-        *tensors(IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT, C, dtype=dtype)
-    ).item()
+    loss = interactive_contrastive_loss(*tensors(IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT, C, dtype=dtype)).item()
     assert loss == pytest.approx(expected, rel=relative)
 
 

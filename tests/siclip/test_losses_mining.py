@@ -69,9 +69,7 @@ def test_a_generator_decides_everything(strategy: MiningStrategy) -> None:
         runs.append(mine_negatives(similarity, strategy, exclude=exclude, generator=generator(7)))
         assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(*runs)
-    others = [
-        mine_negatives(similarity / 8, strategy, exclude=exclude, generator=generator(s)) for s in range(9)
-    ]
+    others = [mine_negatives(similarity / 8, strategy, exclude=exclude, generator=generator(s)) for s in range(9)]
     differs = any(not torch.equal(a, b) for a, b in pairwise(others))
     assert differs == (strategy in RANDOM)
 

@@ -180,9 +180,7 @@ def test_widths_that_differ_get_an_orthogonal_projection_for_fd_and_icl_only() -
         "text_projection.weight",
     }
     weight_image, weight_text = built.image_projection.weight, built.text_projection.weight
-    torch.testing.assert_close(
-        weight_image.T @ weight_image, torch.eye(D, dtype=torch.float64), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(weight_image.T @ weight_image, torch.eye(D, dtype=torch.float64), atol=1e-6, rtol=0)
     with torch.no_grad():
         weight_image *= 3.0  # normalised afterwards, so this must not matter
         weight_text += 0.1
@@ -192,9 +190,7 @@ def test_widths_that_differ_get_an_orthogonal_projection_for_fd_and_icl_only() -
     s, t = STUDENT, teacher
     expected = {
         "feature_distillation": feature_distillation_loss(image, text, t.image, t.text),
-        "interactive_contrastive": interactive_contrastive_loss(
-            image, text, t.image, t.text, torch.tensor(1 / 0.07)
-        ),
+        "interactive_contrastive": interactive_contrastive_loss(image, text, t.image, t.text, torch.tensor(1 / 0.07)),
         "contrastive_relational": contrastive_relational_loss(
             s.image, s.text, t.image, t.text, s.logit_scale, t.logit_scale
         ),
@@ -249,9 +245,7 @@ def test_the_order_of_the_batch_does_not_matter(negatives: str) -> None:
         return Embeddings(e.image[order], e.text[order], e.logit_scale)
 
     plain = built(STUDENT, TEACHER, IDS, generator())
-    other = built(
-        shuffled(STUDENT), shuffled(TEACHER), PairIds(IDS.image[order], IDS.caption[order]), generator()
-    )
+    other = built(shuffled(STUDENT), shuffled(TEACHER), PairIds(IDS.image[order], IDS.caption[order]), generator())
     for name, value in plain.items():
         assert other[name].item() == pytest.approx(value.item(), rel=1e-9), name
 

@@ -76,9 +76,7 @@ def test_the_loss_is_the_mean_binary_cross_entropy_over_the_pairs(kind: PairHead
     image, text = unit(1, 6, 10), unit(2, 6, 10)
     text_negatives = torch.tensor([1, 2, -1, 4, 0, 3])
     image_negatives = torch.tensor([-1, 0, 5, -1, 2, 1])
-    output = pair_matching_loss(
-        image, text, head, text_negatives=text_negatives, image_negatives=image_negatives
-    )
+    output = pair_matching_loss(image, text, head, text_negatives=text_negatives, image_negatives=image_negatives)
     pairs = [(i, i, 1) for i in range(6)]
     pairs += [(i, j, 0) for i, j in enumerate(text_negatives.tolist()) if j >= 0]
     pairs += [(j, i, 0) for i, j in enumerate(image_negatives.tolist()) if j >= 0]
@@ -167,9 +165,7 @@ def test_pair_matching_is_fp32_under_bf16_autocast(kind: PairHead) -> None:
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             assert head(image, text).dtype == torch.float32
-            output = pair_matching_loss(
-                image, text, head, text_negatives=negatives, image_negatives=negatives
-            )
+            output = pair_matching_loss(image, text, head, text_negatives=negatives, image_negatives=negatives)
         losses.append((output.loss, *torch.autograd.grad(output.loss, inputs)))
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
     half = pair_matching_loss(
@@ -202,9 +198,7 @@ def test_an_interaction_separates_permuted_negatives_and_the_gradient_reaches_th
     def train(head: torch.nn.Module) -> float:
         optimizer = torch.optim.Adam(head.parameters(), 2e-2)
         for _ in range(150):
-            output = pair_matching_loss(
-                image, text, head, text_negatives=negatives, image_negatives=negatives
-            )
+            output = pair_matching_loss(image, text, head, text_negatives=negatives, image_negatives=negatives)
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siclip_platform.errors import UserError
-from siclip_platform.metrics import metric_name
+from siclip_platform.metrics import metric_name, stored_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.metrics import top_k_accuracy_score
+from torch.nn.functional import normalize
+
+from siclip.data.transforms import fit_image
+from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
+
+
+def test_recall_equals_scikit_learns_top_k_accuracy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = normalize(torch.randn(60, 8, generator=generator), dim=-1)
+    image = normalize(text + 0.5 * torch.randn(60, 8, generator=generator), dim=-1)
+    metrics = retrieval_metrics(image, text)
+    similarity = (image.double() @ text.double().T).numpy()
+    for k in (1, 5, 10):
+        for name, scores in (("text_retrieval", similarity), ("image_retrieval", similarity.T)):
+            expected = top_k_accuracy_score(np.arange(60), scores, k=k)
+            assert abs(metrics[f"{name}_recall@{k}"] - expected) < 1e-12
+    both = (metrics["image_retrieval_recall@1"] + metrics["text_retrieval_recall@1"]) / 2
+    assert metrics["mean_recall@1"] == both
+
+
+def test_constant_embeddings_score_nothing() -> None:
+    same = normalize(torch.ones(20, 4), dim=-1)
+    assert set(retrieval_metrics(same, same).values()) == {0.0}
+    assert beats_all_negatives(same, same, same.unsqueeze(1).expand(20, 5, 4)) == 0.0
+
+
+def test_beating_all_negatives_needs_all_of_them() -> None:
+    image = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    text = torch.tensor([[0.8, 0.6], [0.8, 0.6]])
+    worse, better = [0.6, 0.8], [1.0, 0.0]
+    negatives = torch.tensor([[worse, worse], [worse, better]])
+    assert beats_all_negatives(image, text, negatives) == 0.5
+
+
+def test_fitting_resizes_the_shorter_side_and_crops_the_centre() -> None:
+    image = np.zeros((32, 96, 3), np.uint8)
+    image[:, 32:64] = 255
+    fitted = fit_image(image, 16)
+    assert fitted.shape == (16, 16, 3)
+    assert (fitted > 200).all()
+    assert fit_image(fitted, 16) is fitted

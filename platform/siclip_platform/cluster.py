@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,31 +38,40 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         UserError: no cluster answers at the address, or it is too small; the message gives the numbers.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    _prepare_environment(verbose)
+    prepare_environment(verbose)
     import ray
 
     _quieten(verbose)
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if address:
-        try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"no Ray cluster at {address!r}: {reason}. Start one (make head), or unset RAY_ADDRESS and "
-                "leave --address out to run on this machine alone"
-            ) from None
+        _join(address, options)
     else:
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
     try:
-        _check_size(needs, address)
+        check_size(needs, address)
         ray.data.DataContext.get_current().enable_progress_bars = verbose
         yield
     finally:
         ray.shutdown()
 
 
-def _check_size(needs: Needs, address: str | None) -> None:
+def _join(address: str, options: dict[str, Any]) -> None:
+    import ray
+
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        if colon and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster at {address!r}: {reason}. Start one (make head), or unset RAY_ADDRESS and "
+            "leave --address out to run on this machine alone"
+        ) from None
+
+
+def check_size(needs: Needs, address: str | None) -> None:
     import ray
 
     cpus = ray.cluster_resources().get("CPU", 0)
@@ -73,8 +83,8 @@ def _check_size(needs: Needs, address: str | None) -> None:
         )
 
 
-def _prepare_environment(verbose: bool) -> None:
-    """Variables that Ray reads when it is imported or started."""
+def prepare_environment(verbose: bool) -> None:
+    """Variables that Ray reads when it is imported or started; what is set already stays."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -19,7 +19,7 @@ def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> 
         data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
         model=StudentConfig(name="mobileclip-nano", inherit=False),
         loss=LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0),
-        training=_training(steps, seed, learning_rate=2e-3, threads=2),
+        training=_training(steps, seed, learning_rate=3.5e-3, threads=2),
         evaluation=EvaluationConfig(validation_samples=300),
     )
 
@@ -72,6 +72,6 @@ def _training(steps: int, seed: int, *, learning_rate: float, threads: int) -> T
         precision="fp32",
         seed=seed,
         threads=threads,
-        log_every=5,
+        log_every=max(1, steps // 24),
         evaluate_every=max(1, steps // 6),
     )

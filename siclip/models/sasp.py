@@ -33,12 +33,6 @@ def shaped_attention(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, b
     return mixed
 
 
-def attention_maps(query: Tensor, key: Tensor) -> Tensor:
-    """The softmax part S of shaped attention, (B, H, T, T) in fp32; for diagnostics only."""
-    scores = query.float() @ key.float().transpose(-2, -1) / query.shape[-1] ** 0.5
-    return scores.softmax(dim=-1)
-
-
 class QueryKey(nn.Module):
     """Queries and keys: the part of a block that the pattern ``qk`` shares. W_Q starts at 0, so A starts at I."""
 

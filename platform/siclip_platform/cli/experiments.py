@@ -46,9 +46,9 @@ def train(
     verbose: VerboseOption = False,
 ) -> None:
     """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
+    chosen = read_recipe(recipe, preset, data, teacher, changes)
     from siclip_platform.experiment import Options, open_experiment
 
-    chosen = read_recipe(recipe, preset, data, teacher, changes)
     options = Options(
         out=out.resolve(), tracking_uri=tracking_uri, address=address, concurrent=1, verbose=verbose,
         data=Path(chosen.data.path),
@@ -78,10 +78,10 @@ def tune(
     verbose: VerboseOption = False,
 ) -> None:
     """Search a space around one recipe, on a dataset and with a teacher that exist."""
+    base = read_recipe(recipe, preset, data, teacher, changes)
     from siclip_platform.experiment import Options, check_sharing, open_experiment
     from siclip_platform.search import load_space
 
-    base = read_recipe(recipe, preset, data, teacher, changes)
     chosen = load_space(space, check_value=check_sharing(base.model.name))
     options = Options(
         out=out.resolve(), tracking_uri=tracking_uri, address=address, trials=trials, concurrent=concurrent,

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from siclip_platform.cluster import prepare_environment
+
+prepare_environment(verbose=False)  # before any test imports Ray
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small digit-scenes dataset, composed without Ray."""
+    from siclip_platform.datasets.digits import (
+        NAME,
+        VERSION,
+        DigitScenesConfig,
+        compose_shard,
+        digit_scenes_recipe,
+        shard_specs,
+    )
+    from siclip_platform.datasets.manifest import Manifest, ShardEntry, write_manifest, write_shard
+
+    folder = tmp_path_factory.mktemp("digits")
+    config = DigitScenesConfig(
+        train_scenes=240, validation_scenes=40, test_scenes=60, shard_rows=120, row_group_rows=30
+    )
+    splits: dict[str, list[ShardEntry]] = {}
+    for spec in shard_specs(config):
+        entry = write_shard(compose_shard(spec), folder / spec.file_name, config.row_group_rows)
+        splits.setdefault(spec.split, []).append(entry)
+    recipe = digit_scenes_recipe(config)
+    write_manifest(folder, Manifest(name=NAME, version=VERSION, recipe=recipe, splits=splits))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained mobileclip-nano."""
+    import torch
+
+    from siclip.checkpoints.formats import save_checkpoint
+    from siclip.models import create_model
+
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    save_checkpoint(path, create_model("mobileclip-nano"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """A Ray of our own for the tests of a module."""
+    from siclip_platform.cluster import Needs, ray_cluster
+
+    with ray_cluster(Needs(concurrent=2, worker_cpus=1.0)):
+        yield

@@ -1,0 +1,140 @@
+"""Bad input ends before training, with exit code 2 and a message that names the thing; never a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from siclip_platform.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = [sys.executable, str(ROOT / "jobs" / "tune_wikd.py")]
+
+
+def refused(command: list[str], tmp_path: Path, **env: str) -> str:
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **env}
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("mlflow.db")), "something was tracked before the input was checked"
+    return re.sub(r"\s+", " ", done.stderr)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "name: s\nmetric: validation/mean_recall@1\nmode: max\nparameters:\n"
+        "  loss.feature_destillation: {distribution: uniform, low: 0, high: 1}\n"
+    )
+    return path
+
+
+def test_a_space_with_an_unknown_path(tmp_path: Path, space: Path) -> None:
+    said = refused([*JOB, "--space", str(space), "--out", str(tmp_path / "o")], tmp_path)
+    assert f"{space}:5" in said and "feature_destillation" in said and "feature_distillation" in said
+
+
+@pytest.mark.slow
+def test_a_space_that_does_not_exist(tmp_path: Path) -> None:
+    assert "no-such-space" in refused([*JOB, "--space", "no-such-space"], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_dataset_that_is_missing(tmp_path: Path) -> None:
+    assert "nowhere" in refused([*JOB, "--data", str(tmp_path / "nowhere")], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_dataset_of_another_schema(tmp_path: Path, digits: Path) -> None:
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    shard = copy / "validation-00000.parquet"
+    size = shard.stat().st_size
+    pq.write_table(pa.table({"id": ["a"], "picture": [b"x"]}), shard)
+    with shard.open("ab") as file:
+        file.write(b"\0" * max(0, size - shard.stat().st_size))
+    assert str(shard) in refused([*JOB, "--data", str(copy)], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_another_model(tmp_path: Path, digits: Path) -> None:
+    from siclip.checkpoints.formats import save_checkpoint
+    from siclip.models import create_model
+
+    teacher = tmp_path / "teacher.pt"
+    save_checkpoint(teacher, create_model("mobileclip-nano", embed_dim=64, image={"widths": (16, 32, 64)}))
+    said = refused([*JOB, "--teacher", str(teacher), "--data", str(digits), "--steps", "0"], tmp_path)
+    assert "--steps" in said
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    said = refused([*JOB, "--teacher", str(tmp_path / "text.pt"), "--data", str(digits)], tmp_path)
+    assert "text.pt" in said
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_does_not_answer(tmp_path: Path, digits: Path) -> None:
+    said = refused([*JOB, "--data", str(digits), "--tracking-uri", "http://127.0.0.1:9"], tmp_path)
+    assert "http://127.0.0.1:9" in said and "does not answer" in said
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there(tmp_path: Path, digits: Path) -> None:
+    command = [*JOB, "--data", str(digits), "--address", "127.0.0.1:9", "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "--recipe FILE or --preset NAME"),
+        (["train", "--preset", "digits-teacher"], "data build"),
+        (["train", "--preset", "nothing", "--data", "."], "no preset 'nothing'"),
+        (["train", "--recipe", "missing.yaml"], "missing.yaml does not exist"),
+        (["train", "--preset", "digits-teacher", "--data", ".", "--set", "loss.fd=1"], "no recipe field"),
+        (["train", "--preset", "digits-teacher", "--data", ".", "--set", "training.steps=x"], "training.steps"),
+        (["train", "--preset", "digits-teacher", "--data", ".", "--set", "steps"], "PATH=VALUE"),
+        (["train", "--preset", "digits-teacher", "--data", "."], "manifest"),
+        (["evaluate", "missing.pt", "--data", "."], "missing.pt does not exist"),
+        (["report", "--out", "empty"], "no MLflow store"),
+        (["train", "--trials", "3"], "--trials"),
+        (["tune", "--space", "nope", "--preset", "digits-student", "--data", "."], "nope"),
+    ],
+)
+def test_the_command_line(
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["siclip-platform", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.rglob("mlflow.db"))
+
+
+def test_a_cluster_too_small_names_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from siclip_platform.cluster import Needs, check_size
+    from siclip_platform.errors import UserError
+
+    needs = Needs(concurrent=2, worker_cpus=1.0)
+    assert needs.cpus == pytest.approx(2 * (0.01 + 1.0 + 0.5) + 1)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(UserError, match=r"has 4 CPUs and this needs 4\.02: 2 × \(0\.01 coordinator \+ 1 worker"):
+        check_size(needs, "here")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 5.0})
+    check_size(needs, "here")

@@ -1,0 +1,103 @@
+"""The whole story, small: dataset, teacher, study, best and control, report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from siclip_platform.tracking import default_tracking_uri
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def out(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    command = [
+        sys.executable, "-m", "siclip_platform", "demo", "--out", str(folder), "--data", str(digits),
+        "--trials", "3", "--steps", "12", "--teacher-steps", "12",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=580, check=False)
+    (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(out: Path) -> dict[str, list[mlflow.entities.Run]]:
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    experiment = client.get_experiment_by_name("siclip")
+    found: dict[str, list[mlflow.entities.Run]] = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        found.setdefault(run.data.tags["siclip.kind"], []).append(run)
+    return found
+
+
+def test_mlflow_has_one_study_with_everything_nested_under_it(runs: dict, digits: Path) -> None:
+    counts = {kind: len(found) for kind, found in runs.items()}
+    assert counts == {"study": 1, "trial": 3, "teacher": 1, "best": 1, "control": 1}
+    study = runs["study"][0]
+    manifest = json.loads((digits / "manifest.json").read_text())
+    assert study.data.tags["siclip.state"] == "completed"
+    assert manifest["name"] == "digit-scenes"
+    for kind in ("trial", "teacher", "best", "control"):
+        for run in runs[kind]:
+            assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
+            assert run.data.tags["siclip.dataset_hash"] == study.data.tags["siclip.dataset_hash"]
+            assert run.info.status == "FINISHED"
+
+
+def test_trials_have_their_parameters_steps_and_final_metrics(runs: dict, out: Path) -> None:
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    searched = json.loads(runs["study"][0].data.tags["siclip.searched"])
+    settings = set()
+    for run in runs["trial"]:
+        assert set(searched) <= set(run.data.params)
+        settings.add(tuple(run.data.params[path] for path in searched))
+        assert {"validation/mean_recall_at_1", "cost/seconds", "cost/steps"} <= set(run.data.metrics)
+        steps = {point.step for point in client.get_metric_history(run.info.run_id, "train/loss")}
+        assert steps == set(range(1, int(run.data.metrics["cost/steps"]) + 1))
+    assert len(settings) == 3
+
+
+def test_best_retrains_the_best_trial_and_control_differs_only_in_distillation(runs: dict) -> None:
+    best, control = runs["best"][0], runs["control"][0]
+    trial = next(r for r in runs["trial"] if r.data.tags["siclip.trial"] == best.data.tags["siclip.best_trial"])
+    completed = [r for r in runs["trial"] if r.data.tags["siclip.state"] == "completed"]
+    score = "validation/mean_recall_at_1"
+    assert trial.data.metrics[score] == max(r.data.metrics[score] for r in completed)
+    assert best.data.params == trial.data.params
+    assert best.data.metrics[score] == trial.data.metrics[score]  # Ray Train and in-process compute the same
+    changed = {k for k, v in best.data.params.items() if control.data.params[k] != v}
+    weights = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
+    assert changed == {f"loss.{weight}" for weight in weights}
+    assert best.data.metrics["cost/steps"] == control.data.metrics["cost/steps"] == 12
+
+
+def test_the_models_are_kept_and_measured(runs: dict, out: Path, digits: Path) -> None:
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    for kind in ("teacher", "best", "control"):
+        run = runs[kind][0]
+        assert [item.path for item in client.list_artifacts(run.info.run_id)] == [f"{kind}.pt"]
+        local = client.download_artifacts(run.info.run_id, f"{kind}.pt", str(out))
+        command = [sys.executable, "-m", "siclip_platform", "evaluate", local, "--data", str(digits), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for name, value in json.loads(done.stdout).items():
+            assert run.data.metrics[name.replace("@", "_at_")] == pytest.approx(value, abs=1e-9)
+
+
+def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
+    screen = (out / "stdout").read_text()
+    for part in ("Best setting of 3 trials", "control", "MLflow:", str(out / "report.html")):
+        assert part in screen
+    noise = screen + (out / "stderr").read_text()
+    for chatter in ("INFO", "WARNING", "(raylet)", "(pid=", "Warning:"):
+        assert chatter not in noise, noise
+    html = (out / "report.html").read_text()
+    assert "control" in html and (out / "report.md").exists()

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import mlflow
+import pytest
+from siclip_platform.errors import UserError
+from siclip_platform.tracking import Tracker, check_store_exists, check_tracking, default_tracking_uri
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    out = tmp_path_factory.mktemp("tracking")
+    return Tracker(default_tracking_uri(out), artifacts=out / "artifacts")
+
+
+def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_path: Path) -> None:
+    study = tracker.start("wikd", "study", params={"study.trials": 8}, tags={"study": "wikd"})
+    params = {f"loss.p{i}": i for i in range(230)}  # more than one batch of MLflow's
+    trial = tracker.start("trial", "trial", params=params, tags={"study": "wikd", "trial": "t1"}, parent=study)
+    for step in range(1, 1501):
+        trial.log(step, {"train/loss": 1 / step})
+    trial.log(1500, {"validation/mean_recall@1": 0.5})
+    (tmp_path / "file.txt").write_text("x")
+    trial.artifact(tmp_path / "file.txt")
+    trial.finish("pruned", {"cost/steps": 1500, "cost/seconds": float("nan")}, reason="stopped")
+
+    client = mlflow.MlflowClient(tracking_uri=tracker.uri)
+    run = client.get_run(trial.run_id)
+    assert run.data.params == {key: str(value) for key, value in params.items()}
+    assert run.data.tags["mlflow.parentRunId"] == study.run_id
+    assert {run.data.tags[f"siclip.{t}"] for t in ("kind", "state", "trial", "reason")} == {
+        "trial", "pruned", "t1", "stopped",
+    }  # fmt: skip
+    history = client.get_metric_history(trial.run_id, "train/loss")
+    assert {point.step: point.value for point in history} == {step: 1 / step for step in range(1, 1501)}
+    assert run.data.metrics["validation/mean_recall_at_1"] == 0.5
+    assert "cost/seconds" not in run.data.metrics
+    assert run.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(trial.run_id)] == ["file.txt"]
+
+
+def test_a_study_gets_a_name_of_its_own(tracker: Tracker) -> None:
+    for expected in ("named", "named-2", "named-3"):
+        name = tracker.unused_study_name("named")
+        assert name == expected
+        tracker.start(name, "study", params={}, tags={"study": name})
+
+
+def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
+    runs = [tracker.start(f"r{i}", "train", params={}, tags={}) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda r=run: [r.log(s, {"train/loss": s}) for s in range(600)]) for run in runs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for run in runs:
+        run.finish("completed")
+        assert len(tracker.client.get_metric_history(run.run_id, "train/loss")) == 600
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://x/y", "write sqlite:///"),
+        ("sqlite:////proc/nothing/mlflow.db", "cannot be made"),
+        ("http://127.0.0.1:{port}", "does not answer"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_within_seconds(uri: str, said: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match=said):
+            check_tracking(uri.format(port=unused.getsockname()[1]), timeout_seconds=2)
+
+
+def test_a_reader_does_not_make_an_empty_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow store at"):
+        check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()

@@ -19,6 +19,7 @@ from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
+from siclip_platform.timeline import Timeline
 from siclip_platform.tracking import Kind, TrackedRun, Tracker, default_tracking_uri
 from siclip_platform.trainer import check, run_with_ray_train
 
@@ -64,6 +65,7 @@ class Experiment:
         self.folder = options.out / name
         self.tags: dict[str, str] = {"study": name}
         self.study_run: TrackedRun | None = None
+        self.timeline = Timeline()
 
     def dataset(self) -> Dataset:
         """The dataset named in the options, or digit scenes in the output folder, built if missing."""
@@ -71,7 +73,7 @@ class Experiment:
         if self.options.data is None and not (folder / MANIFEST).is_file():
             from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
 
-            with self.display.task("digit scenes", total=None) as task:
+            with self.timeline.span("dataset"), self.display.task("digit scenes") as task:
                 build_digit_scenes(folder, DigitScenesConfig(), task.progress)
         dataset = open_dataset(folder)
         self.tags["dataset_hash"] = dataset.hash
@@ -96,7 +98,8 @@ class Experiment:
         from siclip_platform.search.study import StudyCallback, run_study
 
         assert self.study_run is not None
-        with self.display.task(f"{self.options.trials} trials", total=self.options.trials) as task:
+        title = f"{self.options.trials} trials"
+        with self.timeline.span(title), self.display.task(title, total=self.options.trials) as task:
             callback = StudyCallback(space, base, self.tracker, self.study_run, self.tags, task)
             result = run_study(
                 space,
@@ -116,7 +119,8 @@ class Experiment:
 
     def train(self, recipes: Mapping[Kind, Recipe], **tags: str) -> dict[Kind, Finished]:
         """Train these under Ray Train, as many at a time as the options say, and measure each on the test split."""
-        with ThreadPoolExecutor(max_workers=self.options.concurrent) as pool:
+        span = self.timeline.span(" and ".join(recipes))
+        with span, ThreadPoolExecutor(max_workers=self.options.concurrent) as pool:
             jobs = {kind: pool.submit(self._train, kind, recipe, tags) for kind, recipe in recipes.items()}
             return {kind: job.result() for kind, job in jobs.items()}
 
@@ -174,8 +178,8 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     display = Display()
     tracker = Tracker(uri, artifacts=options.out / "artifacts")
     needs = Needs(concurrent=options.concurrent, worker_cpus=WORKER_CPUS)
+    experiment = Experiment(options, display, tracker, tracker.unused_study_name(name))
     with ray_cluster(needs, options.address, options.verbose), display.live():
-        experiment = Experiment(options, display, tracker, tracker.unused_study_name(name))
         try:
             yield experiment
         except BaseException as error:
@@ -184,6 +188,7 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
             raise
         if experiment.study_run:
             experiment.study_run.finish("completed")
+        experiment.timeline.write(options.out)
 
 
 def check_sharing(recipe_model: str) -> Any:

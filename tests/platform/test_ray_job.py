@@ -1,0 +1,108 @@
+"""``ray job submit -- python jobs/tune_wikd.py`` on a local head with token authentication."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from siclip_platform.tracking import default_tracking_uri
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[dict[str, str]]:
+    """A head on ports and in a temp directory of its own, and the environment that reaches it."""
+    scripts = Path(sys.executable).parent
+    dashboard = free_port()
+    env = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command = [
+            *RAY, "start", "--head", "--block", "--num-cpus=5", f"--port={free_port()}",
+            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ]  # fmt: skip
+        with (Path(folder) / "head.log").open("w") as log:
+            head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, Path(folder) / "head.log")
+            yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        finally:
+            head.terminate()
+            try:
+                head.wait(timeout=30)
+            finally:
+                for process in head_processes(folder):
+                    os.kill(process, signal.SIGKILL)
+
+
+def head_processes(folder: str) -> list[int]:
+    """What the head left behind: processes whose command line names its temp directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if folder.encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(url: str, head: subprocess.Popen, log: Path) -> None:
+    for _ in range(120):
+        assert head.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, and wants the token
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(log.read_text())
+
+
+def test_a_submitted_job_leaves_its_study_in_mlflow(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
+    job = ["--out", str(tmp_path), "--data", str(digits), "--trials", "2", "--steps", "12", "--teacher-steps", "12"]
+    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *job]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(tmp_path))
+    experiment = client.get_experiment_by_name("siclip")
+    kinds = [run.data.tags["siclip.kind"] for run in client.search_runs([experiment.experiment_id])]
+    assert sorted(kinds) == ["best", "control", "study", "teacher", "trial", "trial"]
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_wrong_token_is_refused(env: dict[str, str]) -> None:
+    wrong = {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py"]
+    done = subprocess.run(command, cwd=ROOT, env=wrong, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "token" in (done.stdout + done.stderr).lower()

@@ -122,9 +122,8 @@ def show(result: dict[str, Any]) -> None:
     )
     for run in result["runs"]:
         if run["kind"] != "trial" and run["training_seconds"]:
-            console.print(
-                f"{run['name']}: {run['training_seconds']:.1f} s of training in {run['seconds']:.1f} s under Ray Train"
-            )
+            training, seconds = run["training_seconds"], run["seconds"]
+            console.print(f"{run['name']}: {training:.1f} s of training in {seconds:.1f} s under Ray Train")
     console.print(f"written to {RESULT.relative_to(ROOT)}")
 
 

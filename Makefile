@@ -38,7 +38,7 @@ lock:
 # A local Ray head, from this project's environment and in this folder, with token authentication.
 head: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token ray get-auth-token --generate >/dev/null
-	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token ray start --head --num-cpus=4
+	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token ray start --head --num-cpus=6
 
 clean:
 	rm -rf .venv

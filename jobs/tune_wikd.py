@@ -44,6 +44,7 @@ def tune_wikd(
 ) -> None:
     """Search WIKD settings and compare the best with a control."""
     out = (out or default_out()).resolve()
+    teacher = teacher.resolve() if teacher else None
     options = Options(out, data, teacher, tracking_uri, address, trials, concurrent, seed, verbose)
     teaching = digits_teacher(options.dataset_folder, steps=teacher_steps, seed=seed)
     base = digits_student(options.dataset_folder, teacher, steps=steps, seed=seed)

@@ -63,11 +63,12 @@ def _join(address: str, options: dict[str, Any]) -> None:
         if colon and port.isdigit():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"no Ray cluster at {address!r}: {reason}. Start one (make head), or unset RAY_ADDRESS and "
-            "leave --address out to run on this machine alone"
+            "leave --address out to run on this machine alone. A cluster with token authentication "
+            "needs its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
 
 
@@ -95,6 +96,7 @@ def prepare_environment(verbose: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 
 

@@ -14,7 +14,7 @@ from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster import Needs, ray_cluster
-from siclip_platform.datasets.manifest import MANIFEST, Dataset, open_dataset
+from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipe import Recipe
@@ -70,7 +70,7 @@ class Experiment:
     def dataset(self) -> Dataset:
         """The dataset named in the options, or digit scenes in the output folder, built if missing."""
         folder = self.options.dataset_folder
-        if self.options.data is None and not (folder / MANIFEST).is_file():
+        if self.options.data is None:
             from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
 
             with self.timeline.span("dataset"), self.display.task("digit scenes") as task:
@@ -178,7 +178,7 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     display = Display()
     tracker = Tracker(uri, artifacts=options.out / "artifacts")
     needs = Needs(concurrent=options.concurrent, worker_cpus=WORKER_CPUS)
-    experiment = Experiment(options, display, tracker, tracker.unused_study_name(name))
+    experiment = Experiment(options, display, tracker, unused_name(name, tracker, options.out))
     with ray_cluster(needs, options.address, options.verbose), display.live():
         try:
             yield experiment
@@ -189,6 +189,16 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         if experiment.study_run:
             experiment.study_run.finish("completed")
         experiment.timeline.write(options.out)
+
+
+def unused_name(name: str, tracker: Tracker, out: Path) -> str:
+    """``name``, or with the lowest number behind it that neither the store nor the folder has yet."""
+    taken = tracker.study_names()
+    number, candidate = 1, name
+    while candidate in taken or (out / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
 
 
 def check_sharing(recipe_model: str) -> Any:

@@ -15,14 +15,13 @@ METRICS: tuple[str, ...] = tuple(
         *(f"{side}_retrieval_recall@{rank}" for side in ("image", "text") for rank in RECALL_RANKS),
         "mean_recall@1",  # mean of image and text retrieval
         "beats_all_negatives",
-        "loss",
     )
 )
 
 
-def metric_mode(metric: str) -> Literal["max", "min"]:
-    """Whether more or less of a metric is better."""
-    return "min" if metric.endswith("/loss") else "max"
+def metric_mode(metric: str) -> Literal["max"]:
+    """Which way is better: every metric here is a share of right answers."""
+    return "max"
 
 
 def metric_name(key: str) -> str:

@@ -46,10 +46,9 @@ class StudentConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How many scenes the evaluation during and after training looks at; 0 takes all of a split."""
+    """How many samples of the validation split the evaluations in training look at; 0 takes all."""
 
     validation_samples: int = Field(500, ge=0)
-    test_samples: int = Field(0, ge=0)
 
 
 class Recipe(Config):

@@ -106,13 +106,9 @@ def shard_batches(shard: Any, batch_size: int) -> Iterator[Batch]:
     return InBackground(map(Batch.from_arrays, columns))
 
 
-def evaluation_set(recipe: Recipe, model: ModelConfig, split: str) -> EvaluationSet:
-    """The first samples of a split, as many as the recipe's evaluation looks at."""
-    limits = {
-        "validation": recipe.evaluation.validation_samples,
-        "test": recipe.evaluation.test_samples,
-    }
-    return load_evaluation_set(Path(recipe.data.path), split, model, limits.get(split, 0))
+def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
+    """The first samples of the validation split, as many as the recipe's evaluation looks at."""
+    return load_evaluation_set(Path(recipe.data.path), "validation", model, recipe.evaluation.validation_samples)
 
 
 def load_evaluation_set(folder: Path, split: str, model: ModelConfig, limit: int = 0) -> EvaluationSet:

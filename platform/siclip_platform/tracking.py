@@ -1,6 +1,6 @@
 """MLflow: the driver is the single writer. A study is a run, its trials, teacher, best and control are nested.
 
-Tags: ``siclip.kind`` (study, trial, teacher, best, control, train, evaluate), ``siclip.study``,
+Tags: ``siclip.kind`` (study, trial, teacher, best, control, train), ``siclip.study``,
 ``siclip.state`` (running, completed, pruned, failed), ``siclip.trial``, ``siclip.recipe_hash``,
 ``siclip.dataset_hash``, ``siclip.git_commit``, ``siclip.reason``.
 """
@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 from siclip_platform.errors import UserError
 from siclip_platform.metrics import stored_key
 
-Kind = Literal["study", "trial", "teacher", "best", "control", "train", "evaluate"]
+Kind = Literal["study", "trial", "teacher", "best", "control", "train"]
 State = Literal["completed", "pruned", "failed"]
 EXPERIMENT = "siclip"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch
@@ -42,7 +42,7 @@ def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
         UserError: a scheme that is not supported, a folder that cannot be made, a server that does not answer.
     """
     scheme = urlparse(uri).scheme
-    if scheme == "sqlite":
+    if scheme == "sqlite" and uri.startswith("sqlite:////"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -133,17 +133,24 @@ class Tracker:
         """
         check_tracking(uri)
         import mlflow
+        from alembic.util.exc import CommandError
+        from sqlalchemy.exc import SQLAlchemyError
 
         for name in ("mlflow", "alembic"):  # importing mlflow sets its own levels, so this comes after
             logging.getLogger(name).setLevel(logging.WARNING)
         self.uri = uri
-        self.client = mlflow.MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None:
-            self.experiment_id = found.experiment_id
-        else:
-            local = artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
-            self.experiment_id = self.client.create_experiment(experiment, artifact_location=local)
+        local = artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
+        try:
+            self.client = mlflow.MlflowClient(tracking_uri=uri)
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment_id = (
+                found.experiment_id
+                if found is not None
+                else self.client.create_experiment(experiment, artifact_location=local)
+            )
+        except (mlflow.MlflowException, SQLAlchemyError, CommandError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"tracking store {uri} cannot be used as an MLflow store: {reason}") from None
 
     def start(
         self,
@@ -170,24 +177,21 @@ class Tracker:
             self.client.log_batch(run.info.run_id, params=entities[first : first + MAX_PARAMS])
         return TrackedRun(self.client, run.info.run_id)
 
-    def unused_study_name(self, name: str) -> str:
-        """``name``, or with the lowest free number behind it if the store has a study of that name."""
+    def study_names(self) -> set[str]:
+        """Names of the studies in the experiment."""
         studies = self.client.search_runs([self.experiment_id], "tags.`siclip.kind` = 'study'")
-        taken = {run.data.tags.get("siclip.study") for run in studies}
-        number, candidate = 1, name
-        while candidate in taken:
-            number += 1
-            candidate = f"{name}-{number}"
-        return candidate
+        return {run.data.tags.get("siclip.study", "") for run in studies}
 
 
 def git_commit() -> str | None:
     """The commit of the code that runs, with ``-dirty`` if it was changed; None outside a checkout."""
-    folder = Path(__file__).parent
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+            cwd=checkout, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -27,7 +27,7 @@ from siclip.training.loop import Reporter, Save, resume, train
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
 from siclip_platform.recipe import Recipe
-from siclip_platform.stream import Stream, evaluation_set, shard_batches
+from siclip_platform.stream import Stream, shard_batches, validation_set
 
 CHECKPOINT = "checkpoint.pt"
 Log = Callable[[int, Mapping[str, float]], None]
@@ -66,7 +66,7 @@ def check(recipe: Recipe, with_data: bool) -> None:
         build_trainer(recipe)
     if with_data:
         Stream.of(recipe, model)
-        evaluation_set(recipe, model, "validation")
+        validation_set(recipe, model)
 
 
 def recipe_model(recipe: Recipe) -> ModelConfig:
@@ -103,7 +103,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     trainer = build_trainer(recipe)
     config = trainer.model.config
-    validation = evaluation_set(recipe, config, "validation")
+    validation = validation_set(recipe, config)
 
     def validate(model: Clip) -> dict[str, float]:
         metrics = evaluate(model, validation, device=trainer.device)
@@ -120,6 +120,7 @@ def run_in_process(recipe: Recipe, reporter: Reporter) -> dict[str, float]:
     def batches(start: int, stop: int) -> Iterator[Batch]:
         return prepared.stream.batches(recipe.training.batch_size, start, stop)
 
+    reporter.log(0, prepared.costs())
     train(prepared.trainer, batches, reporter, prepared.evaluate)
     return prepared.costs() | {"cost/seconds": time.perf_counter() - started}
 
@@ -215,7 +216,7 @@ def run_with_ray_train(
         raise RuntimeError(f"training {name} failed: {result.error}")
     metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
     with result.checkpoint.as_directory() as folder:
-        return TrainedModel(_keep(Path(folder) / CHECKPOINT, storage / f"{name}.pt"), metrics)
+        return TrainedModel(_keep(Path(folder) / CHECKPOINT, storage.parent / f"{name}.pt"), metrics)
 
 
 @contextmanager
@@ -224,14 +225,16 @@ def _draining(queue: Any, log: Log) -> Iterator[None]:
     from ray.util.queue import Empty
 
     done = threading.Event()
+    failures: list[Exception] = []
 
     def drain() -> None:
         while not (done.is_set() and queue.empty()):
             try:
-                step, metrics = queue.get(timeout=0.5)
+                log(*queue.get(timeout=0.5))
             except Empty:
                 continue
-            log(step, metrics)
+            except Exception as error:  # the training goes on; told at its end
+                failures.append(error)
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
@@ -241,6 +244,9 @@ def _draining(queue: Any, log: Log) -> Iterator[None]:
         done.set()
         thread.join(timeout=30)
         queue.shutdown()
+    if failures:
+        first = failures[0]
+        raise RuntimeError(f"{len(failures)} reports of the training could not be tracked: {first}") from first
 
 
 def _keep(source: Path, target: Path) -> Path:

@@ -41,14 +41,18 @@ def inherit(student: Clip, teacher: Clip, freeze: bool = True) -> InheritanceRep
     With ``freeze`` what was copied no longer trains, except the logit scale; the FFNs of SAS-P blocks start
     from the teacher's and always train.
 
+    Where SAS-P blocks share an FFN, the first of them gives it its teacher's.
+
     Raises:
-        UserError: nothing fits, or freezing would leave nothing to train.
+        UserError: the teacher is another model: a parameter outside the SAS-P blocks does not fit; or freezing
+            would leave nothing to train.
     """
     source = teacher.state_dict()
     state = student.state_dict()
     copied: list[str] = []
     started: list[str] = []
     fresh: dict[str, str] = {}
+    filled: set[int] = set()
     for name, target in state.items():
         in_block = _is_sasp(name, student)
         origin = _origin(name) if in_block else name
@@ -56,12 +60,12 @@ def inherit(student: Clip, teacher: Clip, freeze: bool = True) -> InheritanceRep
             fresh[name] = "not in the teacher"
         elif source[origin].shape != target.shape:
             fresh[name] = f"{tuple(source[origin].shape)} in the teacher, {tuple(target.shape)} here"
-        else:
+        elif target.data_ptr() not in filled:
+            filled.add(target.data_ptr())
             with torch.no_grad():
                 target.copy_(source[origin])
             (started if in_block else copied).append(name)
-    if not copied:
-        raise UserError(f"{student.config.name!r} can inherit nothing from {teacher.config.name!r}: no part fits")
+    _refuse_another_model(student, teacher, fresh)
     if freeze:
         _freeze(student, set(copied) - {"logit_scale"})
     trainable = count_parameters(student, trainable=True)
@@ -71,6 +75,20 @@ def inherit(student: Clip, teacher: Clip, freeze: bool = True) -> InheritanceRep
             "nothing is left to train; take a siclip model or model.freeze=false"
         )
     return InheritanceReport(tuple(copied), tuple(started), fresh, count_parameters(student) - trainable, trainable)
+
+
+def _refuse_another_model(student: Clip, teacher: Clip, fresh: dict[str, str]) -> None:
+    misfits = [
+        f"{name} ({why})"
+        for name, why in fresh.items()
+        if not _is_sasp(name, student) and not name.endswith("num_batches_tracked")
+    ]
+    if misfits:
+        more = f", … ({len(misfits)} in all)" if len(misfits) > 3 else ""
+        raise UserError(
+            f"{student.config.name!r} cannot inherit from a checkpoint of {teacher.config.name!r}, which has another "
+            f"structure: {', '.join(misfits[:3])}{more}; name a checkpoint of its own base model"
+        )
 
 
 def _freeze(model: Clip, names: set[str]) -> None:

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from siclip.checkpoints.formats import read_checkpoint, save_checkpoint
+from siclip.checkpoints.formats import load_checkpoint, read_checkpoint, save_checkpoint
 from siclip.data.batch import Batch
+from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.training.trainer import Trainer
 
@@ -38,6 +39,8 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
         RuntimeError: the data ended before the last step.
     """
     config = trainer.config
+    if trainer.step == config.steps:
+        return
     clock = _Clock(config.batch_size)
     start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
     for batch in batches(start, stop):
@@ -65,9 +68,11 @@ def resume(trainer: Trainer, path: Path) -> None:
     Raises:
         UserError: the file cannot be read or is of another run.
     """
-    content = read_checkpoint(path)
-    trainer.model.load_state_dict(content["model"])
-    trainer.load_state_dict(content["training"])
+    load_checkpoint(trainer.model, path)
+    training = read_checkpoint(path)["training"]
+    if training is None:
+        raise UserError(f"{path} holds a model without training state: it can be a teacher, but not be continued")
+    trainer.load_state_dict(training)
 
 
 def _due(step: int, every: int) -> bool:

@@ -27,7 +27,7 @@ def make_trainer(
     The teacher's forward pass is left out when no loss part needs it.
 
     Raises:
-        UserError: a part needs a teacher and there is none.
+        UserError: a part needs a teacher and there is none, or the teacher takes other input.
     """
     if training.threads:
         torch.set_num_threads(training.threads)
@@ -36,8 +36,25 @@ def make_trainer(
     if teacher is None and (inherit_weights or loss.needs_teacher):
         what = "model.inherit" if inherit_weights else "a loss part"
         raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
+    if teacher is not None:
+        _check_inputs(model, teacher.config)
     student = Clip(model)
     if inherit_weights and teacher is not None:
         inherit(student, teacher, freeze)
     source = Teacher(teacher, student) if loss.needs_teacher and teacher is not None else None
     return Trainer(student, source, loss, training, device)
+
+
+def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:
+    """Both see the same batch, so both must take the same images and tokens."""
+    pairs = {
+        "image size": (student.image.image_size, teacher.image.image_size),
+        "context length": (student.text.context_length, teacher.text.context_length),
+        "vocabulary": (student.text.vocab_size, teacher.text.vocab_size),
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise UserError(
+                f"the teacher {teacher.name!r} has another {what} ({theirs}) than {student.name!r} ({ours}): "
+                "name a teacher that takes the same input"
+            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -21,6 +23,7 @@ from siclip_platform.tracking import default_tracking_uri
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as the README says
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -43,7 +46,7 @@ def env() -> Iterator[dict[str, str]]:
     }
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
-            *RAY, "start", "--head", "--block", "--num-cpus=5", f"--port={free_port()}",
+            *RAY, "start", "--head", "--block", CPUS, f"--port={free_port()}",
             f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}",
             f"--dashboard-agent-listen-port={free_port()}",
         ]  # fmt: skip
@@ -54,10 +57,10 @@ def env() -> Iterator[dict[str, str]]:
             yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         finally:
             head.terminate()
-            try:
-                head.wait(timeout=30)
-            finally:
-                for process in head_processes(folder):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(timeout=20)
+            for process in head_processes(folder):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
 
@@ -88,16 +91,28 @@ def wait_for(url: str, head: subprocess.Popen, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-def test_a_submitted_job_leaves_its_study_in_mlflow(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
-    job = ["--out", str(tmp_path), "--data", str(digits), "--trials", "2", "--steps", "12", "--teacher-steps", "12"]
-    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *job]
+def test_a_submitted_job_leaves_its_study_in_mlflow(
+    env: dict[str, str], digits: Path, nano_teacher: Path, tmp_path: Path
+) -> None:
+    job = ["--out", str(tmp_path), "--data", str(digits), "--teacher", str(nano_teacher), "--trials", "2"]
+    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *job, "--steps", "12"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(tmp_path))
     experiment = client.get_experiment_by_name("siclip")
     kinds = [run.data.tags["siclip.kind"] for run in client.search_runs([experiment.experiment_id])]
-    assert sorted(kinds) == ["best", "control", "study", "teacher", "trial", "trial"]
+    assert sorted(kinds) == ["best", "control", "study", "trial", "trial"]
     assert (tmp_path / "report.html").is_file()
+
+
+def test_with_a_working_dir_the_code_comes_from_the_package(env: dict[str, str]) -> None:
+    """The space is looked for beside the code, so the message shows which copy of it ran."""
+    send = ["--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]
+    command = [*RAY, "job", "submit", *send, "--", "python", "jobs/tune_wikd.py", "--space", "no-such-space"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    said = next(line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:"))
+    assert "no-such-space" in said and "_ray_pkg_" in said
 
 
 def test_a_wrong_token_is_refused(env: dict[str, str]) -> None:

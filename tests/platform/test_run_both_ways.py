@@ -24,7 +24,8 @@ class Record:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         kept = {k: v for k, v in metrics.items() if not k.startswith(("cost/", "train/samples"))}
-        self.figures.setdefault(step, {}).update(kept)
+        if kept:
+            self.figures.setdefault(step, {}).update(kept)
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         self.log(step, metrics)

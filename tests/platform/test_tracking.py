@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from siclip_platform.errors import UserError
+from siclip_platform.experiment import unused_name
 from siclip_platform.tracking import Tracker, check_store_exists, check_tracking, default_tracking_uri
 
 
@@ -42,11 +43,19 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_
     assert [item.path for item in client.list_artifacts(trial.run_id)] == ["file.txt"]
 
 
-def test_a_study_gets_a_name_of_its_own(tracker: Tracker) -> None:
-    for expected in ("named", "named-2", "named-3"):
-        name = tracker.unused_study_name("named")
+def test_a_study_gets_a_name_that_neither_store_nor_folder_has(tracker: Tracker, tmp_path: Path) -> None:
+    for expected in ("named", "named-2"):
+        name = unused_name("named", tracker, tmp_path)
         assert name == expected
         tracker.start(name, "study", params={}, tags={"study": name})
+    (tmp_path / "named-3").mkdir()
+    assert unused_name("named", tracker, tmp_path) == "named-4"
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, and much longer than a header would be")
+    with pytest.raises(UserError, match="cannot be used as an MLflow store"):
+        Tracker(f"sqlite:///{tmp_path}/text.db")
 
 
 def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
@@ -67,6 +76,7 @@ def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
     ("uri", "said"),
     [
         ("ftp://x/y", "write sqlite:///"),
+        ("sqlite:///relative.db", "ABSOLUTE"),
         ("sqlite:////proc/nothing/mlflow.db", "cannot be made"),
         ("http://127.0.0.1:{port}", "does not answer"),
     ],

@@ -55,10 +55,18 @@ def test_freezing_everything_is_refused(teacher: Clip) -> None:
         inherit(create_model("mobileclip-nano"), teacher)
 
 
-def test_what_has_another_shape_is_left_with_the_reason(teacher: Clip) -> None:
-    report = inherit(create_model("siclip-nano", text={"mixer_kernel": 5}), teacher)
-    name = "text_encoder.transformer.0.convffn.conv.conv.weight"
-    assert report.fresh[name] == "(96, 1, 1, 11) in the teacher, (96, 1, 1, 5) here"
+@pytest.mark.parametrize("change", [{"text": {"mixer_kernel": 5}}, {"embed_dim": 64}])
+def test_a_teacher_of_another_structure_is_refused(teacher: Clip, change: dict) -> None:
+    with pytest.raises(UserError, match=r"cannot inherit from a checkpoint of 'mobileclip-nano'.*in the teacher"):
+        inherit(create_model("siclip-nano", **change), teacher)
+
+
+def test_a_shared_ffn_starts_from_the_first_block_that_uses_it(teacher: Clip) -> None:
+    student = create_model("siclip-nano", text_sharing="mlp:0-0-1-1")
+    inherit(student, teacher)
+    ours, theirs = student.text_encoder.blocks, teacher.text_encoder.blocks
+    for block, origin in ((0, 0), (1, 0), (2, 2), (3, 2)):
+        assert torch.equal(ours[block].mlp[0].weight, theirs[origin].pre_norm_ffn[1].weight)
 
 
 def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(teacher: Clip) -> None:

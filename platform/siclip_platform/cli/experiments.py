@@ -127,6 +127,14 @@ def read_recipe(
         if not equals:
             raise UserError(f"--set {change!r}: write PATH=VALUE, for example training.learning_rate=1e-3")
         values[path] = _scalar(value)
+    return _absolute(recipe.updated(values))
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """With paths that hold in any working folder: workers run in others."""
+    values = {"data.path": str(Path(recipe.data.path).resolve())}
+    if recipe.teacher:
+        values["teacher"] = str(Path(recipe.teacher).resolve())
     return recipe.updated(values)
 
 

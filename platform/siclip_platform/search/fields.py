@@ -19,7 +19,10 @@ NOT_SEARCHED = {
     "training.evaluate_every": "it changes nothing that is computed",
     "training.checkpoint_every": "it changes nothing that is computed",
     "evaluation.validation_samples": "scores of different samples do not compare",
-    "evaluation.test_samples": "scores of different samples do not compare",
+    "training.seed": "it is no setting, and scores of different seeds do not compare",
+    "data.path": "scores on different data do not compare",
+    "data.concurrent_reads": "it changes nothing that is computed",
+    "teacher": "a checkpoint is a path, not a range",
 }
 
 

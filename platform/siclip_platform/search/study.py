@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback, RunConfig, TuneConfig
 from ray.tune.schedulers import ASHAScheduler
@@ -180,9 +181,15 @@ def run_study(
 ) -> StudyResult:
     """Search ``space`` around the recipe ``base``; needs a connected Ray. The base itself is the first trial.
 
-    Trials are compared at the evaluations of ``base.training``; ASHA may stop one from a third of its steps on.
+    Trials share the cluster's GPUs, ``concurrent`` to each, where it has any. They are compared at the evaluations
+    of ``base.training``; ASHA may stop one from a third of its steps on.
+
+    Raises:
+        UserError: the recipe is not evaluated while it trains.
     """
     steps = base.training.steps
+    if not base.training.evaluate_every:
+        raise UserError("a search compares trials as they train: set training.evaluate_every above 0")
     searcher = make_searcher(
         space,
         seed=seed,
@@ -200,9 +207,10 @@ def run_study(
         grace_period=max(1, steps // REDUCTION),
         reduction_factor=REDUCTION,
     )
-    trainable = tune.with_resources(
-        tune.with_parameters(_trial, recipe_json=base.model_dump_json()), {"CPU": worker_cpus}
-    )
+    resources = {"CPU": worker_cpus}
+    if ray.cluster_resources().get("GPU", 0) >= 1:
+        resources["GPU"] = 1 / concurrent
+    trainable = tune.with_resources(tune.with_parameters(_trial, recipe_json=base.model_dump_json()), resources)
     tuner = tune.Tuner(
         trainable,
         tune_config=TuneConfig(

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
 from siclip_platform.timeline import SPANS_FILE
 from siclip_platform.tracking import default_tracking_uri, git_commit
 

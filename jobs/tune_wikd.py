@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from siclip_platform.cli.guard import guarded
 from siclip_platform.experiment import Options, check_sharing, default_out, open_experiment
 from siclip_platform.presets import (

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from siclip_platform.cluster import prepare_environment
 
 prepare_environment(verbose=False)  # before any test imports Ray

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +92,7 @@ class Experiment:
             "study.seed": self.options.seed,
         }
         searched = json.dumps([parameter.path for parameter in space.parameters])
-        tags = {**self.tags, "searched": searched}
+        tags = {**self.tags, "searched": searched, "command": command_line(sys.argv)}
         self.study_run = self.tracker.start(self.name, "study", params=params | base.flat(), tags=tags)
 
     def search(self, space: SearchSpace, base: Recipe) -> Any:
@@ -189,6 +191,20 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         if experiment.study_run:
             experiment.study_run.finish("completed")
         experiment.timeline.write(options.out)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that began this process, for the report; without the tracking URI, which may hold a password."""
+    program = Path(arguments[0])
+    start = ["python", f"jobs/{program.name}"] if program.parent.name in ("jobs", "_jobs") else ["siclip-platform"]
+    kept: list[str] = []
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if argument == "--tracking-uri":
+            next(rest, None)
+        elif not argument.startswith("--tracking-uri="):
+            kept.append(argument)
+    return shlex.join([*start, *kept])
 
 
 def unused_name(name: str, tracker: Tracker, out: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from siclip_platform.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,6 +129,7 @@ def test_the_command_line(
 
 def test_a_cluster_too_small_names_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
+
     from siclip_platform.cluster import Needs, check_size
     from siclip_platform.errors import UserError
 

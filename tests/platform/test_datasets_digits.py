@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from siclip.data.images import decode_image
 from siclip_platform.datasets import digits
 from siclip_platform.datasets.digits import (
     DigitScenesConfig,
@@ -25,8 +27,6 @@ from siclip_platform.datasets.glyphs import load_glyphs, split_instances
 from siclip_platform.datasets.manifest import ShardEntry, open_dataset, write_shard
 from siclip_platform.datasets.schema import validate_table
 from siclip_platform.errors import UserError
-
-from siclip.data.images import decode_image
 
 SMALL = DigitScenesConfig(train_scenes=300, validation_scenes=100, test_scenes=250, shard_rows=100, row_group_rows=40)
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

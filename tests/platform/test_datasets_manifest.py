@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from siclip_platform.datasets.manifest import Manifest, open_dataset, write_manifest, write_shard
 from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.errors import UserError

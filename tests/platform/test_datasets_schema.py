@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
 from siclip_platform.errors import UserError
 

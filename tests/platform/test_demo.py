@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+
 from siclip_platform.tracking import default_tracking_uri
 
 pytestmark = pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from siclip_platform.errors import UserError
 from siclip_platform.presets import digits_student, digits_teacher, preset, without_distillation
 from siclip_platform.recipe import find_field, load_recipe

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+
 from siclip_platform.report.markdown import code_block, escape, table
 from siclip_platform.report.values import Cell, Table, duration, metric_cell, parameter_cell, points
 

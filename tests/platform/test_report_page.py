@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from siclip_platform.errors import UserError
 from siclip_platform.report import write_report
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from siclip_platform.presets import digits_student
-from siclip_platform.recipe import Recipe
-from siclip_platform.trainer import run_in_process, run_with_ray_train
 
 from siclip.checkpoints.formats import load_model, read_checkpoint
 from siclip.training.loop import Save
+from siclip_platform.presets import digits_student
+from siclip_platform.recipe import Recipe
+from siclip_platform.trainer import run_in_process, run_with_ray_train
 
 pytestmark = pytest.mark.slow
 

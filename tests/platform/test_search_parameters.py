@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
 from siclip_platform.search import load_space

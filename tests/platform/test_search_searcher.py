@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+
 from siclip_platform.errors import UserError
 from siclip_platform.metrics import METRICS
 from siclip_platform.search.definition import SearchSpace

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from siclip.models.sharing import parse_pattern
 from siclip_platform.errors import UserError
 from siclip_platform.metrics import METRICS
 from siclip_platform.recipe import Recipe
@@ -20,8 +22,6 @@ from siclip_platform.search import load_space
 from siclip_platform.search import space as space_module
 from siclip_platform.search.definition import SearchSpace
 from siclip_platform.search.parsing import parse_space
-
-from siclip.models.sharing import parse_pattern
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 HEAD = "name: t\nmetric: validation/mean_recall@1\nmode: max\nparameters:\n"  # parameters start in line 5

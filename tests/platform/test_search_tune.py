@@ -11,6 +11,7 @@ import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+
 from siclip_platform.metrics import METRICS
 from siclip_platform.search.parsing import parse_space
 from siclip_platform.search.searcher import make_searcher

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from siclip_platform.presets import digits_student
-from siclip_platform.recipe import Recipe
-from siclip_platform.stream import Stream, load_evaluation_set
 
 from siclip.data.batch import Batch
 from siclip.data.captions import stable_id
 from siclip.models import model_config
 from siclip.tokenizer import tokenize
+from siclip_platform.presets import digits_student
+from siclip_platform.recipe import Recipe
+from siclip_platform.stream import Stream, load_evaluation_set
 
 MODEL = model_config("siclip-nano")
 

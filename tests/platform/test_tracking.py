@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+
 from siclip_platform.errors import UserError
 from siclip_platform.experiment import unused_name
 from siclip_platform.tracking import Tracker, check_store_exists, check_tracking, default_tracking_uri

@@ -296,7 +296,7 @@ BAD_FILES = {
     "test metric": (HEAD.replace("validation", "test") + RATE, 2, "choose on the test split"),
     "mode": (HEAD.replace("max", "maximum") + RATE, 3, "write max or min"),
     "worst": (HEAD.replace("max", "min") + RATE, 3, "write max"),
-    "worst loss": (HEAD.replace("mean_recall@1", "loss") + RATE, 3, "write min"),
+    "not measured": (HEAD.replace("mean_recall@1", "loss") + RATE, 2, "unknown metric"),
     "name": (HEAD.replace("name: t", "name: a/b") + RATE, 1, "not plain"),
     "name is a number": (HEAD.replace("name: t", "name: 3") + RATE, 1, "not text"),
     "unknown key": (HEAD.replace("mode: max", "mode: max\nmetrics: x") + RATE, 4, "did you mean 'metric'"),

@@ -112,8 +112,9 @@ def test_with_a_working_dir_the_code_comes_from_the_package(env: dict[str, str])
     command = [*RAY, "job", "submit", *send, "--", "python", "jobs/tune_wikd.py", "--space", "no-such-space"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    said = next(line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:"))
-    assert "no-such-space" in said and "_ray_pkg_" in said
+    said = (done.stdout + done.stderr).partition("error:")[2]
+    assert "no-such-space" in said
+    assert re.search(r"_ray_pkg_\w+/search_spaces", said), said
 
 
 def test_a_wrong_token_is_refused(env: dict[str, str]) -> None:

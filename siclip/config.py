@@ -14,6 +14,8 @@ BlockKind = Literal["attention", "sasp"]
 MiningStrategy = Literal["sampled", "hardest", "semi_hard", "uniform", "teacher"]
 PairHead = Literal["product", "mlp"]
 Precision = Literal["fp32", "bf16", "fp16"]
+BlockNorm = Literal["tower", "batch", "layer", "rms"]
+ImageFfn = Literal["conv", "plain"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -23,10 +25,34 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class SasPConfig(Config):
+    """Options of a tower's SAS-P blocks; the defaults are the method's, every other value is an experiment.
+
+    ``first_value``: the first block keeps a value matrix and an output projection, as arXiv 2311.01906 does;
+    they start as identities. ``norm``: ``tower`` is the tower's own (image BatchNorm, text LayerNorm).
+    ``trainable_gains``: False keeps α, β, γ, β_SA and β_FF where they start.
+    """
+
+    first_value: bool = False
+    norm: BlockNorm = "tower"
+    trainable_gains: bool = True
+
+
+class ImageSasPConfig(SasPConfig):
+    """``ffn``: ``conv`` keeps the depthwise 7×7 in front of the two linears, ``plain`` leaves it out."""
+
+    ffn: ImageFfn = "conv"
+
+
+def _check_sasp(block: BlockKind, sharing: str, options: SasPConfig) -> None:
+    if block != "sasp" and (sharing != "none" or options != type(options)()):
+        raise ValueError(f"sharing patterns and sasp options need block 'sasp', this is {block!r}")
+
+
 class ImageTowerConfig(Config):
     """FastViT ``mci0`` (arXiv 2311.17049); the defaults are MobileCLIP-S0's. One entry per stage.
 
-    ``sharing`` is a pattern over the blocks of the last stage (see `siclip.models.sharing`); it needs
+    ``sharing`` is a pattern over the blocks of the last stage (see `siclip.models.sharing`); it and ``sasp`` need
     ``block="sasp"``.
     """
 
@@ -39,6 +65,7 @@ class ImageTowerConfig(Config):
     layer_scale: float = Field(1e-5, gt=0)
     block: BlockKind = "attention"
     sharing: str = "none"
+    sasp: ImageSasPConfig = ImageSasPConfig()
 
     @model_validator(mode="after")
     def _stages_agree(self) -> ImageTowerConfig:
@@ -46,6 +73,7 @@ class ImageTowerConfig(Config):
             raise ValueError("layers, widths and squeeze_excite_downsample need one entry per stage, two or more")
         if self.widths[-1] % self.head_width:
             raise ValueError(f"last width {self.widths[-1]} is not a multiple of head_width {self.head_width}")
+        _check_sasp(self.block, self.sharing, self.sasp)
         return self
 
     @property
@@ -72,11 +100,13 @@ class TextTowerConfig(Config):
     layer_scale: float = Field(1e-5, gt=0)
     block: BlockKind = "attention"
     sharing: str = "none"
+    sasp: SasPConfig = SasPConfig()
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TextTowerConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        _check_sasp(self.block, self.sharing, self.sasp)
         return self
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from siclip.config import Config, LossConfig, TrainingConfig
+from siclip.config import Config, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig
 from siclip_platform.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,13 +34,16 @@ class DataConfig(Config):
 class StudentConfig(Config):
     """The model to build, by registry name, and what it takes over from its teacher.
 
-    ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``inherit``: copy the
+    ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``image_sasp`` and ``text_sasp``:
+    options of the SAS-P blocks. ``inherit``: copy the
     teacher's weights wherever the structure is the same. ``freeze``: keep what was inherited fixed.
     """
 
     name: str
     image_sharing: str | None = None
     text_sharing: str | None = None
+    image_sasp: ImageSasPConfig = ImageSasPConfig()
+    text_sasp: SasPConfig = SasPConfig()
     inherit: bool = True
     freeze: bool = True
 

@@ -76,7 +76,13 @@ def recipe_model(recipe: Recipe) -> ModelConfig:
         UserError: the name or a pattern is wrong.
     """
     student = recipe.model
-    return model_config(student.name, image_sharing=student.image_sharing, text_sharing=student.text_sharing)
+    return model_config(
+        student.name,
+        image_sharing=student.image_sharing,
+        text_sharing=student.text_sharing,
+        image={"sasp": student.image_sasp.model_dump()},
+        text={"sasp": student.text_sasp.model_dump()},
+    )
 
 
 def build_trainer(recipe: Recipe) -> Trainer:

@@ -76,7 +76,7 @@ class Clip(nn.Module):
         """As `nn.Module.train`, but a frozen BatchNorm stays in eval: its statistics are inherited too."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
                 module.eval()
         return self
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 
+from timm.layers import LayerNorm2d, Mlp, RmsNorm2d
 from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
 from torch import Tensor, nn
 
 from siclip.config import ImageTowerConfig
 from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
 from siclip.models.sharing import parse_pattern
+
+_NORMS = {"tower": nn.BatchNorm2d, "batch": nn.BatchNorm2d, "layer": LayerNorm2d, "rms": RmsNorm2d}
 
 
 class ImageTower(nn.Module):
@@ -42,19 +45,21 @@ class ImageTower(nn.Module):
         nn.init.trunc_normal_(self.model.head.fc.weight, std=0.02)
         if config.block == "sasp":
             self._use_sasp(config)
-        elif config.sharing != "none":
-            raise ValueError("sharing patterns need SAS-P blocks: image.block must be 'sasp'")
 
     def _use_sasp(self, config: ImageTowerConfig) -> None:
         width, depth = config.widths[-1], config.layers[-1]
+        hidden, options = int(width * config.mlp_ratio), config.sasp
         blocks = [
             SasPBlock(
-                norm=nn.BatchNorm2d(width),
+                norm=_NORMS[options.norm](width),
                 qk=QueryKey(width, bias=False),
-                mlp=ConvMlp(width, hidden_channels=int(width * config.mlp_ratio)),
+                mlp=ConvMlp(width, hidden) if options.ffn == "conv" else Mlp(width, hidden, use_conv=True),
                 heads=config.heads,
+                maps=True,
+                value=options.first_value and index == 0,
+                trainable_gains=options.trainable_gains,
             )
-            for _ in range(depth)
+            for index in range(depth)
         ]
         self.model.stages[-1].blocks = nn.Sequential(*share_blocks(blocks, parse_pattern(config.sharing, depth)))
 

@@ -9,6 +9,8 @@ Shapes: B batch, T tokens, C channels, H heads, d = C/H.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,12 @@ def shaped_attention(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, b
     return mixed
 
 
+def attention_matrix(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(Q Kᵀ/√d) of (B, H, T, d) queries and keys: (B, H, T, T), in fp32."""
+    scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
+    return scores.softmax(dim=-1)
+
+
 class QueryKey(nn.Module):
     """Queries and keys: the part of a block that the pattern ``qk`` shares. W_Q starts at 0, so A starts at I."""
 
@@ -48,38 +56,71 @@ class QueryKey(nn.Module):
 
 
 class SasPBlock(nn.Module):
-    """One SAS-P block on tokens (B, T, C) or, if the norm is 2-D, on feature maps (B, C, height, width).
+    """One SAS-P block on tokens (B, T, C) or, with ``maps``, on feature maps (B, C, height, width).
 
-    ``norm`` and ``mlp`` are given by the tower and keep its layout, so that a convolutional FFN can stay.
+    ``norm`` and ``mlp`` are given by the tower and take its layout, so that a convolutional FFN can stay. With
+    ``value`` the block has a value matrix and an output projection, both identities at the start.
     """
 
-    def __init__(self, norm: nn.Module, qk: QueryKey, mlp: nn.Module, heads: int) -> None:
+    def __init__(
+        self,
+        norm: nn.Module,
+        qk: QueryKey,
+        mlp: nn.Module,
+        heads: int,
+        *,
+        maps: bool = False,
+        value: bool = False,
+        trainable_gains: bool = True,
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.qk = qk
         self.mlp = mlp
         self.heads = heads
-        self.alpha = nn.Parameter(torch.ones(heads))
-        self.beta = nn.Parameter(torch.ones(heads))
-        self.gamma = nn.Parameter(torch.ones(heads))
-        self.beta_sa = nn.Parameter(torch.ones(()))
-        self.beta_ff = nn.Parameter(torch.full((), 0.1))
+        self.maps = maps
+        self.value = _identity_like(qk.query) if value else None
+        self.projection = _identity_like(qk.query) if value else None
+        self.alpha, self.beta, self.gamma = (nn.Parameter(torch.ones(heads), trainable_gains) for _ in range(3))
+        self.beta_sa = nn.Parameter(torch.ones(()), trainable_gains)
+        self.beta_ff = nn.Parameter(torch.full((), 0.1), trainable_gains)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        tokens = y.flatten(2).transpose(1, 2) if y.dim() == 4 else y
-        value = self._heads(tokens)
-        query, key = self._heads(self.qk.query(tokens)), self._heads(self.qk.key(tokens))
+        tokens = self._tokens(y)
+        query, key = self._query_key(tokens)
+        value = self._heads(self.value(tokens) if self.value is not None else tokens)
         mixed = shaped_attention(query, key, value.to(query.dtype), self.alpha, self.beta, self.gamma)
         mixed = mixed.transpose(1, 2).reshape(tokens.shape)
-        if y.dim() == 4:
+        if self.projection is not None:
+            mixed = self.projection(mixed)
+        if self.maps:
             mixed = mixed.transpose(1, 2).reshape(y.shape)
         out: Tensor = self.beta_sa * mixed + self.beta_ff * self.mlp(y)
         return out
 
+    def attention_map(self, x: Tensor) -> Tensor:
+        """softmax(Q_h K_hᵀ/√d) for a block input, (B, H, T, T): for diagnostics, `forward` never makes it."""
+        query, key = self._query_key(self._tokens(self.norm(x)))
+        return attention_matrix(query, key)
+
+    def _tokens(self, y: Tensor) -> Tensor:
+        return y.flatten(2).transpose(1, 2) if self.maps else y
+
+    def _query_key(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self._heads(self.qk.query(tokens)), self._heads(self.qk.key(tokens))
+
     def _heads(self, tokens: Tensor) -> Tensor:
         batch, length, width = tokens.shape
         return tokens.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+def _identity_like(layer: nn.Linear) -> nn.Linear:
+    same = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    nn.init.eye_(same.weight)
+    if same.bias is not None:
+        nn.init.zeros_(same.bias)
+    return same
 
 
 def share_blocks(blocks: list[SasPBlock], pattern: SharingPattern) -> list[SasPBlock]:

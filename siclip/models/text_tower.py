@@ -28,6 +28,21 @@ class LayerNormFp32(nn.LayerNorm):
             return super().forward(input.float()).to(input.dtype)
 
 
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm of the channels of tokens (B, T, C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+_NORMS: dict[str, type[nn.Module]] = {
+    "tower": LayerNormFp32,
+    "layer": LayerNormFp32,
+    "rms": nn.RMSNorm,
+    "batch": TokenBatchNorm,
+}
+
+
 class MultiHeadAttention(nn.Module):
     """Plain self-attention (B, T, C) → (B, T, C) with one joint projection."""
 
@@ -38,11 +53,16 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.query_key_value(x)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return cast(Tensor, self.out_proj(mixed.transpose(1, 2).reshape(x.shape)))
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) → three of (B, H, T, C/H)."""
         batch, length, width = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width)))
+        return query, key, value
 
 
 class TransformerBlock(nn.Module):
@@ -237,16 +257,17 @@ class TextTower(nn.Module):
 def _transformer_blocks(config: TextTowerConfig) -> list[nn.Module]:
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     if config.block == "attention":
-        if config.sharing != "none":
-            raise ValueError("sharing patterns need SAS-P blocks: text.block must be 'sasp'")
         return [TransformerBlock(width, config.heads, hidden) for _ in range(config.layers)]
+    options = config.sasp
     blocks = [
         SasPBlock(
-            norm=LayerNormFp32(width),
+            norm=_NORMS[options.norm](width),
             qk=QueryKey(width, bias=True),
             mlp=nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)),
             heads=config.heads,
+            value=options.first_value and index == 0,
+            trainable_gains=options.trainable_gains,
         )
-        for _ in range(config.layers)
+        for index in range(config.layers)
     ]
     return list(share_blocks(blocks, parse_pattern(config.sharing, config.layers)))

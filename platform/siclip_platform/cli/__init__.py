@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from siclip_platform.cli import data, experiments, models
+from siclip_platform.cli import data, experiments, model, results
 from siclip_platform.cli.guard import guarded
 
 app = typer.Typer(
@@ -16,7 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
-for command in (experiments.train, experiments.tune, models.evaluate, models.report):
+app.add_typer(model.app, name="model")
+for command in (experiments.train, experiments.tune, results.evaluate, results.report):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     experiments.demo

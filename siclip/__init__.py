@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from siclip.checkpoints.formats import load_checkpoint, load_model, save_checkpoint
     from siclip.checkpoints.inherit import inherit
+    from siclip.data.transforms import preprocess
     from siclip.errors import UserError
     from siclip.models import create_model, list_models
     from siclip.tokenizer import tokenize
@@ -24,6 +25,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_model",
+    "preprocess",
     "save_checkpoint",
     "tokenize",
 ]
@@ -35,6 +37,7 @@ _PLACES = {
     "list_models": "siclip.models",
     "load_checkpoint": "siclip.checkpoints.formats",
     "load_model": "siclip.checkpoints.formats",
+    "preprocess": "siclip.data.transforms",
     "save_checkpoint": "siclip.checkpoints.formats",
     "tokenize": "siclip.tokenizer",
 }

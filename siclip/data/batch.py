@@ -1,12 +1,12 @@
 """The batch: what one training step takes.
 
-Shapes: B batch, T context length.
+Shapes: B batch, T context length, C width of a tower, D_t a teacher's embed_dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -14,34 +14,67 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class TrunkFeatures:
+    """What the attention blocks of both towers start from: image (B, C, h, w), text (B, T, C)."""
+
+    image: Tensor
+    text: Tensor
+
+    def __getitem__(self, rows: slice) -> TrunkFeatures:
+        return TrunkFeatures(self.image[rows], self.text[rows])
+
+    def to(self, device: torch.device) -> TrunkFeatures:
+        return TrunkFeatures(self.image.to(device, non_blocking=True), self.text.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Pairs of images and captions.
 
-    images: (B, height, width, 3) uint8. tokens: (B, T) int64. image_ids, caption_ids: (B,) int64, equal where
-    the image or the caption is the same.
+    images: (B, height, width, 3) uint8; None where ``features`` stand for them. tokens: (B, T) int64. image_ids,
+    caption_ids: (B,) int64, equal where the image or the caption is the same. features: the outputs of a frozen
+    trunk, stored ahead. teacher_image, teacher_text: (B, D_t), a teacher's unit embeddings, stored ahead.
     """
 
-    images: Tensor
+    images: Tensor | None
     tokens: Tensor
     image_ids: Tensor
     caption_ids: Tensor
+    features: TrunkFeatures | None = None
+    teacher_image: Tensor | None = None
+    teacher_text: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some of the pairs."""
+        return Batch(*(None if (value := getattr(self, f.name)) is None else value[rows] for f in fields(self)))
 
     @classmethod
     def from_arrays(cls, columns: Mapping[str, np.ndarray]) -> Batch:
-        """From the columns ``images``, ``tokens``, ``image_ids``, ``caption_ids``."""
+        """From the columns ``tokens``, ``image_ids``, ``caption_ids`` and what else there is of ``images``,
+        ``teacher_image``, ``teacher_text``, ``trunk_image`` and ``trunk_text`` (bf16, kept as uint16)."""
+        tensors = {name: _tensor(array) for name, array in columns.items()}
+        features = None
+        if "trunk_image" in tensors:
+            features = TrunkFeatures(*(tensors[name].view(torch.bfloat16) for name in ("trunk_image", "trunk_text")))
         return cls(
-            images=_tensor(columns["images"]),
-            tokens=_tensor(columns["tokens"]).long(),
-            image_ids=_tensor(columns["image_ids"]),
-            caption_ids=_tensor(columns["caption_ids"]),
+            images=tensors.get("images"),
+            tokens=tensors["tokens"].long(),
+            image_ids=tensors["image_ids"],
+            caption_ids=tensors["caption_ids"],
+            features=features,
+            teacher_image=tensors.get("teacher_image"),
+            teacher_text=tensors.get("teacher_text"),
         )
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.images, self.tokens, self.image_ids, self.caption_ids)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        moved = (
+            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value and value.to(device)
+            for value in (getattr(self, field.name) for field in fields(self))
+        )
+        return Batch(*moved)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

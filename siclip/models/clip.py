@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 
 import torch
 from timm.utils.model import reparameterize_model
@@ -15,18 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siclip.config import ModelConfig
+from siclip.data.batch import TrunkFeatures as TrunkFeatures
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
 
 MAX_LOGIT_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class TrunkFeatures:
-    """What the attention blocks of both towers start from: image (B, C, h, w), text (B, T, C)."""
-
-    image: Tensor
-    text: Tensor
 
 
 class Clip(nn.Module):

@@ -5,8 +5,9 @@ Shapes: B batch, T context length, C width of a tower, D_t a teacher's embed_dim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         """Some of the pairs."""
-        return Batch(*(None if (value := getattr(self, f.name)) is None else value[rows] for f in fields(self)))
+        return self._changed(lambda value: value[rows])
 
     @classmethod
     def from_arrays(cls, columns: Mapping[str, np.ndarray]) -> Batch:
@@ -70,11 +71,16 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        moved = (
-            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value and value.to(device)
-            for value in (getattr(self, field.name) for field in fields(self))
-        )
-        return Batch(*moved)
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+
+        return self._changed(moved)
+
+    def _changed(self, change: Callable[[Any], Any]) -> Batch:
+        """With every part that there is changed."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: part if part is None else change(part) for name, part in parts.items()}
+        return Batch(**changed)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siclip.config import ModelConfig
-from siclip.data.batch import TrunkFeatures as TrunkFeatures
+from siclip.data.batch import TrunkFeatures
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
+
+__all__ = ["MAX_LOGIT_SCALE", "Clip", "TrunkFeatures", "count_parameters"]
 
 MAX_LOGIT_SCALE = 100.0
 

@@ -18,20 +18,29 @@ from torch.nn import functional as F
 from siclip.models.sharing import SharingPattern
 
 
-def shaped_attention(query: Tensor, key: Tensor, value: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
+def shaped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    own: Tensor | None = None,
+) -> Tensor:
     """Shaped attention A·value, fused: ``β·SDPA(q, k, v) + α·v − γ·mean_T(v)``; no T×T matrix is kept.
 
     Args:
         query, key, value: (B, H, T, d).
         alpha, beta, gamma: (H,), one gain per head.
+        own: where there are queries of R positions only, the values of those positions, (B, H, R, d).
 
     Returns:
-        (B, H, T, d).
+        (B, H, T, d), or (B, H, R, d).
     """
     alpha_H11, beta_H11, gamma_H11 = (g.view(-1, 1, 1).to(value.dtype) for g in (alpha, beta, gamma))
     attended: Tensor = F.scaled_dot_product_attention(query, key, value)
     mean = value.mean(dim=2, keepdim=True)
-    mixed: Tensor = torch.addcmul(alpha_H11 * value, beta_H11, attended) - gamma_H11 * mean
+    mixed: Tensor = torch.addcmul(alpha_H11 * (value if own is None else own), beta_H11, attended) - gamma_H11 * mean
     return mixed
 
 
@@ -85,34 +94,43 @@ class SasPBlock(nn.Module):
         self.beta_sa = nn.Parameter(torch.ones(()), trainable_gains)
         self.beta_ff = nn.Parameter(torch.full((), 0.1), trainable_gains)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C)."""
         y = self.norm(x)
         tokens = self._tokens(y)
-        query, key = self._query_key(tokens)
-        value = self._heads(self.value(tokens) if self.value is not None else tokens)
-        mixed = shaped_attention(query, key, value.to(query.dtype), self.alpha, self.beta, self.gamma)
-        mixed = mixed.transpose(1, 2).reshape(tokens.shape)
+        here = tokens if rows is None else pick_rows(tokens, rows)
+        value = self._heads(self._value(tokens))
+        own = value if rows is None else self._heads(self._value(here))
+        query, key = self._heads(self.qk.query(here)), self._heads(self.qk.key(tokens))
+        gains = (self.alpha, self.beta, self.gamma)
+        mixed = shaped_attention(query, key, value.to(query.dtype), *gains, own=own.to(query.dtype))
+        mixed = mixed.transpose(1, 2).reshape(here.shape)
         if self.projection is not None:
             mixed = self.projection(mixed)
         if self.maps:
-            mixed = mixed.transpose(1, 2).reshape(y.shape)
-        out: Tensor = self.beta_sa * mixed + self.beta_ff * self.mlp(y)
+            mixed, here = mixed.transpose(1, 2).reshape(y.shape), y
+        out: Tensor = self.beta_sa * mixed + self.beta_ff * self.mlp(here)
         return out
 
     def attention_map(self, x: Tensor) -> Tensor:
         """softmax(Q_h K_hᵀ/√d) for a block input, (B, H, T, T): for diagnostics, `forward` never makes it."""
-        query, key = self._query_key(self._tokens(self.norm(x)))
-        return attention_matrix(query, key)
+        tokens = self._tokens(self.norm(x))
+        return attention_matrix(self._heads(self.qk.query(tokens)), self._heads(self.qk.key(tokens)))
 
     def _tokens(self, y: Tensor) -> Tensor:
         return y.flatten(2).transpose(1, 2) if self.maps else y
 
-    def _query_key(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self._heads(self.qk.query(tokens)), self._heads(self.qk.key(tokens))
+    def _value(self, tokens: Tensor) -> Tensor:
+        return tokens if self.value is None else self.value(tokens)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         batch, length, width = tokens.shape
         return tokens.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+def pick_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Tokens (B, T, C) at the indices ``rows`` (B, R): (B, R, C)."""
+    return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def _identity_like(layer: nn.Linear) -> nn.Linear:

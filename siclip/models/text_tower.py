@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siclip.config import TextTowerConfig
-from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
+from siclip.models.rep_mixer import RepMixerBlock
+from siclip.models.sasp import QueryKey, SasPBlock, pick_rows, share_blocks
 from siclip.models.sharing import parse_pattern
 
 
@@ -52,10 +53,12 @@ class MultiHeadAttention(nn.Module):
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         query, key, value = self.query_key_value(x)
+        if rows is not None:
+            query = query.gather(2, rows[:, None, :, None].expand(-1, self.heads, -1, query.shape[-1]))
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.out_proj(mixed.transpose(1, 2).reshape(x.shape)))
+        return cast(Tensor, self.out_proj(mixed.transpose(1, 2).flatten(2)))
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) → three of (B, H, T, C/H)."""
@@ -75,125 +78,12 @@ class TransformerBlock(nn.Module):
             LayerNormFp32(width), nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pre_norm_mha(x)
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C)."""
+        norm, attention = self.pre_norm_mha
+        mixed = attention(norm(x), rows)
+        x = (x if rows is None else pick_rows(x, rows)) + mixed
         return cast(Tensor, x + self.pre_norm_ffn(x))
-
-
-def _depthwise(width: int, kernel: int, bias: bool) -> nn.Conv2d:
-    return nn.Conv2d(width, width, (1, kernel), padding=(0, kernel // 2), groups=width, bias=bias)
-
-
-class ConvBranch(nn.Module):
-    """Depthwise convolution over the tokens and its BatchNorm."""
-
-    def __init__(self, width: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = _depthwise(width, kernel, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.bn(self.conv(x)))
-
-
-class MobileOneBranches(nn.Module):
-    """The train-form branches of a MobileOne block: an identity BatchNorm and up to one convolution."""
-
-    def __init__(self, width: int, kernel: int, convolutions: int) -> None:
-        super().__init__()
-        self.rbr_skip = nn.BatchNorm2d(width)
-        self.rbr_conv = nn.ModuleList(ConvBranch(width, kernel) for _ in range(convolutions))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.rbr_skip(x)
-        for branch in self.rbr_conv:
-            out = out + branch(x)
-        return cast(Tensor, out)
-
-    def fused(self, kernel: int) -> tuple[Tensor, Tensor]:
-        """Kernel (C, 1, 1, k) and bias (C,) of the one convolution that equals the branches in eval mode."""
-        scale, shift = _batch_norm_affine(self.rbr_skip)
-        weight = torch.zeros(len(scale), 1, 1, kernel, device=scale.device)
-        weight[:, 0, 0, kernel // 2] = scale
-        for branch in self.rbr_conv:
-            assert isinstance(branch, ConvBranch)
-            branch_scale, branch_shift = _batch_norm_affine(branch.bn)
-            weight = weight + branch.conv.weight * branch_scale.view(-1, 1, 1, 1)
-            shift = shift + branch_shift
-        return weight, shift
-
-
-def _batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return scale, norm.bias - norm.running_mean * scale
-
-
-class RepMixer(nn.Module):
-    """Token mixer ``x + s·(mixer(x) − norm(x))`` on (B, C, 1, T), fusable to one depthwise convolution."""
-
-    def __init__(self, width: int, kernel: int, layer_scale: float) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.norm = MobileOneBranches(width, kernel, convolutions=0)
-        self.mixer = MobileOneBranches(width, kernel, convolutions=1)
-        self.layer_scale = nn.Parameter(torch.full((width, 1, 1), layer_scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "reparam_conv"):
-            return cast(Tensor, self.reparam_conv(x))
-        return cast(Tensor, x + self.layer_scale * (self.mixer(x) - self.norm(x)))
-
-    @torch.no_grad()
-    def reparameterize(self) -> None:
-        """Fuse in place into ``reparam_conv``."""
-        if hasattr(self, "reparam_conv"):
-            return
-        mixer_weight, mixer_bias = self.mixer.fused(self.kernel)
-        norm_weight, norm_bias = self.norm.fused(self.kernel)
-        scale = self.layer_scale.view(-1)
-        weight = (mixer_weight - norm_weight) * scale.view(-1, 1, 1, 1)
-        weight[:, 0, 0, self.kernel // 2] += 1
-        conv = _depthwise(len(scale), self.kernel, bias=True).to(weight.device)
-        conv.weight.copy_(weight)
-        assert conv.bias is not None
-        conv.bias.copy_((mixer_bias - norm_bias) * scale)
-        self.reparam_conv = conv
-        del self.norm, self.mixer, self.layer_scale
-
-
-class ConvFfn(nn.Module):
-    """Depthwise convolution over the tokens, then two 1×1 convolutions."""
-
-    def __init__(self, width: int, hidden: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = ConvBranch(width, kernel)
-        self.fc1 = nn.Conv2d(width, hidden, 1)
-        self.act = nn.GELU()
-        self.fc2 = nn.Conv2d(hidden, width, 1)
-        for layer in (self.conv.conv, self.fc1, self.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.fc2(self.act(self.fc1(self.conv(x)))))
-
-
-class RepMixerBlock(nn.Module):
-    """RepMixer and a convolutional FFN on tokens (B, T, C)."""
-
-    def __init__(self, config: TextTowerConfig) -> None:
-        super().__init__()
-        width, kernel = config.width, config.mixer_kernel
-        self.token_mixer = RepMixer(width, kernel, config.layer_scale)
-        self.convffn = ConvFfn(width, int(4.0 * width), kernel)
-        self.layer_scale = nn.Parameter(torch.full((width, 1, 1), config.layer_scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.token_mixer(x.transpose(1, 2).unsqueeze(2))
-        x = x + self.layer_scale * self.convffn(x)
-        return x.squeeze(2).transpose(1, 2)
 
 
 class Positions(nn.Module):
@@ -242,13 +132,36 @@ class TextTower(nn.Module):
         return cast(Tensor, self.transformer[0](x))
 
     def head(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """(B, T, C) and the ids (B, T) → (B, D)."""
+        """(B, T, C) and the ids (B, T) → (B, D).
+
+        Only the token at the end of text is pooled, so the last two layers run on the tokens that it depends on,
+        where that is exact and fewer than all: with no BatchNorm of theirs in train mode.
+        """
         x = features
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        x = self.final_layer_norm(self.transformer[-1](x))
-        pooled: Tensor = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
+        end = tokens.argmax(dim=-1)
+        x = self._end_of_text(last, x, end) if self._windowed(x.shape[1]) else self._all_tokens(last, x, end)
+        pooled: Tensor = self.final_layer_norm(x)
         return pooled @ self.projection_layer.to(pooled.dtype)
+
+    def _all_tokens(self, last: nn.Module, x: Tensor, end: Tensor) -> Tensor:
+        x = self.transformer[-1](last(x))
+        return x[torch.arange(x.shape[0], device=x.device), end]
+
+    def _end_of_text(self, last: nn.Module, x: Tensor, end: Tensor) -> Tensor:
+        mixer = cast(RepMixerBlock, self.transformer[-1])
+        window = end[:, None] + torch.arange(-mixer.reach, mixer.reach + 1, device=x.device)
+        inside = (window >= 0) & (window < x.shape[1])
+        return mixer.centre(last(x, window.clamp(0, x.shape[1] - 1)), inside)
+
+    def _windowed(self, length: int) -> bool:
+        mixer = cast(RepMixerBlock, self.transformer[-1])
+        if torch.compiler.is_exporting() or length <= 2 * mixer.reach + 1:
+            return False
+        modules = (*mixer.modules(), *self.blocks[-1].modules())
+        return not any(m.training for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.trunk(tokens), tokens)

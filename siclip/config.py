@@ -11,11 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BlockKind = Literal["attention", "sasp"]
-MiningStrategy = Literal["sampled", "hardest", "semi_hard", "uniform", "teacher"]
+ContrastiveBase = Literal["clip", "siglip"]
+MiningStrategy = Literal["sampled", "hardest", "semi_hard", "uniform", "teacher", "annealed"]
 PairHead = Literal["product", "mlp"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
+FreezePolicy = Literal["inherited", "before_sasp", "none"]
+TIMM_HEAD_WIDTH = 32
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -73,6 +76,10 @@ class ImageTowerConfig(Config):
             raise ValueError("layers, widths and squeeze_excite_downsample need one entry per stage, two or more")
         if self.widths[-1] % self.head_width:
             raise ValueError(f"last width {self.widths[-1]} is not a multiple of head_width {self.head_width}")
+        if self.block == "attention" and self.head_width != TIMM_HEAD_WIDTH:
+            raise ValueError(
+                f"attention blocks have heads of {TIMM_HEAD_WIDTH}; another head_width needs block 'sasp'"
+            )
         _check_sasp(self.block, self.sharing, self.sasp)
         return self
 
@@ -120,13 +127,21 @@ class ModelConfig(Config):
 
 
 class LossConfig(Config):
-    """Weights of the objective's parts and the options of pair matching. A weight of 0 leaves a part out."""
+    """Weights of the objective's parts and their options. A weight of 0 leaves a part out.
 
+    ``base``: what the part ``contrastive`` is, CLIP's softmax or SigLIP's sigmoid. ``relational_temperature``: τ of
+    CRD. ``pair_matching_warmup``: share of the training over which the weight of pair matching rises linearly from
+    0; at 0 it is there from the start.
+    """
+
+    base: ContrastiveBase = "clip"
     contrastive: Weight = 1.0
     feature_distillation: Weight = 2000.0
     contrastive_relational: Weight = 1.0
+    relational_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     interactive_contrastive: Weight = 1.0
     pair_matching: Weight = 0.0
+    pair_matching_warmup: float = Field(0.0, ge=0, le=1)
     pair_head: PairHead = "product"
     negatives: MiningStrategy = "sampled"
     false_negative_similarity: float = Field(0.9, gt=0, le=1)
@@ -157,12 +172,15 @@ class TrainingConfig(Config):
     precision: Precision = "bf16"
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
+    thaw_step: int = Field(0, ge=0, description="after so many steps what inheritance froze trains too; 0: never")
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="0: only after the last step")
     checkpoint_every: int = Field(0, ge=0, description="0: only after the last step")
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> TrainingConfig:
+    def _fits_in_steps(self) -> TrainingConfig:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+        if self.thaw_step >= self.steps:
+            raise ValueError(f"thaw_step {self.thaw_step} leaves none of the {self.steps} steps to train what thaws")
         return self

@@ -23,7 +23,11 @@ class Teacher:
         self.model = model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self.shares_trunk = student.trunk_is_frozen() and _same_trunk(model, student)
+        self.compare(student)
+
+    def compare(self, student: Clip) -> None:
+        """Find out whether the trunk is shared: at the start, and whenever the student freezes or thaws."""
+        self.shares_trunk = student.trunk_is_frozen() and _same_trunk(self.model, student)
 
     @torch.no_grad()
     def embed(self, images: Tensor, tokens: Tensor, features: TrunkFeatures) -> Embeddings:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from siclip.config import Config, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig
+from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig
 from siclip_platform.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,8 +35,10 @@ class StudentConfig(Config):
     """The model to build, by registry name, and what it takes over from its teacher.
 
     ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``image_sasp`` and ``text_sasp``:
-    options of the SAS-P blocks. ``inherit``: copy the
-    teacher's weights wherever the structure is the same. ``freeze``: keep what was inherited fixed.
+    options of the SAS-P blocks. ``inherit``: copy the teacher's weights wherever the structure is the same.
+    ``freeze``: which of them do not train: ``inherited`` all outside the SAS-P blocks, ``before_sasp`` only those
+    before the first SAS-P block of each tower, ``none`` none; ``training.thaw_step`` ends it.
+    ``block_regression_steps``: so many batches, before the first step, fit each SAS-P block to its teacher's block.
     """
 
     name: str
@@ -45,7 +47,8 @@ class StudentConfig(Config):
     image_sasp: ImageSasPConfig = ImageSasPConfig()
     text_sasp: SasPConfig = SasPConfig()
     inherit: bool = True
-    freeze: bool = True
+    freeze: FreezePolicy = "inherited"
+    block_regression_steps: int = Field(0, ge=0)
 
 
 class EvaluationConfig(Config):
@@ -63,6 +66,17 @@ class Recipe(Config):
     loss: LossConfig = LossConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _inheritance_agrees(self) -> Recipe:
+        if self.model.block_regression_steps and not self.model.inherit:
+            raise ValueError("model.block_regression_steps needs model.inherit: set it to true, or the steps to 0")
+        if self.training.thaw_step and (not self.model.inherit or self.model.freeze == "none"):
+            raise ValueError(
+                "training.thaw_step has nothing to thaw: it needs model.inherit true and model.freeze 'inherited' or "
+                "'before_sasp'; or set it to 0"
+            )
+        return self
 
     @property
     def hash(self) -> str:

@@ -23,6 +23,7 @@ from siclip.data.batch import Batch
 from siclip.evaluation.evaluate import evaluate
 from siclip.models.clip import Clip, count_parameters
 from siclip.models.registry import model_config
+from siclip.training.block_regression import check_blocks, fit_blocks
 from siclip.training.loop import Reporter, Save, resume, train
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
@@ -91,11 +92,15 @@ def build_trainer(recipe: Recipe) -> Trainer:
     Raises:
         UserError: the teacher's checkpoint is missing or does not fit.
     """
+    model = recipe_model(recipe)
+    teacher = load_model(Path(recipe.teacher)) if recipe.teacher else None
+    if recipe.model.block_regression_steps and teacher is not None:
+        check_blocks(model, teacher.config)
     return make_trainer(
-        recipe_model(recipe),
+        model,
         recipe.loss,
         recipe.training,
-        teacher=load_model(Path(recipe.teacher)) if recipe.teacher else None,
+        teacher=teacher,
         inherit_weights=recipe.model.inherit,
         freeze=recipe.model.freeze,
     )
@@ -118,6 +123,18 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(trainer, Stream.of(recipe, config), validate)
 
 
+def start_blocks(recipe: Recipe, prepared: Prepared, reporter: Reporter) -> None:
+    """Block regression on the first batches of the run's own stream; nothing for a run that goes on."""
+    steps, size = recipe.model.block_regression_steps, recipe.training.batch_size
+    trainer = prepared.trainer
+    if not steps or trainer.step or not recipe.teacher:
+        return
+    teacher = load_model(Path(recipe.teacher)).to(trainer.device)
+    batches = prepared.stream.batches(size, 0, steps * size)
+    losses = fit_blocks(trainer.model, teacher, batches, precision=recipe.training.precision)
+    reporter.log(0, {"train/block_regression_first": losses[0], "train/block_regression_last": losses[-1]})
+
+
 def run_in_process(recipe: Recipe, reporter: Reporter) -> dict[str, float]:
     """Train here, on batches read here; returns the costs."""
     started = time.perf_counter()
@@ -126,9 +143,11 @@ def run_in_process(recipe: Recipe, reporter: Reporter) -> dict[str, float]:
     def batches(start: int, stop: int) -> Iterator[Batch]:
         return prepared.stream.batches(recipe.training.batch_size, start, stop)
 
-    reporter.log(0, prepared.costs())
+    costs = prepared.costs()
+    reporter.log(0, costs)
+    start_blocks(recipe, prepared, reporter)
     train(prepared.trainer, batches, reporter, prepared.evaluate)
-    return prepared.costs() | {"cost/seconds": time.perf_counter() - started}
+    return costs | {"cost/seconds": time.perf_counter() - started}
 
 
 @dataclass(frozen=True)
@@ -179,7 +198,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     def batches(start: int, stop: int) -> Iterator[Batch]:
         return islice(from_first, start // batch_size, None)
 
-    train(prepared.trainer, batches, _TrainReporter(config["queue"], prepared.costs()), prepared.evaluate)
+    reporter = _TrainReporter(config["queue"], prepared.costs())
+    start_blocks(recipe, prepared, reporter)
+    train(prepared.trainer, batches, reporter, prepared.evaluate)
 
 
 def run_with_ray_train(

@@ -1,60 +1,106 @@
-"""Checkpoint files: ours, and Apple's official flat state dict. Loading never unpickles code."""
+"""Checkpoint files: ours, official, open_clip and timm ones, as torch or safetensors. Loading never runs code."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import safetensors.torch
 import torch
 from pydantic import ValidationError
-from timm.models.fastvit import checkpoint_filter_fn
+from safetensors import safe_open
 from torch import Tensor
 
+from siclip.checkpoints.layouts import IMAGE, TEXT, to_siclip
+from siclip.checkpoints.patterns import (
+    TOWERS,
+    Tower,
+    drop_aliases,
+    fill_aliases,
+    merge_blocks,
+    shared_groups,
+    unequal_aliases,
+)
 from siclip.config import ModelConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 
 FORMAT = "siclip-checkpoint"
 VERSION = 1
+SAFETENSORS = ".safetensors"
+
+Part = Literal["all", "image", "text"]
+Sharing = Literal["refuse", "average", "first"]
+
+_SHOWN_KEYS = 20
+_PREFIXES: dict[Tower, str] = {"image": IMAGE, "text": TEXT}
 
 
 def save_checkpoint(path: Path, model: Clip, training: Mapping[str, Any] | None = None) -> None:
-    """Write the model with its config, and the training state if given, by a temp name, fsync and rename."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": model.config.model_dump(mode="json"),
-        "model": model.state_dict(),
-        "training": dict(training) if training is not None else None,
-    }
+    """Write the model with its config, and the training state if given, by a temp name, fsync and rename.
+
+    A path ending in ``.safetensors`` gets that format: the config in its metadata, shared tensors once.
+
+    Raises:
+        UserError: the model is reparameterized, or there is training state for a safetensors file.
+    """
+    state = model.state_dict()
+    if any("reparam_conv" in name for name in state):
+        raise UserError(f"{path}: a reparameterized model cannot be rebuilt; save the model that it was made from")
+    config = model.config.model_dump(mode="json")
+    mark: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": config}
+    if path.suffix == SAFETENSORS:
+        if training is not None:
+            raise UserError(f"{path}: safetensors holds no training state; save to a .pt file or leave it out")
+        tensors = {name: value.contiguous() for name, value in drop_aliases(state, model.config).items()}
+        metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(config)}
+        content: Any = safetensors.torch.save(tensors, metadata)
+    else:
+        content = mark | {"model": state, "training": dict(training) if training is not None else None}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content) if isinstance(content, bytes) else torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours: format, version, config, model, training.
 
+    ``model`` names shared tensors once per block, whatever the file format.
+
     Raises:
         UserError: missing, empty or truncated file, a pickle with code, or not a checkpoint of ours.
     """
-    content = _read_tensors(path)
+    content = _read_file(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a siclip checkpoint (no format mark): make one with siclip.save_checkpoint, "
             "or load an official state dict with siclip.load_checkpoint(model, path)"
         )
-    if content.get("version") != VERSION:
-        raise UserError(
-            f"{path} is a siclip checkpoint of version {content.get('version')}, this code reads {VERSION}"
-        )
     return content
+
+
+def checkpoint_config(content: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The model config in what `read_checkpoint` gave.
+
+    Raises:
+        UserError: it does not fit this code.
+    """
+    try:
+        return ModelConfig.model_validate(content["config"])
+    except ValidationError as error:
+        raise UserError(f"{path}: its model config does not fit this version: {error}") from None
 
 
 def load_model(path: Path) -> Clip:
@@ -64,55 +110,143 @@ def load_model(path: Path) -> Clip:
         UserError: as `read_checkpoint`, or the config in the file does not fit this code.
     """
     content = read_checkpoint(path)
-    try:
-        model = Clip(ModelConfig.model_validate(content["config"]))
-    except ValidationError as error:
-        raise UserError(f"{path}: its model config does not fit this version: {error}") from None
-    _load_strictly(model, content["model"], path)
+    model = Clip(checkpoint_config(content, path))
+    _load_strictly(model, content["model"], "all", path)
     return model
 
 
-def load_checkpoint(model: Clip, path: Path | str) -> None:
-    """Load weights into ``model`` from a checkpoint of ours or Apple's official flat state dict.
+def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharing: Sharing = "refuse") -> None:
+    """Load weights into ``model``, all or none, from a torch or safetensors file.
+
+    The file is a checkpoint of ours, or a state dict in siclip, official MobileCLIP, open_clip or timm layout
+    (`siclip.checkpoints.layouts`), also inside an open_clip or timm training checkpoint.
+
+    Args:
+        part: ``image`` or ``text`` loads that tower alone, without the logit scale.
+        sharing: what to do when the file shares other weights between blocks than the model does: refuse, or
+            take for each group of blocks the mean of their weights, or the first block's. Blocks that share in
+            the file and not in the model each get a copy.
 
     Raises:
-        UserError: as `read_checkpoint`, or the file is of another model; the keys are listed.
+        UserError: as `read_checkpoint`; the file is of another model, its missing and unexpected keys are
+            listed; or it has another sharing pattern and ``sharing`` is ``refuse``.
     """
+    if part not in get_args(Part) or sharing not in get_args(Sharing):
+        raise UserError(
+            f"part is one of {get_args(Part)} and sharing one of {get_args(Sharing)}: {part!r}, {sharing!r}"
+        )
     path = Path(path)
-    content = _read_tensors(path)
-    if content.get("format") == FORMAT:
-        state = content["model"]
-    elif any(key.startswith("image_encoder.model.patch_embed") for key in content):
-        state = _official_state(content, model)
-    else:
-        some = ", ".join(list(content)[:3])
-        raise UserError(f"{path} is neither a siclip checkpoint nor a MobileCLIP state dict: it holds {some}, …")
-    _load_strictly(model, state, path)
+    content = _read_file(path)
+    marked = content.get("format") == FORMAT
+    if marked:
+        towers: tuple[Tower, ...] = TOWERS if part == "all" else (part,)
+        _check_config(model.config, checkpoint_config(content, path), towers, sharing, path)
+    try:
+        state = content["model"] if marked else fill_aliases(to_siclip(_tensors(content), model), model.config)
+        state = _of_part(state, part)
+        if sharing != "refuse":
+            state = merge_blocks(state, model.config, sharing)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    _load_strictly(model, state, part, path)
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
+    """What a file holds; a checkpoint of ours is whole and has all names of shared tensors."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
+    if path.stat().st_size == 0:
+        raise UserError(f"checkpoint {path} is empty")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is refused: it is not a plain tensor file, or it would run code") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint, is it cut short? ({reason})") from None
+        content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
+    except Exception as error:  # whatever a parser says of bytes that are not its format
+        raise UserError(_unreadable(path, error)) from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    if content.get("format") != FORMAT:
+        return content
+    if content.get("version") != VERSION:
+        raise UserError(
+            f"{path} is a siclip checkpoint of version {content.get('version')}, this code reads {VERSION}"
+        )
+    if lacks := {"config", "model", "training"} - content.keys():
+        raise UserError(
+            f"{path} is a siclip checkpoint without {', '.join(sorted(lacks))}: it was not saved by siclip"
+        )
+    content["model"] = fill_aliases(content["model"], checkpoint_config(content, path))
     return content
 
 
-def _official_state(flat: Mapping[str, Tensor], model: Clip) -> dict[str, Tensor]:
-    image = checkpoint_filter_fn(dict(flat), model.image_encoder.model)
-    state = {f"image_encoder.model.{key}": value for key, value in image.items() if key != "head.fc.bias"}
-    return state | {key: value for key, value in flat.items() if not key.startswith("image_encoder.")}
+def _read_torch(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that torch does not write
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _load_strictly(model: Clip, state: Mapping[str, Tensor], path: Path) -> None:
-    expected = model.state_dict()
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    if metadata.get("format") != FORMAT:
+        return state
+    mark = {"format": FORMAT, "version": int(metadata["version"]), "config": json.loads(metadata["config"])}
+    return mark | {"model": state, "training": None}
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if asked := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"{path} is refused: it asks for {asked[1]}, and loading it would run code; save a state dict instead"
+    if isinstance(error, pickle.UnpicklingError):
+        return f"{path} is refused: it is not a plain tensor file, or loading it would run code"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{path} cannot be read as a checkpoint: is it cut short, or another kind of file? ({reason})"
+
+
+def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict in a file without our mark; open_clip's and timm's training checkpoints wrap theirs."""
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError("not a state dict: its keys are no names")
+    if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"not a state dict: there is no tensor under {', '.join(others[:3])}")
+    for wrapper in ("module.", "_orig_mod.", "module."):  # DistributedDataParallel, torch.compile
+        if all(key.startswith(wrapper) for key in state):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
+
+
+def _of_part(state: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
+    """The entries of a tower, or all; a file without the tower is refused."""
+    there = [tower for tower in TOWERS if any(key.startswith(_PREFIXES[tower]) for key in state)]
+    if part == "all":
+        if len(there) == 1:
+            raise UserError(f"it holds the {there[0]} tower only: load it with part={there[0]!r}")
+        return dict(state)
+    if part not in there:
+        raise UserError(f"it holds no {part} tower")
+    return {key: value for key, value in state.items() if key.startswith(_PREFIXES[part])}
+
+
+def _check_config(
+    ours: ModelConfig, file: ModelConfig, towers: tuple[Tower, ...], sharing: Sharing, path: Path
+) -> None:
+    """Refuse what names and shapes do not tell: another sharing pattern, another number of heads."""
+    for tower in towers:
+        here, there = getattr(ours, tower), getattr(file, tower)
+        if (here.block, here.layers) != (there.block, there.layers):
+            continue  # another model, its keys are listed later
+        if here.heads != there.heads:
+            raise UserError(f"{path} has {there.heads} heads in the {tower} tower, the model has {here.heads}")
+        if sharing == "refuse" and shared_groups(ours, tower) != shared_groups(file, tower):
+            raise UserError(
+                f"{path} was saved with {tower} sharing {there.sharing!r}, the model has {here.sharing!r}: build the "
+                f"model with the file's pattern, or convert with load_checkpoint(…, sharing='average') or 'first'"
+            )
+
+
+def _load_strictly(model: Clip, state: Mapping[str, Tensor], part: Part, path: Path) -> None:
+    prefix = "" if part == "all" else _PREFIXES[part]
+    expected = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
     missing = sorted(set(expected) - set(state))
     unexpected = sorted(set(state) - set(expected))
     reshaped = sorted(
@@ -121,10 +255,17 @@ def _load_strictly(model: Clip, state: Mapping[str, Tensor], path: Path) -> None
         if key in state and state[key].shape != value.shape
     )
     problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
+        f"{len(keys)} {what}: {', '.join(keys[:_SHOWN_KEYS])}{', …' if len(keys) > _SHOWN_KEYS else ''}"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if keys
     ]
     if problems:
+        if any(key.endswith(".alpha") for key in missing):
+            problems.append("a siclip model takes over a MobileCLIP's weights with siclip.inherit")
         raise UserError(f"{path} is not a checkpoint of {model.config.name!r}: " + "; ".join(problems))
-    model.load_state_dict(dict(state))
+    if different := unequal_aliases(state, model.config):
+        raise UserError(
+            f"{path} has different tensors where the model shares one: {', '.join(different[:_SHOWN_KEYS])}; build "
+            "the model without sharing, or convert with load_checkpoint(…, sharing='average') or 'first'"
+        )
+    model.load_state_dict(dict(state), strict=part == "all")

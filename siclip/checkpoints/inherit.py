@@ -2,118 +2,223 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch import nn
 
+from siclip.checkpoints.inheritance_report import Action, InheritanceReport, ReportEntry
+from siclip.config import FreezePolicy, ModelConfig
 from siclip.errors import UserError
-from siclip.models.clip import Clip, count_parameters
+from siclip.models.clip import Clip
+from siclip.models.sharing import parse_pattern
 
 # The FFN of a text block: its two linears in the teacher's pre-LN block and in a SAS-P block.
 _TEXT_FFN = {"mlp.0.": "pre_norm_ffn.1.", "mlp.2.": "pre_norm_ffn.4."}
+_FRESH = {
+    "qk": "queries and keys start anew, so that attention starts as the identity",
+    "norm": "the block's one norm starts anew",
+    "value": "starts as the identity",
+    "projection": "starts as the identity",
+}
+
+
+def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") -> InheritanceReport:
+    """Copy the teacher's weights and BatchNorm statistics into the student, in place, and freeze by a policy.
+
+    ``freeze``: see `freeze_inherited`. The FFNs of SAS-P blocks start from the teacher's and always train; where
+    blocks share one, the first of them gives it its teacher's.
+
+    Raises:
+        UserError: no such policy; the teacher is another model, so that something outside the SAS-P blocks does
+            not fit; or freezing would leave nothing to train. Both models are as they were then.
+    """
+    _check_policy(freeze)
+    if freeze == "inherited" and "sasp" not in (student.config.image.block, student.config.text.block):
+        raise UserError(
+            f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}: nothing is left to "
+            "train; take a siclip model, or model.freeze 'before_sasp' or 'none'"
+        )
+    plan = list(_plan(student, teacher))
+    left = list(_left(student, teacher, {step.origin for step in plan}))
+    _refuse_another_model(student, teacher, plan, left)
+    source = teacher.state_dict()
+    with torch.no_grad():
+        for step in plan:
+            if step.origin:
+                step.target.copy_(source[step.origin])
+    frozen = freeze_inherited(student, freeze)
+    entries = [
+        ReportEntry(
+            name=step.name,
+            module=_module(step.name, student.config),
+            action=step.action,
+            parameters=step.target.numel() if isinstance(step.target, nn.Parameter) else 0,
+            trains=step.target.requires_grad,
+            reason=step.reason,
+        )
+        for step in plan
+    ]
+    return InheritanceReport((*entries, *left), frozen)
+
+
+def freeze_inherited(model: Clip, policy: FreezePolicy) -> tuple[str, ...]:
+    """Freeze what a model inherits from its base teacher; the structure alone decides, no teacher is needed.
+
+    ``inherited``: everything outside the SAS-P blocks, except the logit scale. ``before_sasp``: both trunks, so
+    that training starts at the first SAS-P block (or, in a tower without, attention block). ``none``: nothing.
+    A frozen BatchNorm is in eval from then on, whatever `Clip.train` says.
+
+    Returns:
+        The names of the parameters that trained before and no longer do.
+
+    Raises:
+        UserError: no such policy.
+    """
+    _check_policy(policy)
+    towers = (model.image_encoder, model.text_encoder)
+    trunk = {id(p) for tower in towers for module in tower.trunk_modules() for p in module.parameters()}
+    frozen = []
+    for name, parameter in model.named_parameters():
+        inherited = name != "logit_scale" and not _in_sasp(name, model.config)
+        goes = {"inherited": inherited, "before_sasp": id(parameter) in trunk, "none": False}[policy]
+        if goes and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    model.train(model.training)
+    return tuple(frozen)
+
+
+def _check_policy(policy: str) -> None:
+    if policy not in get_args(FreezePolicy):
+        raise UserError(f"freeze {policy!r} is no policy: there are {', '.join(get_args(FreezePolicy))}")
 
 
 @dataclass(frozen=True)
-class InheritanceReport:
-    """Names of state entries by what became of them.
+class _Step:
+    """A tensor of the student and where it comes from; no ``origin`` for a fresh one."""
 
-    ``copied``: the same place in the teacher. ``started``: the FFN of a SAS-P block, started from the teacher's
-    block and trained. ``fresh``: what the teacher does not have, with the reason. Counts are of parameters.
-    """
-
-    copied: tuple[str, ...]
-    started: tuple[str, ...]
-    fresh: dict[str, str]
-    frozen_parameters: int
-    trainable_parameters: int
-
-    def __str__(self) -> str:
-        return (
-            f"inherited {len(self.copied)} tensors, started {len(self.started)} from the teacher's FFN, "
-            f"{len(self.fresh)} fresh; {self.trainable_parameters:,} parameters to train, "
-            f"{self.frozen_parameters:,} frozen"
-        )
+    name: str
+    target: torch.Tensor
+    action: Action
+    origin: str | None
+    reason: str
 
 
-def inherit(student: Clip, teacher: Clip, freeze: bool = True) -> InheritanceReport:
-    """Copy the teacher's weights and BatchNorm statistics into the student, in place.
-
-    With ``freeze`` what was copied no longer trains, except the logit scale; the FFNs of SAS-P blocks start
-    from the teacher's and always train.
-
-    Where SAS-P blocks share an FFN, the first of them gives it its teacher's.
-
-    Raises:
-        UserError: the teacher is another model: a parameter outside the SAS-P blocks does not fit; or freezing
-            would leave nothing to train.
-    """
+def _plan(student: Clip, teacher: Clip) -> Iterator[_Step]:
     source = teacher.state_dict()
-    state = student.state_dict()
-    copied: list[str] = []
-    started: list[str] = []
-    fresh: dict[str, str] = {}
-    filled: set[int] = set()
-    for name, target in state.items():
-        in_block = _is_sasp(name, student)
-        origin = _origin(name) if in_block else name
-        if origin is None or origin not in source:
-            fresh[name] = "not in the teacher"
+    for name, target in chain(student.named_parameters(), student.named_buffers()):
+        in_sasp = _in_sasp(name, student.config)
+        origin = _ffn_origin(name, teacher.config) if in_sasp else name
+        if origin is None:
+            part = _place(name, student.config).part  # type: ignore[union-attr]
+            yield _Step(name, target, "fresh", None, _FRESH.get(part.partition(".")[0], "SAS-P's own gains"))
+        elif origin not in source:
+            yield _Step(name, target, "fresh", None, "not in the teacher")
         elif source[origin].shape != target.shape:
-            fresh[name] = f"{tuple(source[origin].shape)} in the teacher, {tuple(target.shape)} here"
-        elif target.data_ptr() not in filled:
-            filled.add(target.data_ptr())
-            with torch.no_grad():
-                target.copy_(source[origin])
-            (started if in_block else copied).append(name)
-    _refuse_another_model(student, teacher, fresh)
-    if freeze:
-        _freeze(student, set(copied) - {"logit_scale"})
-    trainable = count_parameters(student, trainable=True)
-    if freeze and trainable <= 1:
-        raise UserError(
-            f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}: "
-            "nothing is left to train; take a siclip model or model.freeze=false"
-        )
-    return InheritanceReport(tuple(copied), tuple(started), fresh, count_parameters(student) - trainable, trainable)
+            shapes = f"{tuple(source[origin].shape)} in the teacher, {tuple(target.shape)} here"
+            yield _Step(name, target, "fresh", None, shapes)
+        elif in_sasp:
+            yield _Step(name, target, "started", origin, "the FFN goes on from the teacher's")
+        else:
+            yield _Step(name, target, "copied", origin, "the same in the teacher")
 
 
-def _refuse_another_model(student: Clip, teacher: Clip, fresh: dict[str, str]) -> None:
-    misfits = [
-        f"{name} ({why})"
-        for name, why in fresh.items()
-        if not _is_sasp(name, student) and not name.endswith("num_batches_tracked")
-    ]
+def _left(student: Clip, teacher: Clip, used: set[str | None]) -> Iterator[ReportEntry]:
+    for name, parameter in teacher.named_parameters():
+        if name not in used:
+            reason = _why_left(name, student.config, teacher.config)
+            module = _module(name, teacher.config)
+            yield ReportEntry(name, module, "left", parameter.numel(), parameter.requires_grad, reason)
+
+
+def _why_left(name: str, student: ModelConfig, teacher: ModelConfig) -> str:
+    place = _place(name, teacher)
+    if place is None or getattr(student, place.tower).block != "sasp":
+        return "not in the student"
+    options, depth = getattr(student, place.tower).sasp, _depth(student, place.tower)
+    if place.block >= depth:
+        return f"the student has {depth} blocks"
+    if place.part.startswith(("mlp.", *_TEXT_FFN.values())):
+        pattern = parse_pattern(getattr(student, place.tower).sharing, depth)
+        if pattern.part in ("mlp", "block") and pattern.owner(place.block) != place.block:
+            return f"block {place.block} shares block {pattern.owner(place.block)}'s"
+        plain = place.part.startswith("mlp.conv.") and student.image.sasp.ffn == "plain"
+        return "a plain FFN has no depthwise convolution" if plain else "of another shape in the student"
+    if getattr(teacher, place.tower).block == "sasp":
+        return "of a SAS-P block only the FFN is inherited"
+    anew = "queries and keys start anew, SAS-P has no values", "SAS-P has no output projection"
+    if options.first_value and place.block == 0:
+        anew = "queries, keys and values start anew", "the output projection starts as the identity"
+    reasons = {
+        "qkv": anew[0],
+        "proj": anew[1],
+        "layer_scale": "SAS-P has gains instead of layer scales",
+        "norm": "a SAS-P block's one norm starts anew",
+    }
+    return next(reason for word, reason in reasons.items() if word in place.part)
+
+
+def _refuse_another_model(student: Clip, teacher: Clip, plan: list[_Step], left: list[ReportEntry]) -> None:
+    ours = [(s.name, s.reason) for s in plan if s.action == "fresh" and not _in_sasp(s.name, student.config)]
+    misfits = ours + [(entry.name, entry.reason) for entry in left if entry.reason == "not in the student"]
     if misfits:
         more = f", … ({len(misfits)} in all)" if len(misfits) > 3 else ""
+        some = ", ".join(f"{name} ({why})" for name, why in misfits[:3])
         raise UserError(
             f"{student.config.name!r} cannot inherit from a checkpoint of {teacher.config.name!r}, which has another "
-            f"structure: {', '.join(misfits[:3])}{more}; name a checkpoint of its own base model"
+            f"structure: {some}{more}; name a checkpoint of its own base model"
         )
 
 
-def _freeze(model: Clip, names: set[str]) -> None:
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(False)
-    model.train(model.training)
+class _Place(NamedTuple):
+    """A tensor inside the attention or SAS-P blocks of a tower: which block, and its name within."""
+
+    tower: Literal["image", "text"]
+    block: int
+    part: str
 
 
-def _is_sasp(name: str, model: Clip) -> bool:
-    stage = f"image_encoder.model.stages.{len(model.config.image.layers) - 1}.blocks."
-    if name.startswith(stage):
-        return model.config.image.block == "sasp"
-    layer = name.removeprefix("text_encoder.transformer.").partition(".")[0]
-    inner = layer.isdigit() and 0 < int(layer) <= model.config.text.layers
-    return inner and model.config.text.block == "sasp"
+def _place(name: str, config: ModelConfig) -> _Place | None:
+    stage = len(config.image.layers) - 1
+    if found := re.fullmatch(rf"image_encoder\.model\.stages\.{stage}\.blocks\.(\d+)\.(.+)", name):
+        return _Place("image", int(found[1]), found[2])
+    found = re.fullmatch(r"text_encoder\.transformer\.(\d+)\.(.+)", name)
+    if found and 1 <= int(found[1]) <= config.text.layers:
+        return _Place("text", int(found[1]) - 1, found[2])
+    return None
 
 
-def _origin(name: str) -> str | None:
-    """The teacher's name of a tensor inside a SAS-P block, None if a teacher's block has none."""
+def _in_sasp(name: str, config: ModelConfig) -> bool:
+    place = _place(name, config)
+    return place is not None and getattr(config, place.tower).block == "sasp"
+
+
+def _depth(config: ModelConfig, tower: Literal["image", "text"]) -> int:
+    return config.image.layers[-1] if tower == "image" else config.text.layers
+
+
+def _ffn_origin(name: str, teacher: ModelConfig) -> str | None:
+    """The teacher's name of a tensor inside a SAS-P block's FFN; None outside of it."""
     if ".mlp." not in name:
         return None
-    if name.startswith("image_encoder."):
-        return name
-    for ours, theirs in _TEXT_FFN.items():
-        if f".{ours}" in name:
-            return name.replace(f".{ours}", f".{theirs}")
-    return None
+    if name.startswith("text_encoder.") and teacher.text.block == "attention":
+        for ours, theirs in _TEXT_FFN.items():
+            name = name.replace(f".{ours}", f".{theirs}")
+    return name
+
+
+def _module(name: str, config: ModelConfig) -> str:
+    """The module that a report names for a tensor: stages and layers whole, attention and SAS-P blocks in parts."""
+    place = _place(name, config)
+    if place is not None:
+        part, dot, _ = place.part.partition(".")
+        return name.removesuffix(place.part) + part if dot else name.removesuffix(f".{place.part}")
+    parts = name.split(".")
+    if parts[2:3] == ["stages"]:
+        return ".".join(parts[: 5 if int(parts[3]) == len(config.image.layers) - 1 else 4])
+    return ".".join(parts[: 3 if parts[0] == "image_encoder" or parts[1:2] == ["transformer"] else 2])

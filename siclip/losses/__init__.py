@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from siclip.losses.contrastive import contrastive_loss
+from siclip.losses.contrastive import SiglipLoss, contrastive_loss, siglip_loss
 from siclip.losses.distillation import (
     contrastive_relational_loss,
     feature_distillation_loss,
@@ -23,6 +23,7 @@ __all__ = [
     "PairIds",
     "PairMatchingHead",
     "PairMatchingOutput",
+    "SiglipLoss",
     "contrastive_loss",
     "contrastive_relational_loss",
     "false_negative_mask",
@@ -30,4 +31,5 @@ __all__ = [
     "interactive_contrastive_loss",
     "mine_negatives",
     "pair_matching_loss",
+    "siglip_loss",
 ]

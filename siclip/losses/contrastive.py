@@ -1,19 +1,26 @@
-"""The contrastive loss of CLIP (arXiv 2103.00020).
+"""The contrastive losses of CLIP (arXiv 2103.00020) and of SigLIP (arXiv 2303.15343).
 
-B pairs, D dimensions. Embeddings are L2-normalised, a logit scale is the exponentiated value.
+B pairs, D dimensions. Embeddings are L2-normalised, a logit scale is the exponentiated value. All arithmetic is
+fp32 (fp64 for fp64 inputs) under any autocast.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from siclip.losses.precision import full_precision
 
+MAX_LOG_SCALE = math.log(100)
+SIGLIP_LOG_SCALE = math.log(10)
+SIGLIP_BIAS = -10.0
+
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """½[CE(s·z_I z_Tᵀ, i) + CE(s·z_T z_Iᵀ, i)], a scalar in fp32 (fp64 for fp64 inputs) under any autocast.
+    """½[CE(s·z_I z_Tᵀ, i) + CE(s·z_T z_Iᵀ, i)], a scalar.
 
     Args:
         image: (B, D), L2-normalised.
@@ -25,3 +32,50 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
         logits_BB = logit_scale * image @ text.T
         target_B = torch.arange(len(image), device=image.device)
         return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+
+
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """−1/B Σ_i Σ_j ln σ(y_ij·(t·z_I,i·z_T,j + b)), y = 1 for i = j and −1 elsewhere (arXiv 2303.15343, eq. 1).
+
+    As in the source, every other pair of the batch is a negative: no false negative is masked.
+
+    Args:
+        image: (B, D), L2-normalised.
+        text: (B, D), L2-normalised; row i matches image i.
+        logit_scale: scalar t, exponentiated.
+        logit_bias: scalar b.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, text, logit_scale, logit_bias = full_precision(image, text, logit_scale, logit_bias)
+        logits_BB = logit_scale * image @ text.T + logit_bias
+        label_BB = 2 * torch.eye(len(image), dtype=image.dtype, device=image.device) - 1
+        return -F.logsigmoid(label_BB * logits_BB).sum() / len(image)
+
+
+class SiglipLoss(nn.Module):
+    """`siglip_loss` with its two learned scalars, which start where the source has them: ln t = ln 10, b = −10.
+
+    The scale is its own, not the model's ``logit_scale`` (**ours**): scale and bias start as a pair, so that few of
+    the B² − B negatives weigh at first, and the model's scale starts elsewhere or is inherited, where that bias
+    would be far off. The model's remains what CRD and the miners take, and only CRD then trains it. t is kept at or
+    below 100 (**ours**; the source has no bound).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(SIGLIP_LOG_SCALE))
+        self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """(B, D) and (B, D), L2-normalised → a scalar."""
+        return siglip_loss(image, text, capped_scale(self.logit_scale), self.logit_bias)
+
+
+def capped_scale(log_scale: nn.Parameter) -> Tensor:
+    """exp of a learned log scale, at most 100.
+
+    The parameter is capped in place, before use: a clamp in the graph would end the gradient at the cap.
+    """
+    with torch.no_grad():
+        log_scale.clamp_(max=MAX_LOG_SCALE)
+    return log_scale.exp()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from siclip.config import LossConfig
 from siclip.errors import UserError
-from siclip.losses.contrastive import contrastive_loss
+from siclip.losses.contrastive import SiglipLoss, capped_scale, contrastive_loss
 from siclip.losses.distillation import (
     contrastive_relational_loss,
     feature_distillation_loss,
@@ -29,7 +29,6 @@ from siclip.losses.pair_matching import (
 from siclip.losses.precision import full_precision
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
-MAX_LOG_SCALE = math.log(100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +52,13 @@ class Objective(nn.Module):
     """The weighted sum of the parts whose weight is above 0; the others are not computed.
 
     It holds the parameters that only training needs, each where its part is on, and the optimizer must be
-    given them: the pair-matching head; the log of ICL's logit scale, which starts at ln(1/0.07) and is kept
-    at or below ln(100); for a teacher of another width, per modality, a linear map D_s → D_t without bias,
-    orthogonal at the start. FD and ICL compare in the teacher's space, through that map and normalised again;
-    CRD compares similarities, each in its model's own space.
+    given them: SigLIP's scale and bias; the pair-matching head; the log of ICL's logit scale, which starts at
+    ln(1/0.07) and is kept at or below ln(100); for a teacher of another width, per modality, a linear map
+    D_s → D_t without bias, orthogonal at the start. FD and ICL compare in the teacher's space, through that map
+    and normalised again; CRD compares similarities, each in its model's own space.
 
     Args:
-        config: weights and the options of pair matching.
+        config: weights and the options of the parts.
         embed_dim: D_s.
         teacher_embed_dims: widths of the teacher's image and text embeddings; None without a teacher.
 
@@ -77,6 +76,7 @@ class Objective(nn.Module):
             raise UserError("loss: every weight is 0, so nothing is trained; set loss.contrastive above 0")
         if config.needs_teacher:
             _check_teacher(config, teacher_embed_dims)
+        self.siglip = SiglipLoss() if config.contrastive > 0 and config.base == "siglip" else None
         self.pair_matching_head = PairMatchingHead(config.pair_head, embed_dim) if config.pair_matching > 0 else None
         self.interactive_logit_scale = (
             nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)) if config.interactive_contrastive > 0 else None
@@ -88,33 +88,58 @@ class Objective(nn.Module):
         self.text_projection = _projection(embed_dim, text_dim)
 
     def forward(
-        self, student: Embeddings, teacher: Embeddings | None, batch_ids: PairIds, generator: torch.Generator
+        self,
+        student: Embeddings,
+        teacher: Embeddings | None,
+        batch_ids: PairIds,
+        generator: torch.Generator,
+        *,
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Scalars by name: ``loss``, the weighted sum, carries the gradient; everything else is detached.
 
         Raw parts: ``contrastive``, ``feature_distillation``, ``contrastive_relational``,
-        ``interactive_contrastive``, ``pair_matching``, each where its weight is above 0. With pair matching
-        also ``pair_positive_accuracy``, ``pair_negative_accuracy``, ``pair_dropped`` (see
-        `PairMatchingOutput`) and ``pair_masked_share``, the share of off-diagonal pairs masked as false
+        ``interactive_contrastive``, ``pair_matching``, each where its weight is above 0, and each again as
+        ``weighted/<part>``, its summand in the loss. With SigLIP ``siglip_scale`` (t) and ``siglip_bias``, as the
+        loss had them. With pair matching ``pair_positive_accuracy``, ``pair_negative_accuracy``, ``pair_dropped``
+        (see `PairMatchingOutput`) and ``pair_masked_share``, the share of off-diagonal pairs masked as false
         negatives. A teacher's text, where there is one, takes part in that mask; without it the ids decide.
 
         Args:
-            generator: the only source of randomness, used by the miners ``sampled`` and ``uniform``.
+            generator: the only source of randomness, used by the miners ``sampled``, ``uniform`` and ``annealed``.
+            progress: share of the training done before this step, 0 to 1; it drives the miner ``annealed`` and
+                the warm-up of pair matching.
 
         Raises:
-            UserError: the config needs a teacher and gets None, or a width is not the one announced.
+            UserError: a missing teacher, a width that is not the announced one, or pair matching with a progress
+                outside 0 to 1.
         """
         self._check_batch(student, teacher)
-        parts: dict[str, Tensor] = {}
-        diagnostics: dict[str, Tensor] = {}
+        parts, diagnostics = dict[str, Tensor](), dict[str, Tensor]()
         if self.config.contrastive > 0:
-            parts["contrastive"] = contrastive_loss(student.image, student.text, student.logit_scale)
+            parts["contrastive"], diagnostics = self._contrastive(student)
         if self.config.distils and teacher is not None:
             parts |= self._distillation(student, teacher)
         if self.pair_matching_head is not None:
-            parts["pair_matching"], diagnostics = self._pair_matching(student, teacher, batch_ids, generator)
-        loss = torch.stack([getattr(self.config, name) * part for name, part in parts.items()]).sum()
-        return {"loss": loss} | {name: value.detach() for name, value in (parts | diagnostics).items()}
+            parts["pair_matching"], found = self._pair_matching(student, teacher, batch_ids, generator, progress)
+            diagnostics |= found
+        weighted = {f"weighted/{name}": self._weight(name, progress) * part for name, part in parts.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        return {"loss": loss} | {name: value.detach() for name, value in (parts | weighted | diagnostics).items()}
+
+    def _weight(self, part: str, progress: float) -> float:
+        weight: float = getattr(self.config, part)
+        warmup = self.config.pair_matching_warmup
+        if part == "pair_matching" and warmup > 0:
+            return weight * min(1.0, progress / warmup)
+        return weight
+
+    def _contrastive(self, student: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.siglip is None:
+            return contrastive_loss(student.image, student.text, student.logit_scale), {}
+        loss = self.siglip(student.image, student.text)
+        # New tensors: the parameters themselves change in the optimizer's step.
+        return loss, {"siglip_scale": self.siglip.logit_scale.exp(), "siglip_bias": self.siglip.logit_bias.clone()}
 
     def _distillation(self, student: Embeddings, teacher: Embeddings) -> dict[str, Tensor]:
         config, parts = self.config, {}
@@ -130,18 +155,21 @@ class Objective(nn.Module):
                 teacher.text,
                 student.logit_scale,
                 teacher.logit_scale,
+                config.relational_temperature,
             )
         if self.interactive_logit_scale is not None:
-            # In place, before use: a clamp in the graph would end the gradient at the cap.
-            with torch.no_grad():
-                self.interactive_logit_scale.clamp_(max=MAX_LOG_SCALE)
             parts["interactive_contrastive"] = interactive_contrastive_loss(
-                image, text, teacher.image, teacher.text, self.interactive_logit_scale.exp()
+                image, text, teacher.image, teacher.text, capped_scale(self.interactive_logit_scale)
             )
         return parts
 
     def _pair_matching(
-        self, student: Embeddings, teacher: Embeddings | None, batch_ids: PairIds, generator: torch.Generator
+        self,
+        student: Embeddings,
+        teacher: Embeddings | None,
+        batch_ids: PairIds,
+        generator: torch.Generator,
+        progress: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.pair_matching_head is not None
         exclude_BB = false_negative_mask(
@@ -152,13 +180,18 @@ class Objective(nn.Module):
         )
         miner = teacher if self.config.negatives == "teacher" and teacher is not None else student
         logits_BB = _logits(miner)
-        strategy = self.config.negatives
+
+        def mine(queries_BB: Tensor) -> Tensor:
+            return mine_negatives(
+                queries_BB, self.config.negatives, exclude=exclude_BB, generator=generator, progress=progress
+            )
+
         output = pair_matching_loss(
             student.image,
             student.text,
             self.pair_matching_head,
-            text_negatives=mine_negatives(logits_BB, strategy, exclude=exclude_BB, generator=generator),
-            image_negatives=mine_negatives(logits_BB.T, strategy, exclude=exclude_BB, generator=generator),
+            text_negatives=mine(logits_BB),
+            image_negatives=mine(logits_BB.T),
         )
         batch = len(exclude_BB)
         return output.loss, {

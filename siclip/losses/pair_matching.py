@@ -46,7 +46,12 @@ def false_negative_mask(
 
 @torch.no_grad()
 def mine_negatives(
-    similarity: Tensor, strategy: MiningStrategy, *, exclude: Tensor, generator: torch.Generator
+    similarity: Tensor,
+    strategy: MiningStrategy,
+    *,
+    exclude: Tensor,
+    generator: torch.Generator,
+    progress: float | None = None,
 ) -> Tensor:
     """One negative per query: (B,) long, the candidate's index, -1 where a row has none. Carries no gradient.
 
@@ -56,26 +61,41 @@ def mine_negatives(
     - ``semi_hard``: the most similar one below the positive (FaceNet, arXiv 1503.03832); where none is below,
       the least similar one.
     - ``teacher``: ``hardest``, for a similarity that is the teacher's: the caller passes that matrix.
+    - ``annealed``: from ``uniform`` to ``hardest`` over the training (**ours**): p(j|i) ∝ exp(κ·similarity_ij) with
+      κ = progress / (1 − progress), so ``uniform`` at 0, ``sampled`` at ½ and ``hardest`` at 1.
 
     Randomness comes from the generator alone and is drawn on the generator's device, so a CPU generator gives
     the same draws whatever device the similarity is on.
 
     Args:
-        similarity: (B, B), row i a query, column i its positive; for ``sampled`` scaled by the logit scale.
+        similarity: (B, B), row i a query, column i its positive; for ``sampled`` and ``annealed`` scaled by the
+            logit scale.
         exclude: (B, B) bool, pairs that may not be negatives; the diagonal never may, whatever it says.
+        progress: share of the training that is done, 0 to 1; only ``annealed`` needs it.
+
+    Raises:
+        UserError: a wrong shape, an unknown strategy, a progress outside 0 to 1, or none for ``annealed``.
     """
     if not similarity.shape == exclude.shape == (len(similarity), len(similarity)):
         raise UserError(
             f"mine_negatives: similarity {tuple(similarity.shape)} and exclude {tuple(exclude.shape)} must "
             "both be (B, B)"
         )
+    if progress is not None and not 0 <= progress <= 1:
+        raise UserError(f"mine_negatives: progress {progress} must be from 0 to 1, the share of the training done")
     (similarity,) = full_precision(similarity)
     exclude = exclude | torch.eye(len(exclude), dtype=torch.bool, device=exclude.device)
-    score_BB = _scores(similarity, strategy, exclude, generator).masked_fill(exclude, -math.inf)
+    score_BB = _scores(similarity, strategy, exclude, generator, progress).masked_fill(exclude, -math.inf)
     return score_BB.argmax(dim=1).masked_fill(exclude.all(dim=1), -1)
 
 
-def _scores(similarity: Tensor, strategy: MiningStrategy, exclude: Tensor, generator: torch.Generator) -> Tensor:
+def _scores(
+    similarity: Tensor,
+    strategy: MiningStrategy,
+    exclude: Tensor,
+    generator: torch.Generator,
+    progress: float | None,
+) -> Tensor:
     """(B, B): the strategy's choice for a query is the allowed candidate with the highest score."""
     match strategy:
         case "sampled":
@@ -88,6 +108,11 @@ def _scores(similarity: Tensor, strategy: MiningStrategy, exclude: Tensor, gener
             below_BB = ~exclude & (similarity < similarity.diagonal()[:, None])
             semi_hard_BB = similarity.masked_fill(~below_BB, -math.inf)
             return torch.where(below_BB.any(dim=1, keepdim=True), semi_hard_BB, -similarity)
+        case "annealed":
+            if progress is None:
+                raise UserError("mine_negatives: annealed needs progress, the share of the training done; pass it")
+            # κ·similarity + noise, times 1 − progress: the same choice, and finite where κ is not.
+            return progress * similarity + (1 - progress) * _gumbel(similarity, generator)
         case _:
             known = ", ".join(get_args(MiningStrategy))
             raise UserError(f"mine_negatives: unknown strategy {strategy!r}; choose one of {known}")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from siclip.config import ModelConfig
 from siclip.data.batch import TrunkFeatures
+from siclip.models.freezing import keep_frozen_norms
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
 
@@ -69,9 +70,7 @@ class Clip(nn.Module):
     def train(self, mode: bool = True) -> Clip:
         """As `nn.Module.train`, but a frozen BatchNorm stays in eval: its statistics are inherited too."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
-                module.eval()
+        keep_frozen_norms(self)
         return self
 
     def reparameterize(self) -> Clip:

@@ -45,9 +45,10 @@ def shaped_attention(
 
 
 def attention_matrix(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(Q Kᵀ/√d) of (B, H, T, d) queries and keys: (B, H, T, T), in fp32."""
-    scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return scores.softmax(dim=-1)
+    """softmax(Q Kᵀ/√d) of (B, H, T, d) queries and keys: (B, H, T, T), in fp32 under any autocast."""
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
+        return scores.softmax(dim=-1)
 
 
 class QueryKey(nn.Module):

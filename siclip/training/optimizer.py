@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -16,9 +16,15 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2 and not name.endswith("bias")
 
 
-def make_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained, in two groups: with and without decay; fused."""
-    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig, later: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW over what is trained, in two groups: with and without decay; fused.
+
+    ``later``: names that do not train yet but will. AdamW passes over a parameter without a gradient: it neither
+    moves nor decays, and its moments and bias correction start with its first gradient.
+    """
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad or name in later]
     groups = [
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from siclip.checkpoints.inherit import inherit
-from siclip.config import LossConfig, ModelConfig, TrainingConfig
+from siclip.config import FreezePolicy, LossConfig, ModelConfig, TrainingConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.teachers import Teacher
@@ -19,15 +19,17 @@ def make_trainer(
     *,
     teacher: Clip | None = None,
     inherit_weights: bool = False,
-    freeze: bool = True,
+    freeze: FreezePolicy = "inherited",
     device: torch.device | None = None,
 ) -> Trainer:
     """Seed, build, inherit, and put the trainer on its device (the best one here if none is given).
 
-    The teacher's forward pass is left out when no loss part needs it.
+    The teacher's forward pass is left out when no loss part needs it. ``freeze``: what of the inherited weights
+    does not train (see `siclip.checkpoints.inherit.freeze_inherited`), for good or until ``training.thaw_step``.
 
     Raises:
-        UserError: a part needs a teacher and there is none, or the teacher takes other input.
+        UserError: a part needs a teacher and there is none; the teacher takes other input or is another model; or
+            there is nothing to train, or nothing to thaw.
     """
     if training.threads:
         torch.set_num_threads(training.threads)
@@ -39,10 +41,11 @@ def make_trainer(
     if teacher is not None:
         _check_inputs(model, teacher.config)
     student = Clip(model)
+    frozen: tuple[str, ...] = ()
     if inherit_weights and teacher is not None:
-        inherit(student, teacher, freeze)
+        frozen = inherit(student, teacher, freeze).frozen
     source = Teacher(teacher, student) if loss.needs_teacher and teacher is not None else None
-    return Trainer(student, source, loss, training, device)
+    return Trainer(student, source, loss, training, device, frozen)
 
 
 def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:

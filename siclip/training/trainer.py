@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,6 +30,12 @@ class Trainer:
 
     A step depends only on the state and the batch: the miner's generator is seeded by (seed, step), so a run
     continued from a checkpoint computes what the uninterrupted run would have.
+
+    ``frozen`` names the parameters that weight inheritance froze: after ``config.thaw_step`` steps they train too,
+    and their BatchNorms with them.
+
+    Raises:
+        UserError: fp16 without a CUDA device, or a thaw step with nothing frozen.
     """
 
     def __init__(
@@ -39,9 +45,15 @@ class Trainer:
         loss: LossConfig,
         config: TrainingConfig,
         device: torch.device,
+        frozen: Collection[str] = (),
     ) -> None:
         if config.precision == "fp16" and device.type != "cuda":
             raise UserError("training.precision fp16 needs a CUDA device: take bf16 or fp32 here")
+        if config.thaw_step and not frozen:
+            raise UserError(
+                f"training.thaw_step {config.thaw_step} has nothing to thaw: let the model inherit and freeze "
+                "(model.inherit true, model.freeze 'inherited' or 'before_sasp'), or set it to 0"
+            )
         self.config = config
         self.device = device
         self.model = model.to(device).to(memory_format=torch.channels_last).train()
@@ -51,7 +63,10 @@ class Trainer:
         width = model.config.embed_dim
         teacher_width = teacher.model.config.embed_dim if teacher else width
         self.objective = Objective(loss, width, (teacher_width, teacher_width) if teacher else None).to(device)
-        self.optimizer = make_optimizer([*self.model.named_parameters(), *self.objective.named_parameters()], config)
+        self.thawing = frozenset(frozen) if config.thaw_step else frozenset()
+        self.thawed = False
+        named = [*self.model.named_parameters(), *self.objective.named_parameters()]
+        self.optimizer = make_optimizer(named, config, self.thawing)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.step = 0
 
@@ -61,6 +76,7 @@ class Trainer:
         Raises:
             TrainingDiverged: the loss is not finite; the weights are those of the step before.
         """
+        self._thaw_when_due()
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -81,7 +97,21 @@ class Trainer:
         metrics |= {"gradient_norm": norm, "learning_rate": rate, "logit_scale": self.model.scale().detach()}
         return metrics
 
+    def _thaw_when_due(self) -> None:
+        due = 0 < self.config.thaw_step <= self.step
+        if due == self.thawed:
+            return
+        for name, parameter in self.model.named_parameters():
+            if name in self.thawing:
+                parameter.requires_grad_(due)
+        self.model.train()
+        if self.teacher:
+            self.teacher.compare(self.model)
+        self.thawed = due
+
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.images is None:
+            raise UserError("the batch holds no images, and this trainer runs the trunk itself")
         images = to_float_images(batch.images)
         with self._autocast():
             features = self.model.trunk(images, batch.tokens)
@@ -130,3 +160,4 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        self._thaw_when_due()

@@ -109,7 +109,7 @@ def test_distributions_draw_what_they_say() -> None:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
   training.learning_rate: {distribution: log_uniform, low: 1e-4, high: 1}
   training.batch_size: {distribution: int_uniform, low: 2, high: 4}
-  model.freeze: {distribution: choice, values: [true, false]}
+  model.inherit: {distribution: choice, values: [true, false]}
 """
     )
     drawn = draw(space, seed=0, trials=2000)
@@ -119,7 +119,7 @@ def test_distributions_draw_what_they_say() -> None:
     assert sum(logs) / 2000 == pytest.approx(-2, abs=0.1)
     assert set(columns["training.batch_size"]) == {2, 3, 4}
     assert all(isinstance(value, int) for value in columns["training.batch_size"])
-    assert set(map(repr, columns["model.freeze"])) == {"True", "False"}
+    assert set(map(repr, columns["model.inherit"])) == {"True", "False"}
 
 
 @pytest.mark.parametrize(

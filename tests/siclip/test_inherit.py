@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from siclip.checkpoints.inherit import inherit
+from siclip.checkpoints.inherit import freeze_inherited, inherit
+from siclip.config import FreezePolicy
 from siclip.errors import UserError
-from siclip.models import Clip, count_parameters, create_model
+from siclip.models import Clip, create_model
+from siclip.models.sasp import SasPBlock
 from siclip.teachers import Teacher
 
 
@@ -21,10 +23,9 @@ def test_everything_outside_the_sasp_blocks_is_the_teachers(teacher: Clip) -> No
     theirs = teacher.state_dict()
     for name, value in student.state_dict().items():
         in_block = ".stages.2.blocks." in name or any(f"text_encoder.transformer.{i}." in name for i in (1, 2, 3, 4))
-        assert in_block != (name in report.copied)
+        assert in_block != (name in report.names("copied"))
         if not in_block:
             assert torch.equal(value, theirs[name])
-    assert report.trainable_parameters + report.frozen_parameters == count_parameters(student)
 
 
 def test_the_ffn_of_a_sasp_block_starts_from_the_teachers(teacher: Clip) -> None:
@@ -40,14 +41,103 @@ def test_the_ffn_of_a_sasp_block_starts_from_the_teachers(teacher: Clip) -> None
 
 
 def test_frozen_batch_norms_stay_in_eval_whatever_train_says(teacher: Clip) -> None:
-    student = create_model("siclip-nano")
-    inherit(student, teacher)
-    student.train()
-    norms = {m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    frozen = {m for m in norms if not m.weight.requires_grad}
-    assert frozen and norms - frozen
-    assert not any(m.training for m in frozen)
-    assert all(m.training for m in norms - frozen)
+    for policy in ("inherited", "before_sasp"):
+        student = create_model("siclip-nano")
+        inherit(student, teacher, policy)
+        student.eval()
+        student.image_encoder.train()
+        student.text_encoder.train()
+        norms = {m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+        frozen = {m for m in norms if not m.weight.requires_grad}
+        assert frozen and norms - frozen
+        assert not any(m.training for m in frozen)
+        assert all(m.training for m in norms - frozen)
+
+
+def trained_names(model: Clip) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def names_in_sasp_blocks(model: Clip) -> set[str]:
+    inside = {id(p) for m in model.modules() if isinstance(m, SasPBlock) for p in m.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in inside}
+
+
+def names_before_the_blocks(model: Clip) -> set[str]:
+    """Those that a gradient from the trunk's output reaches."""
+    features = model.trunk(torch.rand(2, 3, 64, 64), torch.randint(1, 400, (2, 20)))
+    (features.image.sum() + features.text.sum()).backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("text_block", ["sasp", "attention"])
+def test_each_policy_freezes_what_it_says(teacher: Clip, text_block: str) -> None:
+    text = {} if text_block == "sasp" else {"block": "attention", "sharing": "none"}
+
+    def trained(policy: FreezePolicy) -> set[str]:
+        student = create_model("siclip-nano", text=text)
+        report = inherit(student, teacher, policy)
+        assert set(report.frozen) == everything - trained_names(student)
+        return trained_names(student)
+
+    model = create_model("siclip-nano", text=text)
+    everything, before = trained_names(model), names_before_the_blocks(model)
+    assert trained("none") == everything
+    assert trained("before_sasp") == everything - before
+    assert trained("inherited") == names_in_sasp_blocks(model) | {"logit_scale"}
+    assert ("text_encoder.transformer.1.pre_norm_mha.0.weight" in everything - before) == (text_block == "attention")
+
+
+@pytest.mark.parametrize("policy", ["inherited", "before_sasp", "none"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_sharing": "mlp:0-0-1-1", "image": {"sasp": {"ffn": "plain"}}},
+        {"image_sharing": "block:0-0", "text_sharing": "none", "text": {"sasp": {"first_value": True}}},
+        {"image": {"sasp": {"trainable_gains": False}}, "text": {"sasp": {"trainable_gains": False}}},
+    ],
+)
+def test_freezing_by_structure_alone_is_what_inherit_freezes(
+    teacher: Clip, policy: FreezePolicy, change: dict
+) -> None:
+    with_teacher, alone = create_model("siclip-nano", **change), create_model("siclip-nano", **change)
+    report = inherit(with_teacher, teacher, policy)
+    assert freeze_inherited(alone, policy) == report.frozen
+    assert trained_names(alone) == trained_names(with_teacher)
+    if policy == "inherited":
+        weights = {name for name, _ in with_teacher.named_parameters()}
+        assert set(report.frozen) == set(report.names("copied")) & weights - {"logit_scale"}
+
+
+@pytest.mark.parametrize("policy", ["inherited", "before_sasp", "none"])
+def test_fixed_gains_do_not_train_under_any_policy(teacher: Clip, policy: FreezePolicy) -> None:
+    student = create_model("siclip-nano", text={"sasp": {"trainable_gains": False}})
+    report = inherit(student, teacher, policy)
+    gains = {name for name in names_in_sasp_blocks(student) if "text" in name and name.count(".") == 3}
+    assert len(gains) == 4 * 5
+    assert not gains & (trained_names(student) | set(report.frozen))
+
+
+def test_an_unknown_policy_is_refused(teacher: Clip) -> None:
+    with pytest.raises(UserError, match="'all' is no policy: there are inherited, before_sasp, none"):
+        inherit(create_model("siclip-nano"), teacher, "all")  # type: ignore[arg-type]
+
+
+def test_a_base_model_can_inherit_and_train_behind_its_trunk(teacher: Clip) -> None:
+    student = create_model("mobileclip-nano")
+    inherit(student, teacher, "before_sasp")
+    assert "image_encoder.model.stages.2.blocks.0.token_mixer.qkv.weight" in trained_names(student)
+    theirs = teacher.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in student.state_dict().items())
+
+
+def test_a_siclip_teacher_gives_its_ffns(teacher: Clip) -> None:
+    source, student = create_model("siclip-nano"), create_model("siclip-nano", text_sharing="none")
+    inherit(student, source)
+    for ours, theirs in ((student.text_encoder, source.text_encoder), (student.image_encoder, source.image_encoder)):
+        for block, origin in zip(ours.blocks, theirs.blocks, strict=True):
+            state = block.mlp.state_dict()
+            assert all(torch.equal(value, state[name]) for name, value in origin.mlp.state_dict().items())
 
 
 def test_freezing_everything_is_refused(teacher: Clip) -> None:
@@ -57,8 +147,18 @@ def test_freezing_everything_is_refused(teacher: Clip) -> None:
 
 @pytest.mark.parametrize("change", [{"text": {"mixer_kernel": 5}}, {"embed_dim": 64}])
 def test_a_teacher_of_another_structure_is_refused(teacher: Clip, change: dict) -> None:
+    student = create_model("siclip-nano", **change)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
     with pytest.raises(UserError, match=r"cannot inherit from a checkpoint of 'mobileclip-nano'.*in the teacher"):
-        inherit(create_model("siclip-nano", **change), teacher)
+        inherit(student, teacher)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_teacher_with_more_layers_in_its_trunk_is_refused() -> None:
+    teacher = create_model("mobileclip-nano", image={"layers": (1, 2, 2)})
+    with pytest.raises(UserError, match=r"stages\.1\.blocks\.1\..*\(not in the student\)"):
+        inherit(create_model("siclip-nano"), teacher)
 
 
 def test_a_shared_ffn_starts_from_the_first_block_that_uses_it(teacher: Clip) -> None:
@@ -84,9 +184,9 @@ def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(teach
 
 def test_a_trunk_that_trains_or_differs_is_not_shared(teacher: Clip) -> None:
     student = create_model("siclip-nano")
-    inherit(student, teacher, freeze=False)
+    inherit(student, teacher, freeze="none")
     assert not Teacher(teacher, student).shares_trunk
-    inherit(student, teacher, freeze=True)
+    inherit(student, teacher, freeze="inherited")
     with torch.no_grad():
         teacher.text_encoder.embedding_layer.weight[0, 0] += 1
     assert not Teacher(teacher, student).shares_trunk

@@ -1,10 +1,11 @@
-"""CLIP, FD, CRD and ICL against numpy and scipy, and against first principles."""
+"""CLIP, SigLIP, FD, CRD and ICL against numpy and scipy, and against first principles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
@@ -16,10 +17,12 @@ from siclip.losses import (
     contrastive_relational_loss,
     feature_distillation_loss,
     interactive_contrastive_loss,
+    siglip_loss,
 )
 
 B, D = 7, 12
 S, T, C = 1 / 0.07, 60.0, 25.0
+SIGLIP_SCALE, SIGLIP_BIAS = 12.0, -8.0
 
 
 def unit(seed: int, width: int = D, rows: int = B) -> np.ndarray:
@@ -36,6 +39,7 @@ IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT = (unit(seed) for seed in range(4))
 # Each entry: the loss on (student image, student text, teacher image, teacher text).
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "contrastive": lambda i, t, ti, tt: contrastive_loss(i, t, torch.tensor(S)),
+    "siglip": lambda i, t, ti, tt: siglip_loss(i, t, torch.tensor(SIGLIP_SCALE), torch.tensor(SIGLIP_BIAS)),
     "feature_distillation": feature_distillation_loss,
     "contrastive_relational": lambda i, t, ti, tt: contrastive_relational_loss(
         i, t, ti, tt, torch.tensor(S), torch.tensor(T)
@@ -89,6 +93,19 @@ def test_interactive_contrastive_crosses_student_and_teacher(dtype: torch.dtype,
     assert loss == pytest.approx(expected, rel=relative)
 
 
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_siglip_is_a_binary_cross_entropy_over_all_pairs(dtype: torch.dtype, relative: float) -> None:
+    expected = 0.0
+    for i in range(B):
+        for j in range(B):
+            logit = SIGLIP_SCALE * float(IMAGE[i] @ TEXT[j]) + SIGLIP_BIAS
+            expected += np.log1p(np.exp(-logit if i == j else logit)) / B
+    batch = tensors(IMAGE, TEXT, SIGLIP_SCALE, SIGLIP_BIAS, dtype=dtype)
+    loss = siglip_loss(*batch).item()
+    assert loss == pytest.approx(expected, rel=relative)
+    assert loss == pytest.approx(open_clip.loss.SigLipLoss()(*batch).item(), rel=relative)
+
+
 @pytest.mark.parametrize("name", ["contrastive", "interactive_contrastive"])
 def test_a_perfect_match_is_the_minimum_of_a_contrastive_loss(name: str) -> None:
     """Pairs at the corners of a simplex, cosine −1/(B−1) between any two, are the global minimum
@@ -103,6 +120,23 @@ def test_a_perfect_match_is_the_minimum_of_a_contrastive_loss(name: str) -> None
         disturbed = torch.nn.functional.normalize(corner + amount * other, dim=1)
         assert LOSSES[name](disturbed, corner, corner, corner) > best
         assert LOSSES[name](corner, disturbed, corner, corner) > best
+
+
+def test_a_perfect_match_is_the_minimum_of_siglip() -> None:
+    """With matched cosines of 1 the others add up to −B at the least, and the loss is convex in each: a
+    simplex, all at −1/(B−1), is the minimum. At this scale it does not pay to lower the matched cosines for the
+    others' sake (arXiv 2402.12613)."""
+    (best_pairs,) = tensors(np.eye(B, D) - (np.arange(D) < B) / B)
+    corner = torch.nn.functional.normalize(best_pairs, dim=1)
+    best = LOSSES["siglip"](corner, corner, corner, corner)
+    matched = np.log1p(np.exp(-SIGLIP_SCALE - SIGLIP_BIAS))
+    others = (B - 1) * np.log1p(np.exp(-SIGLIP_SCALE / (B - 1) + SIGLIP_BIAS))
+    assert best.item() == pytest.approx(matched + others, rel=1e-6)
+    (other,) = tensors(unit(5))
+    for amount in (0.05, 0.5, 5.0):
+        disturbed = torch.nn.functional.normalize(corner + amount * other, dim=1)
+        for image, text in ((disturbed, corner), (corner, disturbed), (disturbed, disturbed)):
+            assert LOSSES["siglip"](image, text, corner, corner) > best
 
 
 @pytest.mark.parametrize("name", ["feature_distillation", "contrastive_relational"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import get_args
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -17,7 +16,8 @@ from siclip.errors import UserError
 from siclip.losses import mine_negatives
 
 STRATEGIES = get_args(MiningStrategy)
-RANDOM = ("sampled", "uniform")
+RANDOM = ("sampled", "uniform", "annealed")
+PROGRESS = 0.4
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -39,7 +39,7 @@ def problem(seed: int, batch: int = 16, masked: float = 0.3) -> tuple[Tensor, Te
 @pytest.mark.parametrize("seed", range(20))
 def test_a_miner_never_returns_an_excluded_pair(strategy: MiningStrategy, seed: int) -> None:
     similarity, exclude = problem(seed)
-    index = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(seed))
+    index = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(seed), progress=PROGRESS)
     assert index.shape == (16,)
     assert index.dtype == torch.int64
     assert index[0] == -1
@@ -53,10 +53,9 @@ def test_a_miner_never_returns_an_excluded_pair(strategy: MiningStrategy, seed: 
 def test_a_batch_without_candidates_has_no_negatives(strategy: MiningStrategy) -> None:
     similarity, _ = problem(0)
     everything = torch.ones(16, 16, dtype=torch.bool)
-    index = mine_negatives(similarity, strategy, exclude=everything, generator=generator())
-    assert index.tolist() == [-1] * 16
-    single = mine_negatives(torch.ones(1, 1), strategy, exclude=~everything[:1, :1], generator=generator())
-    assert single.tolist() == [-1]
+    for logits, exclude in ((similarity, everything), (torch.ones(1, 1), ~everything[:1, :1])):
+        index = mine_negatives(logits, strategy, exclude=exclude, generator=generator(), progress=PROGRESS)
+        assert index.tolist() == [-1] * len(logits)
 
 
 @every_strategy
@@ -66,10 +65,13 @@ def test_a_generator_decides_everything(strategy: MiningStrategy) -> None:
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        runs.append(mine_negatives(similarity, strategy, exclude=exclude, generator=generator(7)))
+        runs.append(mine_negatives(similarity, strategy, exclude=exclude, generator=generator(7), progress=PROGRESS))
         assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(*runs)
-    others = [mine_negatives(similarity / 8, strategy, exclude=exclude, generator=generator(s)) for s in range(9)]
+    others = [
+        mine_negatives(similarity / 8, strategy, exclude=exclude, generator=generator(s), progress=PROGRESS)
+        for s in range(9)
+    ]
     differs = any(not torch.equal(a, b) for a, b in pairwise(others))
     assert differs == (strategy in RANDOM)
 
@@ -79,7 +81,7 @@ def test_mining_leaves_its_inputs_alone_and_carries_no_gradient(strategy: Mining
     similarity, exclude = problem(2)
     similarity.requires_grad_()
     before = similarity.detach().clone(), exclude.clone()
-    index = mine_negatives(similarity, strategy, exclude=exclude, generator=generator())
+    index = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(), progress=PROGRESS)
     assert not index.requires_grad
     assert torch.equal(similarity, before[0])
     assert torch.equal(exclude, before[1])
@@ -88,9 +90,9 @@ def test_mining_leaves_its_inputs_alone_and_carries_no_gradient(strategy: Mining
 @every_strategy
 def test_mining_under_bf16_autocast_is_the_same(strategy: MiningStrategy) -> None:
     similarity, exclude = problem(3)
-    plain = mine_negatives(similarity, strategy, exclude=exclude, generator=generator())
+    plain = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(), progress=PROGRESS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = mine_negatives(similarity, strategy, exclude=exclude, generator=generator())
+        under = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(), progress=PROGRESS)
     assert torch.equal(plain, under)
 
 
@@ -121,27 +123,91 @@ def test_semi_hard_is_the_most_similar_one_below_the_positive_else_the_least_sim
     assert index[2] != hardest[2]
 
 
-@pytest.mark.parametrize("strategy", RANDOM)
-def test_random_miners_draw_from_their_distribution(strategy: MiningStrategy) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "progress", "kappa"),
+    [
+        ("uniform", None, 0),
+        ("sampled", None, 1),
+        ("annealed", 0, 0),
+        ("annealed", 0.25, 1 / 3),
+        ("annealed", 0.5, 1),
+        ("annealed", 0.9, 9),
+    ],
+)
+def test_a_random_miner_takes_the_winner_of_an_exponential_race(
+    strategy: MiningStrategy, progress: float | None, kappa: float
+) -> None:
+    """Candidate j arrives after an exponential time of rate p_j; the first one is a draw from p."""
+    for seed in range(8):
+        similarity, exclude = problem(seed)
+        arrival = torch.empty(16, 16).exponential_(generator=generator(seed)).double().numpy()
+        index = mine_negatives(
+            similarity, strategy, exclude=exclude, generator=generator(seed), progress=progress
+        ).tolist()
+        for row in range(1, 16):
+            allowed = [j for j in range(16) if j != row and not exclude[row, j]]
+            time = arrival[row, allowed] / softmax(kappa * similarity[row, allowed].double().numpy())
+            assert index[row] == allowed[time.argmin()]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "progress", "kappa"),
+    [("uniform", None, 0), ("sampled", None, 1), ("annealed", 0.4, 2 / 3), ("annealed", 0.6, 1.5)],
+)
+def test_random_miners_draw_from_their_distribution(
+    strategy: MiningStrategy, progress: float | None, kappa: float
+) -> None:
     """Many draws for the same six candidates (two of them excluded), by a chi-square test of each row."""
     similarity = torch.randn(6, 6, generator=generator(11), dtype=torch.float64)
     exclude = torch.zeros(6, 6, dtype=torch.bool)
     exclude[:, 0] = True
     source = generator(12)
     draws = torch.stack(
-        [mine_negatives(similarity, strategy, exclude=exclude, generator=source) for _ in range(4000)]
+        [
+            mine_negatives(similarity, strategy, exclude=exclude, generator=source, progress=progress)
+            for _ in range(4000)
+        ]
     )
     for row in range(6):
         allowed = [j for j in range(1, 6) if j != row]
         logits = similarity[row, allowed].numpy()
-        expected = softmax(logits if strategy == "sampled" else np.zeros_like(logits))
         counts = torch.bincount(draws[:, row], minlength=6)
         assert counts[0] == 0
         assert counts[row] == 0
-        test = stats.chisquare(counts[allowed].numpy(), expected * len(draws))
+        test = stats.chisquare(counts[allowed].numpy(), softmax(kappa * logits) * len(draws))
         assert test.pvalue > 1e-3, (row, counts)
-        wrong = softmax(2 * similarity[row, allowed].numpy())
+        wrong = softmax((kappa + 1) * logits)
         assert stats.chisquare(counts[allowed].numpy(), wrong * len(draws)).pvalue < 1e-3
+
+
+def test_annealed_goes_from_uniform_over_sampled_to_hardest() -> None:
+    for seed in range(20):
+        similarity, exclude = problem(seed)
+        for progress, strategy in ((0.0, "uniform"), (0.5, "sampled"), (1.0, "hardest")):
+            annealed = mine_negatives(
+                similarity, "annealed", exclude=exclude, generator=generator(seed), progress=progress
+            )
+            other = mine_negatives(similarity, strategy, exclude=exclude, generator=generator(seed))  # type: ignore[arg-type]
+            assert torch.equal(annealed, other), strategy
+
+
+def test_annealed_gets_harder_all_the_way() -> None:
+    """The mean similarity of what is drawn rises with the progress."""
+    similarity = torch.randn(64, 64, generator=generator(1))
+    exclude = torch.eye(64, dtype=torch.bool)
+
+    def mean(progress: float) -> float:
+        source = generator(2)
+        draws = [
+            mine_negatives(similarity, "annealed", exclude=exclude, generator=source, progress=progress)
+            for _ in range(20)
+        ]
+        return float(torch.stack([similarity.gather(1, d[:, None]).mean() for d in draws]).mean())
+
+    means = [mean(step / 8) for step in range(9)]
+    assert means == sorted(means)
+    assert abs(means[0]) < 0.1
+    assert means[-1] == pytest.approx(float(similarity.masked_fill(exclude, -9).amax(dim=1).mean()), rel=1e-6)
 
 
 def test_mine_negatives_refuses_what_it_does_not_know() -> None:
@@ -150,3 +216,8 @@ def test_mine_negatives_refuses_what_it_does_not_know() -> None:
         mine_negatives(similarity, "hardness", exclude=exclude, generator=generator())  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"\(B, B\)"):
         mine_negatives(similarity[:4], "hardest", exclude=exclude[:4], generator=generator())
+    with pytest.raises(UserError, match="annealed needs progress"):
+        mine_negatives(similarity, "annealed", exclude=exclude, generator=generator())
+    for progress in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match=r"progress .* from 0 to 1"):
+            mine_negatives(similarity, "annealed", exclude=exclude, generator=generator(), progress=progress)

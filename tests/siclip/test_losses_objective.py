@@ -81,9 +81,10 @@ def test_the_loss_is_the_weighted_sum_of_the_pure_functions() -> None:
         "interactive_contrastive": interactive_contrastive_loss(*quad, torch.tensor(1 / 0.07)),
         "pair_matching": pair_matching.loss,
     }
-    assert set(out) == {"loss", *expected, *DIAGNOSTICS}
+    assert set(out) == {"loss", *expected, *(f"weighted/{name}" for name in expected), *DIAGNOSTICS}
     for name, value in expected.items():
         assert out[name].item() == pytest.approx(value.item(), rel=1e-6), name
+        assert out[f"weighted/{name}"].item() == pytest.approx(WEIGHTS[name] * value.item(), rel=1e-6), name
     total = sum(WEIGHTS[name] * value.item() for name, value in expected.items())
     assert out["loss"].item() == pytest.approx(total, rel=1e-6)
     assert out["pair_masked_share"].item() == pytest.approx(4 / (B * (B - 1)))
@@ -111,7 +112,7 @@ def test_only_the_loss_carries_a_gradient_and_none_reaches_the_teacher() -> None
 def test_a_part_of_weight_zero_is_not_computed_and_has_no_parameters(part: str) -> None:
     full, without = objective(24), objective(24, **{part: 0.0})
     out = without(STUDENT, embeddings(3, width=24), IDS, generator())
-    assert part not in out
+    assert not {part, f"weighted/{part}"} & set(out)
     assert (part == "pair_matching") == (not DIAGNOSTICS & set(out))
     owned = {
         "interactive_contrastive": {"interactive_logit_scale"},
@@ -132,7 +133,7 @@ def test_the_strategy_reaches_the_miner(strategy: MiningStrategy) -> None:
     built = objective(negatives=strategy)
     losses = [built(STUDENT, TEACHER, IDS, generator(seed))["pair_matching"].item() for seed in (0, 0, 1)]
     assert losses[0] == losses[1]
-    assert (losses[0] != losses[2]) == (strategy in {"sampled", "uniform"})
+    assert (losses[0] != losses[2]) == (strategy in {"sampled", "uniform", "annealed"})
 
 
 def test_the_teacher_strategy_mines_by_the_teachers_similarity() -> None:

@@ -138,6 +138,36 @@ def test_the_order_of_the_batch_does_not_matter(kind: PairHead) -> None:
 
 
 @every_head
+def test_the_order_of_the_batch_does_not_matter_to_given_negatives(kind: PairHead) -> None:
+    torch.manual_seed(0)
+    head = PairMatchingHead(kind, 8).double()
+    image, text, order = unit(1, 6, 8), unit(2, 6, 8), torch.tensor([4, 0, 5, 2, 1, 3])
+    negatives = [torch.tensor([1, 2, -1, 4, 0, 3]), torch.tensor([-1, 0, 5, -1, 2, 1])]
+    place = {old: new for new, old in enumerate(order.tolist())} | {-1: -1}
+    moved = [torch.tensor([place[j] for j in index[order].tolist()]) for index in negatives]
+    plain = pair_matching_loss(image, text, head, text_negatives=negatives[0], image_negatives=negatives[1])
+    other = pair_matching_loss(image[order], text[order], head, text_negatives=moved[0], image_negatives=moved[1])
+    assert not torch.equal(moved[0], negatives[0])
+    torch.testing.assert_close(torch.stack(list(other)), torch.stack(list(plain)), rtol=1e-12, atol=0)
+
+
+def test_a_perfect_match_is_the_minimum() -> None:
+    """The head that starts as 10·cosine + b: matched pairs at cosine 1 and negatives at −1 leave nothing to gain."""
+    head = PairMatchingHead("product", 8).double()
+    half = unit(1, 3, 8)
+    perfect, partner = torch.cat([half, -half]), torch.arange(6).roll(3)
+
+    def loss(image: Tensor, text: Tensor) -> float:
+        return pair_matching_loss(image, text, head, text_negatives=partner, image_negatives=partner).loss.item()
+
+    best = (np.log1p(np.exp(-10 - np.log(0.5))) + 2 * np.log1p(np.exp(-10 + np.log(0.5)))) / 3
+    assert loss(perfect, perfect) == pytest.approx(best, rel=1e-6)
+    for amount in (0.05, 0.5, 5.0):
+        disturbed = F.normalize(perfect + amount * unit(2, 6, 8), dim=1)
+        assert min(loss(disturbed, perfect), loss(perfect, disturbed), loss(disturbed, disturbed)) > best
+
+
+@every_head
 def test_heads_start_at_the_prior_of_one_positive_to_two_negatives(kind: PairHead) -> None:
     head = PairMatchingHead(kind, 16)
     bias = head.bias if kind == "product" else head.output.bias

@@ -1,0 +1,75 @@
+"""``siclip-platform model convert``: a checkpoint with other sharing patterns, or in the other file format."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siclip_platform.cli.model import app
+from siclip_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from siclip.config import ModelConfig
+
+
+class How(StrEnum):
+    """What blocks get that share weights from now on."""
+
+    AVERAGE = "average"
+    FIRST = "first"
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="A new file, .pt or .safetensors.")],
+    image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: as it is.")] = None,
+    text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: as it is.")] = None,
+    how: Annotated[How, typer.Option(help="The mean of the blocks' weights, or the first block's.")] = How.AVERAGE,
+) -> None:
+    """Write a model with other sharing patterns, or as safetensors; training state is left out.
+
+    Blocks that no longer share each get a copy, so the model computes the same. Blocks that share from now on
+    get the mean of their weights or the first one's: a heuristic start, to be trained on.
+    """
+    _check_out(out)
+    from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
+    from siclip.models import Clip, count_parameters
+
+    config = checkpoint_config(read_checkpoint(checkpoint), checkpoint)
+    changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
+    before, after = Clip(config), Clip(changed)
+    load_checkpoint(after, checkpoint, sharing=how.value)
+    save_checkpoint(out, after)
+    for tower in ("image", "text"):
+        old, new = getattr(config, tower).sharing, getattr(changed, tower).sharing
+        typer.echo(f"{tower} sharing: {old} → {new}")
+    typer.echo(f"parameters: {count_parameters(before):,} → {count_parameters(after):,}")
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"{out}: name a file that ends in .pt or .safetensors")
+    if out.exists():
+        raise UserError(f"{out} exists: name another file, or remove it first")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: the folder {out.parent} does not exist")
+
+
+def _with_sharing(config: ModelConfig, image: str | None, text: str | None, checkpoint: Path) -> ModelConfig:
+    """The config with other patterns; a pattern that does not fit the tower is refused by the model."""
+    tree = config.model_dump()
+    for tower, sharing in (("image", image), ("text", text)):
+        if sharing is None:
+            continue
+        if tree[tower]["block"] != "sasp":
+            raise UserError(
+                f"{checkpoint} holds {config.name!r}, whose {tower} tower has no SAS-P blocks to share: "
+                f"leave --{tower}-sharing out"
+            )
+        tree[tower]["sharing"] = sharing
+    return type(config).model_validate(tree)

@@ -1,0 +1,217 @@
+"""``siclip-platform model propose-sharing``: which attention blocks are alike enough to share weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from siclip_platform.cli.model import app
+from siclip_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from siclip.config import ModelConfig
+    from siclip.diagnostics import AttentionDivergence
+    from siclip.diagnostics.proposal import Tower
+    from siclip.models import Clip
+    from siclip_platform.display import Display
+
+Findings = dict[str, Any]
+
+CHUNK = 32  # pairs whose attention maps are held at a time
+CAUTION = (
+    "An entropy share of 1 is uniform attention: such maps are all alike, and a low divergence proves nothing.\n"
+    "Hold a low divergence against the mean of the non-adjacent pairs."
+)
+
+
+@app.command("propose-sharing")
+def propose_sharing_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours; a teacher as a rule.")],
+    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
+    split: Annotated[str, typer.Option(help="A split of the dataset.")] = "validation",
+    samples: Annotated[int, typer.Option(min=0, help="The first samples of the split; 0 takes all.")] = 256,
+    out: Annotated[Path, typer.Option(help="The search space to write; must not exist.")] = Path(
+        "proposed_sharing.yaml"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the attention of a model's blocks; print what they could share and write it as a search space."""
+    from siclip import load_model
+    from siclip_platform.display import Display
+
+    _check_place(out)
+    model = load_model(checkpoint)
+    divergences = _probe(model, data, split, samples)
+    findings = {
+        "checkpoint": str(checkpoint),
+        "model": model.config.name,
+        "student": _student(model.config.name),
+        "data": str(data),
+        "split": split,
+        "samples": divergences["text"].samples,
+        "space": str(out),
+        "towers": {
+            "image": _tower(model.config, "image", divergences["image"]),
+            "text": _tower(model.config, "text", divergences["text"]),
+        },
+    }
+    space = space_text(findings)
+    if as_json:
+        typer.echo(json.dumps(findings, indent=2))
+    else:
+        _show(findings, Display())
+    _write(out, space)
+    if not as_json:
+        typer.echo(f"search space: {out}")
+
+
+def space_text(findings: Mapping[str, Any]) -> str:
+    """The search space over what is proposed, a YAML file with the evidence in its head.
+
+    Raises:
+        UserError: no tower has two blocks that could share.
+    """
+    import yaml
+
+    proposed = {
+        f"model.{tower}_sharing": {
+            "distribution": "choice",
+            "values": ["none", *(proposal["pattern"] for proposal in found["proposals"])],
+        }
+        for tower, found in findings["towers"].items()
+        if found["proposals"]
+    }
+    if not proposed:
+        raise UserError(f"{findings['checkpoint']} has one attention block a tower: there is nothing to share")
+    space = {
+        "name": "proposed_sharing",
+        "metric": "validation/mean_recall@1",
+        "mode": "max",
+        "parameters": proposed,
+    }
+    head = "\n".join(_head(findings)).splitlines()  # a path may hold a line break
+    body = yaml.safe_dump(space, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return "".join(f"# {line}".rstrip() + "\n" for line in head) + body
+
+
+def _check_place(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten: remove it or name another file with --out")
+    if not out.parent.is_dir():
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}; make it or name another --out")
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"search space {out} cannot be written: {error.strerror}; name another --out") from None
+
+
+def _probe(model: Clip, data: Path, split: str, samples: int) -> dict[str, AttentionDivergence]:
+    import torch
+
+    from siclip.data.batch import to_float_images
+    from siclip.diagnostics import attention_divergence
+    from siclip_platform.stream import load_evaluation_set
+
+    pairs = load_evaluation_set(data, split, model.config, samples)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chunks = zip(torch.split(pairs.images, CHUNK), torch.split(pairs.tokens, CHUNK), strict=True)
+    return attention_divergence(model.to(device), ((to_float_images(images), tokens) for images, tokens in chunks))
+
+
+def _tower(config: ModelConfig, tower: Tower, divergence: AttentionDivergence) -> Findings:
+    from siclip.diagnostics.proposal import parameters_saved, propose_sharing
+
+    return {
+        "pairs": divergence.pairs,
+        "adjacent": divergence.adjacent,
+        "adjacent_mean": divergence.adjacent_mean,
+        "non_adjacent_mean": divergence.non_adjacent_mean,
+        "entropy_share": divergence.entropy_share,
+        "proposals": [
+            {
+                "pattern": str(proposal.pattern),
+                "parameters_saved": parameters_saved(config, tower, proposal.pattern),
+                "within": proposal.within,
+                "below_baseline": proposal.below_baseline,
+            }
+            for proposal in propose_sharing(divergence)
+        ],
+    }
+
+
+def _student(name: str) -> str:
+    """The model with SAS-P blocks that goes with a checkpoint's."""
+    base = name.removeprefix("mobileclip-")
+    return name if base == name else f"siclip-{base}"
+
+
+def _head(findings: Mapping[str, Any]) -> list[str]:
+    """A command that runs the space, and the evidence, line by line."""
+    command = ["siclip-platform", "tune", "--space", findings["space"], "--recipe", "RECIPE.yaml"]
+    command += ["--set", f"model.name={findings['student']}", "--data", findings["data"]]
+    if findings["student"] != findings["model"]:
+        command += ["--teacher", findings["checkpoint"]]
+    lines = [
+        shlex.join(command),
+        "",
+        f"Proposed by the attention of {findings['model']} in {findings['checkpoint']} on {findings['samples']} "
+        f"{findings['split']} samples of {findings['data']}.",
+        f"Figures are mean Jensen-Shannon divergences in nats, 0 to {math.log(2):.3f}.",
+        CAUTION,
+    ]
+    for tower, found in findings["towers"].items():
+        shares = ", ".join(map(_figure, found["entropy_share"]))
+        lines += ["", f"{tower}: {_means(found)}; entropy shares {shares}"]
+        lines += [
+            f"  {proposal['pattern']}: {_figure(proposal['within'])} between the blocks that share, "
+            f"saves {proposal['parameters_saved']:,} parameters"
+            for proposal in found["proposals"]
+        ]
+    return [*lines, ""]
+
+
+def _show(findings: Mapping[str, Any], display: Display) -> None:
+    from rich.table import Table
+
+    display.say(
+        f"{findings['model']} in {findings['checkpoint']}, {findings['samples']} {findings['split']} samples of "
+        f"{findings['data']}"
+    )
+    for tower, found in findings["towers"].items():
+        numbers = [str(block) for block in range(len(found["pairs"]))]
+        pairs = Table("block", title=f"{tower}: JS divergence, nats")
+        for title in (*numbers, "entropy share"):
+            pairs.add_column(title, justify="right")
+        for i, row in enumerate(found["pairs"]):
+            cells = ("–" if i == j else _figure(value) for j, value in enumerate(row))
+            pairs.add_row(str(i), *cells, _figure(found["entropy_share"][i]))
+        display.table(pairs)
+        display.say(_means(found))
+        proposals = Table("pattern", title=f"{tower}: proposed sharing")
+        for title in ("parameters saved", "divergence within", "below non-adjacent"):
+            proposals.add_column(title, justify="right")
+        for proposal in found["proposals"]:
+            below = {True: "yes", False: "no", None: "–"}[proposal["below_baseline"]]
+            saved = f"{proposal['parameters_saved']:,}"
+            proposals.add_row(proposal["pattern"], saved, _figure(proposal["within"]), below)
+        display.table(proposals)
+    display.say(f"JS divergence is from 0 to ln 2 = {math.log(2):.3f}.\n{CAUTION}")
+
+
+def _means(found: Mapping[str, Any]) -> str:
+    adjacent, other = (_figure(found[f"{kind}_mean"]) for kind in ("adjacent", "non_adjacent"))
+    return f"mean of adjacent pairs {adjacent}, of non-adjacent pairs {other}"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

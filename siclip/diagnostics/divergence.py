@@ -1,0 +1,169 @@
+"""How alike the attention of a model's blocks is: Jensen-Shannon divergence (Lin 1991, IEEE TIT 37(1), eq. 4.1).
+
+Used on a teacher, to propose what a student's blocks may share, and in training, to watch that a shared pair stays
+close. A low divergence alone proves nothing: near-uniform maps are all alike. So the same figure of non-adjacent
+pairs and the maps' entropy stand beside it.
+
+Shapes: B batch, H heads, T tokens, n attention blocks of a tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from timm.models.fastvit import AttentionBlock
+from torch import Tensor, nn
+
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+from siclip.models.image_tower import ImageTower
+from siclip.models.sasp import SasPBlock, attention_matrix
+from siclip.models.text_tower import MultiHeadAttention, TextTower, TransformerBlock
+
+
+@dataclass(frozen=True)
+class AttentionDivergence:
+    """The attention of a tower's n blocks, compared pair by pair: means over samples, heads and query rows.
+
+    pairs: (n, n), symmetric with a zero diagonal: Jensen-Shannon divergence of two blocks' maps in nats, 0 to ln 2.
+    entropy_share: (n,), the entropy of each block's maps divided by ln T; 1 is uniform attention.
+    samples: how many were looked at.
+    """
+
+    pairs: tuple[tuple[float, ...], ...]
+    entropy_share: tuple[float, ...]
+    samples: int
+
+    @property
+    def adjacent(self) -> tuple[float, ...]:
+        """Blocks 0 and 1, 1 and 2, …: n − 1 values."""
+        return tuple(self.pairs[i][i + 1] for i in range(len(self.pairs) - 1))
+
+    @property
+    def adjacent_mean(self) -> float | None:
+        """None for a single block."""
+        return _mean(self.adjacent)
+
+    @property
+    def non_adjacent_mean(self) -> float | None:
+        """The baseline that a low adjacent value is held against; None below three blocks."""
+        return _mean([value for i, row in enumerate(self.pairs) for value in row[i + 2 :]])
+
+
+def jensen_shannon_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """½·KL(p ‖ m) + ½·KL(q ‖ m) in nats with m = ½(p + q).
+
+    Args:
+        p, q: (…, T) distributions in the last dimension, broadcastable. Zeros are fine.
+
+    Returns:
+        (…), fp32, in [0, ln 2]: 0 where p equals q, ln 2 where they never overlap.
+    """
+    p, q = p.double(), q.double()  # of rows that hardly differ, fp32 would leave rounding alone
+    middle = (0.5 * (p + q)).clamp_min(torch.finfo(torch.float64).tiny)  # where both are 0, 0·ln 0 = 0 is wanted
+    terms: Tensor = torch.xlogy(p, p / middle) + torch.xlogy(q, q / middle)
+    return (0.5 * terms.sum(dim=-1)).clamp(0.0, math.log(2)).float()
+
+
+def attention_map(block: nn.Module, x: Tensor) -> Tensor:
+    """softmax(Q_h K_hᵀ/√d) of an attention or SAS-P block for its input ``x``: (B, H, T, T), in fp32.
+
+    Raises:
+        TypeError: a block of another kind.
+    """
+    if isinstance(block, SasPBlock):
+        return block.attention_map(x)
+    if isinstance(block, TransformerBlock):
+        norm, attention = block.pre_norm_mha
+        assert isinstance(attention, MultiHeadAttention)
+        query, key, _ = attention.query_key_value(norm(x))
+        return attention_matrix(query, key)
+    if isinstance(block, AttentionBlock):
+        mixer = block.token_mixer
+        tokens = block.norm(x).flatten(2).transpose(1, 2)
+        qkv = mixer.qkv(tokens).unflatten(-1, (3, mixer.num_heads, mixer.head_dim))
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4)
+        return attention_matrix(query, key)
+    raise TypeError(
+        f"no attention map for a {type(block).__name__}: a block is a SasPBlock, a TransformerBlock "
+        "or timm's AttentionBlock"
+    )
+
+
+@torch.no_grad()
+def attention_divergence(model: Clip, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, AttentionDivergence]:
+    """Compare the attention blocks of each tower, ``image`` and ``text``, on batches of pairs.
+
+    The model computes in eval mode and without autocast; its mode is put back. The maps of one batch and one tower
+    are held at a time, n·B·H·T² floats.
+
+    Args:
+        batches: images (B, 3, size, size) in [0, 1] and token ids (B, T), on any device; one batch is enough.
+
+    Raises:
+        UserError: there is no sample.
+    """
+    towers: dict[str, ImageTower | TextTower] = {"image": model.image_encoder, "text": model.text_encoder}
+    sums: dict[str, Tensor] = {}
+    samples, device = 0, model.logit_scale.device
+    with _eval_mode(model), torch.autocast(device.type, enabled=False):
+        for images, tokens in batches:
+            samples += len(images)
+            for (tower, encoder), batch in zip(towers.items(), (images, tokens), strict=True):
+                maps = _maps(encoder.blocks, encoder.trunk(batch.to(device)))
+                sums[tower] = sums.get(tower, 0) + _batch_sums(maps)
+    if samples == 0:
+        raise UserError("attention_divergence was given no sample: pass at least one batch of (images, tokens)")
+    return {tower: _divergence(total / samples, samples) for tower, total in sums.items()}
+
+
+def _maps(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """Every block's map; by hand and not by hooks, so that one module may stand in several places."""
+    maps = []
+    for block in blocks:
+        maps.append(attention_map(block, x))
+        x = block(x)
+    return maps
+
+
+def _batch_sums(maps: list[Tensor]) -> Tensor:
+    """(n + 1, n) in fp64, summed over the batch: the divergence of each pair, then the row of entropy shares."""
+    n, tokens = len(maps), maps[0].shape[-1]
+    sums = torch.zeros(n + 1, n, dtype=torch.float64, device=maps[0].device)
+    for i in range(n):
+        for j in range(i + 1, n):
+            sums[i, j] = sums[j, i] = _sum_of_means(jensen_shannon_divergence(maps[i], maps[j]))
+        entropy = torch.special.entr(maps[i]).sum(dim=-1)
+        # One token has one distribution, the uniform one.
+        share = entropy / math.log(tokens) if tokens > 1 else torch.ones_like(entropy)
+        sums[n, i] = _sum_of_means(share)
+    return sums
+
+
+def _sum_of_means(values_BHT: Tensor) -> Tensor:
+    return values_BHT.double().mean(dim=(1, 2)).sum()
+
+
+def _divergence(means: Tensor, samples: int) -> AttentionDivergence:
+    *pairs, shares = (tuple(row) for row in means.tolist())
+    return AttentionDivergence(pairs=tuple(pairs), entropy_share=shares, samples=samples)
+
+
+def _mean(values: tuple[float, ...] | list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval for the time of the block; then each module gets its own mode back, a frozen BatchNorm too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,12 @@
+"""What freezing means for a BatchNorm: its statistics stay as they are, too."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def keep_frozen_norms(module: nn.Module) -> None:
+    """Put every BatchNorm whose weight does not train into eval mode; model and towers end ``train()`` with it."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.weight.requires_grad:
+            part.eval()

@@ -1,0 +1,141 @@
+"""``siclip-platform model describe``: the table, the JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from siclip_platform.cli import main
+
+COLUMNS = ["train form", "reparameterized", "adds, M", "MiB", "%"]
+
+
+def run(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[object, str, str]:
+    """Exit code, standard output and standard error of ``model describe``."""
+    monkeypatch.setattr(sys, "argv", ["siclip-platform", "model", "describe", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+def cell(table: str, row: str, column: str) -> str:
+    """What ends where the column's title ends, in the line that starts with the row's name."""
+    (titles,) = [line for line in table.splitlines() if line.startswith("stage")]
+    (line,) = [line for line in table.splitlines() if line.strip().startswith(row + "  ")]
+    end = titles.index(column) + len(column)
+    assert len(line) == end or line[end] == " ", "the column's numbers end elsewhere"
+    return line[:end].split()[-1]
+
+
+@pytest.mark.slow
+def test_siclip_s0_in_a_pipe() -> None:
+    command = "model describe siclip-s0 --image-sharing qk:0-0 --text-sharing qk:0-0-1-1"
+    done = subprocess.run(
+        [sys.executable, "-m", "siclip_platform", *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "40"},
+    )
+    assert cell(done.stdout, "image tower", "reparameterized") == "9,781,156"
+    assert cell(done.stdout, "text tower", "train form") == "39,285,352"
+    assert cell(done.stdout, "total", "train form") == "49,115,981"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_table_says_what_the_json_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["siclip-nano", "--text-sharing", "mlp:0-0-1-1", "--freeze", "before_sasp"]
+    code, table, _ = run(arguments, monkeypatch, capsys)
+    assert code == 0
+    found = json.loads(run([*arguments, "--json"], monkeypatch, capsys)[1])
+    assert {key: found[key] for key in ("model", "image_sharing", "text_sharing", "freeze")} == {
+        "model": "siclip-nano", "image_sharing": "qk:0-0", "text_sharing": "mlp:0-0-1-1", "freeze": "before_sasp"
+    }  # fmt: skip
+    rows = {"image tower": found["towers"]["image"], "text tower": found["towers"]["text"], "total": found["total"]}
+    rows |= {stage["stage"]: stage for stage in found["stages"] if stage["stage"] not in ("projection", "blocks")}
+    for name, row in rows.items():
+        share = 100 * row["trainable_parameters"] / row["parameters"]
+        assert [cell(table, name, column) for column in COLUMNS] == [
+            f"{row['parameters']:,}",
+            f"{row['reparameterized_parameters']:,}",
+            f"{row['multiply_adds'] / 1e6:,.1f}",
+            f"{row['activation_bytes'] / 2**20:,.2f}",
+            f"{share:.1f}",
+        ]
+
+
+@pytest.mark.parametrize(("name", "policy"), [("siclip-nano", "inherited"), ("mobileclip-nano", "none")])
+def test_by_default_what_is_inherited_is_frozen(
+    name: str, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(run([name, "--json"], monkeypatch, capsys)[1])
+    assert found["freeze"] == policy
+    trained = {stage["stage"] for stage in found["stages"] if stage["trainable_parameters"]}
+    if policy == "inherited":
+        assert trained == {"stage 2 blocks", "blocks", "logit scale"}
+    else:
+        assert found["total"]["trainable_parameters"] == found["total"]["parameters"]
+
+
+def test_a_checkpoint_is_described_as_its_model_is(
+    nano_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_file = run([str(nano_teacher), "--json"], monkeypatch, capsys)
+    by_name = run(["mobileclip-nano", "--json"], monkeypatch, capsys)
+    assert by_file == by_name
+    code, _, said = run([str(nano_teacher), "--image-sharing", "qk:0-0"], monkeypatch, capsys)
+    assert code == 2 and "is a checkpoint and has its own sharing patterns" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["siclip-s1"], "no model 'siclip-s1': there are mobileclip-nano"),
+        (["siclip-nano", "--image-sharing", "qk:0-1-1"], "3 numbers for 2 blocks"),
+        (["siclip-nano", "--text-sharing", "kv:0-0-1-1"], "unknown part 'kv'"),
+        (["mobileclip-nano", "--image-sharing", "qk:0-0"], "has no SAS-P blocks to share"),
+        (["siclip-nano", "--freeze", "everything"], "--freeze"),
+        (["missing.pt"], "missing.pt does not exist"),
+        (["folder/missing"], "folder/missing does not exist"),
+        (["empty.pt"], "empty.pt"),
+        (["truncated.pt"], "truncated.pt"),
+        (["tensors.pt"], "tensors.pt"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    nano_teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "truncated.pt").write_bytes(nano_teacher.read_bytes()[:1000])
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "tensors.pt")
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(arguments, monkeypatch, capsys)
+    assert code == 2
+    assert out == ""
+    assert said in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["siclip-s1"], ["siclip-nano", "--text-sharing", "x"], ["truncated.pt"]])
+def test_bad_input_ends_without_a_traceback(arguments: list[str], tmp_path: Path, nano_teacher: Path) -> None:
+    (tmp_path / "truncated.pt").write_bytes(nano_teacher.read_bytes()[:1000])
+    command = [sys.executable, "-m", "siclip_platform", "model", "describe", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

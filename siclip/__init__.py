@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from siclip.checkpoints.inherit import inherit
     from siclip.data.transforms import preprocess
     from siclip.errors import UserError
+    from siclip.export import export_official, export_onnx, export_open_clip
     from siclip.models import create_model, list_models
     from siclip.tokenizer import tokenize
 
@@ -21,6 +22,9 @@ __version__ = "0.1.0"
 __all__ = [
     "UserError",
     "create_model",
+    "export_official",
+    "export_onnx",
+    "export_open_clip",
     "inherit",
     "list_models",
     "load_checkpoint",
@@ -33,6 +37,9 @@ __all__ = [
 _PLACES = {
     "UserError": "siclip.errors",
     "create_model": "siclip.models",
+    "export_official": "siclip.export",
+    "export_onnx": "siclip.export",
+    "export_open_clip": "siclip.export",
     "inherit": "siclip.checkpoints.inherit",
     "list_models": "siclip.models",
     "load_checkpoint": "siclip.checkpoints.formats",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from siclip_platform.cli.model import app
+from siclip_platform.cli.model.group import app
 from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:

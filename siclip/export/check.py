@@ -1,0 +1,103 @@
+"""What every export shares: a new place that takes its name only when all went well, and the comparison.
+
+Shapes: B batch, S image size, T context length, D embed_dim.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from siclip.config import ModelConfig
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+
+Encode = Callable[[Tensor], Tensor]
+LIMIT = 1e-4
+BATCHES = (1, 2, 7)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """``files`` that were written, and the largest relative difference of their outputs from the model's."""
+
+    files: tuple[Path, ...]
+    largest_difference: float
+
+
+@contextmanager
+def new_place(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file or a folder at; it becomes ``path`` when the block ends without an error.
+
+    Raises:
+        UserError: ``path`` exists, or its parent is not a folder that can be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists and is not overwritten: remove it or choose another name")
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write in {path.parent}: {error.strerror}; make the folder first") from None
+    try:
+        yield temporary / path.name
+        (temporary / path.name).rename(path)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def sample_images(config: ModelConfig, batch: int) -> Tensor:
+    """Smooth random images (B, 3, S, S) in [0, 1], the same at every call."""
+    coarse = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+    return F.interpolate(coarse, size=(config.image.image_size,) * 2, mode="bilinear")
+
+
+def sample_tokens(config: ModelConfig, batch: int) -> Tensor:
+    """Random token ids (B, T), the same at every call: from the shortest text to the longest, end, padding."""
+    length, vocabulary = config.text.context_length, config.text.vocab_size
+    generator = torch.Generator().manual_seed(batch)
+    tokens = torch.randint(vocabulary, (batch, length), generator=generator)
+    ends = torch.linspace(1, length - 1, batch).long()[:, None]
+    places = torch.arange(length)
+    return tokens.masked_fill(places == ends, vocabulary - 1).masked_fill(places > ends, 0)
+
+
+def largest_difference(model: Clip, encode_image: Encode, encode_text: Encode, what: str) -> float:
+    """The largest of max|expected − found| / max|expected| over both towers and batches of 1, 2 and 7.
+
+    Args:
+        model: gives what is expected, (B, D); in eval mode, on the CPU.
+        encode_image, encode_text: what was exported, from the same inputs.
+        what: names the export in the error.
+
+    Raises:
+        UserError: the difference is above 1e-4 or not a number, or a shape differs.
+    """
+    towers = (
+        ("image", sample_images, model.encode_image, encode_image),
+        ("text", sample_tokens, model.encode_text, encode_text),
+    )
+    largest = 0.0
+    for batch in BATCHES:
+        for name, sample, encode, encode_exported in towers:
+            inputs = sample(model.config, batch)
+            with torch.no_grad():
+                expected, found = encode(inputs), encode_exported(inputs)
+            difference = float("inf")
+            if found.shape == expected.shape:
+                difference = float((expected - found).abs().max() / expected.abs().max())
+            if not difference <= LIMIT:
+                raise UserError(
+                    f"{what} is refused, nothing was written: the {name} embeddings of a batch of {batch} differ "
+                    f"from the model's by {difference:.1e} of the largest value, the limit is {LIMIT:.0e}; check "
+                    "that the weights are finite, or try other versions of the libraries"
+                )
+            largest = max(largest, difference)
+    return largest

@@ -1,0 +1,161 @@
+"""open_clip's form of our models: a config, a state dict, and a model that open_clip's tools take.
+
+open_clip itself can build neither the ``mct`` text tower nor SAS-P blocks, so ``open_clip.create_model`` refuses
+the folder; `load_open_clip` reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from open_clip import CustomTextCLIP, set_model_preprocess_cfg
+from open_clip.timm_model import TimmModel
+from safetensors.torch import save_file
+from torch import nn
+
+from siclip.checkpoints.formats import load_checkpoint
+from siclip.checkpoints.layouts import to_open_clip
+from siclip.config import ImageTowerConfig, ModelConfig
+from siclip.errors import UserError
+from siclip.export.check import Exported, largest_difference, new_place
+from siclip.models.clip import Clip
+from siclip.models.image_tower import ImageTower
+
+# The names that open_clip looks for in a folder.
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+class _Visual(TimmModel):
+    """open_clip's adapter of a timm network, around the network of our image tower."""
+
+    def __init__(self, tower: ImageTower, image_size: int) -> None:
+        nn.Module.__init__(self)
+        self.image_size = (image_size, image_size)
+        self.trunk = tower.model
+        self.head = nn.Sequential()
+        ours = self.trunk.head.fc
+        projection = nn.Linear(ours.in_features, ours.out_features, device=ours.weight.device)
+        projection.weight = ours.weight
+        nn.init.zeros_(projection.bias)
+        self.trunk.head.fc = projection
+
+
+class _OpenClip(CustomTextCLIP):
+    """open_clip's two-tower model around our towers, which it takes over."""
+
+    def __init__(self, model: Clip) -> None:
+        nn.Module.__init__(self)
+        self.output_dict = False
+        self.visual = _Visual(model.image_encoder, model.config.image.image_size)
+        self.text = model.text_encoder
+        for name in ("context_length", "vocab_size"):
+            for module in (self, self.text):
+                setattr(module, name, getattr(model.config.text, name))
+        self.logit_scale = model.logit_scale
+        self.logit_bias = None
+        set_model_preprocess_cfg(self, _preprocessing(model.config))
+
+
+def to_open_clip_model(model: Clip) -> CustomTextCLIP:
+    """A copy of ``model`` as an `open_clip.CustomTextCLIP`, in eval mode, on the same device.
+
+    It has ``encode_image`` and ``encode_text`` (both with ``normalize=``), ``forward``, ``logit_scale``,
+    ``context_length`` and ``visual.preprocess_cfg``; the state dict has the names ``visual.trunk.*`` and
+    ``text.*``. Blocks that share weights still do.
+    """
+    return _OpenClip(copy.deepcopy(model)).eval()
+
+
+def export_open_clip(model: Clip, folder: Path) -> Exported:
+    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors`` into a new ``folder``.
+
+    Weights are in train form; what blocks share is written once per block, as others do not know our patterns.
+    ``model_cfg.siclip`` of the config rebuilds the model.
+
+    Raises:
+        UserError: the folder exists; or, read back, its outputs differ from those of ``model`` by more than 1e-4
+            of the largest; then nothing is left behind.
+    """
+    reference = copy.deepcopy(model).cpu().eval()
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in to_open_clip(reference).items()}
+    with new_place(folder) as temporary:
+        temporary.mkdir()
+        (temporary / CONFIG_FILE).write_text(json.dumps(_config(model.config), indent=2) + "\n")
+        save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        again = load_open_clip(temporary)
+        difference = largest_difference(reference, again.encode_image, again.encode_text, "the open_clip export")
+    return Exported((folder / CONFIG_FILE, folder / WEIGHTS_FILE), difference)
+
+
+def load_open_clip(folder: Path | str) -> CustomTextCLIP:
+    """The model that `export_open_clip` wrote, as `to_open_clip_model` gives it.
+
+    Raises:
+        UserError: no such folder, a config that is not of a model of ours, or weights of another model.
+    """
+    file = Path(folder) / CONFIG_FILE
+    try:
+        config = ModelConfig.model_validate(json.loads(file.read_text())["model_cfg"]["siclip"])
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): name a folder of an open_clip export") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        remedy = "only folders that siclip exported can be read, open_clip.create_model reads others"
+        raise UserError(f"{file} does not describe a siclip model: {reason}; {remedy}") from None
+    model = Clip(config)
+    load_checkpoint(model, Path(folder) / WEIGHTS_FILE)
+    return _OpenClip(model).eval()
+
+
+def _config(config: ModelConfig) -> dict[str, Any]:
+    text = config.text
+    return {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "vision_cfg": _vision(config.image),
+            "text_cfg": {
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "width": text.width,
+                "heads": text.heads,
+                "layers": text.layers,
+                "mlp_ratio": text.mlp_ratio,
+                "no_causal_mask": True,
+            },
+            "custom_text": True,
+            "siclip": config.model_dump(mode="json"),
+        },
+        "preprocess_cfg": _preprocessing(config),
+    }
+
+
+def _vision(config: ImageTowerConfig) -> dict[str, Any]:
+    """The image tower as open_clip can build it: only MobileCLIP-S0's is a network of timm's."""
+    same = {"image_size": config.image_size, "layer_scale": config.layer_scale}
+    if config != ImageTowerConfig().model_copy(update=same):
+        return {"image_size": config.image_size}
+    return {
+        "timm_model_name": "fastvit_mci0",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": None,
+        "timm_drop": 0.0,
+        "timm_drop_path": 0.0,
+        "image_size": config.image_size,
+    }
+
+
+def _preprocessing(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "size": config.image.image_size,
+        "mode": "RGB",
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from siclip.checkpoints.formats import load_checkpoint, load_model, save_checkpoint
+from siclip.models import create_model
+from siclip_platform.cli import main
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch bombed",)
+
+
+def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "siclip_platform", "model", "export", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+Export = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """The command in this process: exit code, what it printed, and what it said on stderr in one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["siclip-platform", "model", "export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, re.sub(r"\s+", " ", captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("student") / "student.pt"
+    save_checkpoint(path, create_model("siclip-nano"))
+    return path
+
+
+@pytest.mark.slow
+def test_onnx_is_written_without_noise(tmp_path: Path, student: Path) -> None:
+    done = run(tmp_path, student, "out", "--format", "onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    *written, difference = done.stdout.splitlines()
+    assert [line.split(": ")[0] for line in written] == ["out/image.onnx", "out/text.onnx"]
+    assert 0 < float(difference.split(": ")[1].split()[0]) <= 1e-4
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["image.onnx", "out", "text.onnx"]
+
+
+def test_open_clip_is_written_and_is_the_checkpoints_model(tmp_path: Path, student: Path, export: Export) -> None:
+    from siclip.export import load_open_clip
+
+    code, out, _ = export(student, "out", "--format", "open_clip")
+    files = ["out/open_clip_config.json", "out/open_clip_model.safetensors"]
+    assert code == 0
+    assert out.splitlines()[:2] == [f"{name}: {(tmp_path / name).stat().st_size:,} bytes" for name in files]
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = load_model(student).eval().encode_image(images)
+        assert torch.equal(load_open_clip(tmp_path / "out").encode_image(images), expected)
+    code, _, said = export(student, "out", "--format", "open_clip")
+    assert code == 2 and "out exists and is not overwritten: remove it" in said
+
+
+def test_the_official_state_dict_is_written(tmp_path: Path, nano_teacher: Path, export: Export) -> None:
+    code, out, _ = export(nano_teacher, "out.pt", "--format", "official")
+    assert code == 0 and "largest difference from the model's outputs: 0.0e+00" in out
+    again = create_model("mobileclip-nano")
+    load_checkpoint(again, tmp_path / "out.pt")
+    expected = load_model(nano_teacher).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+
+
+def write_bad(kind: str, good: Path, path: Path) -> None:
+    if kind == "bare":
+        torch.save(create_model("mobileclip-nano").state_dict(), path)
+    elif kind == "of another":
+        torch.save(torch.load(good, weights_only=True) | {"model": {"weight": torch.zeros(3)}}, path)
+    elif kind != "missing":
+        content = {
+            "empty": b"",
+            "no tensors": b"no checkpoint at all",
+            "with code": pickle.dumps(Bomb()),
+            "cut short": good.read_bytes()[:-50_000],
+        }
+        path.write_bytes(content[kind])
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "no tensors", "with code", "cut short", "bare", "of another"])
+def test_bad_checkpoints_are_refused(tmp_path: Path, student: Path, export: Export, kind: str) -> None:
+    write_bad(kind, student, tmp_path / "bad.pt")
+    before = sorted(tmp_path.iterdir())
+    code, _, said = export("bad.pt", "out", "--format", "onnx")
+    assert code == 2 and re.match(r"error: (checkpoint )?bad\.pt ", said), said
+    assert sorted(tmp_path.iterdir()) == before, "something was written, or code ran"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["with code", "cut short"])
+def test_bad_checkpoints_end_the_process_without_a_traceback(tmp_path: Path, student: Path, kind: str) -> None:
+    write_bad(kind, student, tmp_path / "bad.pt")
+    done = run(tmp_path, "bad.pt", "out", "--format", "onnx")
+    assert done.returncode == 2 and re.match(r"error: (checkpoint )?bad\.pt ", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path, student: Path, export: Export) -> None:
+    for arguments, expected in (
+        (("out.pt", "--format", "official"), "'siclip-nano' has SAS-P blocks"),
+        (("out", "--format", "tflite"), "'tflite' is not one of"),
+        (("out",), "--format"),
+        (("nowhere/out", "--format", "open_clip"), "cannot write in nowhere"),
+    ):
+        code, _, said = export(student, *arguments)
+        assert code == 2 and expected in said
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
 FreezePolicy = Literal["inherited", "before_sasp", "none"]
+MicroBatch = Annotated[int, Field(ge=0)] | Literal["auto"]
 TIMM_HEAD_WIDTH = 32
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -160,6 +161,12 @@ class TrainingConfig(Config):
 
     ``precision``: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
     ``threads``: torch's CPU threads; part of the recipe because sums depend on it. 0 leaves torch's own.
+    ``micro_batch_size``: pairs whose activations the device holds at a time, a divisor of the batch size; 0: all;
+    ``auto``: the largest of batch_size, /2, /4, … that fits on the GPU, found on the first batch.
+    ``batch_norm``: ``eval`` keeps the statistics of every BatchNorm fixed (those that have seen no data take them
+    from the first batch); then micro-batches are exact. ``inexact_batch_norm`` accepts that they are not.
+    ``ema_decay``: the run gives the exponential moving average of its weights. ``compile``: torch.compile of the
+    heads. ``max_skipped_steps``: steps in a row whose loss or gradient is not finite before the run stops.
     """
 
     steps: int = Field(ge=1)
@@ -173,6 +180,12 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
     thaw_step: int = Field(0, ge=0, description="after so many steps what inheritance froze trains too; 0: never")
+    micro_batch_size: MicroBatch = 0
+    batch_norm: Literal["train", "eval"] = "train"
+    inexact_batch_norm: bool = False
+    ema_decay: float = Field(0, ge=0, lt=1, description="0: no exponential moving average")
+    compile: bool = False
+    max_skipped_steps: int = Field(10, ge=1)
     log_every: int = Field(10, ge=1)
     evaluate_every: int = Field(0, ge=0, description="0: only after the last step")
     checkpoint_every: int = Field(0, ge=0, description="0: only after the last step")
@@ -183,4 +196,7 @@ class TrainingConfig(Config):
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
         if self.thaw_step >= self.steps:
             raise ValueError(f"thaw_step {self.thaw_step} leaves none of the {self.steps} steps to train what thaws")
+        micro = self.micro_batch_size
+        if isinstance(micro, int) and micro and self.batch_size % micro:
+            raise ValueError(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
         return self

@@ -1,50 +1,220 @@
-"""Teachers: where the embeddings to distil from come from. One interface, two sources so far.
+"""Teachers: where the embeddings to distil from come from. One interface, several sources.
 
-Shapes: B batch, T context length, D the teacher's embed_dim.
+Shapes: B batch, T context length, D a teacher's embed_dim.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from siclip.data.batch import Batch, TrunkFeatures, to_float_images
+from siclip.errors import UserError
 from siclip.losses import Embeddings
-from siclip.models.clip import Clip, TrunkFeatures
+from siclip.models.clip import Clip
+from siclip.models.image_tower import ImageTower
+from siclip.models.text_tower import TextTower
+from siclip.tokenizer import decode
 
 
-class Teacher:
-    """A frozen model, run on the student's batch.
+class Teacher(Protocol):
+    """Gives unit embeddings of a batch. Nothing of it trains."""
 
-    When the student inherited this teacher's trunk and keeps it frozen, the trunk is the same network: its
-    output is taken from the student and the teacher pays only for its own attention blocks and head.
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of the image and the text embeddings."""
+
+    def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        """Unit embeddings (B, D); ``features`` are the student's trunk outputs for the same batch."""
+
+    def follow(self, student: Clip) -> None:
+        """Look at the student again: it has frozen or thawed something."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what computes."""
+
+
+class ModelTeacher:
+    """A model of ours, run on the student's batch.
+
+    Where the student inherited this teacher's trunk and keeps it frozen, the trunk is the same network: its output
+    is taken from the student and the teacher pays only for its own attention blocks and head. That is decided for
+    each tower, ``shares["image"]`` and ``shares["text"]``: a student with a shorter context shares the image trunk.
     """
 
     def __init__(self, model: Clip, student: Clip) -> None:
-        self.model = model.eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self.compare(student)
+        self.model: Clip = _frozen(model)
+        self.widths = (model.config.embed_dim, model.config.embed_dim)
+        self.follow(student)
 
-    def compare(self, student: Clip) -> None:
-        """Find out whether the trunk is shared: at the start, and whenever the student freezes or thaws."""
-        self.shares_trunk = student.trunk_is_frozen() and _same_trunk(self.model, student)
+    def follow(self, student: Clip) -> None:
+        """Find out what is shared: at the start, and whenever the student freezes or thaws."""
+        self.shares = {
+            tower: _is_same_frozen(getattr(self.model, f"{tower}_encoder"), getattr(student, f"{tower}_encoder"))
+            for tower in ("image", "text")
+        }
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def embed(self, images: Tensor, tokens: Tensor, features: TrunkFeatures) -> Embeddings:
-        """Unit embeddings of a batch; ``features`` are the student's trunk outputs for the same batch."""
-        if not self.shares_trunk:
-            features = self.model.trunk(images, tokens)
-        image, text = self.model.head(features, tokens)
+    def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        image, text = (features.image, features.text) if features else (None, None)
+        if image is None or not self.shares["image"]:
+            if batch.images is None:
+                raise UserError("a teacher with a trunk of its own needs images, the batch holds stored features")
+            image = self.model.image_encoder.trunk(to_float_images(batch.images))
+        if text is None or not self.shares["text"]:
+            text = self.model.text_encoder.trunk(batch.tokens)
+        image, text = self.model.head(TrunkFeatures(image, text), batch.tokens)
         return Embeddings(image=image, text=text, logit_scale=self.model.scale().detach())
 
 
-def _same_trunk(teacher: Clip, student: Clip) -> bool:
-    towers = ((teacher.image_encoder, student.image_encoder), (teacher.text_encoder, student.text_encoder))
-    for ours, theirs in towers:
-        for module, other in zip(ours.trunk_modules(), theirs.trunk_modules(), strict=False):
-            state, other_state = module.state_dict(), other.state_dict()
-            if state.keys() != other_state.keys():
-                return False
-            if not all(torch.equal(state[key].cpu(), other_state[key].cpu()) for key in state):
-                return False
+class OpenClipTeacher:
+    """An open_clip model with its own preprocessing and tokenizer.
+
+    It gets the pixels that the student gets, resized to its own size (bicubic, antialiased) and normalised its
+    way. A teacher with CLIP's vocabulary takes the student's token ids, cut or padded to its context length; for
+    another tokenizer the caption is decoded from them first.
+
+    Args:
+        name: an open_clip model name.
+        pretrained: an open_clip tag or the path of a checkpoint.
+
+    Raises:
+        UserError: open_clip has no such model or tag, or cannot read the weights.
+    """
+
+    def __init__(self, name: str, pretrained: str) -> None:
+        import open_clip
+
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+            self.tokenizer = open_clip.get_tokenizer(name)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            raise UserError(f"teacher {name}:{pretrained} cannot be loaded by open_clip: {error}") from None
+        self.model: Any = _frozen(model)
+        normalize = preprocess.transforms[-1]
+        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normalize.mean, normalize.std))
+        size = model.visual.image_size
+        self.size: tuple[int, int] = size if isinstance(size, tuple) else (size, size)
+        with torch.no_grad():
+            image = model.encode_image(torch.zeros(1, 3, *self.size))
+            text = model.encode_text(self.tokenizer(["a"]))
+        self.widths = (image.shape[1], text.shape[1])
+
+    def follow(self, student: Clip) -> None:
+        """It shares nothing."""
+
+    def to(self, device: torch.device) -> None:
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        if batch.images is None:
+            raise UserError("an open_clip teacher needs images, the batch holds stored features")
+        images = to_float_images(batch.images)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        image = self.model.encode_image((images - self.mean) / self.std, normalize=True)
+        text = self.model.encode_text(self._tokens(batch.tokens), normalize=True)
+        scale = self.model.logit_scale.exp().clamp(max=100)
+        return Embeddings(image=image.float(), text=text.float(), logit_scale=scale.detach())
+
+    def _tokens(self, tokens: Tensor) -> Tensor:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        if isinstance(self.tokenizer, SimpleTokenizer):
+            return fit_context(tokens, int(self.tokenizer.context_length))
+        texts = [decode(row) for row in tokens.tolist()]
+        own: Tensor = self.tokenizer(texts).to(tokens.device)
+        return own
+
+
+class StoredTeacher:
+    """Embeddings that were computed ahead and are read with the sample."""
+
+    def __init__(self, widths: tuple[int, int], logit_scale: float) -> None:
+        self.widths = widths
+        self.logit_scale = torch.tensor(logit_scale)
+
+    def follow(self, student: Clip) -> None:
+        """It shares nothing."""
+
+    def to(self, device: torch.device) -> None:
+        self.logit_scale = self.logit_scale.to(device)
+
+    def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        if batch.teacher_image is None or batch.teacher_text is None:
+            raise UserError("the recipe's teacher is stored embeddings, and this data holds none: embed it first")
+        image, text = (F.normalize(e.float(), dim=-1) for e in (batch.teacher_image, batch.teacher_text))
+        return Embeddings(image=image, text=text, logit_scale=self.logit_scale)
+
+
+class TeacherEnsemble:
+    """Several teachers as one: their unit embeddings side by side, divided by √n.
+
+    Its cosine is the mean of theirs, and it is of unit length; its logit scale is the geometric mean.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        if not teachers:
+            raise UserError("an ensemble of teachers needs one teacher or more")
+        self.teachers = tuple(teachers)
+        images, texts = zip(*(teacher.widths for teacher in teachers), strict=True)
+        self.widths = (sum(images), sum(texts))
+
+    def follow(self, student: Clip) -> None:
+        for teacher in self.teachers:
+            teacher.follow(student)
+
+    def to(self, device: torch.device) -> None:
+        for teacher in self.teachers:
+            teacher.to(device)
+
+    def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        each = [teacher.embed(batch, features) for teacher in self.teachers]
+        share = 1 / math.sqrt(len(each))
+        return Embeddings(
+            image=torch.cat([e.image for e in each], dim=1) * share,
+            text=torch.cat([e.text for e in each], dim=1) * share,
+            logit_scale=torch.stack([e.logit_scale.log() for e in each]).mean().exp(),
+        )
+
+
+def fit_context(tokens: Tensor, length: int) -> Tensor:
+    """Token ids (B, T) for another context length (B, length): zeros added, or cut with the end of text kept."""
+    if tokens.shape[1] <= length:
+        return F.pad(tokens, (0, length - tokens.shape[1]))
+    cut = tokens[:, :length].clone()
+    end = tokens.max(dim=1).values
+    too_long = cut.max(dim=1).values != end
+    cut[too_long, -1] = end[too_long]
+    return cut
+
+
+def _frozen(model: nn.Module) -> Any:
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def _is_same_frozen(teacher: ImageTower | TextTower, student: ImageTower | TextTower) -> bool:
+    """Whether the student's trunk is the teacher's, weight for weight, and does not train."""
+    pairs = list(zip(teacher.trunk_modules(), student.trunk_modules(), strict=False))
+    if any(p.requires_grad for _, module in pairs for p in module.parameters()):
+        return False
+    for ours, theirs in pairs:
+        state, other = ours.state_dict(), theirs.state_dict()
+        if state.keys() != other.keys() or any(state[key].shape != other[key].shape for key in state):
+            return False
+        if not all(torch.equal(state[key].cpu(), other[key].cpu()) for key in state):
+            return False
     return True

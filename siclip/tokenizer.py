@@ -29,3 +29,11 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
     return torch.tensor([_ids(text, context_length) for text in texts], dtype=torch.int64).view(
         len(texts), context_length
     )
+
+
+def decode(ids: Sequence[int]) -> str:
+    """The text of one row of token ids, lower-cased and with single spaces, as the tokenizer saw it."""
+    tokenizer = _tokenizer(77)
+    words = [i for i in ids if i not in (0, tokenizer.sot_token_id, tokenizer.eot_token_id)]
+    text: str = tokenizer.decode(words)
+    return text.strip()

@@ -19,11 +19,12 @@ from siclip_platform.cluster import Needs, ray_cluster
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
+from siclip_platform.ray_trainer import run_with_ray_train
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
 from siclip_platform.timeline import Timeline
 from siclip_platform.tracking import Kind, TrackedRun, Tracker, default_tracking_uri
-from siclip_platform.trainer import check, run_with_ray_train
+from siclip_platform.trainer import check
 
 WORKER_CPUS = 1.0
 

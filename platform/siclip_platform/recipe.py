@@ -22,13 +22,17 @@ class DataConfig(Config):
     """Where the pairs come from and which caption a pair gets.
 
     ``path`` is a dataset folder (see `siclip_platform.datasets`). ``synthetic_share``: the probability that a
-    sample is paired with one of its synthetic captions instead of the original one.
+    sample is paired with one of its synthetic captions instead of the original one. ``trunk_cache``: a folder where
+    the outputs of a frozen trunk are kept; written by the first run that names it, read by all others of the same
+    trunk and data. ``augmentations``: so many fixed random crops of each image are kept there; 1: the plain image.
     """
 
     path: str
     synthetic_share: Share = 0.5
     window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
     concurrent_reads: int = Field(2, ge=1, description="Ray Data tasks that read and decode at the same time")
+    trunk_cache: str | None = None
+    augmentations: int = Field(1, ge=1)
 
 
 class StudentConfig(Config):
@@ -76,7 +80,22 @@ class Recipe(Config):
                 "training.thaw_step has nothing to thaw: it needs model.inherit true and model.freeze 'inherited' or "
                 "'before_sasp'; or set it to 0"
             )
+        if self.data.trunk_cache:
+            self._check_cached_trunk()
+        elif self.data.augmentations > 1:
+            raise ValueError("data.augmentations are crops kept in a trunk cache: set data.trunk_cache to a folder")
         return self
+
+    def _check_cached_trunk(self) -> None:
+        wrong = {
+            "model.inherit true": not self.model.inherit,
+            "model.freeze 'inherited' or 'before_sasp'": self.model.freeze == "none",
+            "training.thaw_step 0": self.training.thaw_step > 0,
+            "model.block_regression_steps 0": self.model.block_regression_steps > 0,
+        }
+        needs = [what for what, problem in wrong.items() if problem]
+        if needs:
+            raise ValueError(f"data.trunk_cache keeps outputs of a trunk that never trains: set {', '.join(needs)}")
 
     @property
     def hash(self) -> str:

@@ -10,8 +10,7 @@ Shapes: B batch, H heads, T tokens, n attention blocks of a tower.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from siclip.errors import UserError
 from siclip.models.clip import Clip
+from siclip.models.freezing import eval_mode
 from siclip.models.image_tower import ImageTower
 from siclip.models.sasp import SasPBlock, attention_matrix
 from siclip.models.text_tower import MultiHeadAttention, TextTower, TransformerBlock
@@ -110,7 +110,7 @@ def attention_divergence(model: Clip, batches: Iterable[tuple[Tensor, Tensor]]) 
     towers: dict[str, ImageTower | TextTower] = {"image": model.image_encoder, "text": model.text_encoder}
     sums: dict[str, Tensor] = {}
     samples, device = 0, model.logit_scale.device
-    with _eval_mode(model), torch.autocast(device.type, enabled=False):
+    with eval_mode(model), torch.autocast(device.type, enabled=False):
         for images, tokens in batches:
             samples += len(images)
             for (tower, encoder), batch in zip(towers.items(), (images, tokens), strict=True):
@@ -155,15 +155,3 @@ def _divergence(means: Tensor, samples: int) -> AttentionDivergence:
 
 def _mean(values: tuple[float, ...] | list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval for the time of the block; then each module gets its own mode back, a frozen BatchNorm too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -10,6 +10,7 @@ from torch import Tensor
 from siclip.data.batch import to_float_images
 from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
 from siclip.models.clip import Clip
+from siclip.models.freezing import eval_mode
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,15 @@ class EvaluationSet:
 @torch.no_grad()
 def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 256) -> dict[str, float]:
     """Retrieval recall and, with negatives, ``beats_all_negatives``; in fp32, the model's mode is kept."""
-    training = model.training
-    model.eval()
-    image = torch.cat(
-        [model.encode_image(to_float_images(x.to(device)), normalize=True) for x in torch.split(data.images, chunk)]
-    )
-    text = _encode_texts(model, data.tokens, device, chunk)
-    metrics = retrieval_metrics(image, text)
-    if data.negatives is not None:
-        flat = _encode_texts(model, data.negatives.flatten(0, 1), device, chunk)
-        negatives = flat.view(*data.negatives.shape[:2], -1)
-        metrics["beats_all_negatives"] = beats_all_negatives(image, text, negatives)
-    model.train(training)
+    with eval_mode(model):
+        pixels = torch.split(data.images, chunk)
+        image = torch.cat([model.encode_image(to_float_images(x.to(device)), normalize=True) for x in pixels])
+        text = _encode_texts(model, data.tokens, device, chunk)
+        metrics = retrieval_metrics(image, text)
+        if data.negatives is not None:
+            flat = _encode_texts(model, data.negatives.flatten(0, 1), device, chunk)
+            negatives = flat.view(*data.negatives.shape[:2], -1)
+            metrics["beats_all_negatives"] = beats_all_negatives(image, text, negatives)
     return metrics
 
 

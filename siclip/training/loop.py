@@ -55,7 +55,7 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
         saves = last or _due(step, config.checkpoint_every)
         if evaluates or saves:
             with clock.paused():
-                metrics = evaluate(trainer.model) if evaluates and evaluate else {}
+                metrics = evaluate(trainer.result) if evaluates and evaluate else {}
                 reporter.milestone(step, metrics, _saver(trainer) if saves else None)
         if last:
             return
@@ -84,7 +84,7 @@ def _number(value: Tensor | float) -> float:
 
 
 def _saver(trainer: Trainer) -> Save:
-    return lambda path: save_checkpoint(path, trainer.model, trainer.state_dict())
+    return lambda path: save_checkpoint(path, trainer.result, trainer.state_dict())
 
 
 class _Clock:

@@ -8,7 +8,7 @@ from siclip.checkpoints.inherit import inherit
 from siclip.config import FreezePolicy, LossConfig, ModelConfig, TrainingConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
-from siclip.teachers import Teacher
+from siclip.teachers import ModelTeacher, Teacher
 from siclip.training.trainer import Trainer
 
 
@@ -20,10 +20,12 @@ def make_trainer(
     teacher: Clip | None = None,
     inherit_weights: bool = False,
     freeze: FreezePolicy = "inherited",
+    distil_from: Teacher | None = None,
     device: torch.device | None = None,
 ) -> Trainer:
     """Seed, build, inherit, and put the trainer on its device (the best one here if none is given).
 
+    ``teacher``: what the student inherits from and, unless ``distil_from`` names another source, is distilled from.
     The teacher's forward pass is left out when no loss part needs it. ``freeze``: what of the inherited weights
     does not train (see `siclip.checkpoints.inherit.freeze_inherited`), for good or until ``training.thaw_step``.
 
@@ -35,7 +37,7 @@ def make_trainer(
         torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if teacher is None and (inherit_weights or loss.needs_teacher):
+    if teacher is None and (inherit_weights or (loss.needs_teacher and distil_from is None)):
         what = "model.inherit" if inherit_weights else "a loss part"
         raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
     if teacher is not None:
@@ -44,7 +46,9 @@ def make_trainer(
     frozen: tuple[str, ...] = ()
     if inherit_weights and teacher is not None:
         frozen = inherit(student, teacher, freeze).frozen
-    source = Teacher(teacher, student) if loss.needs_teacher and teacher is not None else None
+    source: Teacher | None = None
+    if loss.needs_teacher:
+        source = distil_from or (ModelTeacher(teacher, student) if teacher is not None else None)
     return Trainer(student, source, loss, training, device, frozen)
 
 

@@ -1,28 +1,34 @@
-"""One training step, and everything a checkpoint needs to go on exactly."""
+"""One optimizer step after the other, and everything a checkpoint needs to go on exactly."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 from siclip.config import LossConfig, TrainingConfig
-from siclip.data.batch import Batch, to_float_images
+from siclip.data.batch import Batch
 from siclip.errors import UserError
-from siclip.losses import Embeddings, Objective, PairIds
+from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
 from siclip.teachers import Teacher
+from siclip.training.batch_norms import calibrate, check_exactness, fix_statistics
+from siclip.training.memory import find_micro_batch_size
 from siclip.training.optimizer import learning_rate, make_optimizer
+from siclip.training.step import Step, workers
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+IDS_WRITTEN = 64
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss or its gradient was not finite for ``max_skipped_steps`` steps in a row."""
 
 
 class Trainer:
@@ -35,7 +41,8 @@ class Trainer:
     and their BatchNorms with them.
 
     Raises:
-        UserError: fp16 without a CUDA device, or a thaw step with nothing frozen.
+        UserError: fp16 without a CUDA device, a thaw step with nothing frozen, or a batch computed in pieces with
+            BatchNorms in train mode.
     """
 
     def __init__(
@@ -56,46 +63,114 @@ class Trainer:
             )
         self.config = config
         self.device = device
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.teacher = teacher
         if teacher is not None:
-            teacher.model.to(device).to(memory_format=torch.channels_last)
-        width = model.config.embed_dim
-        teacher_width = teacher.model.config.embed_dim if teacher else width
-        self.objective = Objective(loss, width, (teacher_width, teacher_width) if teacher else None).to(device)
+            teacher.to(device)
+        self.objective = Objective(loss, model.config.embed_dim, teacher.widths if teacher else None).to(device)
         self.thawing = frozenset(frozen) if config.thaw_step else frozenset()
         self.thawed = False
+        self._set_mode()
+        check_exactness(self.model, config, workers())
         named = [*self.model.named_parameters(), *self.objective.named_parameters()]
         self.optimizer = make_optimizer(named, config, self.thawing)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.step = 0
+        self.average = _average(self.model, config.ema_decay) if config.ema_decay else None
+        head = torch.compile(self.model.head) if config.compile else None
+        self._step = Step(self.model, self.objective, teacher, autocast=self.autocast, compiled_head=head)
+        self.micro_batch_size = 0 if config.micro_batch_size == "auto" else config.micro_batch_size
+        self.step = self.skipped = self.skipped_in_a_row = 0
+
+    @property
+    def result(self) -> Clip:
+        """The model that the run gives: the exponential moving average where there is one."""
+        if self.average is None:
+            return self.model
+        return cast(Clip, self.average.module)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
-        """One optimizer step; returns the loss parts, gradient norm, learning rate and logit scale.
+        """One optimizer step; returns the loss parts, gradient norms, learning rate and logit scale.
+
+        A step whose gradient is not finite changes no weight and is counted in ``skipped_steps``.
 
         Raises:
-            TrainingDiverged: the loss is not finite; the weights are those of the step before.
+            TrainingDiverged: too many such steps in a row; the weights are those of the last finite one.
         """
         self._thaw_when_due()
+        batch = batch.to(self.device)
+        if self.step == 0:
+            self._first(batch)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = batch.to(self.device)
-        parts = self._losses(batch)
-        if not torch.isfinite(parts["loss"]):
-            ids = batch.image_ids[:8].tolist()
-            raise TrainingDiverged(f"loss is {parts['loss'].item()} at step {self.step}; image ids {ids}, …")
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(parts["loss"]).backward()  # type: ignore[no-untyped-call]
+        parts = self._gradients(batch, self.micro_batch_size)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._clamp_scale()
+        norms = self._gradient_norms()
+        self._update(norms["gradient_norm"], batch)
         self.step += 1
         metrics: dict[str, Tensor | float] = {name: value.detach() for name, value in parts.items()}
-        metrics |= {"gradient_norm": norm, "learning_rate": rate, "logit_scale": self.model.scale().detach()}
-        return metrics
+        metrics |= norms | {"learning_rate": rate, "logit_scale": self.model.scale().detach()}
+        return metrics | {"skipped_steps": float(self.skipped), "micro_batch_size": float(self.micro_batch_size)}
+
+    def _gradients(self, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed((self.config.seed << 32) + self.step)
+        step = replace(self._step, micro_batch_size=micro_batch_size)
+        progress = self.step / self.config.steps
+        return step.gradients(batch, generator, progress=progress, scale=self.scaler.scale)
+
+    def _first(self, batch: Batch) -> None:
+        """What is found out on the first batch: statistics of new BatchNorms, the micro-batch that fits."""
+        if self.config.batch_norm == "eval":
+            with self.autocast():
+                calibrate(self.model, batch)
+            self._set_mode()
+        if self.config.micro_batch_size == "auto":
+            self.micro_batch_size = find_micro_batch_size(
+                lambda size: self._gradients(batch, size), len(batch), self.device
+            )
+            self.objective.zero_grad(set_to_none=True)
+
+    def _update(self, norm: Tensor | float, batch: Batch) -> None:
+        """Clip and step, or skip where the gradient is not finite."""
+        if math.isfinite(float(norm)):
+            nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
+            self.scaler.step(self.optimizer)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.scaler.update()
+        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            ids = batch.image_ids[:IDS_WRITTEN].tolist()
+            raise TrainingDiverged(
+                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step}; "
+                f"image ids of the last batch: {ids}{', …' if len(batch) > IDS_WRITTEN else ''}"
+            )
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _gradient_norms(self) -> dict[str, Tensor | float]:
+        """L2 norms of the gradient: of everything, of each tower and of what only training needs."""
+        groups = {
+            "image": self.model.image_encoder.parameters(),
+            "text": self.model.text_encoder.parameters(),
+            "objective": [self.model.logit_scale, *self.objective.parameters()],
+        }
+        norms = {
+            f"gradient_norm/{name}": nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+            for name, group in groups.items()
+        }
+        total = torch.stack([norm.to(self.device) for norm in norms.values()]).norm()
+        return {"gradient_norm": total, **norms}
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        if self.config.batch_norm == "eval":
+            fix_statistics(self.model)
 
     def _thaw_when_due(self) -> None:
         due = 0 < self.config.thaw_step <= self.step
@@ -104,50 +179,35 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if name in self.thawing:
                 parameter.requires_grad_(due)
-        self.model.train()
+        self._set_mode()
         if self.teacher:
-            self.teacher.compare(self.model)
+            self.teacher.follow(self.model)
         self.thawed = due
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        if batch.images is None:
-            raise UserError("the batch holds no images, and this trainer runs the trunk itself")
-        images = to_float_images(batch.images)
-        with self._autocast():
-            features = self.model.trunk(images, batch.tokens)
-            image, text = self.model.head(features, batch.tokens)
-            teacher = self.teacher.embed(images, batch.tokens, features) if self.teacher else None
-        student = Embeddings(image=image, text=text, logit_scale=self.model.scale())
-        generator = torch.Generator(device=self.device)
-        generator.manual_seed((self.config.seed << 32) + self.step)
-        parts: dict[str, Tensor] = self.objective(
-            student, teacher, PairIds(image=batch.image_ids, caption=batch.caption_ids), generator
-        )
-        return parts
-
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that encoding runs in."""
         dtype = _AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    @torch.no_grad()
-    def _clamp_scale(self) -> None:
-        self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
-
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the model's weights: plain tensors and numbers only."""
+        """What a checkpoint needs beside the weights of `result`: plain tensors and numbers only."""
+        averaging = {"model": self.model.state_dict(), "updates": self.average.n_averaged} if self.average else None
         return {
             "step": self.step,
+            "skipped": (self.skipped, self.skipped_in_a_row),
+            "micro_batch_size": self.micro_batch_size,
             "config": self.config.model_dump(mode="json"),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "averaging": averaging,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`.
+        """Go on from `state_dict`; the weights of `result` are loaded already.
 
         Raises:
             UserError: the state is of a run with another training config.
@@ -160,4 +220,15 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.micro_batch_size = state["micro_batch_size"]
+        if self.average is not None:
+            self.average.module.load_state_dict(self.model.state_dict())
+            self.model.load_state_dict(state["averaging"]["model"])
+            self.average.n_averaged.copy_(state["averaging"]["updates"])
         self._thaw_when_due()
+
+
+def _average(model: Clip, decay: float) -> swa_utils.AveragedModel:
+    averaging = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)

@@ -14,8 +14,9 @@ from siclip.training.block_regression import fit_blocks
 from siclip.training.loop import Save
 from siclip_platform.errors import UserError
 from siclip_platform.presets import digits_student
+from siclip_platform.ray_trainer import run_with_ray_train
 from siclip_platform.recipe import Recipe
-from siclip_platform.trainer import check, prepare, run_in_process, run_with_ray_train, start_blocks
+from siclip_platform.trainer import check, prepare, run_in_process, start_blocks
 
 pytestmark = pytest.mark.slow
 

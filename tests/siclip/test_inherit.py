@@ -5,10 +5,11 @@ import torch
 
 from siclip.checkpoints.inherit import freeze_inherited, inherit
 from siclip.config import FreezePolicy
+from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models import Clip, create_model
 from siclip.models.sasp import SasPBlock
-from siclip.teachers import Teacher
+from siclip.teachers import ModelTeacher
 
 
 @pytest.fixture
@@ -173,10 +174,11 @@ def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(teach
     student = create_model("siclip-nano")
     inherit(student, teacher)
     images, tokens = torch.rand(4, 3, 64, 64), torch.randint(1, 400, (4, 20))
-    shared = Teacher(teacher, student)
-    assert shared.shares_trunk
+    shared = ModelTeacher(teacher, student)
+    assert shared.shares == {"image": True, "text": True}
     student.train()
-    embeddings = shared.embed(images, tokens, student.trunk(images, tokens))
+    batch = Batch(None, tokens, torch.arange(4), torch.arange(4))
+    embeddings = shared.embed(batch, student.trunk(images, tokens))
     image, text = teacher.eval()(images, tokens)
     torch.testing.assert_close(embeddings.image, image)
     torch.testing.assert_close(embeddings.text, text)
@@ -185,8 +187,8 @@ def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(teach
 def test_a_trunk_that_trains_or_differs_is_not_shared(teacher: Clip) -> None:
     student = create_model("siclip-nano")
     inherit(student, teacher, freeze="none")
-    assert not Teacher(teacher, student).shares_trunk
+    assert not any(ModelTeacher(teacher, student).shares.values())
     inherit(student, teacher, freeze="inherited")
     with torch.no_grad():
         teacher.text_encoder.embedding_layer.weight[0, 0] += 1
-    assert not Teacher(teacher, student).shares_trunk
+    assert ModelTeacher(teacher, student).shares == {"image": True, "text": False}

@@ -109,15 +109,15 @@ def test_the_first_step_after_the_thaw_is_adams_first_for_what_thawed() -> None:
 def test_the_teacher_runs_its_own_trunk_from_the_thaw_on() -> None:
     thawing = trainer(3)
     run(thawing, 3)
-    assert thawing.teacher is not None and thawing.teacher.shares_trunk
+    assert thawing.teacher is not None and all(thawing.teacher.shares.values())
     run(thawing, 5)
-    assert not thawing.teacher.shares_trunk
+    assert not all(thawing.teacher.shares.values())
     data = batch(9)
     assert data.images is not None
     images = to_float_images(data.images)
     features = thawing.model.trunk(images, data.tokens)
     expected, _ = thawing.teacher.model(images, data.tokens)
-    torch.testing.assert_close(thawing.teacher.embed(images, data.tokens, features).image, expected)
+    torch.testing.assert_close(thawing.teacher.embed(data, features).image, expected)
 
 
 def test_fixed_gains_stay_through_the_thaw() -> None:
@@ -134,7 +134,7 @@ def test_going_back_before_the_thaw_freezes_again(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "2.pt", thawing.model, thawing.state_dict())
     losses, at_end = run(thawing, 5), weights(thawing)
     resume(thawing, tmp_path / "2.pt")
-    assert thawing.teacher is not None and thawing.teacher.shares_trunk
+    assert thawing.teacher is not None and all(thawing.teacher.shares.values())
     assert run(thawing, 5) == losses
     assert not moved(weights(thawing), at_end)
 

@@ -99,7 +99,7 @@ def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
     """
     validate_table(table, f"table for {path}")
     table = table.select(SCHEMA.names).cast(SCHEMA)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, row_group_size=row_group_size, compression="zstd", compression_level=3)
         payload = temporary.read_bytes()
     return ShardEntry(
@@ -113,7 +113,7 @@ def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``folder/manifest.json`` whole or not at all."""
-    with _replacing(folder / MANIFEST) as temporary:
+    with replacing(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
@@ -175,7 +175,7 @@ def _check_shard(folder: Path, entry: ShardEntry) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour; flushed and renamed to ``path`` when the block ends without error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,0 +1,64 @@
+"""BatchNorm and batches that are computed in pieces: what is exact, and statistics that stay as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from siclip.config import TrainingConfig
+from siclip.data.batch import Batch
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+from siclip.training.step import fitted_tokens, trunk_features
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Every BatchNorm by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def fix_statistics(model: nn.Module) -> None:
+    """Every BatchNorm in eval mode: its scale and bias may train, its statistics stay."""
+    for norm in batch_norms(model).values():
+        norm.eval()
+
+
+def check_exactness(model: nn.Module, config: TrainingConfig, workers: int) -> None:
+    """Refuse a batch that is computed in pieces while BatchNorms normalise by the piece.
+
+    Raises:
+        UserError: names how many BatchNorms are in train mode, the first of them, and the remedies.
+    """
+    pieces = config.micro_batch_size not in (0, config.batch_size)
+    training = [name for name, norm in batch_norms(model).items() if norm.training]
+    thaws = config.thaw_step and config.batch_norm == "train"
+    if not (pieces or workers > 1) or config.inexact_batch_norm or not (training or thaws):
+        return
+    how = f"training.micro_batch_size {config.micro_batch_size}" if pieces else f"{workers} workers"
+    which = (
+        f"{len(training)} BatchNorms train ({training[0]}, …)" if training else "BatchNorms will train once thawed"
+    )
+    raise UserError(
+        f"{how}: {which}, and each piece of the batch would be normalised by its own statistics, which puts the "
+        "gradients off by 11 to 30 %. Set training.batch_norm=eval, or training.inexact_batch_norm=true to accept it"
+    )
+
+
+@torch.no_grad()
+def calibrate(model: Clip, batch: Batch) -> None:
+    """Give the BatchNorms that train and have seen no data the statistics of a batch, the cumulative mean."""
+    fresh = [
+        norm
+        for norm in batch_norms(model).values()
+        if norm.weight.requires_grad and norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
+    ]
+    if not fresh:
+        return
+    momenta = [norm.momentum for norm in fresh]
+    for norm in fresh:
+        norm.momentum = None
+        norm.train()
+    model.head(trunk_features(model, batch), fitted_tokens(model, batch))
+    for norm, momentum in zip(fresh, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

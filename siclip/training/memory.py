@@ -1,0 +1,44 @@
+"""What fits on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from siclip.errors import UserError
+
+
+def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device: torch.device) -> int:
+    """The largest of batch_size, batch_size/2, batch_size/4, … whose step ``run(size)`` fits in the memory.
+
+    Each size is run once, on a real batch; an out-of-memory error is caught, the cache emptied and the size halved.
+    On the CPU memory is not the limit and cannot be tested without being killed: the whole batch.
+
+    Raises:
+        UserError: not even the smallest fits.
+    """
+    if device.type == "cpu":
+        return batch_size
+    size = batch_size
+    while True:
+        try:
+            run(size)
+            return size
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if size % 2:
+            raise UserError(
+                f"no micro-batch of {batch_size} pairs fits: {size} is too large for {device} and cannot be halved; "
+                "take a batch_size with more factors of 2, or a smaller model"
+            )
+        size //= 2
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that the device held for tensors; on the CPU the most that this process was given."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,242 @@
+"""One exact step: micro-batches, gradient caching, several workers.
+
+The loss sees all embeddings of the batch; the device holds the activations of one micro-batch. The computation is
+cut at the embeddings (gradient caching, GradCache, arXiv 2101.06983): encode everything, compute the loss and its
+gradient with respect to the embeddings, then encode each micro-batch again with a graph and let that gradient flow
+back. A batch of one micro-batch is encoded once. With several workers the embeddings are gathered before the loss,
+so that each worker sees the global batch, and gradients are summed after it.
+
+Exact where encoding a pair does not depend on the other pairs, that is with every BatchNorm in eval mode.
+
+Shapes: B pairs of this worker, m of a micro-batch, W workers, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from siclip.data.batch import Batch, TrunkFeatures, to_float_images
+from siclip.errors import UserError
+from siclip.losses import Embeddings, Objective, PairIds
+from siclip.models.clip import Clip
+from siclip.teachers import Teacher, fit_context
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a batch is computed.
+
+    ``micro_batch_size``: pairs whose activations are held at a time; 0 means all. ``autocast`` opens the context
+    that encoding runs in; the loss is always fp32. ``compiled_head`` stands for ``model.head``.
+    """
+
+    model: Clip
+    objective: Objective
+    teacher: Teacher | None
+    micro_batch_size: int = 0
+    autocast: Autocast = nullcontext
+    compiled_head: Callable[[TrunkFeatures, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def gradients(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        *,
+        progress: float = 0.0,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a batch to every trained parameter's ``grad``; returns the objective's figures.
+
+        ``scale`` is what a gradient scaler does to the loss. The random state that a stochastic layer draws from
+        is the same in both encodings.
+        """
+        micro = self.micro_batch_size or len(batch)
+        chunks = [_Chunk(batch[slice(start, start + micro)]) for start in range(0, len(batch), micro)]
+        if len(chunks) == 1:
+            self._encode(chunks[0])
+        else:
+            with torch.no_grad():
+                for chunk in chunks:
+                    self._encode(chunk)
+        parts, image, text = self._loss(chunks, generator, progress, scale)
+        start = 0
+        for chunk in chunks:
+            rows = slice(start, start + len(chunk.batch))
+            start = rows.stop
+            if len(chunks) > 1:
+                with chunk.random_state.replayed():
+                    self._encode_student(chunk)
+            _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
+            chunk.forget()
+        _reduce_gradients(self.model, self.objective)
+        return parts
+
+    def _encode(self, chunk: _Chunk) -> None:
+        chunk.random_state = _RandomState(chunk.batch.tokens.device)
+        self._encode_student(chunk)
+        if self.teacher is not None:
+            with self.autocast():
+                chunk.teacher = self.teacher.embed(chunk.batch, chunk.features)
+
+    def _encode_student(self, chunk: _Chunk) -> None:
+        """Trunk and head; a frozen trunk runs once, its features are kept for the second encoding."""
+        with self.autocast():
+            if chunk.features is None or not self.model.trunk_is_frozen():
+                chunk.features = trunk_features(self.model, chunk.batch)
+            head = self.compiled_head or self.model.head
+            chunk.image, chunk.text = head(chunk.features, fitted_tokens(self.model, chunk.batch))
+
+    def _loss(
+        self,
+        chunks: list[_Chunk],
+        generator: torch.Generator,
+        progress: float,
+        scale: Callable[[Tensor], Tensor],
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The figures, and the gradients of the loss with respect to this worker's embeddings, (B, D) each."""
+        image, text = (_join(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
+        teacher = None
+        if self.teacher is not None:
+            targets = [chunk.teacher for chunk in chunks if chunk.teacher is not None]
+            teacher = Embeddings(
+                image=_join(target.image for target in targets),
+                text=_join(target.text for target in targets),
+                logit_scale=targets[0].logit_scale,
+            )
+        ids = PairIds(
+            image=_join(chunk.batch.image_ids for chunk in chunks),
+            caption=_join(chunk.batch.caption_ids for chunk in chunks),
+        )
+        student = Embeddings(image=image, text=text, logit_scale=self.model.scale())
+        parts: dict[str, Tensor] = self.objective(student, teacher, ids, generator, progress=progress)
+        scale(parts["loss"]).backward()  # type: ignore[no-untyped-call]
+        assert image.grad is not None and text.grad is not None
+        return parts, _own_rows(image.grad), _own_rows(text.grad)
+
+
+_TOWERS = ("image", "text")
+TRUNK_CHUNK = 128
+
+
+def trunk_features(model: Clip, batch: Batch) -> TrunkFeatures:
+    """The trunk's output for a batch: stored with it, or computed from its images and tokens.
+
+    A frozen trunk runs on `TRUNK_CHUNK` pairs at a time, without gradient: it needs no more memory than that.
+
+    Raises:
+        UserError: the batch has stored features and the trunk trains.
+    """
+    frozen = model.trunk_is_frozen()
+    if batch.features is not None:
+        if not frozen:
+            raise UserError("stored trunk features are of a frozen trunk, this one trains: freeze it or use images")
+        return _as_computed(batch.features)
+    assert batch.images is not None
+    tokens = fitted_tokens(model, batch)
+    if not frozen:
+        return model.trunk(to_float_images(batch.images), tokens)
+    chunks = zip(torch.split(batch.images, TRUNK_CHUNK), torch.split(tokens, TRUNK_CHUNK), strict=True)
+    with torch.no_grad():
+        pieces = [model.trunk(to_float_images(images), ids) for images, ids in chunks]
+    return TrunkFeatures(torch.cat([p.image for p in pieces]), torch.cat([p.text for p in pieces]))
+
+
+def _as_computed(stored: TrunkFeatures) -> TrunkFeatures:
+    """Stored bf16 features in the type and memory layout that the trunk would have given."""
+    image, text = stored.image, stored.text
+    if not torch.is_autocast_enabled(image.device.type):
+        image, text = image.float(), text.float()
+    return TrunkFeatures(image.contiguous(memory_format=torch.channels_last), text)
+
+
+def fitted_tokens(model: Clip, batch: Batch) -> Tensor:
+    """The batch's token ids, cut to the model's context where that is shorter."""
+    return fit_context(batch.tokens, min(batch.tokens.shape[1], model.config.text.context_length))
+
+
+class _Chunk:
+    """A micro-batch on its way through a step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.features: TrunkFeatures | None = None
+        self.teacher: Embeddings | None = None
+        self.image = self.text = torch.empty(0)
+        self.random_state = _RandomState(batch.tokens.device)
+
+    def forget(self) -> None:
+        """Let go of what the next micro-batch needs the memory for."""
+        self.features = None
+        self.image = self.text = torch.empty(0)
+
+
+class _RandomState:
+    """The random state of CPU and device now, to be replayed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        with torch.random.fork_rng([self.device] if self.cuda is not None else []):
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+            yield
+
+
+def _flow_back(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Backward from embeddings; those of a tower without anything to train have no graph."""
+    with_graph = [(embeddings, gradient) for embeddings, gradient in gradients if embeddings.requires_grad]
+    if with_graph:
+        torch.autograd.backward([e for e, _ in with_graph], [g for _, g in with_graph])
+
+
+def workers() -> int:
+    """Training processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _join(pieces: Iterable[Tensor]) -> Tensor:
+    """Rows of all micro-batches, then of all workers in rank order: (W·B, …)."""
+    own = torch.cat(list(pieces))
+    if workers() == 1:
+        return own
+    gathered = [torch.empty_like(own) for _ in range(workers())]
+    dist.all_gather(gathered, own.contiguous())
+    return torch.cat(gathered)
+
+
+def _own_rows(joined: Tensor) -> Tensor:
+    if workers() == 1:
+        return joined
+    return joined.chunk(workers())[dist.get_rank()]
+
+
+@torch.no_grad()
+def _reduce_gradients(model: Clip, objective: nn.Module) -> None:
+    """Sum what each worker's own pairs gave to the towers; average what every worker computed in whole."""
+    if workers() == 1:
+        return
+    towers = [p for tower in (model.image_encoder, model.text_encoder) for p in tower.parameters()]
+    whole = [model.logit_scale, *objective.parameters()]
+    for parameters, divisor in ((towers, 1), (whole, workers())):
+        trained = [p for p in parameters if p.requires_grad]
+        if not trained:
+            continue
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        pieces = torch.split(flat.div_(divisor), [grad.numel() for grad in grads])
+        for parameter, summed in zip(trained, pieces, strict=True):
+            parameter.grad = summed.view_as(parameter).clone()

@@ -1,0 +1,172 @@
+"""Gradient caching and the shared trunk are exact: against autograd on the whole batch, written out here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import siclip
+from siclip.config import LossConfig
+from siclip.data.batch import Batch, to_float_images
+from siclip.errors import UserError
+from siclip.losses import Embeddings, Objective, PairIds
+from siclip.models import Clip, create_model
+from siclip.teachers import ModelTeacher
+from siclip.training.step import Step, trunk_features
+
+EVERYTHING = LossConfig(pair_matching=0.5, pair_head="mlp", negatives="sampled", false_negative_similarity=1.0)
+SIZE = 24
+
+
+def batch(size: int = SIZE) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(1, 400, (size, 20), generator=generator)
+    ids = torch.arange(size)
+    images = torch.randint(0, 256, (size, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return Batch(images, tokens, ids, ids // 2)
+
+
+def pair(freeze: str = "inherited") -> tuple[Clip, Clip]:
+    torch.manual_seed(3)
+    teacher = create_model("mobileclip-nano").eval()
+    student = create_model("siclip-nano")
+    siclip.inherit(student, teacher, freeze)
+    for name, parameter in student.named_parameters():  # away from the start, where attention does nothing
+        if name.endswith("query.weight"):
+            nn.init.normal_(parameter, std=0.2)
+    return student.eval(), teacher
+
+
+def objective(loss: LossConfig = EVERYTHING) -> Objective:
+    torch.manual_seed(4)
+    return Objective(loss, 128, (128, 128))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(9)
+
+
+def whole_batch_gradients(student: Clip, teacher: Clip, head: Objective, data: Batch) -> dict[str, Tensor]:
+    """The plain way: one forward pass of everything, the teacher online, one backward pass."""
+    images = to_float_images(data.images)
+    image, text = student(images, data.tokens)
+    with torch.no_grad():
+        theirs = teacher(images, data.tokens)
+    target = Embeddings(image=theirs[0], text=theirs[1], logit_scale=teacher.scale().detach())
+    own = Embeddings(image=image, text=text, logit_scale=student.scale())
+    parts = head(own, target, PairIds(data.image_ids, data.caption_ids), generator())
+    parts["loss"].backward()
+    return gradients(student, head) | {"loss": parts["loss"].detach()}
+
+
+def gradients(*modules: nn.Module) -> dict[str, Tensor]:
+    found = {
+        f"{i}.{name}": p.grad.clone()
+        for i, module in enumerate(modules)
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+    for module in modules:
+        module.zero_grad()
+    return found
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The whole gradient to 1e-5 relative, each tensor to 1e-4: those that nearly cancel keep fewer digits."""
+    assert ours.keys() == theirs.keys()
+    assert torch.allclose(ours.pop("loss"), theirs["loss"], rtol=1e-5, atol=0)
+    whole = torch.cat([theirs[name].flatten() for name in ours]).norm()
+    difference = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours]).norm()
+    assert difference / whole < 1e-5
+    for name, value in ours.items():
+        error = (value - theirs[name]).norm() / max(theirs[name].norm(), 1e-3 * whole)
+        assert error < 1e-4, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("freeze", ["inherited", "none"])
+@pytest.mark.parametrize("micro", [0, 2, 4, 8, SIZE])
+def test_micro_batches_give_the_whole_batchs_gradients(freeze: str, micro: int) -> None:
+    student, teacher = pair(freeze)
+    head = objective()
+    expected = whole_batch_gradients(student, teacher, head, batch())
+    parts = Step(student, head, ModelTeacher(teacher, student), micro).gradients(batch(), generator())
+    assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
+
+
+def test_a_shared_trunk_gives_the_online_teachers_loss_and_gradients() -> None:
+    student, teacher = pair()
+    head = objective()
+    shared = ModelTeacher(teacher, student)
+    assert shared.shares == {"image": True, "text": True}
+    expected = whole_batch_gradients(student, teacher, head, batch())
+    parts = Step(student, head, shared).gradients(batch(), generator())
+    assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
+
+
+def test_stored_features_give_the_same_gradients_without_images() -> None:
+    student, teacher = pair()
+    head = objective()
+    data = batch()
+    expected = whole_batch_gradients(student, teacher, head, data)
+    stored = Batch(None, data.tokens, data.image_ids, data.caption_ids, features=trunk_features(student, data))
+    parts = Step(student, head, ModelTeacher(teacher, student), 8).gradients(stored, generator())
+    assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
+
+
+def test_under_bf16_autocast_micro_batches_are_no_further_from_the_truth_than_the_whole_batch() -> None:
+    """bf16 rounds each weight gradient to 2⁻⁹, however it is computed: fp32 is the judge."""
+    student, teacher = pair()
+    head = objective()
+    truth = whole_batch_gradients(student, teacher, head, batch())
+    errors: dict[int, float] = {}
+    losses: dict[int, Tensor] = {}
+    for micro in (0, 8):
+        step = Step(
+            student, head, ModelTeacher(teacher, student), micro, lambda: torch.autocast("cpu", torch.bfloat16)
+        )
+        losses[micro] = step.gradients(batch(), generator())["loss"].detach()
+        found = gradients(student, head)
+        difference = torch.cat([(found[name] - truth[name]).flatten() for name in found])
+        errors[micro] = float(difference.norm() / torch.cat([truth[name].flatten() for name in found]).norm())
+    assert 1e-4 < errors[0] < 0.2
+    assert errors[8] < 1.5 * errors[0]
+    torch.testing.assert_close(losses[8], losses[0], rtol=2e-3, atol=0)
+
+
+class Dropping(nn.Module):
+    """A stochastic layer, put in front of a block."""
+
+    def __init__(self, block: nn.Module, masks: list[Tensor]) -> None:
+        super().__init__()
+        self.block, self.masks = block, masks
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        mask = (torch.rand_like(x) > 0.2).to(x.dtype)
+        self.masks.append(mask)
+        out: Tensor = self.block(x * mask, *rest)
+        return out
+
+
+def test_a_stochastic_layer_sees_the_same_mask_twice() -> None:
+    student, teacher = pair()
+    masks: list[Tensor] = []
+    student.text_encoder.transformer[1] = Dropping(student.text_encoder.transformer[1], masks)
+    Step(student, objective(), ModelTeacher(teacher, student), 8).gradients(batch(), generator())
+    first, second = masks[:3], masks[3:]
+    assert len(masks) == 6 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_stored_features_of_a_trunk_that_trains_are_refused() -> None:
+    student, _ = pair("none")
+    data = batch()
+    stored = Batch(
+        None,
+        data.tokens,
+        data.image_ids,
+        data.caption_ids,
+        features=student.trunk(to_float_images(data.images), data.tokens),
+    )
+    with pytest.raises(UserError, match="this one trains"):
+        trunk_features(student, stored)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
@@ -64,23 +67,27 @@ class ModelTeacher:
 
     @torch.no_grad()
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
+        tokens = fit_context(batch.tokens, min(batch.tokens.shape[1], self.model.config.text.context_length))
         image, text = (features.image, features.text) if features else (None, None)
         if image is None or not self.shares["image"]:
             if batch.images is None:
-                raise UserError("a teacher with a trunk of its own needs images, the batch holds stored features")
+                raise UserError(
+                    "the batch holds stored trunk features and no images, which a teacher whose image trunk is not "
+                    "the student's needs: train from images, or store the teacher's embeddings"
+                )
             image = self.model.image_encoder.trunk(to_float_images(batch.images))
         if text is None or not self.shares["text"]:
-            text = self.model.text_encoder.trunk(batch.tokens)
-        image, text = self.model.head(TrunkFeatures(image, text), batch.tokens)
+            text = self.model.text_encoder.trunk(tokens)
+        image, text = self.model.head(TrunkFeatures(image, text), tokens)
         return Embeddings(image=image, text=text, logit_scale=self.model.scale().detach())
 
 
 class OpenClipTeacher:
     """An open_clip model with its own preprocessing and tokenizer.
 
-    It gets the pixels that the student gets, resized to its own size (bicubic, antialiased) and normalised its
-    way. A teacher with CLIP's vocabulary takes the student's token ids, cut or padded to its context length; for
-    another tokenizer the caption is decoded from them first.
+    It gets the pixels that the student gets, resized to its own size (antialiased, with its own interpolation) and
+    normalised its way. A teacher with CLIP's tokenizer takes the student's token ids, cut or padded to its context
+    length; for another tokenizer the caption is decoded from them first.
 
     Args:
         name: an open_clip model name.
@@ -94,19 +101,21 @@ class OpenClipTeacher:
         import open_clip
 
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
-            raise UserError(f"teacher {name}:{pretrained} cannot be loaded by open_clip: {error}") from None
+        except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+            raise UserError(_not_loaded(name, pretrained, error)) from None
         self.model: Any = _frozen(model)
-        normalize = preprocess.transforms[-1]
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normalize.mean, normalize.std))
+        own = model.visual.preprocess_cfg
+        self.mean, self.std = (torch.tensor(own[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.interpolation = "bilinear" if own["interpolation"] == "bilinear" else "bicubic"
         size = model.visual.image_size
-        self.size: tuple[int, int] = size if isinstance(size, tuple) else (size, size)
+        self.size: tuple[int, int] = tuple(size) if isinstance(size, Sequence) else (size, size)
         with torch.no_grad():
             image = model.encode_image(torch.zeros(1, 3, *self.size))
             text = model.encode_text(self.tokenizer(["a"]))
         self.widths = (image.shape[1], text.shape[1])
+        self.takes_our_ids = _gives_clip_ids(self.tokenizer)
 
     def follow(self, student: Clip) -> None:
         """It shares nothing."""
@@ -118,19 +127,20 @@ class OpenClipTeacher:
     @torch.no_grad()
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
         if batch.images is None:
-            raise UserError("an open_clip teacher needs images, the batch holds stored features")
+            raise UserError(
+                "the batch holds stored trunk features and no images, which an open_clip teacher needs: train from "
+                "images, or store the teacher's embeddings"
+            )
         images = to_float_images(batch.images)
         if images.shape[-2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+            images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
         image = self.model.encode_image((images - self.mean) / self.std, normalize=True)
         text = self.model.encode_text(self._tokens(batch.tokens), normalize=True)
         scale = self.model.logit_scale.exp().clamp(max=100)
         return Embeddings(image=image.float(), text=text.float(), logit_scale=scale.detach())
 
     def _tokens(self, tokens: Tensor) -> Tensor:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        if isinstance(self.tokenizer, SimpleTokenizer):
+        if self.takes_our_ids:
             return fit_context(tokens, int(self.tokenizer.context_length))
         texts = [decode(row) for row in tokens.tolist()]
         own: Tensor = self.tokenizer(texts).to(tokens.device)
@@ -197,6 +207,35 @@ def fit_context(tokens: Tensor, length: int) -> Tensor:
     too_long = cut.max(dim=1).values != end
     cut[too_long, -1] = end[too_long]
     return cut
+
+
+def _gives_clip_ids(tokenizer: object) -> bool:
+    """Whether an open_clip tokenizer gives every text the ids that `siclip.tokenizer` does, but for their length."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if not isinstance(tokenizer, SimpleTokenizer) or tokenizer.reduction_fn is not None:
+        return False
+    plain = SimpleTokenizer()
+    return bool(tokenizer.clean_fn is plain.clean_fn and tokenizer.encoder == plain.encoder)
+
+
+def _not_loaded(name: str, pretrained: str, error: Exception) -> str:
+    """Whether it was the name, the tag or the file."""
+    import open_clip
+
+    teacher, known = f"the teacher {name}:{pretrained}".rstrip(":"), open_clip.list_models()
+    reason = shorten(str(error).partition(". ")[0], 200, placeholder=" …") or type(error).__name__
+    plain_name = name.replace("/", "-") if ":" not in name else ""  # hf-hub: and local-dir: bring their weights
+    if plain_name and plain_name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ": open_clip.list_models() gives their names"
+        return f"{teacher}: open_clip has no model {name!r}{hint}"
+    if plain_name and Path(pretrained).is_file():
+        return f"{teacher}: the file holds no weights of this model ({reason})"
+    if plain_name and not open_clip.get_pretrained_cfg(plain_name, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(plain_name)) or "it has none"
+        return f"{teacher}: {pretrained!r} is neither a file nor a tag of this model: {tags}"
+    return f"{teacher} cannot be loaded by open_clip: {reason}"
 
 
 def _frozen(model: nn.Module) -> Any:

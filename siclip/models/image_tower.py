@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from timm.layers import LayerNorm2d, Mlp, RmsNorm2d
 from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
 from torch import Tensor, nn
@@ -77,10 +78,21 @@ class ImageTower(nn.Module):
 
     def trunk(self, images: Tensor) -> Tensor:
         """(B, 3, size, size) → (B, C, h, w)."""
-        x = images
+        x = self._avoid_crash(images)
         for module in self.trunk_modules():
             x = module(x)
         return x
+
+    def _avoid_crash(self, images: Tensor) -> Tensor:
+        """On the CPU the weight gradient of the stem's 1×1 convolution of 3 channels with stride 2 writes beyond its
+        memory in channels-last layout (seen with torch 2.15 and two threads): a stem that trains takes plain layout.
+        """
+        stem = self.model.stem[0]
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in stem.parameters())
+        if images.device.type == "cpu" and trains:
+            stem.to(memory_format=torch.contiguous_format)
+            return images.contiguous()
+        return images
 
     def head(self, features: Tensor) -> Tensor:
         """(B, C, h, w) → (B, D)."""

@@ -9,7 +9,7 @@ from siclip.config import TrainingConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models.clip import Clip
-from siclip.training.step import fitted_tokens, trunk_features
+from siclip.training.step import fitted_tokens, joined_batch, trunk_features
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
@@ -46,7 +46,10 @@ def check_exactness(model: nn.Module, config: TrainingConfig, workers: int) -> N
 
 @torch.no_grad()
 def calibrate(model: Clip, batch: Batch) -> None:
-    """Give the BatchNorms that train and have seen no data the statistics of a batch, the cumulative mean."""
+    """Give the BatchNorms that train and have seen no data the statistics of the batch of all workers.
+
+    One that several blocks share takes the mean over its uses.
+    """
     fresh = [
         norm
         for norm in batch_norms(model).values()
@@ -58,6 +61,7 @@ def calibrate(model: Clip, batch: Batch) -> None:
     for norm in fresh:
         norm.momentum = None
         norm.train()
+    batch = joined_batch(batch)
     model.head(trunk_features(model, batch), fitted_tokens(model, batch))
     for norm, momentum in zip(fresh, momenta, strict=True):
         norm.momentum = momentum

@@ -24,9 +24,11 @@ def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device:
     while True:
         try:
             run(size)
-            return size
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+            pass  # until here the error's traceback holds what was computed: emptying the cache would free nothing
+        else:
+            return size
+        torch.cuda.empty_cache()
         if size % 2:
             raise UserError(
                 f"no micro-batch of {batch_size} pairs fits: {size} is too large for {device} and cannot be halved; "

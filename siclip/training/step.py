@@ -209,12 +209,26 @@ def workers() -> int:
 
 def _join(pieces: Iterable[Tensor]) -> Tensor:
     """Rows of all micro-batches, then of all workers in rank order: (W·B, …)."""
-    own = torch.cat(list(pieces))
+    own = torch.cat(list(pieces)).contiguous()
     if workers() == 1:
         return own
     gathered = [torch.empty_like(own) for _ in range(workers())]
-    dist.all_gather(gathered, own.contiguous())
+    dist.all_gather(gathered, own)
     return torch.cat(gathered)
+
+
+def joined_batch(batch: Batch) -> Batch:
+    """The pairs of all workers, in rank order, without a teacher's embeddings."""
+    if workers() == 1:
+        return batch
+    images, features = batch.images, batch.features
+    return Batch(
+        images=None if images is None else _join([images]),
+        tokens=_join([batch.tokens]),
+        image_ids=_join([batch.image_ids]),
+        caption_ids=_join([batch.caption_ids]),
+        features=None if features is None else TrunkFeatures(_join([features.image]), _join([features.text])),
+    )
 
 
 def _own_rows(joined: Tensor) -> Tensor:

@@ -1,0 +1,278 @@
+"""What the studies share: runs that are done once and kept, and the figures they are compared by.
+
+A run is named by the hash of its recipe with the dataset's hash and the teacher's run in place of their paths, so
+it is known again wherever the folders lie. Its figures are a line of ``runs.jsonl``, written when it ends: a study
+that was interrupted goes on with what is missing, and several studies in one folder share their teachers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from siclip_platform.datasets.manifest import Dataset, open_dataset
+from siclip_platform.errors import UserError
+from siclip_platform.presets import digits_teacher
+from siclip_platform.recipe import Recipe
+from siclip_platform.tracking import git_commit
+
+RUNS = "runs.jsonl"
+TEACHERS = "teachers"
+Row = dict[str, Any]
+RECIPE_OF_ALL = {"evaluation.validation_samples": 0, "training.evaluate_every": 0, "training.threads": 1}
+"""Validation on the whole split, once, after the last step; one thread, so that ``--jobs`` runs share the cores."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on the dataset ``data``, called ``dataset`` and ``setting`` in the tables.
+
+    ``teacher`` is the run that the recipe's checkpoint comes from. ``keep``: folder for the run's own checkpoint.
+    """
+
+    dataset: str
+    setting: str
+    data: Dataset
+    recipe: Recipe
+    teacher: Run | None = None
+    keep: Path | None = None
+
+    @cached_property
+    def identity(self) -> Recipe:
+        """The recipe without places: hashes stand for the dataset's folder and the teacher's checkpoint."""
+        return self.recipe.updated(
+            {"data.path": self.data.hash, "teacher": self.teacher.key if self.teacher else None}
+        )
+
+    @property
+    def key(self) -> str:
+        return self.identity.hash
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.training.seed
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.keep / f"{self.dataset}-{self.key}.pt" if self.keep else None
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.setting}, seed {self.seed}"
+
+
+def make_run(
+    dataset: str, setting: str, data: Dataset, recipe: Recipe, *, teacher: Run | None = None, keep: Path | None = None
+) -> Run:
+    """A run of a study: of ``recipe``, with the dataset's and the teacher's places and `RECIPE_OF_ALL` filled in."""
+    places = {"data.path": str(data.folder), "teacher": str(teacher.checkpoint) if teacher else None}
+    return Run(dataset, setting, data, recipe.updated(RECIPE_OF_ALL | places), teacher, keep)
+
+
+def open_datasets(options: argparse.Namespace) -> dict[str, Dataset]:
+    """Name → dataset, of those that are given.
+
+    Raises:
+        UserError: none is given, or one cannot be read or lacks a split.
+    """
+    folders = {"digits": options.digits, "emoji64": options.emoji}
+    datasets = {name: open_dataset(folder) for name, folder in folders.items() if folder}
+    if not datasets:
+        raise UserError("no dataset to study: name one with --digits FOLDER or --emoji FOLDER")
+    for data in datasets.values():
+        for split in ("train", "validation", "test"):
+            data.entries(split)
+    return datasets
+
+
+def teacher_runs(datasets: Mapping[str, Dataset], options: argparse.Namespace) -> dict[str, Run]:
+    """Dataset → the run that trains its teacher: the recipe of the digit scenes' teacher, on that dataset."""
+    steps = {"digits": options.digits_teacher_steps, "emoji64": options.emoji_teacher_steps}
+    size = {"training.batch_size": options.batch_size}
+    return {
+        name: make_run(
+            name,
+            "teacher",
+            data,
+            digits_teacher(data.folder, steps=steps[name]).updated(size),
+            keep=options.out / TEACHERS,
+        )
+        for name, data in datasets.items()
+    }
+
+
+class RunStore:
+    """The finished runs of a folder: key → row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / RUNS
+        self.rows: dict[str, Row] = {}
+        if not self.path.exists():
+            return
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        if torn:  # the process died while it wrote: that run is done again
+            print(f"{self.path}: its last line is cut short and left out", file=sys.stderr)
+            os.truncate(self.path, self.path.stat().st_size - len(torn))
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                self.rows[row["key"]] = row
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{self.path}, line {number} is not a run: delete the line, the run is done again"
+                ) from None
+
+    def has(self, run: Run) -> bool:
+        return run.key in self.rows and (run.checkpoint is None or run.checkpoint.exists())
+
+    def add(self, run: Run, metrics: Mapping[str, float]) -> None:
+        """Append the row of a finished run, figures that are not finite as null; on the disk when this returns."""
+        row = {
+            "key": run.key,
+            "dataset": run.dataset,
+            "setting": run.setting,
+            "seed": run.seed,
+            "commit": git_commit(),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "recipe": run.identity.model_dump(mode="json"),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[run.key] = row
+
+    def figures(self, runs: Sequence[Run], metric: str) -> dict[int, float]:
+        """Seed → figure of these runs, which must be finished."""
+        return {run.seed: self.rows[run.key]["metrics"][metric] for run in runs}
+
+
+@contextmanager
+def open_store(folder: Path) -> Iterator[RunStore]:
+    """The store of a folder, for one study at a time.
+
+    Raises:
+        UserError: another study works in the folder, or it cannot be read or written.
+    """
+    try:
+        (folder / TEACHERS).mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot work in {folder}: {error}; name a folder that can be written") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        except BlockingIOError:
+            raise UserError(f"another study is at work in {folder}: wait for it, or name another folder") from None
+        yield RunStore(folder)
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
+        return int(text)
+
+    return integer
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """What every study takes."""
+    parser.add_argument("--digits", type=Path, metavar="FOLDER", help="digit scenes (siclip-platform data build)")
+    parser.add_argument("--emoji", type=Path, metavar="FOLDER", help="emoji64 (benchmarks/emoji_dataset.py)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of runs and teachers; studies may share it")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="the page; its JSON lies beside it")
+    parser.add_argument("--steps", type=at_least(2), default=200, help="of every student (%(default)s)")
+    parser.add_argument("--digits-teacher-steps", type=at_least(2), default=600, help="(%(default)s)")
+    parser.add_argument("--emoji-teacher-steps", type=at_least(2), default=600, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=at_least(2), default=128, help="of students and teachers (%(default)s)")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at a time, one thread each (%(default)s)")
+
+
+def worker_pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that train. Threads that spin while they wait would take the cores from each other."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
+
+def complete(runs: Sequence[Run], store: RunStore, pool: Executor) -> None:
+    """Train what the store lacks, each recipe once; a failure does not stop the others.
+
+    Raises:
+        RuntimeError: runs failed; they are done again next time, the finished ones are not.
+    """
+    todo = list({run.key: run for run in runs if not store.has(run)}.values())
+    futures = {pool.submit(train_and_measure, run.recipe.model_dump_json(), run.checkpoint): run for run in todo}
+    failures, started = [], time.monotonic()
+    for number, future in enumerate(as_completed(futures), 1):
+        run = futures[future]
+        try:
+            metrics = future.result()
+        except Exception as error:
+            failures.append(f"{run}: {type(error).__name__}: {error}")
+            print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
+            continue
+        store.add(run, metrics)
+        left = (time.monotonic() - started) * (len(todo) - number) / number
+        hit, hard = metrics["test/mean_recall@1"], metrics["test/beats_all_negatives"]
+        print(
+            f"{number}/{len(todo)} {run}: R@1 {hit:.3f}, beats all {hard:.3f}; about {left / 60:.0f} min left",
+            flush=True,
+        )
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(todo)} runs failed:\n  " + "\n  ".join(failures))
+
+
+class _KeepLast:
+    """A `Reporter` that keeps the newest figures and writes the checkpoint to one place."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.metrics: dict[str, float] = {}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics |= metrics
+
+    def milestone(self, step: int, metrics: Mapping[str, float], save: Any) -> None:
+        self.metrics |= metrics
+        if save is not None:
+            save(self.checkpoint)
+
+
+def train_and_measure(recipe_json: str, checkpoint: Path | None) -> dict[str, float]:
+    """Train a recipe in this process; its figures after the last step, with those of validation and test."""
+    from siclip_platform.evaluation import evaluate_checkpoint
+    from siclip_platform.trainer import run_in_process
+
+    recipe = Recipe.model_validate_json(recipe_json)
+    with tempfile.TemporaryDirectory() as folder:
+        reporter = _KeepLast(checkpoint or Path(folder) / "model.pt")
+        costs = run_in_process(recipe, reporter)
+        test = evaluate_checkpoint(reporter.checkpoint, Path(recipe.data.path), "test")
+    return reporter.metrics | costs | test
+
+
+def environment(commits: Sequence[str | None]) -> dict[str, Any]:
+    """Machine, versions and the commits of the code that the runs were made with."""
+    return {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "timm")},
+        "commits": sorted({commit or "outside a checkout" for commit in commits}),
+    }

@@ -50,7 +50,26 @@ _PLACES = {
 }
 
 
+_MODULES = (
+    "checkpoints",
+    "config",
+    "diagnostics",
+    "evaluation",
+    "export",
+    "losses",
+    "models",
+    "teachers",
+    "training",
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"siclip.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'siclip' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

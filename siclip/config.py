@@ -34,6 +34,7 @@ class SasPConfig(Config):
 
     ``first_value``: the first block keeps a value matrix and an output projection, as arXiv 2311.01906 does;
     they start as identities. ``norm``: ``tower`` is the tower's own (image BatchNorm, text LayerNorm).
+    Where a pattern shares whole blocks, those that share the first block use its value matrix too.
     ``trainable_gains``: False keeps α, β, γ, β_SA and β_FF where they start.
     """
 
@@ -88,12 +89,6 @@ class ImageTowerConfig(Config):
     def heads(self) -> int:
         return self.widths[-1] // self.head_width
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the attention stage: the stem divides by 4, every later stage by 2."""
-        side = self.image_size >> (len(self.layers) + 1)
-        return side * side
-
 
 class TextTowerConfig(Config):
     """``mct``, MobileCLIP's text tower: RepMixer, attention or SAS-P blocks, RepMixer."""
@@ -104,7 +99,7 @@ class TextTowerConfig(Config):
     heads: int = Field(8, ge=1)
     layers: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    mixer_kernel: int = Field(11, ge=1)
+    mixer_kernel: int = Field(11, ge=1, description="odd, so that a token stands in the middle")
     layer_scale: float = Field(1e-5, gt=0)
     block: BlockKind = "attention"
     sharing: str = "none"
@@ -114,6 +109,8 @@ class TextTowerConfig(Config):
     def _heads_divide(self) -> TextTowerConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.mixer_kernel % 2 == 0:
+            raise ValueError(f"mixer_kernel {self.mixer_kernel} is even: a convolution that keeps the length is odd")
         _check_sasp(self.block, self.sharing, self.sasp)
         return self
 

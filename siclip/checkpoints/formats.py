@@ -7,7 +7,9 @@ import os
 import pickle
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,17 +44,19 @@ _SHOWN_KEYS = 20
 _PREFIXES: dict[Tower, str] = {"image": IMAGE, "text": TEXT}
 
 
-def save_checkpoint(path: Path, model: Clip, training: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] | None = None) -> None:
     """Write the model with its config, and the training state if given, by a temp name, fsync and rename.
 
     A path ending in ``.safetensors`` gets that format: the config in its metadata, shared tensors once.
 
     Raises:
-        UserError: the model is reparameterized, or there is training state for a safetensors file.
+        UserError: the model is reparameterized, there is training state for a safetensors file, or the file
+            cannot be written.
     """
-    state = model.state_dict()
-    if any("reparam_conv" in name for name in state):
+    path = Path(path)
+    if model.is_reparameterized:
         raise UserError(f"{path}: a reparameterized model cannot be rebuilt; save the model that it was made from")
+    state = model.state_dict()
     config = model.config.model_dump(mode="json")
     mark: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": config}
     if path.suffix == SAFETENSORS:
@@ -70,11 +74,14 @@ def save_checkpoint(path: Path, model: Clip, training: Mapping[str, Any] | None 
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; name another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint of ours: format, version, config, model, training.
 
     ``model`` names shared tensors once per block, whatever the file format.
@@ -82,16 +89,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, empty or truncated file, a pickle with code, or not a checkpoint of ours.
     """
-    content = _read_file(path)
+    content = _read_file(Path(path))
     if content.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a siclip checkpoint (no format mark): make one with siclip.save_checkpoint, "
-            "or load an official state dict with siclip.load_checkpoint(model, path)"
+            f"{path} is not a siclip checkpoint (no format mark): turn it into one with "
+            "`siclip-platform model convert FILE OUT --model mobileclip-s0`, or read a state dict of MobileCLIP, "
+            "open_clip or timm with siclip.load_checkpoint(model, path)"
         )
     return content
 
 
-def checkpoint_config(content: Mapping[str, Any], path: Path) -> ModelConfig:
+def checkpoint_config(content: Mapping[str, Any], path: Path | str) -> ModelConfig:
     """The model config in what `read_checkpoint` gave.
 
     Raises:
@@ -100,15 +108,17 @@ def checkpoint_config(content: Mapping[str, Any], path: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(content["config"])
     except ValidationError as error:
-        raise UserError(f"{path}: its model config does not fit this version: {error}") from None
+        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{path}: its model config does not fit this version: {lines}") from None
 
 
-def load_model(path: Path) -> Clip:
+def load_model(path: Path | str) -> Clip:
     """Rebuild the model of a checkpoint of ours, with its weights.
 
     Raises:
         UserError: as `read_checkpoint`, or the config in the file does not fit this code.
     """
+    path = Path(path)
     content = read_checkpoint(path)
     model = Clip(checkpoint_config(content, path))
     _load_strictly(model, content["model"], "all", path)
@@ -119,13 +129,15 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
     """Load weights into ``model``, all or none, from a torch or safetensors file.
 
     The file is a checkpoint of ours, or a state dict in siclip, official MobileCLIP, open_clip or timm layout
-    (`siclip.checkpoints.layouts`), also inside an open_clip or timm training checkpoint.
+    (`siclip.checkpoints.layouts`), also inside an open_clip or timm training checkpoint: there under ``state_dict``,
+    not timm's average of them under ``state_dict_ema``.
 
     Args:
         part: ``image`` or ``text`` loads that tower alone, without the logit scale.
         sharing: what to do when the file shares other weights between blocks than the model does: refuse, or
             take for each group of blocks the mean of their weights, or the first block's. Blocks that share in
-            the file and not in the model each get a copy.
+            the file and not in the model each get a copy. Where the first block's value matrix is kept
+            (``first_value``) and blocks share all of it, that cannot be undone: only the first block may have one.
 
     Raises:
         UserError: as `read_checkpoint`; the file is of another model, its missing and unexpected keys are
@@ -136,6 +148,8 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
             f"part is one of {get_args(Part)} and sharing one of {get_args(Sharing)}: {part!r}, {sharing!r}"
         )
     path = Path(path)
+    if model.is_reparameterized:
+        raise UserError(f"{path}: checkpoints are of the train form; load it, then call reparameterize()")
     content = _read_file(path)
     marked = content.get("format") == FORMAT
     if marked:
@@ -153,10 +167,15 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
 
 def _read_file(path: Path) -> dict[str, Any]:
     """What a file holds; a checkpoint of ours is whole and has all names of shared tensors."""
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    if path.stat().st_size == 0:
-        raise UserError(f"checkpoint {path} is empty")
+    try:
+        if path.is_dir():
+            raise UserError(f"checkpoint {path} is a folder: name the file in it")
+        if not path.is_file():
+            raise UserError(f"checkpoint {path} does not exist")
+        if path.stat().st_size == 0:
+            raise UserError(f"checkpoint {path} is empty")
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     try:
         content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
     except Exception as error:  # whatever a parser says of bytes that are not its format
@@ -167,20 +186,25 @@ def _read_file(path: Path) -> dict[str, Any]:
         return content
     if content.get("version") != VERSION:
         raise UserError(
-            f"{path} is a siclip checkpoint of version {content.get('version')}, this code reads {VERSION}"
+            f"{path} is a siclip checkpoint of version {content.get('version')!r}, this code reads {VERSION!r}"
         )
     if lacks := {"config", "model", "training"} - content.keys():
         raise UserError(
             f"{path} is a siclip checkpoint without {', '.join(sorted(lacks))}: it was not saved by siclip"
         )
-    content["model"] = fill_aliases(content["model"], checkpoint_config(content, path))
+    try:
+        state = _tensors({"state_dict": content["model"]})
+    except UserError as error:
+        raise UserError(f"{path}: what it holds as its model is {error}") from None
+    content["model"] = fill_aliases(state, checkpoint_config(content, path))
     return content
 
 
 def _read_torch(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that torch does not write
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # timm's checkpoints hold its arguments in one
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -33,11 +33,18 @@ def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") ->
     ``freeze``: see `freeze_inherited`. The FFNs of SAS-P blocks start from the teacher's and always train; where
     blocks share one, the first of them gives it its teacher's.
 
+    Returns:
+        What was copied, started, left and fresh, by module and parameter count.
+
     Raises:
-        UserError: no such policy; the teacher is another model, so that something outside the SAS-P blocks does
-            not fit; or freezing would leave nothing to train. Both models are as they were then.
+        UserError: no such policy; one of the two is reparameterized; the teacher is another model, so that something
+            outside the SAS-P blocks does not fit; or freezing would leave nothing to train. Both models are as they
+            were then.
     """
     _check_policy(freeze)
+    for model in (student, teacher):
+        if model.is_reparameterized:
+            raise UserError(f"a reparameterized {model.config.name!r} has no weights to inherit: take its train form")
     if freeze == "inherited" and "sasp" not in (student.config.image.block, student.config.text.block):
         raise UserError(
             f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}: nothing is left to "
@@ -71,10 +78,11 @@ def freeze_inherited(model: Clip, policy: FreezePolicy) -> tuple[str, ...]:
 
     ``inherited``: everything outside the SAS-P blocks, except the logit scale. ``before_sasp``: both trunks, so
     that training starts at the first SAS-P block (or, in a tower without, attention block). ``none``: nothing.
-    A frozen BatchNorm is in eval from then on, whatever `Clip.train` says.
+    A frozen BatchNorm computes in eval mode from then on, whatever ``train()`` says. What another policy froze
+    before and this one does not trains again.
 
     Returns:
-        The names of the parameters that trained before and no longer do.
+        The names of the parameters that are frozen.
 
     Raises:
         UserError: no such policy.
@@ -84,11 +92,13 @@ def freeze_inherited(model: Clip, policy: FreezePolicy) -> tuple[str, ...]:
     trunk = {id(p) for tower in towers for module in tower.trunk_modules() for p in module.parameters()}
     frozen = []
     for name, parameter in model.named_parameters():
-        inherited = name != "logit_scale" and not _in_sasp(name, model.config)
-        goes = {"inherited": inherited, "before_sasp": id(parameter) in trunk, "none": False}[policy]
-        if goes and parameter.requires_grad:
+        outside = not _in_sasp(name, model.config)
+        inherited = outside and name != "logit_scale"
+        if {"inherited": inherited, "before_sasp": id(parameter) in trunk, "none": False}[policy]:
             parameter.requires_grad_(False)
             frozen.append(name)
+        elif outside:  # inside, fixed gains stay fixed and nothing else is ever frozen
+            parameter.requires_grad_(True)
     model.train(model.training)
     return tuple(frozen)
 
@@ -165,7 +175,9 @@ def _why_left(name: str, student: ModelConfig, teacher: ModelConfig) -> str:
 
 def _refuse_another_model(student: Clip, teacher: Clip, plan: list[_Step], left: list[ReportEntry]) -> None:
     ours = [(s.name, s.reason) for s in plan if s.action == "fresh" and not _in_sasp(s.name, student.config)]
-    misfits = ours + [(entry.name, entry.reason) for entry in left if entry.reason == "not in the student"]
+    named = {name for name, _ in ours}
+    theirs = [(e.name, e.reason) for e in left if e.reason == "not in the student" and e.name not in named]
+    misfits = ours + theirs
     if misfits:
         more = f", … ({len(misfits)} in all)" if len(misfits) > 3 else ""
         some = ", ".join(f"{name} ({why})" for name, why in misfits[:3])

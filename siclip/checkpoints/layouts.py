@@ -95,6 +95,7 @@ def to_official(model: Clip) -> dict[str, Tensor]:
     Raises:
         UserError: the model has SAS-P blocks, which the official code has not.
     """
+    _check_train_form(model)
     if "sasp" in (model.config.image.block, model.config.text.block):
         raise UserError(
             f"{model.config.name!r} has SAS-P blocks, the official MobileCLIP layout has none: "
@@ -145,9 +146,22 @@ def from_open_clip(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_open_clip(model: Clip) -> dict[str, Tensor]:
-    """The model's tensors under open_clip's names; shared tensors stand under all of theirs."""
+    """The model's tensors under open_clip's names; shared tensors stand under all of theirs.
+
+    Raises:
+        UserError: the model is reparameterized.
+    """
+    _check_train_form(model)
     state = _with_prefixes(model.state_dict(), {_NETWORK: "visual.trunk.", TEXT: "text."})
     return state | {f"visual.trunk.{_BIAS}": _zero_bias(model)}
+
+
+def _check_train_form(model: Clip) -> None:
+    if model.is_reparameterized:
+        raise UserError(
+            f"this {model.config.name!r} is reparameterized: other layouts are of the train form, so take the model "
+            "that it was made from"
+        )
 
 
 def from_timm(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from siclip.config import ModelConfig
 from siclip.data.batch import TrunkFeatures
-from siclip.models.freezing import keep_frozen_norms
+from siclip.models.freezing import guard_frozen_norms, keep_frozen_norms
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
 
@@ -33,6 +33,7 @@ class Clip(nn.Module):
         self.image_encoder = ImageTower(config.image, config.embed_dim)
         self.text_encoder = TextTower(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        guard_frozen_norms(self)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Images (B, 3, size, size) in [0, 1] → (B, D); with ``normalize`` on the unit sphere."""
@@ -73,9 +74,19 @@ class Clip(nn.Module):
         keep_frozen_norms(self)
         return self
 
+    @property
+    def is_reparameterized(self) -> bool:
+        """Whether this is a deployable model, which can neither train nor be saved."""
+        return any("reparam" in name for name, _ in self.named_parameters())
+
     def reparameterize(self) -> Clip:
-        """The deployable model, every train-form branch fused, in eval mode; this one stays trainable."""
+        """The deployable model, every train-form branch fused, in eval mode; this one stays trainable.
+
+        Of a deployable model: a copy.
+        """
         deployable = copy.deepcopy(self).eval()
+        if self.is_reparameterized:
+            return deployable
         for parameter in deployable.parameters():
             parameter.requires_grad_(False)
         reparameterize_model(deployable, inplace=True)

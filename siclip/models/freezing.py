@@ -15,6 +15,18 @@ def keep_frozen_norms(module: nn.Module) -> None:
             part.eval()
 
 
+def guard_frozen_norms(module: nn.Module) -> None:
+    """See to it that a frozen BatchNorm computes in eval mode even if a part of the model was put in train mode."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.register_forward_pre_hook(_stay_in_eval)
+
+
+def _stay_in_eval(norm: nn.Module, inputs: object) -> None:
+    if norm.training and not norm.weight.requires_grad:
+        norm.eval()
+
+
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval for the time of the block; then each part gets its own mode back."""

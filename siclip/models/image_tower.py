@@ -13,7 +13,6 @@ from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
 from torch import Tensor, nn
 
 from siclip.config import ImageTowerConfig
-from siclip.models.freezing import keep_frozen_norms
 from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
 from siclip.models.sharing import parse_pattern
 
@@ -103,8 +102,3 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.trunk(images))
-
-    def train(self, mode: bool = True) -> ImageTower:
-        super().train(mode)
-        keep_frozen_norms(self)
-        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -63,7 +64,10 @@ def model_config(
         raise UserError(f"no model {name!r}: there are {', '.join(list_models())}{hint}")
     tree = _CONFIGS[name].model_dump()
     for tower, sharing in (("image", image_sharing), ("text", text_sharing)):
-        tree[tower] |= config.pop(tower, {})
+        changes = config.pop(tower, {})
+        if not isinstance(changes, Mapping):
+            raise UserError(f"model {name!r}: {tower} takes a mapping of changed fields, got {changes!r}")
+        tree[tower] |= changes
         if sharing is None:
             continue
         if tree[tower]["block"] != "sasp":

@@ -29,6 +29,8 @@ def shaped_attention(
 ) -> Tensor:
     """Shaped attention A·value, fused: ``β·SDPA(q, k, v) + α·v − γ·mean_T(v)``; no T×T matrix is kept.
 
+    A_h = α_h·I + β_h·softmax(Q_h K_hᵀ/√d) − γ_h·11ᵀ/T (arXiv 2311.01906).
+
     Args:
         query, key, value: (B, H, T, d).
         alpha, beta, gamma: (H,), one gain per head.
@@ -36,7 +38,13 @@ def shaped_attention(
 
     Returns:
         (B, H, T, d), or (B, H, R, d).
+
+    Raises:
+        ValueError: gains that are not one per head.
     """
+    if not alpha.shape == beta.shape == gamma.shape == (value.shape[1],):
+        shapes = ", ".join(str(tuple(gain.shape)) for gain in (alpha, beta, gamma))
+        raise ValueError(f"alpha, beta and gamma need one gain for each of the {value.shape[1]} heads, got {shapes}")
     alpha_H11, beta_H11, gamma_H11 = (g.view(-1, 1, 1).to(value.dtype) for g in (alpha, beta, gamma))
     attended: Tensor = F.scaled_dot_product_attention(query, key, value)
     mean = value.mean(dim=2, keepdim=True)

@@ -52,7 +52,7 @@ def parse_pattern(text: str, blocks: int) -> SharingPattern:
     if part not in PARTS:
         raise refuse(f"unknown part {part!r}")
     pieces = numbers.split("-")
-    if not all(piece.isascii() and piece.isdigit() for piece in pieces):
+    if not all(piece.isascii() and piece.isdigit() and piece == str(int(piece)) for piece in pieces):
         raise refuse("the blocks are not numbers joined by '-'")
     assignment = tuple(int(piece) for piece in pieces)
     if len(assignment) != blocks:
@@ -60,6 +60,8 @@ def parse_pattern(text: str, blocks: int) -> SharingPattern:
     canonical = _rename(assignment)
     if assignment != canonical:
         raise refuse(f"numbers go from 0 in order of first use, so this one is {'-'.join(map(str, canonical))!r}")
+    if len(set(assignment)) == blocks:
+        raise refuse("it shares nothing, which is written 'none'")
     return SharingPattern(part, assignment)  # type: ignore[arg-type]
 
 

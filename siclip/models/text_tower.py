@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siclip.config import TextTowerConfig
-from siclip.models.freezing import keep_frozen_norms
 from siclip.models.rep_mixer import RepMixerBlock
 from siclip.models.sasp import QueryKey, SasPBlock, pick_rows, share_blocks
 from siclip.models.sharing import parse_pattern
@@ -166,11 +165,6 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.trunk(tokens), tokens)
-
-    def train(self, mode: bool = True) -> TextTower:
-        super().train(mode)
-        keep_frozen_norms(self)
-        return self
 
 
 def _transformer_blocks(config: TextTowerConfig) -> list[nn.Module]:

@@ -76,14 +76,16 @@ def fit_blocks(
     student.train()
     teacher.eval()
     losses = []
-    for batch in batches:
+    try:
+        for batch in batches:
+            optimizer.zero_grad()
+            each = [loss.item() for loss in _losses(student, teacher, batch.to(device), precision)]
+            optimizer.step()
+            losses.append(sum(each) / len(each))
+    finally:
         optimizer.zero_grad()
-        each = [loss.item() for loss in _losses(student, teacher, batch.to(device), precision)]
-        optimizer.step()
-        losses.append(sum(each) / len(each))
-    optimizer.zero_grad()
-    student.train(modes[0])
-    teacher.train(modes[1])
+        student.train(modes[0])
+        teacher.train(modes[1])
     return losses
 
 

@@ -67,6 +67,7 @@ class Trainer:
         self.teacher = teacher
         if teacher is not None:
             teacher.to(device)
+            teacher.follow(self.model)
         self.objective = Objective(loss, model.config.embed_dim, teacher.widths if teacher else None).to(device)
         self.thawing = frozenset(frozen) if config.thaw_step else frozenset()
         self.thawed = False

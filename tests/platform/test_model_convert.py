@@ -13,6 +13,7 @@ import torch
 
 import siclip
 from siclip.checkpoints.formats import load_model, read_checkpoint, save_checkpoint
+from siclip.checkpoints.layouts import to_official
 from siclip.models import Clip, count_parameters, create_model
 from siclip_platform.cli import main
 
@@ -151,3 +152,18 @@ def test_bad_checkpoints_end_with_a_message(tmp_path: Path, name: str, said: str
     assert done.stderr.startswith(f"error: {name}" if "empty" not in name else f"error: checkpoint {name}")
     assert said in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
     assert not Path("out.pt").exists() and not Path("bombed").exists()
+
+
+def test_a_file_of_others_becomes_a_checkpoint_of_ours() -> None:
+    torch.manual_seed(0)
+    source = create_model("mobileclip-nano").eval()
+    torch.save(to_official(source), "theirs.pt")
+    convert("theirs.pt", "ours.pt", code=2)
+    convert("theirs.pt", "ours.pt", "--model", "mobileclip-nano")
+    assert torch.equal(embeddings(load_model("ours.pt")), embeddings(source))
+
+
+def test_a_place_that_cannot_be_written_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint("in.pt", model_of(0))
+    convert("in.pt", f"{'x' * 300}.pt", code=2)
+    assert "File name too long" in capsys.readouterr().err

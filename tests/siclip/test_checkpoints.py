@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, suffix: str, monkeyp
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match="cannot be written: no space"):
         save_checkpoint(path, model_of(1))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert_same(load_model(path), old)

@@ -45,9 +45,7 @@ def test_frozen_batch_norms_stay_in_eval_whatever_train_says(teacher: Clip) -> N
     for policy in ("inherited", "before_sasp"):
         student = create_model("siclip-nano")
         inherit(student, teacher, policy)
-        student.eval()
-        student.image_encoder.train()
-        student.text_encoder.train()
+        student.train()
         norms = {m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)}
         frozen = {m for m in norms if not m.weight.requires_grad}
         assert frozen and norms - frozen
@@ -192,3 +190,24 @@ def test_a_trunk_that_trains_or_differs_is_not_shared(teacher: Clip) -> None:
     with torch.no_grad():
         teacher.text_encoder.embedding_layer.weight[0, 0] += 1
     assert ModelTeacher(teacher, student).shares == {"image": True, "text": False}
+
+
+def test_a_policy_says_what_is_frozen_whatever_was_frozen_before(teacher: Clip) -> None:
+    student, fresh = create_model("siclip-nano"), create_model("siclip-nano")
+    inherit(student, teacher, "inherited")
+    expected = inherit(fresh, teacher, "before_sasp").frozen
+    assert inherit(student, teacher, "before_sasp").frozen == expected
+    assert trained_names(student) == trained_names(fresh)
+    assert inherit(student, teacher, "none").frozen == ()
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_even_if_its_own_train_is_called(teacher: Clip) -> None:
+    student = create_model("siclip-nano")
+    inherit(student, teacher)
+    frozen = [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d) and not m.weight.requires_grad]
+    before = [norm.running_mean.clone() for norm in frozen]
+    for module in student.modules():
+        module.training = True
+    student(torch.rand(2, 3, 64, 64), torch.randint(1, 400, (2, 20)))
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(frozen, before, strict=True))

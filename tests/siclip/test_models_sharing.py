@@ -38,6 +38,8 @@ def test_every_enumerated_pattern_reads_back(blocks: int, data: st.DataObject) -
         ("qk:1-0", "'0-1'"),
         ("qk:a-b", "not numbers"),
         ("qk:0--1", "not numbers"),
+        ("qk:00-0", "not numbers"),
+        ("qk:0-1", "shares nothing, which is written 'none'"),
     ],
 )
 def test_errors_teach_the_grammar(text: str, said: str) -> None:

@@ -19,6 +19,10 @@ def guarded(app: Callable[[], object]) -> NoReturn:
         app()
     except UserError as error:
         _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}; name a place that can be read and written")
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors()]
         _refuse("\n".join(problems))

@@ -29,17 +29,21 @@ def convert(
     image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: as it is.")] = None,
     text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: as it is.")] = None,
     how: Annotated[How, typer.Option(help="The mean of the blocks' weights, or the first block's.")] = How.AVERAGE,
+    model: Annotated[str | None, typer.Option(help="What a file of others holds, for example mobileclip-s0.")] = None,
 ) -> None:
-    """Write a model with other sharing patterns, or as safetensors; training state is left out.
+    """Write a model with other sharing patterns, as safetensors, or from a file of others.
+
+    Files of others, named with --model: Apple's mobileclip_s0.pt, open_clip's and other state dicts of MobileCLIP.
+    Training state is left out.
 
     Blocks that no longer share each get a copy, so the model computes the same. Blocks that share from now on
     get the mean of their weights or the first one's: a heuristic start, to be trained on.
     """
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
-    from siclip.models import Clip, count_parameters
+    from siclip.models import Clip, count_parameters, model_config
 
-    config = checkpoint_config(read_checkpoint(checkpoint), checkpoint)
+    config = model_config(model) if model else checkpoint_config(read_checkpoint(checkpoint), checkpoint)
     changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
     before, after = Clip(config), Clip(changed)
     load_checkpoint(after, checkpoint, sharing=how.value)

@@ -34,6 +34,7 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
 def decode(ids: Sequence[int]) -> str:
     """The text of one row of token ids, lower-cased and with single spaces, as the tokenizer saw it."""
     tokenizer = _tokenizer(77)
-    words = [i for i in ids if i not in (0, tokenizer.sot_token_id, tokenizer.eot_token_id)]
-    text: str = tokenizer.decode(words)
+    row = list(ids)  # padding is id 0, which is also "!": only what stands before the end counts
+    end = row.index(tokenizer.eot_token_id) if tokenizer.eot_token_id in row else len(row)
+    text: str = tokenizer.decode([i for i in row[:end] if i != tokenizer.sot_token_id])
     return text.strip()

@@ -17,12 +17,12 @@ import torch
 from timm.models.fastvit import AttentionBlock
 from torch import Tensor, nn
 
+from siclip.data.batch import TrunkFeatures
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
-from siclip.models.image_tower import ImageTower
 from siclip.models.sasp import SasPBlock, attention_matrix
-from siclip.models.text_tower import MultiHeadAttention, TextTower, TransformerBlock
+from siclip.models.text_tower import MultiHeadAttention, TransformerBlock
 
 
 @dataclass(frozen=True)
@@ -107,18 +107,31 @@ def attention_divergence(model: Clip, batches: Iterable[tuple[Tensor, Tensor]]) 
     Raises:
         UserError: there is no sample.
     """
-    towers: dict[str, ImageTower | TextTower] = {"image": model.image_encoder, "text": model.text_encoder}
     sums: dict[str, Tensor] = {}
     samples, device = 0, model.logit_scale.device
     with eval_mode(model), torch.autocast(device.type, enabled=False):
         for images, tokens in batches:
             samples += len(images)
-            for (tower, encoder), batch in zip(towers.items(), (images, tokens), strict=True):
-                maps = _maps(encoder.blocks, encoder.trunk(batch.to(device)))
-                sums[tower] = sums.get(tower, 0) + _batch_sums(maps)
+            features = model.trunk(images.to(device), tokens.to(device))
+            for tower, batch_sums in _tower_sums(model, features).items():
+                sums[tower] = sums.get(tower, 0) + batch_sums
     if samples == 0:
         raise UserError("attention_divergence was given no sample: pass at least one batch of (images, tokens)")
     return {tower: _divergence(total / samples, samples) for tower, total in sums.items()}
+
+
+@torch.no_grad()
+def features_divergence(model: Clip, features: TrunkFeatures) -> dict[str, AttentionDivergence]:
+    """`attention_divergence` of one batch whose trunk outputs are at hand, as they are in training."""
+    samples = len(features.image)
+    with eval_mode(model), torch.autocast(features.image.device.type, enabled=False):
+        sums = _tower_sums(model, TrunkFeatures(features.image.float(), features.text.float()))
+    return {tower: _divergence(total / samples, samples) for tower, total in sums.items()}
+
+
+def _tower_sums(model: Clip, features: TrunkFeatures) -> dict[str, Tensor]:
+    towers = (("image", model.image_encoder.blocks), ("text", model.text_encoder.blocks))
+    return {tower: _batch_sums(_maps(blocks, getattr(features, tower))) for tower, blocks in towers}
 
 
 def _maps(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from siclip.config import TrainingConfig
 from siclip.data.batch import Batch
@@ -29,6 +29,11 @@ def check_exactness(model: nn.Module, config: TrainingConfig, workers: int) -> N
     Raises:
         UserError: names how many BatchNorms are in train mode, the first of them, and the remedies.
     """
+    if workers > 1 and config.micro_batch_size == "auto":
+        raise UserError(
+            f"training.micro_batch_size auto is for one worker, here are {workers}: they would have to run out of "
+            "memory together; set it to a number"
+        )
     pieces = config.micro_batch_size not in (0, config.batch_size)
     training = [name for name, norm in batch_norms(model).items() if norm.training]
     thaws = config.thaw_step and config.batch_norm == "train"
@@ -42,6 +47,21 @@ def check_exactness(model: nn.Module, config: TrainingConfig, workers: int) -> N
         f"{how}: {which}, and each piece of the batch would be normalised by its own statistics, which puts the "
         "gradients off by 11 to 30 %. Set training.batch_norm=eval, or training.inexact_batch_norm=true to accept it"
     )
+
+
+Statistics = list[tuple[Tensor, Tensor]]
+
+
+def moving_statistics(model: nn.Module) -> Statistics:
+    """The buffers that a forward pass in train mode changes, each with a copy."""
+    norms = [norm for norm in batch_norms(model).values() if norm.training]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+def restore_statistics(statistics: Statistics) -> None:
+    """Put the copies back: the pass that changed them does not count."""
+    for buffer, copy in statistics:
+        buffer.copy_(copy)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from siclip.checkpoints.formats import load_checkpoint, read_checkpoint, save_ch
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models.clip import Clip
+from siclip.training.memory import peak_memory
 from siclip.training.trainer import Trainer
 
 Save = Callable[[Path], None]
@@ -35,7 +36,7 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
     """Train from where the trainer stands to its last step.
 
     Raises:
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: loss or gradient were not finite in ``max_skipped_steps`` steps in a row.
         RuntimeError: the data ended before the last step.
     """
     config = trainer.config
@@ -43,14 +44,16 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
         return
     clock = _Clock(config.batch_size)
     start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
-    for batch in batches(start, stop):
+    for batch in clock.waiting(batches(start, stop)):
         figures = trainer.train_step(batch)
         clock.count()
         step = trainer.step
         last = step == config.steps
         if last or step % config.log_every == 0:
             values = {f"train/{name}": _number(value) for name, value in figures.items()}
-            reporter.log(step, values | clock.read())
+            with clock.paused():
+                values |= {f"train/{name}": value for name, value in trainer.diagnose(batch).items()}
+            reporter.log(step, values | clock.read() | {"cost/peak_memory_mib": peak_memory(trainer.device) / 2**20})
         evaluates = evaluate is not None and (last or _due(step, config.evaluate_every))
         saves = last or _due(step, config.checkpoint_every)
         if evaluates or saves:
@@ -88,13 +91,23 @@ def _saver(trainer: Trainer) -> Save:
 
 
 class _Clock:
-    """Training time without evaluations, and the throughput since the last reading."""
+    """Training time without evaluations, and throughput and share of waiting for data since the last reading."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.steps = 0
-        self.total_seconds = 0.0
+        self.total_seconds = self.waited = 0.0
         self.since = time.perf_counter()
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; what each lets wait is counted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def count(self) -> None:
         self.steps += 1
@@ -103,9 +116,13 @@ class _Clock:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.total_seconds += seconds
-        rate = self.steps * self.batch_size / seconds
-        self.steps = 0
-        return {"train/samples_per_second": rate, "cost/training_seconds": self.total_seconds}
+        figures = {
+            "train/samples_per_second": self.steps * self.batch_size / seconds,
+            "train/data_wait_share": min(1.0, self.waited / seconds),
+            "cost/training_seconds": self.total_seconds,
+        }
+        self.steps, self.waited = 0, 0.0
+        return figures
 
     def paused(self) -> _Pause:
         return _Pause(self)

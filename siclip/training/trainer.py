@@ -18,10 +18,17 @@ from siclip.errors import UserError
 from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
 from siclip.teachers import Teacher
-from siclip.training.batch_norms import calibrate, check_exactness, fix_statistics
+from siclip.training.batch_norms import (
+    calibrate,
+    check_exactness,
+    fix_statistics,
+    moving_statistics,
+    restore_statistics,
+)
 from siclip.training.memory import find_micro_batch_size
+from siclip.training.monitor import SAMPLES, divergences, gains
 from siclip.training.optimizer import learning_rate, make_optimizer
-from siclip.training.step import Step, workers
+from siclip.training.step import Step, trunk_features, workers
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 IDS_WRITTEN = 64
@@ -105,14 +112,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        statistics = moving_statistics(self.model)
         parts = self._gradients(batch, self.micro_batch_size)
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
-        self._update(norms["gradient_norm"], batch)
+        if not self._update(norms["gradient_norm"], batch):
+            restore_statistics(statistics)
         self.step += 1
         metrics: dict[str, Tensor | float] = {name: value.detach() for name, value in parts.items()}
+        micro = self.micro_batch_size or len(batch)
         metrics |= norms | {"learning_rate": rate, "logit_scale": self.model.scale().detach()}
-        return metrics | {"skipped_steps": float(self.skipped), "micro_batch_size": float(self.micro_batch_size)}
+        return metrics | {"skipped_steps": float(self.skipped), "micro_batch_size": float(micro)}
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch) -> dict[str, float]:
+        """Gains of the SAS-P blocks and the divergence of their attention, see `siclip.training.monitor`."""
+        some = batch[slice(0, SAMPLES)].to(self.device)
+        return gains(self.model) | divergences(self.model, trunk_features(self.model, some))
 
     def _gradients(self, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
         generator = torch.Generator(device=self.device)
@@ -128,14 +144,17 @@ class Trainer:
                 calibrate(self.model, batch)
             self._set_mode()
         if self.config.micro_batch_size == "auto":
+            statistics = moving_statistics(self.model)
             self.micro_batch_size = find_micro_batch_size(
                 lambda size: self._gradients(batch, size), len(batch), self.device
             )
-            self.objective.zero_grad(set_to_none=True)
+            restore_statistics(statistics)
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def _update(self, norm: Tensor | float, batch: Batch) -> None:
-        """Clip and step, or skip where the gradient is not finite."""
-        if math.isfinite(float(norm)):
+    def _update(self, norm: Tensor | float, batch: Batch) -> bool:
+        """Clip and step, or skip where the gradient is not finite; returns whether it stepped."""
+        finite = math.isfinite(float(norm))
+        if finite:
             nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
             self.scaler.step(self.optimizer)
             self.skipped_in_a_row = 0
@@ -151,8 +170,9 @@ class Trainer:
             )
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
-        if self.average is not None:
+        if self.average is not None and finite:
             self.average.update_parameters(self.model)
+        return finite
 
     def _gradient_norms(self) -> dict[str, Tensor | float]:
         """L2 norms of the gradient: of everything, of each tower and of what only training needs."""
@@ -214,6 +234,11 @@ class Trainer:
             UserError: the state is of a run with another training config.
         """
         saved = TrainingConfig.model_validate(state["config"])
+        if lacks := {"skipped", "micro_batch_size", "averaging"} - state.keys():
+            raise UserError(
+                f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, an earlier version wrote it: it "
+                "can be a teacher, but not be continued"
+            )
         if saved != self.config:
             changed = [k for k in type(saved).model_fields if getattr(saved, k) != getattr(self.config, k)]
             raise UserError(f"the checkpoint is of a run with another training config: {', '.join(changed)}")
@@ -222,7 +247,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped, self.skipped_in_a_row = state["skipped"]
-        self.micro_batch_size = state["micro_batch_size"]
+        self.micro_batch_size = int(state["micro_batch_size"])
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
             self.model.load_state_dict(state["averaging"]["model"])

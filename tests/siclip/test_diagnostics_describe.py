@@ -183,11 +183,12 @@ def test_the_model_stays_as_it_is(training: bool) -> None:
     before = copy.deepcopy(model.state_dict())
     modes = {name: module.training for name, module in model.named_modules()}
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    hooked = hooks(model)
     describe_model(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert {name: p.requires_grad for name, p in model.named_parameters()} == trained
-    assert not any(hooks(model))
+    assert hooks(model) == hooked
 
 
 def hooks(model: Clip) -> list[object]:

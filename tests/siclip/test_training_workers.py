@@ -1,0 +1,204 @@
+"""Two workers with half of each batch give what one process gives with all of it.
+
+The workers are this file run as a script: they need no module to be found by name.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import siclip
+from siclip.config import LossConfig, TrainingConfig
+from siclip.data.batch import Batch, to_float_images
+from siclip.errors import UserError
+from siclip.losses import Embeddings, Objective, PairIds
+from siclip.models import Clip, create_model, model_config
+from siclip.teachers import ModelTeacher
+from siclip.training.setup import make_trainer
+from siclip.training.step import Step
+from siclip.training.trainer import Trainer
+
+WORKERS, SIZE, STEPS = 2, 16, 3
+EVERYTHING = LossConfig(pair_matching=0.5, pair_head="mlp", negatives="sampled", false_negative_similarity=1.0)
+State = dict[str, Tensor]
+
+pytestmark = pytest.mark.slow
+
+
+def batch(index: int) -> Batch:
+    """Captions recur across the workers' halves."""
+    generator = torch.Generator().manual_seed(index)
+    tokens = torch.randint(1, 400, (SIZE, 20), generator=generator)
+    images = torch.randint(0, 256, (SIZE, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    ids = torch.arange(SIZE)
+    return Batch(images, tokens, ids, ids % 6)
+
+
+def part(whole: Batch, rank: int) -> Batch:
+    size = SIZE // WORKERS
+    return whole[slice(rank * size, (rank + 1) * size)]
+
+
+def models() -> tuple[Clip, Clip, Objective]:
+    """Student, in eval mode and away from the start, where attention does nothing; teacher; objective."""
+    torch.manual_seed(3)
+    teacher, student = create_model("mobileclip-nano").eval(), create_model("siclip-nano")
+    siclip.inherit(student, teacher)
+    for name, parameter in student.named_parameters():
+        if name.endswith("query.weight"):
+            nn.init.normal_(parameter, std=0.2)
+    return student.eval(), teacher, Objective(EVERYTHING, 128, (128, 128))
+
+
+def gradients(*modules: nn.Module) -> State:
+    return {
+        f"{i}.{name}": p.grad.clone()
+        for i, module in enumerate(modules)
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+def of_one_forward_pass(data: Batch) -> State:
+    """The plain way: no Step, everything in one graph."""
+    student, teacher, objective = models()
+    assert data.images is not None
+    images = to_float_images(data.images)
+    image, text = student(images, data.tokens)
+    with torch.no_grad():
+        theirs = teacher(images, data.tokens)
+    target = Embeddings(image=theirs[0], text=theirs[1], logit_scale=teacher.scale().detach())
+    own = Embeddings(image=image, text=text, logit_scale=student.scale())
+    ids = PairIds(data.image_ids, data.caption_ids)
+    loss = objective(own, target, ids, torch.Generator().manual_seed(9))["loss"]
+    loss.backward()
+    return gradients(student, objective) | {"loss": loss.detach()}
+
+
+def of_a_step(data: Batch, micro_batch_size: int) -> State:
+    student, teacher, objective = models()
+    step = Step(student, objective, ModelTeacher(teacher, student), micro_batch_size)
+    loss = step.gradients(data, torch.Generator().manual_seed(9))["loss"].detach()
+    return gradients(student, objective) | {"loss": loss}
+
+
+def trainer(**changes: object) -> Trainer:
+    """With fresh BatchNorms in the image blocks, whose statistics come from the first batch."""
+    values = {"steps": STEPS, "batch_size": SIZE, "warmup_steps": 1, "precision": "fp32", "threads": 1}
+    training = TrainingConfig.model_validate(values | {"batch_norm": "eval", "ema_decay": 0.5} | changes)
+    torch.manual_seed(7)
+    teacher = create_model("mobileclip-nano")
+    return make_trainer(
+        model_config("siclip-nano"), EVERYTHING, training, teacher=teacher, inherit_weights=True,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def of_training(rank: int | None) -> State:
+    """Weights, statistics and figures after some steps; of one process where there is no rank."""
+    run = trainer()
+    figures = {}
+    for index in range(STEPS):
+        whole = batch(index)
+        figures = run.train_step(whole if rank is None else part(whole, rank))
+    numbers = {name: torch.as_tensor(figures[name]) for name in ("loss", "gradient_norm", "pair_dropped")}
+    average = {f"average.{name}": value for name, value in run.result.state_dict().items()}
+    return dict(run.model.state_dict()) | average | numbers
+
+
+def refusal() -> str:
+    try:
+        trainer(batch_norm="train")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{folder}/store", timeout=limit, rank=rank, world_size=WORKERS)
+    found = {str(micro): of_a_step(part(batch(0), rank), micro) for micro in (0, 4)}
+    torch.save(found | {"training": of_training(rank), "refusal": refusal()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
+    """What each rank computed."""
+    folder = tmp_path_factory.mktemp("workers")
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(WORKERS)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+def movement(state: State) -> State:
+    """How far training has moved the weights, those of the average too."""
+    start = dict(trainer().model.named_parameters(remove_duplicate=False))
+    names = {name: name.removeprefix("average.") for name in state}
+    return {name: state[name] - start[weight].detach() for name, weight in names.items() if weight in start}
+
+
+def relative_distance(ours: State, theirs: State) -> float:
+    """Of all tensors as one vector."""
+    assert ours.keys() == theirs.keys()
+    vectors = [torch.cat([state[name].double().flatten() for name in theirs]) for state in (ours, theirs)]
+    return float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
+
+
+@pytest.mark.parametrize("micro_batch_size", ["0", "4"])
+def test_every_worker_has_the_gradients_of_the_joined_batch(
+    found: list[dict[str, State]], micro_batch_size: str
+) -> None:
+    expected = of_one_forward_pass(batch(0))
+    loss = expected.pop("loss")
+    for rank in range(WORKERS):
+        ours = found[rank][micro_batch_size]
+        torch.testing.assert_close(ours.pop("loss"), loss, rtol=1e-5, atol=0)
+        assert relative_distance(ours, expected) < 1e-5
+        for name, value in ours.items():  # a tensor with small gradients is right too
+            assert (value - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-6, name
+
+
+def test_one_worker_alone_has_other_gradients() -> None:
+    """What the others check can be wrong: half of the batch has other negatives."""
+    expected = of_one_forward_pass(batch(0))
+    assert relative_distance(of_one_forward_pass(part(batch(0), 0)), expected) > 0.05
+
+
+def test_workers_stay_the_same_and_train_what_one_process_trains(found: list[dict[str, State]]) -> None:
+    first, second = (found[rank]["training"] for rank in range(WORKERS))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    expected = of_training(None)
+    for name in ("loss", "gradient_norm", "pair_dropped"):
+        torch.testing.assert_close(first.pop(name), expected.pop(name), rtol=1e-4, atol=0)
+    assert relative_distance(movement(first), movement(expected)) < 1e-3
+    statistics = [name for name in expected if "running" in name]
+    assert statistics
+    for name in statistics:
+        torch.testing.assert_close(first[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_workers_with_batch_norms_in_train_mode_are_refused(found: list[dict[str, State]]) -> None:
+    for rank in range(WORKERS):
+        assert str(found[rank]["refusal"]).startswith("2 workers: ")
+        assert "Set training.batch_norm=eval, or training.inexact_batch_norm=true" in str(found[rank]["refusal"])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

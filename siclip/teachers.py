@@ -50,10 +50,12 @@ class ModelTeacher:
     each tower, ``shares["image"]`` and ``shares["text"]``: a student with a shorter context shares the image trunk.
     """
 
-    def __init__(self, model: Clip, student: Clip) -> None:
+    def __init__(self, model: Clip, student: Clip | None = None) -> None:
         self.model: Clip = _frozen(model)
         self.widths = (model.config.embed_dim, model.config.embed_dim)
-        self.follow(student)
+        self.shares = {"image": False, "text": False}
+        if student is not None:
+            self.follow(student)
 
     def follow(self, student: Clip) -> None:
         """Find out what is shared: at the start, and whenever the student freezes or thaws."""

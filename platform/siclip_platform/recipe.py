@@ -39,7 +39,9 @@ class StudentConfig(Config):
     """The model to build, by registry name, and what it takes over from its teacher.
 
     ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``image_sasp`` and ``text_sasp``:
-    options of the SAS-P blocks. ``inherit``: copy the teacher's weights wherever the structure is the same.
+    options of the SAS-P blocks. ``context_length``: tokens that the student sees, None for the model's own; a shorter
+    one cuts captions and inherited positions, the teacher still sees its own.
+    ``inherit``: copy the teacher's weights wherever the structure is the same.
     ``freeze``: which of them do not train: ``inherited`` all outside the SAS-P blocks, ``before_sasp`` only those
     before the first SAS-P block of each tower, ``none`` none; ``training.thaw_step`` ends it.
     ``block_regression_steps``: so many batches, before the first step, fit each SAS-P block to its teacher's block.
@@ -50,6 +52,7 @@ class StudentConfig(Config):
     text_sharing: str | None = None
     image_sasp: ImageSasPConfig = ImageSasPConfig()
     text_sasp: SasPConfig = SasPConfig()
+    context_length: int | None = Field(None, ge=8)
     inherit: bool = True
     freeze: FreezePolicy = "inherited"
     block_regression_steps: int = Field(0, ge=0)
@@ -62,11 +65,16 @@ class EvaluationConfig(Config):
 
 
 class Recipe(Config):
-    """One experiment, complete: two runs with equal recipes compute the same."""
+    """One experiment, complete: two runs with equal recipes compute the same.
+
+    ``teacher``: what the student inherits from and, unless ``distil_from`` names others, is distilled from. Those are
+    checkpoints of ours or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path; several make an ensemble.
+    """
 
     data: DataConfig
     model: StudentConfig
     teacher: str | None = Field(None, description="checkpoint of the teacher")
+    distil_from: tuple[str, ...] = ()
     loss: LossConfig = LossConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -92,6 +100,7 @@ class Recipe(Config):
             "model.freeze 'inherited' or 'before_sasp'": self.model.freeze == "none",
             "training.thaw_step 0": self.training.thaw_step > 0,
             "model.block_regression_steps 0": self.model.block_regression_steps > 0,
+            "model.context_length null": self.model.context_length is not None,
         }
         needs = [what for what, problem in wrong.items() if problem]
         if needs:

@@ -26,6 +26,7 @@ from siclip.data.images import decode_image
 from siclip.data.order import Piece, RowGroup, SampleOrder
 from siclip.data.transforms import fit_image
 from siclip.evaluation.evaluate import EvaluationSet
+from siclip.models.registry import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.cluster import DATA_CPUS
 from siclip_platform.datasets.manifest import Dataset, open_dataset
@@ -48,7 +49,10 @@ class Stream:
 
     @classmethod
     def of(cls, recipe: Recipe, model: ModelConfig, split: str = "train") -> Stream:
-        """The training stream of a recipe for a model's image size and context length.
+        """The training stream of a recipe for a model's image size.
+
+        Captions have the context length that the model has by its name: a student with a shorter one cuts them,
+        and its teacher sees them whole.
 
         Raises:
             UserError: the dataset is missing, damaged or does not match the schema.
@@ -62,7 +66,7 @@ class Stream:
             synthetic_share=recipe.data.synthetic_share,
             seed=seed,
             image_size=model.image.image_size,
-            context_length=model.text.context_length,
+            context_length=max(model.text.context_length, model_config(model.name).text.context_length),
             concurrent_reads=recipe.data.concurrent_reads,
         )
 

@@ -6,16 +6,18 @@ The other is `siclip_platform.ray_trainer`. Both build the same trainer and feed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from siclip.checkpoints.formats import load_model
 from siclip.config import ModelConfig
 from siclip.data.batch import Batch
+from siclip.errors import UserError
 from siclip.evaluation.evaluate import evaluate
 from siclip.models.clip import Clip, count_parameters
 from siclip.models.registry import model_config
+from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher, TeacherEnsemble
 from siclip.training.block_regression import check_blocks, fit_blocks
 from siclip.training.loop import Reporter, train
 from siclip.training.setup import make_trainer
@@ -25,6 +27,7 @@ from siclip_platform.stream import Stream, validation_set
 from siclip_platform.trunk_cache import CachedStream, build_trunk_cache
 
 CHECKPOINT = "checkpoint.pt"
+OPEN_CLIP = "open_clip:"
 Log = Callable[[int, Mapping[str, float]], None]
 """(step, metrics) → somewhere: a tracker, a display."""
 
@@ -71,12 +74,13 @@ def recipe_model(recipe: Recipe) -> ModelConfig:
         UserError: the name or a pattern is wrong.
     """
     student = recipe.model
+    context = {} if student.context_length is None else {"context_length": student.context_length}
     return model_config(
         student.name,
         image_sharing=student.image_sharing,
         text_sharing=student.text_sharing,
         image={"sasp": student.image_sasp.model_dump()},
-        text={"sasp": student.text_sasp.model_dump()},
+        text={"sasp": student.text_sasp.model_dump(), **context},
     )
 
 
@@ -97,7 +101,25 @@ def build_trainer(recipe: Recipe) -> Trainer:
         teacher=teacher,
         inherit_weights=recipe.model.inherit,
         freeze=recipe.model.freeze,
+        distil_from=_distil_from(recipe.distil_from),
     )
+
+
+def _distil_from(names: Sequence[str]) -> Teacher | None:
+    """The teacher that a recipe names beside the one it inherits from; several as an ensemble."""
+    teachers = [_teacher(name) for name in names]
+    if not teachers:
+        return None
+    return teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
+
+
+def _teacher(name: str) -> Teacher:
+    if not name.startswith(OPEN_CLIP):
+        return ModelTeacher(load_model(Path(name)))
+    model, colon, tag = name.removeprefix(OPEN_CLIP).partition(":")
+    if not colon:
+        raise UserError(f"distil_from {name!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
+    return OpenClipTeacher(model, tag)
 
 
 def prepare(recipe: Recipe) -> Prepared:

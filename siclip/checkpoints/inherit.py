@@ -27,11 +27,15 @@ _FRESH = {
 }
 
 
+_POSITIONS = "text_encoder.positional_embedding.pos_embed.pos_embed"
+
+
 def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") -> InheritanceReport:
     """Copy the teacher's weights and BatchNorm statistics into the student, in place, and freeze by a policy.
 
     ``freeze``: see `freeze_inherited`. The FFNs of SAS-P blocks start from the teacher's and always train; where
-    blocks share one, the first of them gives it its teacher's.
+    blocks share one, the first of them gives it its teacher's. A student with a shorter context takes the first of
+    the teacher's positions; they are cut, not interpolated.
 
     Returns:
         What was copied, started, left and fresh, by module and parameter count.
@@ -57,7 +61,8 @@ def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") ->
     with torch.no_grad():
         for step in plan:
             if step.origin:
-                step.target.copy_(source[step.origin])
+                values = source[step.origin]
+                step.target.copy_(values[:, :, : step.target.shape[2]] if step.name == _POSITIONS else values)
     frozen = freeze_inherited(student, freeze)
     entries = [
         ReportEntry(
@@ -129,6 +134,8 @@ def _plan(student: Clip, teacher: Clip) -> Iterator[_Step]:
             yield _Step(name, target, "fresh", None, _FRESH.get(part.partition(".")[0], "SAS-P's own gains"))
         elif origin not in source:
             yield _Step(name, target, "fresh", None, "not in the teacher")
+        elif name == _POSITIONS and _is_shorter(target, source[origin]):
+            yield _Step(name, target, "copied", origin, f"the first {target.shape[2]} of the teacher's positions")
         elif source[origin].shape != target.shape:
             shapes = f"{tuple(source[origin].shape)} in the teacher, {tuple(target.shape)} here"
             yield _Step(name, target, "fresh", None, shapes)
@@ -136,6 +143,10 @@ def _plan(student: Clip, teacher: Clip) -> Iterator[_Step]:
             yield _Step(name, target, "started", origin, "the FFN goes on from the teacher's")
         else:
             yield _Step(name, target, "copied", origin, "the same in the teacher")
+
+
+def _is_shorter(positions: torch.Tensor, other: torch.Tensor) -> bool:
+    return positions.shape[-1] == other.shape[-1] and positions.shape[2] < other.shape[2]
 
 
 def _left(student: Clip, teacher: Clip, used: set[str | None]) -> Iterator[ReportEntry]:

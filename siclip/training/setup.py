@@ -53,10 +53,11 @@ def make_trainer(
 
 
 def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:
-    """Both see the same batch, so both must take the same images and tokens."""
+    """Both see the same batch, so both must take the same images and tokens; a student may cut them shorter."""
+    longest = max(student.text.context_length, teacher.text.context_length)
     pairs = {
         "image size": (student.image.image_size, teacher.image.image_size),
-        "context length": (student.text.context_length, teacher.text.context_length),
+        "context length": (longest, teacher.text.context_length),
         "vocabulary": (student.text.vocab_size, teacher.text.vocab_size),
     }
     for what, (ours, theirs) in pairs.items():

@@ -132,9 +132,12 @@ def read_recipe(
 
 def _absolute(recipe: Recipe) -> Recipe:
     """With paths that hold in any working folder: workers run in others."""
-    values = {"data.path": str(Path(recipe.data.path).resolve())}
+    values: dict[str, object] = {"data.path": str(Path(recipe.data.path).resolve())}
     if recipe.teacher:
         values["teacher"] = str(Path(recipe.teacher).resolve())
+    sources = recipe.distil_from
+    if sources:
+        values["distil_from"] = [s if s.startswith("open_clip:") else str(Path(s).resolve()) for s in sources]
     return recipe.updated(values)
 
 

@@ -9,7 +9,8 @@ other, ``repeats`` times; medians, and the ratios to (a) of the same round with 
 (a) open_clip's own ``train_one_epoch`` with its ``DistillClipLoss``, every weight trained, teacher online. Ours
 compute more losses (CLIP + FD + CRD + ICL): (b) every weight trained, teacher online; (c) inherited trunk frozen and
 shared with the teacher; (d) as (c), teacher's embeddings stored; (e) as (d), trunk features stored; (f) as (c) with
-every BatchNorm in eval mode; (g) as (f) with gradient caching at an eighth of the batch.
+every BatchNorm in eval mode; (g) as (f) with gradient caching at an eighth of the batch; (h) as (d) with a student
+that sees 32 tokens of a caption.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ VARIANTS = {
     "e": "ours, stored trunk features and teacher embeddings",
     "f": "ours, as c, BatchNorm in eval mode",
     "g": "ours, as f, gradient caching at batch/8",
+    "h": "ours, as d, the student's context 32 tokens",
 }
 SIZE, TOKENS, WIDTH = 256, 77, 512
 
@@ -150,9 +152,10 @@ def our_step(name: str, teacher: Any, images: Any, tokens: Any, device: Any) -> 
         batch_norm="eval" if name in "fg" else "train",
         micro_batch_size=size // 8 if name == "g" else 0,
     )
-    stored = name in "de"
+    stored = name in "deh"
+    context = {"text": {"context_length": 32}} if name == "h" else {}
     trainer = make_trainer(
-        model_config("siclip-s0"),
+        model_config("siclip-s0", **context),
         LossConfig(),
         training,
         teacher=teacher,
@@ -169,7 +172,7 @@ def our_step(name: str, teacher: Any, images: Any, tokens: Any, device: Any) -> 
         if name == "e":
             found = trunk_features(trainer.model, batch.to(device))
             features = TrunkFeatures(found.image.bfloat16().cpu(), found.text.bfloat16().cpu())
-        batch = Batch(images if name == "d" else None, tokens, ids, ids, features, unit[0], unit[1])
+        batch = Batch(None if name == "e" else images, tokens, ids, ids, features, unit[0], unit[1])
     return lambda: trainer.train_step(batch)
 
 

@@ -15,13 +15,14 @@ from siclip.export.check import Exported, largest_difference, new_place
 from siclip.models.clip import Clip
 
 
-def export_official(model: Clip, path: Path) -> Exported:
+def export_official(model: Clip, path: Path | str) -> Exported:
     """Write the model's weights in train form under the official names, as ``.pt`` or ``.safetensors``.
 
     Raises:
         UserError: SAS-P blocks, which the official layout does not have; another suffix; the file exists; or,
             read back, its outputs differ from those of ``model`` by more than 1e-4 of the largest.
     """
+    path = Path(path)
     if path.suffix not in (".pt", ".safetensors"):
         raise UserError(f"{path}: an official state dict is written as .pt or .safetensors, name the file so")
     reference = copy.deepcopy(model).cpu().eval()

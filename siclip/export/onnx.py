@@ -21,7 +21,7 @@ from siclip.models.clip import Clip
 _LARGEST_BYTES = 2**31 - 2**20  # protobuf's 2 GiB, with room for the graph
 
 
-def export_onnx(model: Clip, folder: Path) -> Exported:
+def export_onnx(model: Clip, folder: Path | str) -> Exported:
     """Write ``image.onnx`` and ``text.onnx`` into a new ``folder``, each with its weights inside.
 
     onnxruntime runs them at batch 1, 2 and 7 before they get their name. Their metadata (``siclip.…``) hold the
@@ -31,6 +31,7 @@ def export_onnx(model: Clip, folder: Path) -> Exported:
         UserError: the folder exists, a tower is above 2 GiB, or its outputs differ from those of ``model`` in
             eval mode by more than 1e-4 of the largest; then nothing is left behind.
     """
+    folder = Path(folder)
     reference = copy.deepcopy(model).cpu().eval()
     deployable = reference.reparameterize()
     names = ("image.onnx", "text.onnx")

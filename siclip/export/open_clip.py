@@ -70,7 +70,7 @@ def to_open_clip_model(model: Clip) -> CustomTextCLIP:
     return _OpenClip(copy.deepcopy(model)).eval()
 
 
-def export_open_clip(model: Clip, folder: Path) -> Exported:
+def export_open_clip(model: Clip, folder: Path | str) -> Exported:
     """Write ``open_clip_config.json`` and ``open_clip_model.safetensors`` into a new ``folder``.
 
     Weights are in train form; what blocks share is written once per block, as others do not know our patterns.
@@ -80,6 +80,7 @@ def export_open_clip(model: Clip, folder: Path) -> Exported:
         UserError: the folder exists; or, read back, its outputs differ from those of ``model`` by more than 1e-4
             of the largest; then nothing is left behind.
     """
+    folder = Path(folder)
     reference = copy.deepcopy(model).cpu().eval()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in to_open_clip(reference).items()}
     with new_place(folder) as temporary:

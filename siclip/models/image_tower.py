@@ -84,7 +84,7 @@ class ImageTower(nn.Module):
 
     def _avoid_crash(self, images: Tensor) -> Tensor:
         """On the CPU the weight gradient of the stem's 1×1 convolution of 3 channels with stride 2 writes beyond its
-        memory in channels-last layout (seen with torch 2.15 and two threads): a stem that trains takes plain layout.
+        memory in channels-last layout (oneDNN, torch 2.15): a stem that trains takes plain layout.
         """
         stem = self.model.stem[0]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in stem.parameters())

@@ -79,6 +79,7 @@ def test_paths_may_be_text(tmp_path: Path) -> None:
     path = str(tmp_path / "model.pt")
     siclip.save_checkpoint(path, create_model("siclip-nano"))
     assert siclip.load_model(path).config.name == "siclip-nano"
+    assert siclip.export_official(create_model("mobileclip-nano"), str(tmp_path / "official.pt")).files
 
 
 def deployable() -> Clip:

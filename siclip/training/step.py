@@ -58,45 +58,52 @@ class Step:
         ``scale`` is what a gradient scaler does to the loss. The random state that a stochastic layer draws from
         is the same in both encodings.
         """
+        with self.autocast():
+            features = trunk_features(self.model, batch) if self.model.trunk_is_frozen() else None
+            teacher = self._targets(batch, features)
         micro = self.micro_batch_size or len(batch)
-        chunks = [_Chunk(batch[slice(start, start + micro)]) for start in range(0, len(batch), micro)]
-        if len(chunks) == 1:
-            self._encode(chunks[0])
-        else:
-            with torch.no_grad():
-                for chunk in chunks:
-                    self._encode(chunk)
-        parts, image, text = self._loss(chunks, generator, progress, scale)
+        slices = [slice(start, start + micro) for start in range(0, len(batch), micro)]
+        chunks = [_Chunk(batch[rows], features[rows] if features else None) for rows in slices]
+        with torch.no_grad() if len(chunks) > 1 else nullcontext():
+            for chunk in chunks:
+                chunk.random_state = _RandomState(batch.tokens.device)
+                self._encode(chunk)
+        parts, image, text = self._loss(chunks, teacher, generator, progress, scale)
         start = 0
         for chunk in chunks:
             rows = slice(start, start + len(chunk.batch))
             start = rows.stop
             if len(chunks) > 1:
                 with chunk.random_state.replayed():
-                    self._encode_student(chunk)
+                    self._encode(chunk)
             _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
             chunk.forget()
         _reduce_gradients(self.model, self.objective)
         return parts
 
     def _encode(self, chunk: _Chunk) -> None:
-        chunk.random_state = _RandomState(chunk.batch.tokens.device)
-        self._encode_student(chunk)
-        if self.teacher is not None:
-            with self.autocast():
-                chunk.teacher = self.teacher.embed(chunk.batch, chunk.features)
-
-    def _encode_student(self, chunk: _Chunk) -> None:
-        """Trunk and head; a frozen trunk runs once, its features are kept for the second encoding."""
+        """The student's embeddings of a micro-batch."""
         with self.autocast():
-            if chunk.features is None or not self.model.trunk_is_frozen():
-                chunk.features = trunk_features(self.model, chunk.batch)
+            features = chunk.features or trunk_features(self.model, chunk.batch)
             head = self.compiled_head or self.model.head
-            chunk.image, chunk.text = head(chunk.features, fitted_tokens(self.model, chunk.batch))
+            chunk.image, chunk.text = head(features, fitted_tokens(self.model, chunk.batch))
+
+    def _targets(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings | None:
+        """The teacher's embeddings, `TRUNK_CHUNK` pairs at a time: without gradient larger pieces cost no memory."""
+        if self.teacher is None:
+            return None
+        rows = [slice(start, start + TRUNK_CHUNK) for start in range(0, len(batch), TRUNK_CHUNK)]
+        pieces = [self.teacher.embed(batch[some], features[some] if features else None) for some in rows]
+        return Embeddings(
+            image=torch.cat([piece.image for piece in pieces]),
+            text=torch.cat([piece.text for piece in pieces]),
+            logit_scale=pieces[0].logit_scale,
+        )
 
     def _loss(
         self,
         chunks: list[_Chunk],
+        targets: Embeddings | None,
         generator: torch.Generator,
         progress: float,
         scale: Callable[[Tensor], Tensor],
@@ -104,13 +111,8 @@ class Step:
         """The figures, and the gradients of the loss with respect to this worker's embeddings, (B, D) each."""
         image, text = (_join(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
         teacher = None
-        if self.teacher is not None:
-            targets = [chunk.teacher for chunk in chunks if chunk.teacher is not None]
-            teacher = Embeddings(
-                image=_join(target.image for target in targets),
-                text=_join(target.text for target in targets),
-                logit_scale=targets[0].logit_scale,
-            )
+        if targets is not None:
+            teacher = Embeddings(_join([targets.image]), _join([targets.text]), targets.logit_scale)
         ids = PairIds(
             image=_join(chunk.batch.image_ids for chunk in chunks),
             caption=_join(chunk.batch.caption_ids for chunk in chunks),
@@ -163,12 +165,11 @@ def fitted_tokens(model: Clip, batch: Batch) -> Tensor:
 
 
 class _Chunk:
-    """A micro-batch on its way through a step."""
+    """A micro-batch on its way through a step; ``features`` where the trunk is frozen and has run already."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, features: TrunkFeatures | None) -> None:
         self.batch = batch
-        self.features: TrunkFeatures | None = None
-        self.teacher: Embeddings | None = None
+        self.features = features
         self.image = self.text = torch.empty(0)
         self.random_state = _RandomState(batch.tokens.device)
 

@@ -27,7 +27,7 @@ class Record:
         self.figures: dict[int, dict[str, float]] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        kept = {k: v for k, v in metrics.items() if not k.startswith(("cost/", "train/samples"))}
+        kept = {k: v for k, v in metrics.items() if not k.startswith(("cost/", "train/samples", "train/data"))}
         if kept:
             self.figures.setdefault(step, {}).update(kept)
 

@@ -12,6 +12,7 @@ state and what an operation needs while it runs.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -145,6 +146,7 @@ def measure_gpu() -> dict[str, Any]:
 
 def gpu_peak(batch: int, micro: int, device: torch.device) -> float | None:
     """MiB of two steps, None where they do not fit."""
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:

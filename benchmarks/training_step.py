@@ -48,8 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    if options.batch % 8:
+        parser.error(f"--batch {options.batch}: variant (g) takes an eighth of it, so name a multiple of 8")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     seconds, device = measure_seconds(options)
     memory = {name: in_a_process(name, options) for name in VARIANTS}
@@ -63,8 +66,8 @@ def main() -> None:
         "variants": {name: summary(name, seconds, options.batch) | memory[name] for name in VARIANTS},
         "gradient_caching_time": ratios(seconds["g"], seconds["f"]),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
 
 
@@ -110,6 +113,10 @@ def peak_memory_of(name: str, batch: int, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = make_step(name, batch, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is held now
     before = peak_memory(device)
     step()
     step()

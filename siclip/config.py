@@ -174,7 +174,7 @@ class TrainingConfig(Config):
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     precision: Precision = "bf16"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     threads: int = Field(0, ge=0)
     thaw_step: int = Field(0, ge=0, description="after so many steps what inheritance froze trains too; 0: never")
     micro_batch_size: MicroBatch = 0
@@ -194,6 +194,8 @@ class TrainingConfig(Config):
         if self.thaw_step >= self.steps:
             raise ValueError(f"thaw_step {self.thaw_step} leaves none of the {self.steps} steps to train what thaws")
         micro = self.micro_batch_size
+        if micro == "auto" and self.thaw_step:
+            raise ValueError("micro_batch_size 'auto' is found before the thaw, when less is held: set a number")
         if isinstance(micro, int) and micro and self.batch_size % micro:
             raise ValueError(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
         return self

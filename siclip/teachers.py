@@ -69,7 +69,7 @@ class ModelTeacher:
 
     @torch.no_grad()
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
-        tokens = fit_context(batch.tokens, min(batch.tokens.shape[1], self.model.config.text.context_length))
+        tokens = fit_context(batch.tokens, self.model.config.text.context_length)
         image, text = (features.image, features.text) if features else (None, None)
         if image is None or not self.shares["image"]:
             if batch.images is None:
@@ -249,7 +249,9 @@ def _frozen(model: nn.Module) -> Any:
 
 def _is_same_frozen(teacher: ImageTower | TextTower, student: ImageTower | TextTower) -> bool:
     """Whether the student's trunk is the teacher's, weight for weight, and does not train."""
-    pairs = list(zip(teacher.trunk_modules(), student.trunk_modules(), strict=False))
+    if len(teacher.trunk_modules()) != len(student.trunk_modules()):
+        return False
+    pairs = list(zip(teacher.trunk_modules(), student.trunk_modules(), strict=True))
     if any(p.requires_grad for _, module in pairs for p in module.parameters()):
         return False
     for ours, theirs in pairs:

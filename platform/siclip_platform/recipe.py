@@ -101,6 +101,7 @@ class Recipe(Config):
             "training.thaw_step 0": self.training.thaw_step > 0,
             "model.block_regression_steps 0": self.model.block_regression_steps > 0,
             "model.context_length null": self.model.context_length is not None,
+            "distil_from to checkpoints of the same trunk": any(s.startswith("open_clip:") for s in self.distil_from),
         }
         needs = [what for what, problem in wrong.items() if problem]
         if needs:

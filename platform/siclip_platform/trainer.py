@@ -145,6 +145,12 @@ def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
     data = recipe.data
     if not data.trunk_cache:
         return stream
+    for teacher in getattr(trainer.teacher, "teachers", [trainer.teacher]):
+        if isinstance(teacher, ModelTeacher) and not all(teacher.shares.values()):
+            raise UserError(
+                f"a teacher {teacher.model.config.name!r} with a trunk of its own needs images, and data.trunk_cache "
+                "leaves them out: distil from the model that the student inherits from, or leave the cache out"
+            )
     cache = build_trunk_cache(
         trainer.model, Path(data.path), "train", Path(data.trunk_cache), augmentations=data.augmentations
     )

@@ -60,8 +60,9 @@ class Clip(nn.Module):
         return self.head(self.trunk(images, tokens), tokens)
 
     def scale(self) -> Tensor:
-        """The exponentiated logit scale, at most 100."""
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """The exponentiated logit scale, at most 100. At the cap the gradient still flows, or it could never fall."""
+        excess = (self.logit_scale - math.log(MAX_LOGIT_SCALE)).clamp(min=0).detach()
+        return (self.logit_scale - excess).exp()
 
     def trunk_is_frozen(self) -> bool:
         """True if no weight before the attention blocks of either tower is trained."""

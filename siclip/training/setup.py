@@ -8,7 +8,7 @@ from siclip.checkpoints.inherit import inherit
 from siclip.config import FreezePolicy, LossConfig, ModelConfig, TrainingConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
-from siclip.teachers import ModelTeacher, Teacher
+from siclip.teachers import ModelTeacher, Teacher, TeacherEnsemble
 from siclip.training.trainer import Trainer
 
 
@@ -42,6 +42,8 @@ def make_trainer(
         raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
     if teacher is not None:
         _check_inputs(model, teacher.config)
+    for source_model in _models_of(distil_from):
+        _check_inputs(model, source_model.config)
     student = Clip(model)
     frozen: tuple[str, ...] = ()
     if inherit_weights and teacher is not None:
@@ -50,6 +52,13 @@ def make_trainer(
     if loss.needs_teacher:
         source = distil_from or (ModelTeacher(teacher, student) if teacher is not None else None)
     return Trainer(student, source, loss, training, device, frozen)
+
+
+def _models_of(source: Teacher | None) -> list[Clip]:
+    """The models of ours among a source's teachers."""
+    if isinstance(source, TeacherEnsemble):
+        return [model for teacher in source.teachers for model in _models_of(teacher)]
+    return [source.model] if isinstance(source, ModelTeacher) else []
 
 
 def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:

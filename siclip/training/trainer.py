@@ -17,6 +17,7 @@ from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
+from siclip.models.freezing import eval_mode
 from siclip.teachers import Teacher
 from siclip.training.batch_norms import (
     calibrate,
@@ -116,8 +117,9 @@ class Trainer:
         parts = self._gradients(batch, self.micro_batch_size)
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
-        if not self._update(norms["gradient_norm"], batch):
+        if not self._update(norms["gradient_norm"] + parts["loss"].detach() * 0):
             restore_statistics(statistics)
+            self._stop_if_diverged(batch)
         self.step += 1
         metrics: dict[str, Tensor | float] = {name: value.detach() for name, value in parts.items()}
         micro = self.micro_batch_size or len(batch)
@@ -128,7 +130,8 @@ class Trainer:
     def diagnose(self, batch: Batch) -> dict[str, float]:
         """Gains of the SAS-P blocks and the divergence of their attention, see `siclip.training.monitor`."""
         some = batch[slice(0, SAMPLES)].to(self.device)
-        return gains(self.model) | divergences(self.model, trunk_features(self.model, some))
+        with eval_mode(self.model):  # looking must not move a BatchNorm's statistics
+            return gains(self.model) | divergences(self.model, trunk_features(self.model, some))
 
     def _gradients(self, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
         generator = torch.Generator(device=self.device)
@@ -151,8 +154,8 @@ class Trainer:
             restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _update(self, norm: Tensor | float, batch: Batch) -> bool:
-        """Clip and step, or skip where the gradient is not finite; returns whether it stepped."""
+    def _update(self, norm: Tensor | float) -> bool:
+        """Clip and step, or skip where loss or gradient are not finite; returns whether it stepped."""
         finite = math.isfinite(float(norm))
         if finite:
             nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
@@ -162,17 +165,19 @@ class Trainer:
             self.skipped += 1
             self.skipped_in_a_row += 1
         self.scaler.update()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
+        if self.average is not None and finite:
+            self.average.update_parameters(self.model)
+        return finite
+
+    def _stop_if_diverged(self, batch: Batch) -> None:
         if self.skipped_in_a_row >= self.config.max_skipped_steps:
             ids = batch.image_ids[:IDS_WRITTEN].tolist()
             raise TrainingDiverged(
                 f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step}; "
                 f"image ids of the last batch: {ids}{', …' if len(batch) > IDS_WRITTEN else ''}"
             )
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
-        if self.average is not None and finite:
-            self.average.update_parameters(self.model)
-        return finite
 
     def _gradient_norms(self) -> dict[str, Tensor | float]:
         """L2 norms of the gradient: of everything, of each tower and of what only training needs."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from siclip.checkpoints.formats import load_model
+from siclip.checkpoints.formats import load_model, save_checkpoint
+from siclip.models import create_model
 from siclip.teachers import ModelTeacher, TeacherEnsemble
 from siclip.training.loop import Save
 from siclip.training.step import fitted_tokens
@@ -89,3 +90,21 @@ def test_a_shorter_context_cuts_captions_and_positions_and_the_teacher_sees_all(
 def test_a_longer_context_than_the_teachers_is_refused(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="another context length"):
         build_trainer(recipe.updated({"model.context_length": 30}))
+
+
+def test_a_teacher_of_other_images_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "large.pt", create_model("mobileclip-nano", image={"image_size": 128}))
+    with pytest.raises(UserError, match=r"another image size \(128\)"):
+        build_trainer(recipe.updated({"distil_from": [str(tmp_path / "large.pt")]}))
+
+
+def test_a_trunk_cache_refuses_a_teacher_with_another_trunk_before_it_is_built(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "other.pt", create_model("mobileclip-nano"))
+    cached = {"data.trunk_cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="with a trunk of its own needs images"):
+        prepare(recipe.updated({"distil_from": [str(tmp_path / "other.pt")], **cached}))
+    with pytest.raises(UserError, match="distil_from to checkpoints of the same trunk"):
+        recipe.updated({"distil_from": ["open_clip:ViT-B-32:openai"], **cached})
+    assert not (tmp_path / "cache").exists()

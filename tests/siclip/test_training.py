@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def test_the_logit_scale_is_clamped_at_100() -> None:
         trainer.model.logit_scale.fill_(9.0)
     trainer.train_step(batch(0))
     assert trainer.model.logit_scale.exp().item() == pytest.approx(100.0, rel=1e-6)
+
+
+def test_at_the_cap_the_logit_scale_has_a_gradient_and_can_fall() -> None:
+    model = create_model("siclip-nano")
+    for start in (math.log(100), 5.0):
+        with torch.no_grad():
+            model.logit_scale.fill_(start)
+        (gradient,) = torch.autograd.grad(model.scale(), model.logit_scale)
+        assert model.scale().item() == pytest.approx(100.0, rel=1e-6)
+        assert gradient.item() == pytest.approx(100.0, rel=1e-6)
 
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted_then_stops_the_run_and_keeps_the_weights() -> None:

@@ -67,6 +67,15 @@ class Record:
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None: ...
 
 
+def test_looking_changes_nothing_though_the_trunk_trains() -> None:
+    loss = LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0)
+    training = TrainingConfig(steps=2, batch_size=8, warmup_steps=1, precision="fp32", threads=1)
+    trainer = Trainer(student(), None, loss, training, torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.diagnose(batch())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_a_run_logs_gains_divergences_waiting_and_memory() -> None:
     config = TrainingConfig(steps=2, batch_size=8, warmup_steps=1, precision="fp32", log_every=1, threads=1)
     loss = LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0)

@@ -174,7 +174,7 @@ class TrainingConfig(Config):
     warmup_steps: int = Field(100, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     precision: Precision = "bf16"
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**32)
     threads: int = Field(0, ge=0)
     thaw_step: int = Field(0, ge=0, description="after so many steps what inheritance froze trains too; 0: never")
     micro_batch_size: MicroBatch = 0

@@ -88,7 +88,7 @@ class Stream:
 
     def batches(self, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
         """In-process: batches of the positions start ≤ p < stop."""
-        return _rebatch((self.columns(piece) for piece in self.order.pieces(start, stop)), batch_size)
+        return map(Batch.from_arrays, regrouped(map(self.columns, self.order.pieces(start, stop)), batch_size))
 
     def ray_dataset(self, start: int, stop: int) -> Any:
         """A `ray.data.Dataset` of the same samples in the same order, one task per piece."""
@@ -160,13 +160,13 @@ def _images(rows: list[dict[str, Any]], size: int) -> np.ndarray:
     return np.stack([fit_image(decode_image(row["image"], f"sample {row['id']}"), size) for row in rows])
 
 
-def _rebatch(pieces: Iterable[Columns], batch_size: int) -> Iterator[Batch]:
-    """Cut pieces of any length into batches of one; what is left at the end is a last, shorter batch."""
+def regrouped(pieces: Iterable[Columns], size: int) -> Iterator[Columns]:
+    """Pieces of any length as pieces of ``size``; what is left at the end is a last, shorter one."""
     held: Columns = {}
     for piece in pieces:
         held = {k: np.concatenate([held[k], v]) for k, v in piece.items()} if held else piece
-        while len(held["tokens"]) >= batch_size:
-            yield Batch.from_arrays({k: v[:batch_size] for k, v in held.items()})
-            held = {k: v[batch_size:] for k, v in held.items()}
+        while len(held["tokens"]) >= size:
+            yield {k: v[:size] for k, v in held.items()}
+            held = {k: v[size:] for k, v in held.items()}
     if held and len(held["tokens"]):
-        yield Batch.from_arrays(held)
+        yield held

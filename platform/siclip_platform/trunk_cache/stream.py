@@ -5,7 +5,7 @@ Shapes: B batch, C width of a tower, h×w the grid of the attention stage, T con
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -24,7 +24,7 @@ from siclip.data.captions import choose_caption, stable_id, uniform
 from siclip.data.order import Piece, RowGroup
 from siclip.tokenizer import tokenize
 from siclip_platform.errors import UserError
-from siclip_platform.stream import Columns, Stream
+from siclip_platform.stream import Columns, Stream, regrouped
 from siclip_platform.trunk_cache.files import TrunkCache
 
 Rows = npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ class CachedStream:
             for shards in (self.cache.manifest.images, self.cache.manifest.texts)
         )
         pieces = self.stream.order.pieces(start, stop)
-        for columns in _regrouped(map(self.columns, pieces), batch_size):
+        for columns in regrouped(map(self.columns, pieces), batch_size):
             text_rows = texts.find(columns["caption_ids"])
             for what, found, ids in (
                 ("samples", images.ids[columns["image_rows"]], columns["image_ids"]),
@@ -141,15 +141,3 @@ class StoredFeatures:
             start = self._ends[number] - len(shard)
             taken[torch.from_numpy(places)] = shard[torch.from_numpy(rows[places] - start)]
         return taken
-
-
-def _regrouped(pieces: Iterable[Columns], batch_size: int) -> Iterator[Columns]:
-    """Pieces of any length as pieces of ``batch_size``; what is left at the end is a last, shorter one."""
-    held: Columns = {}
-    for piece in pieces:
-        held = {k: np.concatenate([held[k], v]) for k, v in piece.items()} if held else piece
-        while len(held["tokens"]) >= batch_size:
-            yield {k: v[:batch_size] for k, v in held.items()}
-            held = {k: v[batch_size:] for k, v in held.items()}
-    if held and len(held["tokens"]):
-        yield held

@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: install demo test check fast-test lock head clean
+.PHONY: install demo test check fast-test long-test lock head clean
 
 install: .venv/.installed
 
@@ -20,10 +20,13 @@ demo: install
 	$(BIN)/siclip-platform demo --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not long"
 
 fast-test: install
-	$(BIN)/python -m pytest -q -m "not gpu and not slow and not chaos"
+	$(BIN)/python -m pytest -q -m "not gpu and not slow and not chaos and not long"
+
+long-test: install
+	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
 
 check: install
 	$(BIN)/ruff check .

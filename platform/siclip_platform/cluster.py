@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from siclip_platform.errors import UserError
@@ -47,6 +48,7 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         _join(address, options)
     else:
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
+        _guard_token()
     try:
         check_size(needs, address)
         ray.data.DataContext.get_current().enable_progress_bars = verbose
@@ -55,21 +57,43 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         ray.shutdown()
 
 
+def _guard_token() -> None:
+    """The token that Ray makes for a first cluster is readable by everyone: keep it to its owner."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
+
+
 def _join(address: str, options: dict[str, Any]) -> None:
     import ray
 
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    check_address(address)
     try:
-        if colon and port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"no Ray cluster at {address!r}: {reason}. Start one (make head), or unset RAY_ADDRESS and "
-            "leave --address out to run on this machine alone. A cluster with token authentication "
-            "needs its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-        ) from None
+        raise _no_cluster(address, error) from None
+
+
+def check_address(address: str) -> None:
+    """Make sure that something listens at HOST:PORT; an address without a port is taken as it is.
+
+    Raises:
+        UserError: nothing does; Ray itself would try for minutes.
+    """
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError) as error:
+            raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}. Start one (make head), or unset RAY_ADDRESS "
+        "and leave --address out to run on this machine alone. A cluster with token authentication "
+        "needs its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )
 
 
 def check_size(needs: Needs, address: str | None) -> None:

@@ -1,0 +1,37 @@
+"""``siclip-platform doctor``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
+
+
+def doctor(
+    out: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what on this machine would stop or slow a run, and the command that mends it; exit code 1 if any would."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from siclip_platform.doctor import Finding, examine
+
+    found: list[Finding] = []
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in examine(out, tracking_uri):
+        found.append(finding)
+        if not as_json:
+            console.print(f"{MARKS[finding.level]:<16} [bold]{escape(finding.name)}[/]: {escape(finding.detail)}")
+            if finding.remedy:
+                console.print(f"         → {escape(finding.remedy)}")
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+    if any(finding.level == "wrong" for finding in found):
+        raise typer.Exit(1)

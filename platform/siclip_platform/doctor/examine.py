@@ -1,0 +1,126 @@
+"""Looks up the facts of this machine and puts them to the checks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.utils import canonicalize_name
+
+from siclip_platform.doctor import checks
+from siclip_platform.doctor.checks import Finding
+from siclip_platform.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+LOCK = "requirements.lock"
+DRIVER = Path("/proc/driver/nvidia/version")
+SHARED_MEMORY = Path("/dev/shm")
+IMPORTS = ("torch", "torchvision", "timm", "open_clip", "ray", "optuna", "mlflow", "pyarrow")
+
+
+def examine(out: Path, tracking_uri: str | None) -> Iterator[Finding]:
+    """One finding after the other; the slow ones, which import torch and Ray, come last.
+
+    ``out``: where runs will be written. ``tracking_uri``: the MLflow store, None for the default in ``out``.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield checks.python_version(sys.version_info[:3])
+    yield _locked()
+    yield _token()
+    yield _disk("outputs", out)
+    yield _disk("Ray's temporary files", Path(os.environ.get("RAY_TMPDIR", "/tmp")))
+    yield checks.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield checks.shared_memory(_size(SHARED_MEMORY), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    yield checks.openmp(os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY"), cores)
+    yield _store(out, tracking_uri)
+    yield _cluster()
+    yield from _imports()
+    yield _torch()
+
+
+def _locked() -> Finding:
+    lock = next((p for p in (CHECKOUT / LOCK, files("siclip_platform") / f"_{LOCK}") if p.is_file()), None)
+    if lock is None:
+        return Finding("packages", "note", f"this installation has no {LOCK} to compare with", "make install")
+    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    environment = {key: str(value) for key, value in default_environment().items()}
+    return checks.locked_versions(lock.read_text(), installed, environment)
+
+
+def _token() -> Finding:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.is_file() else None
+    return checks.ray_token(os.environ.get("RAY_AUTH_MODE"), bool(os.environ.get("RAY_AUTH_TOKEN")), mode)
+
+
+def _disk(name: str, folder: Path) -> Finding:
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        return Finding(f"disk, {name}", "wrong", f"{place} cannot be written to", "name another folder with --out")
+    status = os.statvfs(place)
+    free = shutil.disk_usage(place).free
+    return checks.disk(name, str(place), free, status.f_favail if status.f_files else None)
+
+
+def _size(folder: Path) -> int | None:
+    return shutil.disk_usage(folder).total if folder.is_dir() else None
+
+
+def _store(out: Path, tracking_uri: str | None) -> Finding:
+    from siclip_platform.tracking import check_tracking, default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(out)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not path.is_file():
+        return Finding("MLflow store", "ok", f"{path} will be made by the first run")
+    return _asked("MLflow store", lambda: check_tracking(uri), "answers", "correct --tracking-uri, or leave it out")
+
+
+def _cluster() -> Finding:
+    from siclip_platform.cluster import check_address
+
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding("Ray cluster", "ok", "RAY_ADDRESS is unset: each run starts a cluster of its own")
+    return _asked(
+        "Ray cluster", lambda: check_address(address), f"{address} accepts connections", "unset RAY_ADDRESS"
+    )
+
+
+def _asked(name: str, ask: Callable[[], object], well: str, remedy: str) -> Finding:
+    try:
+        ask()
+    except UserError as error:
+        return Finding(name, "wrong", str(error), remedy)
+    return Finding(name, "ok", well)
+
+
+def _imports() -> Iterator[Finding]:
+    """A package that is there but cannot be imported, such as a torchvision made for another torch."""
+    import importlib
+
+    for name in IMPORTS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken package raises is what is wrong with it
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            yield Finding(f"import {name}", "wrong", problem, "rm -r .venv && make install")
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except Exception:  # told by _imports already
+        return Finding("torch", "wrong", "cannot be imported", "rm -r .venv && make install")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return checks.torch_device(torch.__version__, torch.version.cuda, devices, DRIVER.exists())

@@ -50,7 +50,7 @@ def _locked() -> Finding:
     lock = next((p for p in (CHECKOUT / LOCK, files("siclip_platform") / f"_{LOCK}") if p.is_file()), None)
     if lock is None:
         return Finding("packages", "note", f"this installation has no {LOCK} to compare with", "make install")
-    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
+    installed = {str(canonicalize_name(d.metadata["Name"])): d.version for d in importlib.metadata.distributions()}
     environment = {key: str(value) for key, value in default_environment().items()}
     return checks.locked_versions(lock.read_text(), installed, environment)
 

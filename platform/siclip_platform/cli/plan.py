@@ -1,0 +1,121 @@
+"""``siclip-platform plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siclip_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from siclip_platform.plan.calibration import TeacherSource
+    from siclip_platform.recipe import Recipe
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+class TeacherChoice(StrEnum):
+    none = "none"
+    online = "online"
+    shared = "shared"
+    stored = "stored"
+
+
+class Numbers(StrEnum):
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+def plan(
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file; default: SiCLIP-S0 with WIKD and PM.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of the dataset.")] = 12_000_000,
+    epochs: Annotated[float, typer.Option(min=0.01)] = 32,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Overrides the recipe's; all cards together.")] = None,
+    micro_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pairs held at a time (gradient caching).")
+    ] = None,
+    teacher: Annotated[
+        TeacherChoice, typer.Option(help="Where distillation's targets come from.")
+    ] = TeacherChoice.shared,
+    augmentations: Annotated[int, typer.Option(min=1, help="Stored augmentations of an image.")] = 10,
+    captions: Annotated[int, typer.Option(min=1, help="Stored captions of an image.")] = 6,
+    numbers: Annotated[Numbers, typer.Option(help="Of stored embeddings.")] = Numbers.bf16,
+    trunk_cache: Annotated[bool, typer.Option(help="Keep the frozen trunk's outputs on the disk.")] = False,
+    sample: Annotated[Path | None, typer.Option(help="A dataset folder whose rows are measured.")] = None,
+    card: Annotated[str | None, typer.Option(help="A graphics card by name; default rtx-3090.")] = None,
+    cards: Annotated[int, typer.Option(min=1)] = 1,
+    disk: Annotated[str, typer.Option(help="Disk budget, such as 1TB or 500GB.")] = "1TB",
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores that decode; default: this machine's.")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Time real steps on this machine, about a minute.")] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="Of the calibration.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Storage, memory, speed, hours and energy of a job, and what to change so that it fits.
+
+    Without options: the reference job, 12 M pairs, 32 epochs, batch 1536 on one RTX 3090 with 1 TB of disk.
+    Exit code 1 where it does not fit.
+    """
+    from siclip.models.clip import Clip
+    from siclip_platform.plan import Job, make_plan
+    from siclip_platform.plan.calibration import calibrate as time_steps
+    from siclip_platform.plan.calibration import calibration_trainer, two_sizes
+    from siclip_platform.plan.cards import find_card
+    from siclip_platform.plan.decoding import decode_rate
+    from siclip_platform.plan.show import as_dict, show
+    from siclip_platform.plan.storage import RowBytes, measure_rows
+    from siclip_platform.trainer import recipe_model
+
+    budget = parse_bytes(disk)
+    chosen = _recipe(recipe, batch_size, micro_batch_size)
+    found = find_card(card or "rtx-3090") if card or not calibrate else None
+    rows = measure_rows(sample, "train") if sample else RowBytes()
+    model = Clip(recipe_model(chosen))
+    source: TeacherSource = "shared trunk" if teacher is TeacherChoice.shared else teacher.value
+    measured = None
+    if calibrate:
+        measured = time_steps(lambda size: calibration_trainer(chosen, size, source), two_sizes(chosen), seconds)
+    job = Job(
+        recipe=chosen, pairs=pairs, epochs=epochs, teacher=source,
+        rows=rows, disk_bytes=budget, card=found, measured=measured, cards=cards,
+        decode_rate=decode_rate(model.config.image.image_size) * (cores or os.cpu_count() or 1),
+        augmentations=augmentations, captions=captions, numbers=numbers.value, trunk_cache=trunk_cache,
+    )  # fmt: skip
+    result = make_plan(job, model)
+    if as_json:
+        typer.echo(json.dumps(as_dict(result), indent=2))
+    else:
+        show(result)
+    if not result.fits:
+        raise typer.Exit(1)
+
+
+def parse_bytes(text: str) -> int:
+    """``1TB``, ``500 GB``, ``2TiB`` → bytes.
+
+    Raises:
+        UserError: it is not a number with one of these units.
+    """
+    cleaned = text.strip().upper().replace(" ", "")
+    for unit in sorted(UNITS, key=len, reverse=True):
+        number = cleaned.removesuffix(unit)
+        if cleaned != number and number.replace(".", "", 1).isdigit():
+            return int(float(number) * UNITS[unit])
+    raise UserError(f"{text!r} is not a size: write a number with a unit, {', '.join(UNITS)}, such as 1TB")
+
+
+def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
+    from siclip_platform.plan.reference import reference_recipe
+    from siclip_platform.recipe import load_recipe
+
+    changes: dict[str, object] = {}
+    if batch_size is not None:
+        changes["training.batch_size"] = batch_size
+    if micro_batch_size is not None:
+        changes |= {"training.micro_batch_size": micro_batch_size, "training.batch_norm": "eval"}
+    recipe = load_recipe(file) if file else reference_recipe()
+    return recipe.updated(changes)

@@ -1,0 +1,132 @@
+"""Real steps on this machine, timed: seconds of a step = ``fixed`` + ``each`` · batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import torch
+
+from siclip.config import ModelConfig
+from siclip.data.batch import Batch
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+from siclip.models.registry import model_config
+from siclip.teachers import ModelTeacher, StoredTeacher, Teacher
+from siclip.training.setup import make_trainer
+from siclip.training.trainer import Trainer
+from siclip_platform.presets import without_distillation
+from siclip_platform.recipe import Recipe
+from siclip_platform.trainer import recipe_model
+
+TeacherSource = Literal["none", "online", "shared trunk", "stored"]
+LEAST_STEPS = 3
+LARGEST = 64
+"""Pairs of the larger of the two batches that are timed, unless the recipe's own is smaller."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``spread``: the largest relative distance of a timed step from the median of its size. ``device``: a name."""
+
+    device: str
+    seconds_fixed: float
+    seconds_each: float
+    spread: float
+    batches: tuple[int, ...]
+
+    def step_seconds(self, batch: int) -> float:
+        return self.seconds_fixed + self.seconds_each * batch
+
+
+def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds: float = 60.0) -> Calibration:
+    """Time whole training steps at two batch sizes, alternating, for about ``seconds`` in all.
+
+    ``make(batch_size)`` builds a trainer. The first step of each, which allocates and compiles, does not count.
+
+    Raises:
+        UserError: a step does not fit in the device's memory.
+    """
+    try:
+        trainers = {size: make(size) for size in batches}
+        data = {size: random_batch(trainer, size) for size, trainer in trainers.items()}
+        timed: dict[int, list[float]] = {size: [] for size in batches}
+        for size in batches:
+            _step(trainers[size], data[size])
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or min(map(len, timed.values())) < LEAST_STEPS:
+            for size in batches:
+                timed[size].append(_step(trainers[size], data[size]))
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"calibration steps of {batches} pairs do not fit on this device: name smaller ones"
+        ) from None
+    medians = [median(timed[size]) for size in batches]
+    each, fixed = np.polyfit(batches, medians, 1)
+    spread = max(abs(s - m) / m for size, m in zip(batches, medians, strict=True) for s in timed[size])
+    return Calibration(
+        _name(trainers[batches[0]].device), float(max(fixed, 0.0)), float(each), float(spread), batches
+    )
+
+
+def two_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Batch sizes to time: a half and a whole of the recipe's, or of `LARGEST`."""
+    whole = min(recipe.training.batch_size, LARGEST)
+    return max(2, whole // 2), max(3, whole)
+
+
+def calibration_trainer(recipe: Recipe, batch_size: int, source: TeacherSource) -> Trainer:
+    """A trainer of the recipe with random weights: what a step takes does not depend on them."""
+    model = recipe_model(recipe)
+    if source == "none":
+        recipe = without_distillation(recipe)
+    whole = recipe.training.model_copy(update={"batch_size": batch_size, "micro_batch_size": 0, "thaw_step": 0})
+    teaching = teacher_config(model.name)
+    base = Clip(teaching)
+    targets: Teacher | None = None
+    if source == "online":
+        targets = ModelTeacher(Clip(teaching))  # other weights: it shares no trunk
+    elif source == "stored":
+        targets = StoredTeacher((model.embed_dim, model.embed_dim), 100.0)
+    return make_trainer(
+        model, recipe.loss, whole, teacher=base, inherit_weights=recipe.model.inherit, freeze=recipe.model.freeze,
+        distil_from=targets,
+    )  # fmt: skip
+
+
+def teacher_config(student: str) -> ModelConfig:
+    """The model that a student by this name inherits from: of the same size, with attention."""
+    return model_config(student.replace("siclip-", "mobileclip-"))
+
+
+def random_batch(trainer: Trainer, size: int) -> Batch:
+    """Noise of the model's input sizes, with captions of 20 tokens or what fits."""
+    config = trainer.model.config
+    generator = torch.Generator().manual_seed(0)
+    side, context = config.image.image_size, config.text.context_length
+    images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
+    tokens = torch.zeros(size, context, dtype=torch.int64)
+    words = min(20, context - 1)
+    tokens[:, :words] = torch.randint(1, config.text.vocab_size - 2, (size, words), generator=generator)
+    tokens[:, words] = config.text.vocab_size - 1
+    ids = torch.arange(size)
+    stored = torch.nn.functional.normalize(torch.randn(size, config.embed_dim, generator=generator), dim=-1)
+    return Batch(images, tokens, ids, ids, teacher_image=stored, teacher_text=stored)
+
+
+def _step(trainer: Trainer, batch: Batch) -> float:
+    started = time.perf_counter()
+    trainer.train_step(batch)
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+    return time.perf_counter() - started
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,20 @@
+"""The reference job: SiCLIP-S0 on CC12M-SYN, as the paper (arXiv 2411.14789) trains it."""
+
+from __future__ import annotations
+
+from siclip.config import LossConfig, TrainingConfig
+from siclip_platform.recipe import DataConfig, Recipe, StudentConfig
+
+PAIRS = 12_000_000
+EPOCHS = 32
+BATCH_SIZE = 1536
+
+
+def reference_recipe() -> Recipe:
+    """WIKD and PM, batch 1536, 32 epochs of 12 M pairs; its teacher, MobileCLIP-S0, is the user's to name."""
+    return Recipe(
+        data=DataConfig(path="cc12m-syn"),
+        model=StudentConfig(name="siclip-s0"),
+        loss=LossConfig(pair_matching=0.3),
+        training=TrainingConfig(steps=PAIRS * EPOCHS // BATCH_SIZE, batch_size=BATCH_SIZE, warmup_steps=2000),
+    )

@@ -56,10 +56,11 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_onnx_is_written_without_noise(tmp_path: Path, student: Path) -> None:
     done = run(tmp_path, student, "out", "--format", "onnx")
     assert (done.returncode, done.stderr) == (0, "")
-    *written, difference = done.stdout.splitlines()
+    *written, difference, card = done.stdout.splitlines()
+    assert card == "model card: out/README.md"
     assert [line.split(": ")[0] for line in written] == ["out/image.onnx", "out/text.onnx"]
     assert 0 < float(difference.split(": ")[1].split()[0]) <= 1e-4
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["image.onnx", "out", "text.onnx"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["README.md", "image.onnx", "out", "text.onnx"]
 
 
 def test_open_clip_is_written_and_is_the_checkpoints_model(tmp_path: Path, student: Path, export: Export) -> None:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from siclip_platform.cli import data, doctor, experiments, model, plan, results
+from siclip_platform.cli import data, doctor, evaluate, experiments, model, plan, results, using
 from siclip_platform.cli.guard import guarded
 
 app = typer.Typer(
@@ -17,7 +17,11 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
-for command in (experiments.train, experiments.tune, results.evaluate, results.report, doctor.doctor, plan.plan):
+COMMANDS = (
+    *(experiments.train, experiments.tune, evaluate.evaluate, results.report),
+    *(using.embed, using.search, plan.plan, doctor.doctor),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     experiments.demo

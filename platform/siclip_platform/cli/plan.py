@@ -26,6 +26,14 @@ class TeacherChoice(StrEnum):
     stored = "stored"
 
 
+SOURCES: dict[TeacherChoice, TeacherSource] = {
+    TeacherChoice.none: "none",
+    TeacherChoice.online: "online",
+    TeacherChoice.shared: "shared trunk",
+    TeacherChoice.stored: "stored",
+}
+
+
 class Numbers(StrEnum):
     bf16 = "bf16"
     int8 = "int8"
@@ -75,7 +83,7 @@ def plan(
     found = find_card(card or "rtx-3090") if card or not calibrate else None
     rows = measure_rows(sample, "train") if sample else RowBytes()
     model = Clip(recipe_model(chosen))
-    source: TeacherSource = "shared trunk" if teacher is TeacherChoice.shared else teacher.value
+    source = SOURCES[teacher]
     measured = None
     if calibrate:
         measured = time_steps(lambda size: calibration_trainer(chosen, size, source), two_sizes(chosen), seconds)

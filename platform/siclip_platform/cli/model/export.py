@@ -1,4 +1,4 @@
-"""``siclip-platform model export``: a checkpoint for other tools."""
+"""``siclip-platform model export``: a checkpoint for other tools, with a model card beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from siclip_platform.cli.model.group import app
+from siclip_platform.errors import UserError
 
 
 class Format(StrEnum):
@@ -17,6 +18,7 @@ class Format(StrEnum):
     ONNX = "onnx"
     OFFICIAL = "official"
     OPEN_CLIP = "open_clip"
+    MLFLOW = "mlflow"
 
 
 @app.command()
@@ -24,20 +26,36 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote.")],
     out: Annotated[Path, typer.Argument(help="A new folder; for official a new file, .pt or .safetensors.")],
     format: Annotated[Format, typer.Option(help="The form to write.")],
+    run: Annotated[str | None, typer.Option(help="The MLflow run that trained it, for the model card.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="The MLflow store of that run.")] = None,
 ) -> None:
     """Write a model for other tools, after its outputs were found to be the model's within 1e-4.
 
     onnx: image.onnx and text.onnx, of any batch size, every train-form branch fused. official: the flat state
     dict of MobileCLIP, for models without SAS-P blocks. open_clip: a config and a state dict under open_clip's
-    names, to be read by siclip.export.load_open_clip.
+    names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
+    A model card is written beside it: in a folder README.md, beside a file NAME.md.
     """
     from siclip.checkpoints.formats import load_model
 
     model = load_model(checkpoint)
-    from siclip.export import export_official, export_onnx, export_open_clip
+    from siclip_platform.using.model_card import model_card, read_origin, write_card
 
-    write = {Format.ONNX: export_onnx, Format.OFFICIAL: export_official, Format.OPEN_CLIP: export_open_clip}[format]
-    exported = write(model, out)
-    for file in exported.files:
-        typer.echo(f"{file}: {file.stat().st_size:,} bytes")
-    typer.echo(f"largest difference from the model's outputs: {exported.largest_difference:.1e} (limit 1e-4)")
+    if (run is None) != (tracking_uri is None):
+        raise UserError("--run and --tracking-uri go together: a run is looked up in its store")
+    origin = read_origin(tracking_uri, run) if run and tracking_uri else None
+    card = model_card(model, checkpoint.name, origin)
+    if format is Format.MLFLOW:
+        from siclip_platform.using.serving import export_mlflow
+
+        export_mlflow(checkpoint, out)
+        typer.echo(f"{out}: serve it with mlflow models serve --model-uri {out} --env-manager local")
+    else:
+        from siclip.export import export_official, export_onnx, export_open_clip
+
+        writers = {Format.ONNX: export_onnx, Format.OFFICIAL: export_official, Format.OPEN_CLIP: export_open_clip}
+        exported = writers[format](model, out)
+        for file in exported.files:
+            typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+        typer.echo(f"largest difference from the model's outputs: {exported.largest_difference:.1e} (limit 1e-4)")
+    typer.echo(f"model card: {write_card(out, card)}")

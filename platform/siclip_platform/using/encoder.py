@@ -1,0 +1,86 @@
+"""A checkpoint ready to embed image files and texts.
+
+Shapes: N inputs, D embed_dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from siclip.checkpoints.formats import load_model
+from siclip.data.batch import to_float_images
+from siclip.data.images import decode_image
+from siclip.data.transforms import fit_image
+from siclip.models.clip import Clip
+from siclip.tokenizer import tokenize
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Unit embeddings from a model, reparameterized and in eval mode, on the best device here.
+
+    ``weights``: the `weights_hash` of the checkpoint's own form.
+    """
+
+    model: Clip
+    device: torch.device
+    weights: str
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Encoder:
+        """Read a checkpoint of ours.
+
+        Raises:
+            UserError: it is missing, damaged or of another kind.
+        """
+        model = load_model(checkpoint)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fused = model if model.is_reparameterized else model.reparameterize()
+        return cls(fused.eval().requires_grad_(False).to(device), device, weights_hash(model))
+
+    @property
+    def width(self) -> int:
+        return self.model.config.embed_dim
+
+    def pixels(self, file: bytes, place: str) -> npt.NDArray[np.uint8]:
+        """An encoded image as the model sees it, (size, size, 3) uint8.
+
+        Raises:
+            UserError: it cannot be decoded; the message names ``place``.
+        """
+        return fit_image(decode_image(file, place), self.model.config.image.image_size)
+
+    @torch.no_grad()
+    def images(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Embeddings:
+        """Pictures from `pixels` → (N, D), unit length."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device)
+        return _array(self.model.encode_image(to_float_images(batch), normalize=True))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """(N, D), unit length; a text longer than the model's context is cut."""
+        tokens = tokenize(list(texts), self.model.config.text.context_length).to(self.device)
+        return _array(self.model.encode_text(tokens, normalize=True))
+
+
+def weights_hash(model: Clip) -> str:
+    """First 16 hex digits of the SHA-256 of names and values of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _array(embeddings: torch.Tensor) -> Embeddings:
+    found: Embeddings = embeddings.float().cpu().numpy()
+    return found

@@ -106,15 +106,28 @@ def test_a_submitted_job_leaves_its_study_in_mlflow(
     assert (tmp_path / "report.html").is_file()
 
 
-def test_with_a_working_dir_the_code_comes_from_the_package(env: dict[str, str]) -> None:
+def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "siclip_platform", "submit", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_submit_sends_the_code_and_follows_the_job(env: dict[str, str]) -> None:
     """The space is looked for beside the code, so the message shows which copy of it ran."""
-    send = ["--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]
-    command = [*RAY, "job", "submit", *send, "--", "python", "jobs/tune_wikd.py", "--space", "no-such-space"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0
-    said = (done.stdout + done.stderr).partition("error:")[2]
+    done = submit(env, "tune_wikd", "--space", "no-such-space")
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = done.stdout.partition("error:")[2]
     assert "no-such-space" in said
     assert re.search(r"_ray_pkg_\w+/search_spaces", said), said
+    assert "status: FAILED" in done.stdout
+    assert env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+
+
+def test_submit_names_the_token_when_it_is_wrong(env: dict[str, str]) -> None:
+    wrong = {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    done = submit(wrong, "tune_wikd")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "refuses the token" in done.stderr
+    assert wrong["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
 def test_a_wrong_token_is_refused(env: dict[str, str]) -> None:

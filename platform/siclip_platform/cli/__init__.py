@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from siclip_platform.cli import data, doctor, evaluate, experiments, model, plan, results, using
+from siclip_platform.cli import data, doctor, evaluate, experiments, model, plan, results, submit, using
 from siclip_platform.cli.guard import guarded
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ for command in COMMANDS:
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     experiments.demo
 )
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit.submit)
 
 
 def main() -> NoReturn:

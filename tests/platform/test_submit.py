@@ -1,0 +1,67 @@
+"""Composing submissions; what happens on a cluster is in test_ray_job.py."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from siclip_platform.cli import app
+from siclip_platform.errors import UserError
+from siclip_platform.submit import compose, submit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_code_and_arguments_travel_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = compose("tune_wikd", ["--out", "/a b/$(c)"], address=None, tracking_uri="http://m:5000", installed=False)
+    assert shlex.split(found.entrypoint) == [
+        "python", "jobs/tune_wikd.py", "--out", "/a b/$(c)", "--tracking-uri", "http://m:5000",
+    ]  # fmt: skip
+    assert found.runtime_env["working_dir"] == str(ROOT)
+    assert found.runtime_env["env_vars"] == {"PYTHONPATH": "platform"}
+    assert {"/.git", "/.venv", "/runs"} <= set(found.runtime_env["excludes"])
+    assert found.address == "http://127.0.0.1:8265"
+
+
+def test_an_installed_cluster_gets_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    found = compose("tune_wikd.py", [], address=None, tracking_uri=None, installed=True)
+    assert found.runtime_env == {}
+    assert found.address == "http://head:8265"
+    assert Path(shlex.split(found.entrypoint)[1]).is_file()
+
+
+def test_an_unknown_job_is_told_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"there are .*tune_wikd"):
+        compose("tune_wikid", [], address=None, tracking_uri=None, installed=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uri"),
+    [
+        ([], "http://me:hunter2@server:5000"),
+        (["--tracking-uri=http://me:hunter2@server:5000"], None),
+        (["--tracking-uri", "https://me:hunter2@server"], None),
+    ],
+)
+def test_a_password_never_becomes_part_of_a_job(arguments: list[str], uri: str | None) -> None:
+    with pytest.raises(UserError, match="password") as caught:
+        compose("tune_wikd", arguments, address=None, tracking_uri=uri, installed=False)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_cluster_is_told_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        free.close()
+    submission = compose("tune_wikd", [], address=address, tracking_uri=None, installed=False)
+    with pytest.raises(UserError, match="no Ray cluster at"):
+        submit(submission, print)
+    result = CliRunner().invoke(app, ["submit", "tune_wikd", "--address", address, "--trials", "2"])
+    assert isinstance(result.exception, UserError)

@@ -2,8 +2,8 @@
 
     python benchmarks/text_context.py --digits FOLDER [--emoji FOLDER] --out FOLDER --report FILE.md
 
-The student of the digit scenes with WIKD, at the model's own 20 tokens and at fewer, at equal steps and seeds; every
-run is kept in ``--out`` as it ends. What it gains in speed at full size is variant (h) of `training_step.py`.
+The student of the digit scenes with WIKD, at the model's own context and at fewer tokens, at equal steps and seeds;
+every run is kept in ``--out`` as it ends. What it gains in speed at full size is variant (h) of `training_step.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from study_tools import (
 )
 from wikd_ablation import ablation_table
 
+from siclip.models.registry import model_config
 from siclip_platform.errors import UserError
 from siclip_platform.presets import digits_student
+from siclip_platform.recipe import Recipe
 
 FIRST_SEED = 3000
 NOTES = """## How to read it
@@ -85,8 +87,13 @@ def context_run(
     data = datasets[name]
     student = digits_student(data.folder, steps=options.steps, seed=seed)
     fields = {"training.batch_size": options.batch_size, "model.context_length": context}
-    setting = f"{context or 20} tokens"
+    setting = f"{context or own_context(student)} tokens"
     return make_run(name, setting, data, student.updated(fields), teacher=teacher)
+
+
+def own_context(recipe: Recipe) -> int:
+    """Tokens that the recipe's model sees unless told otherwise."""
+    return model_config(recipe.model.name).text.context_length
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 The same SiCLIP-S0 student, the same MobileCLIP-S0 teacher (random weights: the work is the same), 256-px images,
 77 tokens, the same batch and threads; fp32 on the CPU, bf16 autocast on a GPU. One step of every variant after the
-other, ``repeats`` times; medians, and the ratios to (a) of the same round with their spread.
+other, ``repeats`` times, each round beginning with another; medians, and the ratios to (a) of the same round with
+their spread.
 
 (a) open_clip's own ``train_one_epoch`` with its ``DistillClipLoss``, every weight trained, teacher online. Ours
 compute more losses (CLIP + FD + CRD + ICL): (b) every weight trained, teacher online; (c) inherited trunk frozen and
@@ -80,15 +81,21 @@ def measure_seconds(options: Namespace) -> tuple[dict[str, list[float]], str]:
     steps = {name: make_step(name, options.batch, device) for name in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for round_number in range(options.repeats + 1):
-        for name, step in steps.items():
+        for name in rotated(list(VARIANTS), round_number):
             _wait(device)
             started = time.perf_counter()
-            step()
+            steps[name]()
             _wait(device)
             if round_number:
                 seconds[name].append(time.perf_counter() - started)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return seconds, card
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """Each round begins with another variant, so that none always follows the same one."""
+    start = by % len(names)
+    return names[start:] + names[:start]
 
 
 def _wait(device: Any) -> None:

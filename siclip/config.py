@@ -159,7 +159,8 @@ class TrainingConfig(Config):
     ``precision``: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
     ``threads``: torch's CPU threads; part of the recipe because sums depend on it. 0 leaves torch's own.
     ``micro_batch_size``: pairs whose activations the device holds at a time, a divisor of the batch size; 0: all;
-    ``auto``: the largest of batch_size, /2, /4, … that fits on the GPU, found on the first batch.
+    ``auto``: the largest of batch_size, /2, /4, … that fits on the GPU, found on the first batch, of the thawed
+    model where there is a thaw, and again where a run goes on on another card.
     ``batch_norm``: ``eval`` keeps the statistics of every BatchNorm fixed (those that have seen no data take them
     from the first batch); then micro-batches are exact. ``inexact_batch_norm`` accepts that they are not.
     ``ema_decay``: the run gives the exponential moving average of its weights. ``compile``: torch.compile of the
@@ -194,8 +195,6 @@ class TrainingConfig(Config):
         if self.thaw_step >= self.steps:
             raise ValueError(f"thaw_step {self.thaw_step} leaves none of the {self.steps} steps to train what thaws")
         micro = self.micro_batch_size
-        if micro == "auto" and self.thaw_step:
-            raise ValueError("micro_batch_size 'auto' is found before the thaw, when less is held: set a number")
         if isinstance(micro, int) and micro and self.batch_size % micro:
             raise ValueError(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from siclip.data.batch import Batch, TrunkFeatures, to_float_images
 from siclip.errors import UserError
 from siclip.losses import Embeddings
 from siclip.models.clip import Clip
+from siclip.models.fused_trunk import fused_trunk
+from siclip.models.hashing import weights_hash
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
 from siclip.tokenizer import decode
@@ -27,6 +30,10 @@ from siclip.tokenizer import decode
 
 class Teacher(Protocol):
     """Gives unit embeddings of a batch. Nothing of it trains."""
+
+    @property
+    def identity(self) -> str:
+        """Its kind, name and a hash of its weights: another teacher has another one."""
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -57,6 +64,10 @@ class ModelTeacher:
         if student is not None:
             self.follow(student)
 
+    @cached_property
+    def identity(self) -> str:
+        return f"{self.model.config.name} {weights_hash(self.model)}"
+
     def follow(self, student: Clip) -> None:
         """Find out what is shared: at the start, and whenever the student freezes or thaws."""
         self.shares = {
@@ -77,7 +88,7 @@ class ModelTeacher:
                     "the batch holds stored trunk features and no images, which a teacher whose image trunk is not "
                     "the student's needs: train from images, or store the teacher's embeddings"
                 )
-            image = self.model.image_encoder.trunk(to_float_images(batch.images))
+            image = fused_trunk(self.model.image_encoder, to_float_images(batch.images))
         if text is None or not self.shares["text"]:
             text = self.model.text_encoder.trunk(tokens)
         image, text = self.model.head(TrunkFeatures(image, text), tokens)
@@ -107,6 +118,7 @@ class OpenClipTeacher:
             self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
             raise UserError(_not_loaded(name, pretrained, error)) from None
+        self.name = name
         self.model: Any = _frozen(model)
         own = model.visual.preprocess_cfg
         self.mean, self.std = (torch.tensor(own[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -118,6 +130,10 @@ class OpenClipTeacher:
             text = model.encode_text(self.tokenizer(["a"]))
         self.widths = (image.shape[1], text.shape[1])
         self.takes_our_ids = _gives_clip_ids(self.tokenizer)
+
+    @cached_property
+    def identity(self) -> str:
+        return f"open_clip {self.name} {weights_hash(self.model)}"
 
     def follow(self, student: Clip) -> None:
         """It shares nothing."""
@@ -150,10 +166,12 @@ class OpenClipTeacher:
 
 
 class StoredTeacher:
-    """Embeddings that were computed ahead and are read with the sample."""
+    """Embeddings that were computed ahead and are read with the sample. ``name``: the teacher's identity."""
 
-    def __init__(self, widths: tuple[int, int], logit_scale: float) -> None:
+    def __init__(self, widths: tuple[int, int], logit_scale: float, name: str = "") -> None:
         self.widths = widths
+        self.name = name
+        self.identity = f"stored {name} {widths} {logit_scale}"
         self.logit_scale = torch.tensor(logit_scale)
 
     def follow(self, student: Clip) -> None:
@@ -165,6 +183,12 @@ class StoredTeacher:
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
         if batch.teacher_image is None or batch.teacher_text is None:
             raise UserError("the recipe's teacher is stored embeddings, and this data holds none: embed it first")
+        found = (batch.teacher_image.shape[1], batch.teacher_text.shape[1])
+        if found != self.widths:
+            raise UserError(
+                f"the batch's stored teacher embeddings are {found} wide (images, texts), the loss was built for a "
+                f"teacher of {self.widths}: name the embeddings of that teacher"
+            )
         image, text = (F.normalize(e.float(), dim=-1) for e in (batch.teacher_image, batch.teacher_text))
         return Embeddings(image=image, text=text, logit_scale=self.logit_scale)
 
@@ -181,6 +205,10 @@ class TeacherEnsemble:
         self.teachers = tuple(teachers)
         images, texts = zip(*(teacher.widths for teacher in teachers), strict=True)
         self.widths = (sum(images), sum(texts))
+
+    @property
+    def identity(self) -> str:
+        return " + ".join(teacher.identity for teacher in self.teachers)
 
     def follow(self, student: Clip) -> None:
         for teacher in self.teachers:

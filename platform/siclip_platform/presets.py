@@ -41,15 +41,17 @@ PRESETS: dict[str, Callable[..., Recipe]] = {
 }
 
 
+DISTILLATION = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
+
+
 def without_distillation(recipe: Recipe) -> Recipe:
-    """The control of a distilled setting: the same in everything, the three distillation weights at 0."""
-    return recipe.updated(
-        {
-            "loss.feature_distillation": 0.0,
-            "loss.contrastive_relational": 0.0,
-            "loss.interactive_contrastive": 0.0,
-        }
-    )
+    """The control of a distilled setting: the same in everything, the three distillation weights at 0.
+
+    A teacher beside the one that it inherits from is left out, for nothing would look at it.
+    """
+    off = {f"loss.{name}": 0.0 for name in DISTILLATION}
+    left = recipe.loss.model_copy(update=dict.fromkeys(DISTILLATION, 0.0))
+    return recipe.updated(off if left.needs_teacher else off | {"distil_from": []})
 
 
 def preset(name: str, data: Path, **options: object) -> Recipe:

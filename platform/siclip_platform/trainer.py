@@ -6,7 +6,7 @@ The other is `siclip_platform.ray_trainer`. Both build the same trainer and feed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,19 @@ from siclip.errors import UserError
 from siclip.evaluation.evaluate import evaluate
 from siclip.models.clip import Clip, count_parameters
 from siclip.models.registry import model_config
-from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher, TeacherEnsemble
+from siclip.teachers import ModelTeacher
 from siclip.training.block_regression import check_blocks, fit_blocks
 from siclip.training.loop import Reporter, train
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
+from siclip_platform.divergence import keeping_ids
+from siclip_platform.evaluation.budget import Budgeted
 from siclip_platform.recipe import Recipe
 from siclip_platform.stream import Stream, validation_set
+from siclip_platform.teacher_sources import check_teachers_are_used, teacher_source
 from siclip_platform.trunk_cache import CachedStream, build_trunk_cache
 
 CHECKPOINT = "checkpoint.pt"
-OPEN_CLIP = "open_clip:"
 Log = Callable[[int, Mapping[str, float]], None]
 """(step, metrics) → somewhere: a tracker, a display."""
 
@@ -55,11 +57,13 @@ def check(recipe: Recipe, with_data: bool) -> None:
     """Build what a recipe names, and throw it away: the cheapest way to find out whether it fits.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, or the parts do not fit each other. Without a
+        UserError: a file is missing or of the wrong kind, the parts do not fit each other, or a teacher is named that
+            nothing looks at (a trial of a search may have one: its weights may be 0). Without a
             teacher's checkpoint the student's inheritance cannot be looked at, nor the data without
             ``with_data``.
     """
     model = recipe_model(recipe)
+    check_teachers_are_used(recipe)
     if recipe.teacher or not (recipe.model.inherit or recipe.loss.needs_teacher):
         build_trainer(recipe)
     if with_data:
@@ -101,25 +105,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
         teacher=teacher,
         inherit_weights=recipe.model.inherit,
         freeze=recipe.model.freeze,
-        distil_from=_distil_from(recipe.distil_from),
+        distil_from=teacher_source(recipe),
     )
-
-
-def _distil_from(names: Sequence[str]) -> Teacher | None:
-    """The teacher that a recipe names beside the one it inherits from; several as an ensemble."""
-    teachers = [_teacher(name) for name in names]
-    if not teachers:
-        return None
-    return teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
-
-
-def _teacher(name: str) -> Teacher:
-    if not name.startswith(OPEN_CLIP):
-        return ModelTeacher(load_model(Path(name)))
-    model, colon, tag = name.removeprefix(OPEN_CLIP).partition(":")
-    if not colon:
-        raise UserError(f"distil_from {name!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
-    return OpenClipTeacher(model, tag)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -136,7 +123,15 @@ def prepare(recipe: Recipe) -> Prepared:
         metrics = evaluate(model, validation, device=trainer.device)
         return {f"validation/{name}": value for name, value in metrics.items()}
 
-    return Prepared(trainer, _training_stream(recipe, trainer), validate)
+    stream = _training_stream(recipe, trainer)
+    trainer.cursor_of = stream.cursor
+    budgeted = Budgeted(
+        validate,
+        max_share=recipe.evaluation.max_share,
+        last_step=recipe.training.steps,
+        now=lambda: (trainer.step, trainer.training_seconds),
+    )
+    return Prepared(trainer, stream, budgeted)
 
 
 def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
@@ -165,12 +160,22 @@ def start_blocks(recipe: Recipe, prepared: Prepared, reporter: Reporter) -> None
         return
     teacher = load_model(Path(recipe.teacher)).to(trainer.device)
     batches = prepared.stream.batches(size, 0, steps * size)
-    losses = fit_blocks(trainer.model, teacher, batches, precision=recipe.training.precision)
+    losses = fit_blocks(
+        trainer.model,
+        teacher,
+        batches,
+        precision=recipe.training.precision,
+        micro_batch_size=trainer.micro_batch_size,
+    )
     reporter.log(0, {"train/block_regression_first": losses[0], "train/block_regression_last": losses[-1]})
 
 
-def run_in_process(recipe: Recipe, reporter: Reporter) -> dict[str, float]:
-    """Train here, on batches read here; returns the costs."""
+def run_in_process(recipe: Recipe, reporter: Reporter, outputs: Path | None = None) -> dict[str, float]:
+    """Train here, on batches read here; returns the costs.
+
+    Raises:
+        TrainingDiverged: with ``outputs``, a folder, it names the file there that holds the ids of its batches.
+    """
     started = time.perf_counter()
     prepared = prepare(recipe)
 
@@ -180,5 +185,6 @@ def run_in_process(recipe: Recipe, reporter: Reporter) -> dict[str, float]:
     costs = prepared.costs()
     reporter.log(0, costs)
     start_blocks(recipe, prepared, reporter)
-    train(prepared.trainer, batches, reporter, prepared.evaluate)
+    with keeping_ids(outputs, recipe.hash):
+        train(prepared.trainer, batches, reporter, prepared.evaluate)
     return costs | {"cost/seconds": time.perf_counter() - started}

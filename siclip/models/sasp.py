@@ -103,8 +103,14 @@ class SasPBlock(nn.Module):
         self.beta_sa = nn.Parameter(torch.ones(()), trainable_gains)
         self.beta_ff = nn.Parameter(torch.full((), 0.1), trainable_gains)
 
-    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C)."""
+    def forward(self, x: Tensor, rows: Tensor | None = None, common: int = 0) -> Tensor:
+        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C).
+
+        ``common``: so many tokens at the end are the same in every sample, so what is computed token by token is
+        computed once for them. Exact for an input without gradient and a norm that looks at one token.
+        """
+        if common:
+            return self._forward_common(x, common)
         y = self.norm(x)
         tokens = self._tokens(y)
         here = tokens if rows is None else pick_rows(tokens, rows)
@@ -120,6 +126,26 @@ class SasPBlock(nn.Module):
             mixed, here = mixed.transpose(1, 2).reshape(y.shape), y
         out: Tensor = self.beta_sa * mixed + self.beta_ff * self.mlp(here)
         return out
+
+    def _forward_common(self, x: Tensor, common: int) -> Tensor:
+        batch, length, _ = x.shape
+        own = length - common
+
+        def spread(tokens: Tensor) -> Tensor:
+            """(B·own + common, C) → (B, T, C)."""
+            front, end = torch.split(tokens, [batch * own, common])
+            return torch.cat([front.view(batch, own, -1), end.expand(batch, -1, -1)], dim=1)
+
+        y = self.norm(torch.cat([x[:, :own].flatten(0, 1), x[0, own:]]).unsqueeze(0)).squeeze(0)
+        query, key, value = (self._heads(spread(part)) for part in (self.qk.query(y), self.qk.key(y), y))
+        mixed = shaped_attention(query, key, value.to(query.dtype), self.alpha, self.beta, self.gamma)
+        out: Tensor = self.beta_sa * mixed.transpose(1, 2).flatten(2) + spread(self.beta_ff * self.mlp(y))
+        return out
+
+    def takes_common_tokens(self) -> bool:
+        """Whether ``common`` is exact here: tokens, no value matrix, no statistics of the batch."""
+        norms = (m for m in self.norm.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        return not self.maps and self.value is None and not any(norm.training for norm in norms)
 
     def attention_map(self, x: Tensor) -> Tensor:
         """softmax(Q_h K_hᵀ/√d) for a block input, (B, H, T, T): for diagnostics, `forward` never makes it."""

@@ -32,6 +32,8 @@ class LayerNormFp32(nn.LayerNorm):
 class TokenBatchNorm(nn.BatchNorm1d):
     """BatchNorm of the channels of tokens (B, T, C)."""
 
+    channels_last = True
+
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.transpose(1, 2)).transpose(1, 2)
 
@@ -139,12 +141,26 @@ class TextTower(nn.Module):
         """
         x = features
         *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x)
+        for index, block in enumerate(blocks):
+            common = self._common_tokens(x) if index == 0 else 0
+            x = block(x, common=common) if common else block(x)
         end = tokens.argmax(dim=-1)
         x = self._end_of_text(last, x, end) if self._windowed(x.shape[1]) else self._all_tokens(last, x, end)
         pooled: Tensor = self.final_layer_norm(x)
         return pooled @ self.projection_layer.to(pooled.dtype)
+
+    def _common_tokens(self, features: Tensor) -> int:
+        """How many tokens at the end are the same in every text: what follows a batch's longest text is padding.
+
+        0 where the first block could not make use of it.
+        """
+        block = self.blocks[0]
+        if features.requires_grad or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return 0
+        if len(features) < 2 or not isinstance(block, SasPBlock) or not block.takes_common_tokens():
+            return 0
+        differs = (features != features[:1]).any(dim=2).any(dim=0)
+        return int(differs.flip(0).cumsum(0).eq(0).sum())
 
     def _all_tokens(self, last: nn.Module, x: Tensor, end: Tensor) -> Tensor:
         x = self.transformer[-1](last(x))

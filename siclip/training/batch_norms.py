@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from siclip.config import TrainingConfig
-from siclip.data.batch import Batch
 from siclip.errors import UserError
-from siclip.models.clip import Clip
-from siclip.training.step import fitted_tokens, joined_batch, trunk_features
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
@@ -62,27 +58,3 @@ def restore_statistics(statistics: Statistics) -> None:
     """Put the copies back: the pass that changed them does not count."""
     for buffer, copy in statistics:
         buffer.copy_(copy)
-
-
-@torch.no_grad()
-def calibrate(model: Clip, batch: Batch) -> None:
-    """Give the BatchNorms that train and have seen no data the statistics of the batch of all workers.
-
-    One that several blocks share takes the mean over its uses.
-    """
-    fresh = [
-        norm
-        for norm in batch_norms(model).values()
-        if norm.weight.requires_grad and norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
-    ]
-    if not fresh:
-        return
-    momenta = [norm.momentum for norm in fresh]
-    for norm in fresh:
-        norm.momentum = None
-        norm.train()
-    batch = joined_batch(batch)
-    model.head(trunk_features(model, batch), fitted_tokens(model, batch))
-    for norm, momentum in zip(fresh, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()

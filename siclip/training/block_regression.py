@@ -6,7 +6,8 @@ layer is TinyBERT's (arXiv 1909.10351); here each block is given the teacher's i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +47,21 @@ def fit_blocks(
     *,
     learning_rate: float = 3e-3,
     precision: Precision = "fp32",
+    micro_batch_size: int = 0,
 ) -> list[float]:
     """Fit every SAS-P block of the student to its teacher's block, in place, one Adam step per batch.
 
     Block l is given the teacher's input to block l, and its loss is the mean squared distance to the teacher's
     output of block l, divided by that output's variance: 1 is as good as its mean. Only parameters of SAS-P blocks
     that are not frozen are stepped, shared ones once on the sum of their blocks' losses; the BatchNorms among them
-    take the batch's statistics. Nothing else of either model changes, and no random number is drawn.
+    take the statistics of what is computed together. Nothing else of either model changes, no random number is drawn.
 
     Args:
         student, teacher: on the same device; their modes are kept.
         learning_rate: above that of training, for a regression is meant to be short; 1e-2 was unstable on siclip-s0.
         precision: bf16 runs under autocast. fp16 is taken as fp32: without a gradient scaler it would underflow.
+        micro_batch_size: pairs whose activations are held at a time, 0: all; the gradients are the batch's but for
+            the statistics of BatchNorms, which are each piece's own.
 
     Returns:
         The mean loss of the blocks, per batch, before that batch's step.
@@ -79,7 +83,8 @@ def fit_blocks(
     try:
         for batch in batches:
             optimizer.zero_grad()
-            each = [loss.item() for loss in _losses(student, teacher, batch.to(device), precision)]
+            pieces = _Pieces(student, teacher, batch.to(device), precision, micro_batch_size)
+            each = [loss.item() for loss in pieces.losses()]
             optimizer.step()
             losses.append(sum(each) / len(each))
     finally:
@@ -89,24 +94,45 @@ def fit_blocks(
     return losses
 
 
-def _losses(student: Clip, teacher: Clip, batch: Batch, precision: Precision) -> Iterator[Tensor]:
-    """The loss of each SAS-P block, its gradient already added: only one block's activations are held at a time."""
-    if batch.images is None:
-        raise UserError("block regression runs the teacher's own trunk: its batches need images")
-    autocast = torch.autocast(batch.tokens.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    with torch.no_grad(), autocast:
-        trunk = teacher.trunk(to_float_images(batch.images), batch.tokens)
-    for tower, blocks, teacher_blocks in _towers(student, teacher):
-        features = getattr(trunk, tower)
-        for block, teacher_block in zip(blocks, teacher_blocks, strict=True):
-            with torch.no_grad(), autocast:
-                target = teacher_block(features)
-            with autocast:
-                output = block(features)
-            loss = F.mse_loss(output.float(), target.float()) / target.float().var()
-            loss.backward()
-            yield loss.detach()
-            features = target
+class _Pieces:
+    """The losses of a batch: the teacher's features are held for one block, activations for one piece of it."""
+
+    def __init__(self, student: Clip, teacher: Clip, batch: Batch, precision: Precision, micro: int) -> None:
+        if batch.images is None:
+            raise UserError("block regression runs the teacher's own trunk: its batches need images")
+        self.student, self.teacher = student, teacher
+        self.micro = micro or len(batch)
+        device = batch.tokens.device.type
+        self.autocast = partial(torch.autocast, device, dtype=torch.bfloat16, enabled=precision == "bf16")
+        self.trunk = {
+            "image": self._teachers(lambda rows: teacher.image_encoder.trunk(to_float_images(rows)), batch.images),
+            "text": self._teachers(teacher.text_encoder.trunk, batch.tokens),
+        }
+
+    def losses(self) -> Iterator[Tensor]:
+        """The loss of each SAS-P block, its gradient already added."""
+        for tower, blocks, teacher_blocks in _towers(self.student, self.teacher):
+            features = self.trunk[tower]
+            for block, teacher_block in zip(blocks, teacher_blocks, strict=True):
+                target = self._teachers(teacher_block, features)
+                yield self._loss(block, features, target)
+                features = target
+
+    def _loss(self, block: nn.Module, features: Tensor, target: Tensor) -> Tensor:
+        scale = 1 / (target.float().var() * target.numel())
+        total = torch.zeros((), device=target.device)
+        for rows, wanted in zip(torch.split(features, self.micro), torch.split(target, self.micro), strict=True):
+            with self.autocast():
+                output = block(rows)
+            loss = F.mse_loss(output.float(), wanted.float(), reduction="sum") * scale
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def _teachers(self, module: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        with self.autocast():
+            return torch.cat([module(rows) for rows in torch.split(inputs, self.micro)])
 
 
 def _towers(student: Clip, teacher: Clip) -> Iterator[tuple[str, Iterable[nn.Module], Iterable[nn.Module]]]:

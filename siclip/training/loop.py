@@ -42,12 +42,13 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
     config = trainer.config
     if trainer.step == config.steps:
         return
-    clock = _Clock(config.batch_size)
+    clock = _Clock(config.batch_size, trainer.training_seconds)
     start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
     for batch in clock.waiting(batches(start, stop)):
         figures = trainer.train_step(batch)
         clock.count()
         step = trainer.step
+        trainer.training_seconds = clock.total()
         last = step == config.steps
         if last or step % config.log_every == 0:
             values = {f"train/{name}": _number(value) for name, value in figures.items()}
@@ -66,15 +67,19 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
 
 
 def resume(trainer: Trainer, path: Path) -> None:
-    """Take over weights and training state from a checkpoint that `train` saved.
+    """Take over weights and training state from a checkpoint that `train` saved; nothing of one that is refused.
 
     Raises:
-        UserError: the file cannot be read or is of another run.
+        UserError: the file cannot be read or is of another run, with what differs.
     """
-    load_checkpoint(trainer.model, path)
     training = read_checkpoint(path)["training"]
     if training is None:
         raise UserError(f"{path} holds a model without training state: it can be a teacher, but not be continued")
+    try:
+        trainer.check_state(training)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    load_checkpoint(trainer.model, path)
     trainer.load_state_dict(training)
 
 
@@ -91,20 +96,28 @@ def _saver(trainer: Trainer) -> Save:
 
 
 class _Clock:
-    """Training time without evaluations, and throughput and share of waiting for data since the last reading."""
+    """Training time without evaluations and the wait for a first batch, that of earlier sessions included, and
+    throughput and share of waiting for data since the last reading."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, earlier_seconds: float) -> None:
         self.batch_size = batch_size
         self.steps = 0
-        self.total_seconds = self.waited = 0.0
+        self.before = earlier_seconds
+        self.waited = 0.0
+        self.first_batch: float | None = None
         self.since = time.perf_counter()
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; what each lets wait is counted."""
+        """The batches; what each lets wait is counted, the first one on its own: there reading has only begun."""
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
+            seconds = time.perf_counter() - asked
+            if self.first_batch is None:
+                self.first_batch = seconds
+                self.since += seconds
+            else:
+                self.waited += seconds
             if batch is None:
                 return
             yield batch
@@ -112,14 +125,18 @@ class _Clock:
     def count(self) -> None:
         self.steps += 1
 
+    def total(self) -> float:
+        return self.before + time.perf_counter() - self.since
+
     def read(self) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        self.total_seconds += seconds
+        self.before += seconds
         figures = {
             "train/samples_per_second": self.steps * self.batch_size / seconds,
             "train/data_wait_share": min(1.0, self.waited / seconds),
-            "cost/training_seconds": self.total_seconds,
+            "cost/training_seconds": self.before,
+            "cost/first_batch_seconds": self.first_batch or 0.0,
         }
         self.steps, self.waited = 0, 0.0
         return figures

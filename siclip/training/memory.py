@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device:
     Raises:
         UserError: not even the smallest fits.
     """
-    if device.type == "cpu":
+    if not is_limited(device):
         return batch_size
     size = batch_size
     while True:
@@ -38,6 +39,30 @@ def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device:
                 "take a batch_size with more factors of 2, or a smaller model"
             )
         size //= 2
+
+
+def is_limited(device: torch.device) -> bool:
+    """Whether too large a step ends in an error that can be caught."""
+    return device.type != "cpu"
+
+
+def card_name(device: torch.device) -> str:
+    """What a micro-batch size was found on."""
+    if device.type != "cuda":
+        return device.type
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory} bytes"
+
+
+@contextmanager
+def moments_held(optimizer: torch.optim.AdamW) -> Iterator[None]:
+    """Inside, the memory is taken that AdamW's two moments will need, where its first step has not made them yet."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
+    held = [torch.empty_like(p) for p in parameters for _ in ("exp_avg", "exp_avg_sq")]
+    try:
+        yield
+    finally:
+        held.clear()
 
 
 def peak_memory(device: torch.device) -> int:

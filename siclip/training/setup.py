@@ -26,12 +26,13 @@ def make_trainer(
     """Seed, build, inherit, and put the trainer on its device (the best one here if none is given).
 
     ``teacher``: what the student inherits from and, unless ``distil_from`` names another source, is distilled from.
-    The teacher's forward pass is left out when no loss part needs it. ``freeze``: what of the inherited weights
-    does not train (see `siclip.checkpoints.inherit.freeze_inherited`), for good or until ``training.thaw_step``.
+    The teacher's forward pass is left out when no loss part needs it: then it is inherited from alone, as in the
+    control of a distilled run. ``freeze``: what of the inherited weights does not train (see
+    `siclip.checkpoints.inherit.freeze_inherited`), for good or until ``training.thaw_step``.
 
     Raises:
-        UserError: a part needs a teacher and there is none; the teacher takes other input or is another model; or
-            there is nothing to train, or nothing to thaw.
+        UserError: a part needs a teacher and there is none, or none needs ``distil_from``; the teacher takes other
+            input or is another model; or there is nothing to train, or nothing to thaw.
     """
     if training.threads:
         torch.set_num_threads(training.threads)
@@ -40,6 +41,11 @@ def make_trainer(
     if teacher is None and (inherit_weights or (loss.needs_teacher and distil_from is None)):
         what = "model.inherit" if inherit_weights else "a loss part"
         raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
+    if distil_from is not None and not loss.needs_teacher:
+        raise UserError(
+            "distil_from names a teacher, and no part of the loss looks at one: set loss.feature_distillation, "
+            "loss.contrastive_relational or loss.interactive_contrastive above 0, or leave distil_from out"
+        )
     if teacher is not None:
         _check_inputs(model, teacher.config)
     for source_model in _models_of(distil_from):

@@ -3,8 +3,9 @@
 The loss sees all embeddings of the batch; the device holds the activations of one micro-batch. The computation is
 cut at the embeddings (gradient caching, GradCache, arXiv 2101.06983): encode everything, compute the loss and its
 gradient with respect to the embeddings, then encode each micro-batch again with a graph and let that gradient flow
-back. A batch of one micro-batch is encoded once. With several workers the embeddings are gathered before the loss,
-so that each worker sees the global batch, and gradients are summed after it.
+back. The last micro-batch keeps its graph from the first time, so a batch of one is encoded once. With several
+workers the embeddings are gathered before the loss, so that each worker sees the global batch, and gradients are
+summed after it.
 
 Exact where encoding a pair does not depend on the other pairs, that is with every BatchNorm in eval mode.
 
@@ -18,14 +19,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from siclip.data.batch import Batch, TrunkFeatures, to_float_images
 from siclip.errors import UserError
 from siclip.losses import Embeddings, Objective, PairIds
 from siclip.models.clip import Clip
+from siclip.models.fused_trunk import fused_trunk
 from siclip.teachers import Teacher, fit_context
+from siclip.training.workers import joined, own_rows, reduce_gradients
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -64,22 +66,48 @@ class Step:
         micro = self.micro_batch_size or len(batch)
         slices = [slice(start, start + micro) for start in range(0, len(batch), micro)]
         chunks = [_Chunk(batch[rows], features[rows] if features else None) for rows in slices]
-        with torch.no_grad() if len(chunks) > 1 else nullcontext():
-            for chunk in chunks:
-                chunk.random_state = _RandomState(batch.tokens.device)
-                self._encode(chunk)
+        *others, last = chunks
+        self._encode_without_graph(others)
+        self._encode(last)
         parts, image, text = self._loss(chunks, teacher, generator, progress, scale)
-        start = 0
-        for chunk in chunks:
-            rows = slice(start, start + len(chunk.batch))
-            start = rows.stop
-            if len(chunks) > 1:
+        for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
+            if chunk is not last:
                 with chunk.random_state.replayed():
                     self._encode(chunk)
             _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
             chunk.forget()
-        _reduce_gradients(self.model, self.objective)
+        reduce_gradients(self.model, self.objective)
         return parts
+
+    @torch.no_grad()
+    def _encode_without_graph(self, chunks: list[_Chunk]) -> None:
+        """The embeddings of all micro-batches but the last, whose graph is kept.
+
+        Heads whose trunk has run take as many pairs at a time as the trunk does: without a graph they need little
+        memory. That is undone where something in them draws random numbers, for these are drawn by micro-batch.
+        """
+        if chunks and self._takes_more_at_a_time(chunks[0]):
+            before = _RandomState(chunks[0].batch.tokens.device)
+            for group in _grouped(chunks):
+                joined_chunk = _Chunk.joining(group)
+                self._encode(joined_chunk)
+                joined_chunk.share(group)
+            if before.is_now():
+                return
+            before.restore()
+        for chunk in chunks:
+            chunk.random_state = _RandomState(chunk.batch.tokens.device)
+            self._encode(chunk)
+
+    def _takes_more_at_a_time(self, chunk: _Chunk) -> bool:
+        """Whether it saves time and, with no BatchNorm that looks at the other pairs, changes nothing."""
+        norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        return (
+            chunk.features is not None
+            and 2 * len(chunk.batch) <= TRUNK_CHUNK
+            and self.compiled_head is None
+            and not any(norm.training for norm in norms)
+        )
 
     def _encode(self, chunk: _Chunk) -> None:
         """The student's embeddings of a micro-batch."""
@@ -109,19 +137,19 @@ class Step:
         scale: Callable[[Tensor], Tensor],
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The figures, and the gradients of the loss with respect to this worker's embeddings, (B, D) each."""
-        image, text = (_join(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
+        image, text = (joined(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
         teacher = None
         if targets is not None:
-            teacher = Embeddings(_join([targets.image]), _join([targets.text]), targets.logit_scale)
+            teacher = Embeddings(joined([targets.image]), joined([targets.text]), targets.logit_scale)
         ids = PairIds(
-            image=_join(chunk.batch.image_ids for chunk in chunks),
-            caption=_join(chunk.batch.caption_ids for chunk in chunks),
+            image=joined(chunk.batch.image_ids for chunk in chunks),
+            caption=joined(chunk.batch.caption_ids for chunk in chunks),
         )
         student = Embeddings(image=image, text=text, logit_scale=self.model.scale())
         parts: dict[str, Tensor] = self.objective(student, teacher, ids, generator, progress=progress)
         scale(parts["loss"]).backward()  # type: ignore[no-untyped-call]
         assert image.grad is not None and text.grad is not None
-        return parts, _own_rows(image.grad), _own_rows(text.grad)
+        return parts, own_rows(image.grad), own_rows(text.grad)
 
 
 _TOWERS = ("image", "text")
@@ -131,7 +159,8 @@ TRUNK_CHUNK = 128
 def trunk_features(model: Clip, batch: Batch) -> TrunkFeatures:
     """The trunk's output for a batch: stored with it, or computed from its images and tokens.
 
-    A frozen trunk runs on `TRUNK_CHUNK` pairs at a time, without gradient: it needs no more memory than that.
+    A frozen trunk runs on `TRUNK_CHUNK` pairs at a time, without gradient: it needs no more memory than that. Its
+    image part is the folded one (`siclip.models.fused_trunk`).
 
     Raises:
         UserError: the batch has stored features and the trunk trains.
@@ -147,8 +176,11 @@ def trunk_features(model: Clip, batch: Batch) -> TrunkFeatures:
         return model.trunk(to_float_images(batch.images), tokens)
     chunks = zip(torch.split(batch.images, TRUNK_CHUNK), torch.split(tokens, TRUNK_CHUNK), strict=True)
     with torch.no_grad():
-        pieces = [model.trunk(to_float_images(images), ids) for images, ids in chunks]
-    return TrunkFeatures(torch.cat([p.image for p in pieces]), torch.cat([p.text for p in pieces]))
+        pieces = [
+            (fused_trunk(model.image_encoder, to_float_images(images)), model.text_encoder.trunk(ids))
+            for images, ids in chunks
+        ]
+    return TrunkFeatures(*(torch.cat(tower) for tower in zip(*pieces, strict=True)))
 
 
 def _as_computed(stored: TrunkFeatures) -> TrunkFeatures:
@@ -173,10 +205,32 @@ class _Chunk:
         self.image = self.text = torch.empty(0)
         self.random_state = _RandomState(batch.tokens.device)
 
+    @classmethod
+    def joining(cls, chunks: list[_Chunk]) -> _Chunk:
+        """One of all their pairs, for the head: tokens and trunk features alone."""
+        tokens, ids = (torch.cat([getattr(c.batch, name) for c in chunks]) for name in ("tokens", "image_ids"))
+        features = [chunk.features for chunk in chunks if chunk.features]
+        towers = (torch.cat([getattr(f, tower) for f in features]) for tower in _TOWERS)
+        return cls(Batch(None, tokens, ids, ids), TrunkFeatures(*towers))
+
+    def share(self, chunks: list[_Chunk]) -> None:
+        """Give each its embeddings."""
+        sizes = [len(chunk.batch) for chunk in chunks]
+        for chunk, image, text in zip(
+            chunks, torch.split(self.image, sizes), torch.split(self.text, sizes), strict=True
+        ):
+            chunk.image, chunk.text = image, text
+
     def forget(self) -> None:
         """Let go of what the next micro-batch needs the memory for."""
         self.features = None
         self.image = self.text = torch.empty(0)
+
+
+def _grouped(chunks: list[_Chunk]) -> Iterator[list[_Chunk]]:
+    """As many in each group as come to `TRUNK_CHUNK` pairs."""
+    count = TRUNK_CHUNK // len(chunks[0].batch)
+    return (chunks[start : start + count] for start in range(0, len(chunks), count))
 
 
 class _RandomState:
@@ -187,12 +241,22 @@ class _RandomState:
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+    def is_now(self) -> bool:
+        """Whether nothing was drawn since."""
+        now = _RandomState(self.device)
+        return torch.equal(self.cpu, now.cpu) and (
+            self.cuda is None or now.cuda is None or torch.equal(self.cuda, now.cuda)
+        )
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
     @contextmanager
     def replayed(self) -> Iterator[None]:
         with torch.random.fork_rng([self.device] if self.cuda is not None else []):
-            torch.set_rng_state(self.cpu)
-            if self.cuda is not None:
-                torch.cuda.set_rng_state(self.cuda, self.device)
+            self.restore()
             yield
 
 
@@ -201,57 +265,3 @@ def _flow_back(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
     with_graph = [(embeddings, gradient) for embeddings, gradient in gradients if embeddings.requires_grad]
     if with_graph:
         torch.autograd.backward([e for e, _ in with_graph], [g for _, g in with_graph])
-
-
-def workers() -> int:
-    """Training processes that share a batch."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _join(pieces: Iterable[Tensor]) -> Tensor:
-    """Rows of all micro-batches, then of all workers in rank order: (W·B, …)."""
-    own = torch.cat(list(pieces)).contiguous()
-    if workers() == 1:
-        return own
-    gathered = [torch.empty_like(own) for _ in range(workers())]
-    dist.all_gather(gathered, own)
-    return torch.cat(gathered)
-
-
-def joined_batch(batch: Batch) -> Batch:
-    """The pairs of all workers, in rank order, without a teacher's embeddings."""
-    if workers() == 1:
-        return batch
-    images, features = batch.images, batch.features
-    return Batch(
-        images=None if images is None else _join([images]),
-        tokens=_join([batch.tokens]),
-        image_ids=_join([batch.image_ids]),
-        caption_ids=_join([batch.caption_ids]),
-        features=None if features is None else TrunkFeatures(_join([features.image]), _join([features.text])),
-    )
-
-
-def _own_rows(joined: Tensor) -> Tensor:
-    if workers() == 1:
-        return joined
-    return joined.chunk(workers())[dist.get_rank()]
-
-
-@torch.no_grad()
-def _reduce_gradients(model: Clip, objective: nn.Module) -> None:
-    """Sum what each worker's own pairs gave to the towers; average what every worker computed in whole."""
-    if workers() == 1:
-        return
-    towers = [p for tower in (model.image_encoder, model.text_encoder) for p in tower.parameters()]
-    whole = [model.logit_scale, *objective.parameters()]
-    for parameters, divisor in ((towers, 1), (whole, workers())):
-        trained = [p for p in parameters if p.requires_grad]
-        if not trained:
-            continue
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
-        pieces = torch.split(flat.div_(divisor), [grad.numel() for grad in grads])
-        for parameter, summed in zip(trained, pieces, strict=True):
-            parameter.grad = summed.view_as(parameter).clone()

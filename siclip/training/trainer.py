@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, cast
@@ -14,29 +15,25 @@ from torch.optim import swa_utils
 
 from siclip.config import LossConfig, TrainingConfig
 from siclip.data.batch import Batch
+from siclip.data.cursor import Cursor, check_cursor
 from siclip.errors import UserError
 from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
 from siclip.models.freezing import eval_mode
 from siclip.teachers import Teacher
-from siclip.training.batch_norms import (
-    calibrate,
-    check_exactness,
-    fix_statistics,
-    moving_statistics,
-    restore_statistics,
-)
-from siclip.training.memory import find_micro_batch_size
+from siclip.training.batch_norms import check_exactness, fix_statistics, moving_statistics, restore_statistics
+from siclip.training.calibration import calibrate
+from siclip.training.diverged import SkippedBatch, TrainingDiverged
+from siclip.training.identity import LACKING, check_same, identity
+from siclip.training.memory import card_name, find_micro_batch_size, moments_held
 from siclip.training.monitor import SAMPLES, divergences, gains
 from siclip.training.optimizer import learning_rate, make_optimizer
-from siclip.training.step import Step, trunk_features, workers
+from siclip.training.step import Step, trunk_features
+from siclip.training.workers import workers
+
+__all__ = ["Trainer", "TrainingDiverged"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-IDS_WRITTEN = 64
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or its gradient was not finite for ``max_skipped_steps`` steps in a row."""
 
 
 class Trainer:
@@ -79,6 +76,7 @@ class Trainer:
         self.objective = Objective(loss, model.config.embed_dim, teacher.widths if teacher else None).to(device)
         self.thawing = frozenset(frozen) if config.thaw_step else frozenset()
         self.thawed = False
+        self.frozen = tuple(name for name, p in self.model.named_parameters() if not p.requires_grad)
         self._set_mode()
         check_exactness(self.model, config, workers())
         named = [*self.model.named_parameters(), *self.objective.named_parameters()]
@@ -87,8 +85,18 @@ class Trainer:
         self.average = _average(self.model, config.ema_decay) if config.ema_decay else None
         head = torch.compile(self.model.head) if config.compile else None
         self._step = Step(self.model, self.objective, teacher, autocast=self.autocast, compiled_head=head)
+        self.cursor_of: Callable[[int], Cursor] | None = None  # set by who feeds it: where its data stands
+        self.probes = config.micro_batch_size == "auto"
         self.micro_batch_size = 0 if config.micro_batch_size == "auto" else config.micro_batch_size
-        self.step = self.skipped = self.skipped_in_a_row = 0
+        self.step = self.skipped = 0
+        self.diverging: list[SkippedBatch] = []
+        self.training_seconds = 0.0
+        self._earlier_seconds, self._started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, the time of evaluations and of earlier sessions included."""
+        return self._earlier_seconds + time.perf_counter() - self._started
 
     @property
     def result(self) -> Clip:
@@ -107,8 +115,12 @@ class Trainer:
         """
         self._thaw_when_due()
         batch = batch.to(self.device)
-        if self.step == 0:
-            self._first(batch)
+        if self.step == 0 and self.config.batch_norm == "eval":
+            with self.autocast():
+                calibrate(self.model, batch, self.micro_batch_size)
+            self._set_mode()
+        if self.probes:
+            self._probe(batch)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -117,9 +129,9 @@ class Trainer:
         parts = self._gradients(batch, self.micro_batch_size)
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
-        if not self._update(norms["gradient_norm"] + parts["loss"].detach() * 0):
+        if not self._update(batch, norms["gradient_norm"] + parts["loss"].detach() * 0):
             restore_statistics(statistics)
-            self._stop_if_diverged(batch)
+            self._stop_if_diverged()
         self.step += 1
         metrics: dict[str, Tensor | float] = {name: value.detach() for name, value in parts.items()}
         micro = self.micro_batch_size or len(batch)
@@ -140,30 +152,30 @@ class Trainer:
         progress = self.step / self.config.steps
         return step.gradients(batch, generator, progress=progress, scale=self.scaler.scale)
 
-    def _first(self, batch: Batch) -> None:
-        """What is found out on the first batch: statistics of new BatchNorms, the micro-batch that fits."""
-        if self.config.batch_norm == "eval":
-            with self.autocast():
-                calibrate(self.model, batch)
-            self._set_mode()
-        if self.config.micro_batch_size == "auto":
+    def _probe(self, batch: Batch) -> None:
+        """Find the micro-batch that fits, with everything trained that ever will be; no state changes."""
+        thawed, devices = self.thawed, [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), moments_held(self.optimizer):
+            self._thaw(bool(self.thawing))
             statistics = moving_statistics(self.model)
             self.micro_batch_size = find_micro_batch_size(
                 lambda size: self._gradients(batch, size), len(batch), self.device
             )
             restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)
+            self._thaw(thawed)
+        self.probes = False
 
-    def _update(self, norm: Tensor | float) -> bool:
+    def _update(self, batch: Batch, norm: Tensor | float) -> bool:
         """Clip and step, or skip where loss or gradient are not finite; returns whether it stepped."""
         finite = math.isfinite(float(norm))
         if finite:
             nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
             self.scaler.step(self.optimizer)
-            self.skipped_in_a_row = 0
+            self.diverging = []
         else:
             self.skipped += 1
-            self.skipped_in_a_row += 1
+            self.diverging.append(SkippedBatch.of(self.step, batch))
         self.scaler.update()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
@@ -171,12 +183,11 @@ class Trainer:
             self.average.update_parameters(self.model)
         return finite
 
-    def _stop_if_diverged(self, batch: Batch) -> None:
-        if self.skipped_in_a_row >= self.config.max_skipped_steps:
-            ids = batch.image_ids[:IDS_WRITTEN].tolist()
+    def _stop_if_diverged(self) -> None:
+        row = len(self.diverging)
+        if row >= self.config.max_skipped_steps:
             raise TrainingDiverged(
-                f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step}; "
-                f"image ids of the last batch: {ids}{', …' if len(batch) > IDS_WRITTEN else ''}"
+                f"loss or gradient was not finite in {row} steps in a row, up to step {self.step}", self.diverging
             )
 
     def _gradient_norms(self) -> dict[str, Tensor | float]:
@@ -199,7 +210,9 @@ class Trainer:
             fix_statistics(self.model)
 
     def _thaw_when_due(self) -> None:
-        due = 0 < self.config.thaw_step <= self.step
+        self._thaw(0 < self.config.thaw_step <= self.step)
+
+    def _thaw(self, due: bool) -> None:
         if due == self.thawed:
             return
         for name, parameter in self.model.named_parameters():
@@ -218,46 +231,67 @@ class Trainer:
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a training state must agree with to be continued here."""
+        teacher = "none" if self.teacher is None else self.teacher.identity
+        return identity(self.config, self.model.config, self.objective.config, self.frozen, teacher)
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights of `result`: plain tensors and numbers only."""
+        """What a checkpoint needs beside the weights of `result`: plain tensors, texts and numbers only."""
         averaging = {"model": self.model.state_dict(), "updates": self.average.n_averaged} if self.average else None
         return {
             "step": self.step,
-            "skipped": (self.skipped, self.skipped_in_a_row),
+            "skipped": self.skipped,
+            "diverging": [batch.as_plain() for batch in self.diverging],
             "micro_batch_size": self.micro_batch_size,
-            "config": self.config.model_dump(mode="json"),
+            "card": card_name(self.device),
+            "seconds": {"training": self.training_seconds, "total": self.seconds},
+            "identity": self.identity,
+            "cursor": self.cursor_of and self.cursor_of(self.step * self.config.batch_size).model_dump(mode="json"),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaging": averaging,
         }
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Whether `load_state_dict` takes this state; nothing changes.
+
+        Raises:
+            UserError: it lacks something, or is of a run with another training config, model, loss, freezing or
+                teacher.
+        """
+        if lacks := _STATE - state.keys():
+            raise UserError(f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, {LACKING}")
+        check_same(state["identity"], self.identity)
+        if self.cursor_of and state.get("cursor"):
+            check_cursor(state["cursor"], self.cursor_of(0))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; the weights of `result` are loaded already.
 
         Raises:
-            UserError: the state is of a run with another training config.
+            UserError: as `check_state`.
         """
-        saved = TrainingConfig.model_validate(state["config"])
-        if lacks := {"skipped", "micro_batch_size", "averaging"} - state.keys():
-            raise UserError(
-                f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, an earlier version wrote it: it "
-                "can be a teacher, but not be continued"
-            )
-        if saved != self.config:
-            changed = [k for k in type(saved).model_fields if getattr(saved, k) != getattr(self.config, k)]
-            raise UserError(f"the checkpoint is of a run with another training config: {', '.join(changed)}")
+        self.check_state(state)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        self.skipped, self.skipped_in_a_row = state["skipped"]
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.diverging = [SkippedBatch.from_plain(plain) for plain in state["diverging"]]
         self.micro_batch_size = int(state["micro_batch_size"])
+        self.probes = self.config.micro_batch_size == "auto" and state["card"] != card_name(self.device)
+        self.training_seconds, self._earlier_seconds = state["seconds"]["training"], state["seconds"]["total"]
+        self._started = time.perf_counter()
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
             self.model.load_state_dict(state["averaging"]["model"])
             self.average.n_averaged.copy_(state["averaging"]["updates"])
         self._thaw_when_due()
+
+
+_STATE = {"step", "skipped", "diverging", "micro_batch_size", "card", "seconds", "identity", "averaging"}
 
 
 def _average(model: Clip, decay: float) -> swa_utils.AveragedModel:

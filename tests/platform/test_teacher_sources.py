@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import torch
 
 from siclip.checkpoints.formats import load_model, save_checkpoint
 from siclip.models import create_model
-from siclip.teachers import ModelTeacher, TeacherEnsemble
+from siclip.teachers import ModelTeacher, StoredTeacher, TeacherEnsemble
+from siclip.training.diverged import TrainingDiverged
 from siclip.training.loop import Save
 from siclip.training.step import fitted_tokens
+from siclip_platform.datasets.stage import Pool
+from siclip_platform.embedding.config import EmbedConfig
+from siclip_platform.embedding.embed import embed_dataset, plan_embedding
 from siclip_platform.errors import UserError
-from siclip_platform.presets import digits_student
+from siclip_platform.presets import DISTILLATION, digits_student, without_distillation
 from siclip_platform.recipe import Recipe
-from siclip_platform.trainer import build_trainer, prepare, run_in_process
+from siclip_platform.trainer import build_trainer, check, prepare, run_in_process
 
 
 @pytest.fixture
@@ -96,6 +101,114 @@ def test_a_teacher_of_other_images_is_refused(recipe: Recipe, tmp_path: Path) ->
     save_checkpoint(tmp_path / "large.pt", create_model("mobileclip-nano", image={"image_size": 128}))
     with pytest.raises(UserError, match=r"another image size \(128\)"):
         build_trainer(recipe.updated({"distil_from": [str(tmp_path / "large.pt")]}))
+
+
+OFF = {f"loss.{name}": 0.0 for name in DISTILLATION}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"distil_from": ["a.pt"], **OFF},
+            "distil_from is of no use: no part of the loss looks at a teacher; set one of",
+        ),
+        (
+            {"model.inherit": False, **OFF},
+            "teacher is of no use: no part of the loss looks at a teacher, and model.inher",
+        ),
+        ({"model.inherit": False, "distil_from": ["a.pt"]}, "teacher is of no use: distil_from names what to distil"),
+    ],
+)
+def test_a_teacher_that_nothing_looks_at_is_refused(recipe: Recipe, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check(recipe.updated(changes), with_data=False)
+
+
+def test_a_control_inherits_from_its_teacher_and_is_distilled_from_none(recipe: Recipe) -> None:
+    control = without_distillation(recipe.updated({"distil_from": ["nowhere.pt"]}))
+    assert control == without_distillation(recipe)
+    check(control, with_data=False)
+    trainer = build_trainer(control)
+    assert trainer.teacher is None and trainer.model.trunk_is_frozen()
+    mined = recipe.updated({"distil_from": ["a.pt"], "loss.pair_matching": 1.0, "loss.negatives": "teacher"})
+    assert without_distillation(mined).distil_from == ("a.pt",)
+
+
+def test_a_trial_whose_weights_are_all_0_does_without_the_source(recipe: Recipe) -> None:
+    assert build_trainer(recipe.updated({"distil_from": ["nowhere.pt"], **OFF})).teacher is None
+
+
+def test_a_run_that_diverges_leaves_the_ids_of_its_batches(recipe: Recipe, tmp_path: Path) -> None:
+    broken = load_model(str(recipe.teacher))
+    with torch.no_grad():
+        broken.text_encoder.projection_layer.fill_(float("nan"))
+    save_checkpoint(tmp_path / "broken.pt", broken)
+    changes = {"distil_from": [str(tmp_path / "broken.pt")], "training.max_skipped_steps": 2}
+    diverging = recipe.updated(changes)
+    with pytest.raises(TrainingDiverged, match=r"up to step 1; the ids of their pairs are in .*-diverged-at-1\.csv"):
+        run_in_process(diverging, Losses(), tmp_path / "out")
+    (file,) = (tmp_path / "out").iterdir()
+    assert file.name.startswith(diverging.hash)
+    rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
+    batches = prepare(diverging).stream.batches(16, 0, 32)
+    expected = [
+        [str(step), str(image), str(caption)]
+        for step, batch in enumerate(batches)
+        for image, caption in zip(batch.image_ids.tolist(), batch.caption_ids.tolist(), strict=True)
+    ]
+    assert rows == expected and len(rows) == 32
+
+
+@pytest.fixture(scope="module")
+def embedded(digits: Path, nano_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digit scenes with the teacher's embeddings of one crop, the plain image, beside them."""
+    folder = tmp_path_factory.mktemp("embedded") / "data"
+    shutil.copytree(digits, folder)
+    plan = plan_embedding(folder, "nano", EmbedConfig(teacher=str(nano_teacher), crop_scale=1.0), ["train"])
+    embed_dataset(plan, pool=Pool(here=True))
+    return folder
+
+
+def from_stored(recipe: Recipe, embedded: Path, **changes: object) -> Recipe:
+    return recipe.updated({"data.path": str(embedded), "data.teacher_embeddings": "nano", **changes})
+
+
+def test_stored_embeddings_train_what_their_teacher_trains(recipe: Recipe, embedded: Path) -> None:
+    """They are kept in bf16, so to its rounding."""
+    stored = from_stored(recipe, embedded)
+    teacher = build_trainer(stored).teacher
+    assert isinstance(teacher, StoredTeacher) and teacher.widths == (128, 128)
+    assert teacher.name == ModelTeacher(load_model(str(recipe.teacher))).identity
+    online = losses(recipe.updated({"data.path": str(embedded)}))
+    assert losses(stored) == pytest.approx(online, rel=0.02)
+    assert losses(from_stored(recipe, embedded, distil_from=[recipe.teacher])) == losses(stored)
+
+
+def test_stored_embeddings_of_another_teacher_than_named_are_refused(
+    recipe: Recipe, embedded: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "other.pt", create_model("mobileclip-nano"))
+    other = from_stored(recipe, embedded, distil_from=[str(tmp_path / "other.pt")])
+    with pytest.raises(UserError, match=r"'nano' are of the teacher 'mobileclip-nano \w{16}', and distil_from names"):
+        build_trainer(other)
+
+
+def test_datasets_with_embeddings_of_different_teachers_are_refused(
+    recipe: Recipe, embedded: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "more")
+    save_checkpoint(tmp_path / "other.pt", create_model("mobileclip-nano"))
+    plan = plan_embedding(tmp_path / "more", "nano", EmbedConfig(teacher=str(tmp_path / "other.pt")), ["train"])
+    embed_dataset(plan, pool=Pool(here=True))
+    mixed = from_stored(recipe, embedded, **{"data.mix": [{"path": str(tmp_path / "more")}]})
+    with pytest.raises(UserError, match="embed every dataset with the same teacher"):
+        build_trainer(mixed)
+
+
+def test_stored_embeddings_that_nothing_looks_at_are_refused(recipe: Recipe, embedded: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.teacher_embeddings is of no use: no part of the loss"):
+        check(from_stored(recipe, embedded, **OFF), with_data=False)
 
 
 def test_a_trunk_cache_refuses_a_teacher_with_another_trunk_before_it_is_built(

@@ -79,3 +79,55 @@ def test_batch_statistics_are_of_all_tokens() -> None:
     text = tower("mobileclip-nano").train()
     assert not text._windowed(LENGTH)
     torch.testing.assert_close(text(texts()), all_tokens(text, texts()))
+
+
+def padded(longest: int) -> Tensor:
+    """Texts of different lengths with zeros behind them, the longest with so many tokens."""
+    ids = torch.zeros(6, LENGTH, dtype=torch.int64)
+    drawn = torch.randint(1, 400, (6, LENGTH), generator=torch.Generator().manual_seed(1))
+    for row, length in enumerate(range(longest - 5, longest + 1)):
+        ids[row, : length - 1] = drawn[row, : length - 1]
+        ids[row, length - 1] = 49407
+    return ids
+
+
+def gradients_of(text: TextTower, features: Tensor, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    text.zero_grad()
+    out = text.head(features, ids)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+    return out.detach(), {name: p.grad.clone() for name, p in text.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "batch"}])
+def test_padding_that_all_texts_share_is_computed_once_with_the_same_outcome(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, ids = tower("siclip-nano", **options), padded(12)
+    features = text.trunk(ids).detach()
+    common = text._common_tokens(features)
+    assert LENGTH - 12 - 10 <= common <= LENGTH - 12  # the trunk looks 10 tokens to either side
+    seen: list[int] = []
+    text.blocks[0].mlp.register_forward_hook(lambda mlp, inputs, out: seen.append(out.numel() // out.shape[-1]))
+    ours, gradients = gradients_of(text, features, ids)
+    monkeypatch.setattr(TextTower, "_common_tokens", lambda self, features: 0)
+    plain, expected = gradients_of(text, features, ids)
+    assert seen == [6 * (LENGTH - common) + common, 6 * LENGTH]
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6 * largest, rtol=1e-4, msg=name)
+
+
+def test_padding_is_computed_for_each_text_where_that_would_not_be_exact() -> None:
+    ids = padded(12)
+    trained = tower("siclip-nano")
+    assert trained._common_tokens(trained.trunk(ids)) == 0  # the trunk gets a gradient for each
+    assert tower("siclip-nano", first_value=True)._common_tokens(trained.trunk(ids).detach()) == 0
+    assert tower("mobileclip-nano")._common_tokens(trained.trunk(ids).detach()) == 0
+    statistics = tower("siclip-nano", norm="batch").train()
+    assert statistics._common_tokens(trained.trunk(ids).detach()) == 0
+    one_differs = trained.trunk(ids).detach().clone()
+    one_differs[3, -1, 0] += 1
+    assert trained._common_tokens(one_differs) == 0
+    assert trained._common_tokens(one_differs[:1]) == 0

@@ -153,9 +153,10 @@ def test_a_stochastic_layer_sees_the_same_mask_twice() -> None:
     masks: list[Tensor] = []
     student.text_encoder.transformer[1] = Dropping(student.text_encoder.transformer[1], masks)
     Step(student, objective(), ModelTeacher(teacher, student), 8).gradients(batch(), generator())
-    first, second = masks[:3], masks[3:]
-    assert len(masks) == 6 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(first[0], first[1])
+    together, *first, last = masks[:4]  # all but the last micro-batch in one pass, undone, then one by one
+    assert len(masks) == 6 and len(together) == 16 and torch.equal(together[:8], first[0])
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(masks[4:]), strict=True))
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], last)
 
 
 def test_stored_features_of_a_trunk_that_trains_are_refused() -> None:

@@ -114,6 +114,27 @@ def of_training(rank: int | None) -> State:
     return dict(run.model.state_dict()) | average | numbers
 
 
+class OnlyOnTheFirst(nn.Module):
+    """A block with two scales: one that the first worker alone uses, one that nobody does."""
+
+    def __init__(self, block: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.block, self.rank = block, rank
+        self.first, self.nobody = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        out: Tensor = self.block(x, *rest)
+        return out * self.first if self.rank == 0 else out
+
+
+def of_a_part_that_one_worker_uses(rank: int) -> State:
+    student, teacher, objective = models()
+    student.text_encoder.transformer[1] = OnlyOnTheFirst(student.text_encoder.transformer[1], rank)
+    step = Step(student, objective, ModelTeacher(teacher, student))
+    step.gradients(part(batch(0), rank), torch.Generator().manual_seed(9))
+    return gradients(student, objective)
+
+
 def refusal() -> str:
     try:
         trainer(batch_norm="train")
@@ -127,6 +148,7 @@ def main(rank: int, folder: Path) -> None:
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout=limit, rank=rank, world_size=WORKERS)
     found = {str(micro): of_a_step(part(batch(0), rank), micro) for micro in (0, 4)}
+    found["one"] = of_a_part_that_one_worker_uses(rank)
     torch.save(found | {"training": of_training(rank), "refusal": refusal()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -192,6 +214,31 @@ def test_workers_stay_the_same_and_train_what_one_process_trains(found: list[dic
     assert statistics
     for name in statistics:
         torch.testing.assert_close(first[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_parameter_without_a_gradient_on_one_worker_gets_the_others_and_without_any_none(
+    found: list[dict[str, State]],
+) -> None:
+    """The gradient of a scale of the first half of the batch, from a plain backward pass."""
+    student, teacher, objective = models()
+    scales = torch.ones(SIZE, 1, 1, requires_grad=True)
+    student.text_encoder.transformer[1].register_forward_hook(lambda block, inputs, out: out * scales)
+    data = batch(0)
+    assert data.images is not None
+    images = to_float_images(data.images)
+    image, text = student(images, data.tokens)
+    with torch.no_grad():
+        theirs = teacher(images, data.tokens)
+    target = Embeddings(image=theirs[0], text=theirs[1], logit_scale=teacher.scale().detach())
+    own = Embeddings(image=image, text=text, logit_scale=student.scale())
+    ids = PairIds(data.image_ids, data.caption_ids)
+    objective(own, target, ids, torch.Generator().manual_seed(9))["loss"].backward()
+    assert scales.grad is not None
+    expected = scales.grad[: SIZE // WORKERS].sum()
+    for rank in range(WORKERS):
+        names = {name.rpartition(".")[2]: value for name, value in found[rank]["one"].items()}
+        torch.testing.assert_close(names["first"], expected, rtol=1e-4, atol=1e-6)
+        assert "nobody" not in names
 
 
 def test_workers_with_batch_norms_in_train_mode_are_refused(found: list[dict[str, State]]) -> None:

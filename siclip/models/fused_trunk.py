@@ -1,0 +1,137 @@
+"""A frozen image trunk at its fastest: every branch, BatchNorm and layer scale folded into the convolutions.
+
+It computes what the trunk computes, to rounding, with a third of the passes over memory. On the CPU an activation
+and a residual addition run inside oneDNN's convolution. The trunk itself stays as it is.
+
+Shapes: B batch, C last width, h×w the grid of the attention stage.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from timm.models.fastvit import ConvMlp, MobileOneBlock, RepMixerBlock
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from siclip.models.image_tower import ImageTower
+
+_State = tuple[tuple[int, int], ...]
+_fused: WeakKeyDictionary[ImageTower, tuple[_State, nn.Sequential]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
+    """`ImageTower.trunk` of a trunk in eval mode: (B, 3, size, size) → (B, C, h, w), without gradient.
+
+    The folded copy is made at the first call and again whenever a weight or a statistic has changed.
+    """
+    state = tuple(
+        (tensor.data_ptr(), tensor._version)
+        for module in tower.trunk_modules()
+        for tensor in chain(module.parameters(), module.buffers())
+    )
+    held = _fused.get(tower)
+    if held is None or held[0] != state:
+        held = (state, _fold(tower))
+        _fused[tower] = held
+    features: Tensor = held[1](images)
+    return features
+
+
+def _fold(tower: ImageTower) -> nn.Sequential:
+    modules = copy.deepcopy(nn.Sequential(*tower.trunk_modules())).eval()
+    device = next(modules.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # new convolutions draw their weights
+        reparameterize_model(modules, inplace=True)
+    folded = _replaced(modules).requires_grad_(False)
+    assert isinstance(folded, nn.Sequential)
+    return folded.to(memory_format=torch.channels_last)
+
+
+def _replaced(module: nn.Module) -> nn.Module:
+    """The module with what can be fused in it fused."""
+    if isinstance(module, RepMixerBlock) and type(module.mlp) is ConvMlp:
+        return _Mixing(module)
+    if isinstance(module, MobileOneBlock) and isinstance(module.se, nn.Identity) and _is_gelu(module.act):
+        return _Convolution(module.reparam_conv, gelu=True)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child))
+    return module
+
+
+class _Mixing(nn.Module):
+    """A RepMixer block: depthwise mixer, then x + s·MLP(x) with the MLP's BatchNorm and s in its convolutions."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.mixer = block.token_mixer
+        mlp, scale = block.mlp, getattr(block.layer_scale, "gamma", None)
+        self.depthwise = _Convolution(_with_batch_norm(mlp.conv.conv, mlp.conv.bn))
+        self.expand = _Convolution(mlp.fc1, gelu=_is_gelu(mlp.act))
+        self.act = nn.Identity() if self.expand.gelu else mlp.act
+        self.contract = _Convolution(mlp.fc2 if scale is None else _scaled(mlp.fc2, scale.flatten()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(x)
+        out: Tensor = self.contract(self.act(self.expand(self.depthwise(x))), x)
+        return out
+
+
+class _Convolution(nn.Module):
+    """A convolution with a GELU or a residual after it, in one oneDNN call where there is one."""
+
+    def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
+        super().__init__()
+        self.conv = conv
+        self.gelu = gelu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv = self.conv
+        if _has_onednn(x):
+            run: Any = torch.ops.mkldnn._convolution_pointwise
+            layer = (conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups)
+            if residual is not None:
+                added: Tensor = run.binary(x, residual, *layer, "add", None, None, [], None)
+                return added
+            convolved: Tensor = run(x, *layer, "gelu" if self.gelu else "none", [], "none")
+            return convolved
+        x = conv(x)
+        x = F.gelu(x) if self.gelu else x
+        return x if residual is None else x + residual
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """In fp32 outside autocast, which does not know the call."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _is_gelu(act: nn.Module) -> bool:
+    """The exact one, which is what the fused call computes."""
+    return isinstance(act, nn.GELU) and act.approximate == "none"
+
+
+def _with_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    folded = _scaled(conv, scale)
+    assert folded.bias is not None
+    folded.bias.add_(norm.bias - norm.running_mean * scale)
+    return folded
+
+
+def _scaled(conv: nn.Conv2d, scale: Tensor) -> nn.Conv2d:
+    """A convolution with a bias whose output channels are multiplied, (C,)."""
+    scaled = copy.deepcopy(conv)
+    scaled.weight.mul_(scale.view(-1, 1, 1, 1))
+    bias = torch.zeros_like(scale) if conv.bias is None else conv.bias * scale
+    scaled.bias = nn.Parameter(bias)
+    return scaled

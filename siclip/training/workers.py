@@ -1,0 +1,58 @@
+"""Several training processes that share a batch: what they gather, and what they sum.
+
+Shapes: B pairs of this worker, W workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from siclip.models.clip import Clip
+
+
+def workers() -> int:
+    """Training processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def joined(pieces: Iterable[Tensor]) -> Tensor:
+    """Rows of all micro-batches, then of all workers in rank order: (W·B, …)."""
+    own = torch.cat(list(pieces)).contiguous()
+    if workers() == 1:
+        return own
+    gathered = [torch.empty_like(own) for _ in range(workers())]
+    dist.all_gather(gathered, own)
+    return torch.cat(gathered)
+
+
+def own_rows(joined: Tensor) -> Tensor:
+    if workers() == 1:
+        return joined
+    return joined.chunk(workers())[dist.get_rank()]
+
+
+@torch.no_grad()
+def reduce_gradients(model: Clip, objective: nn.Module) -> None:
+    """Sum what each worker's own pairs gave to the towers; average what every worker computed in whole.
+
+    A worker without a gradient for a parameter adds zeros; where no worker has one, none gets one.
+    """
+    if workers() == 1:
+        return
+    towers = [p for tower in (model.image_encoder, model.text_encoder) for p in tower.parameters()]
+    whole = [model.logit_scale, *objective.parameters()]
+    for parameters, divisor in ((towers, 1), (whole, workers())):
+        trained = [p for p in parameters if p.requires_grad]
+        if not trained:
+            continue
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        has_one = torch.tensor([float(p.grad is not None) for p in trained], device=grads[0].device)
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), has_one])
+        dist.all_reduce(flat)
+        *pieces, holders = torch.split(flat.div_(divisor), [*(grad.numel() for grad in grads), len(trained)])
+        for parameter, summed, held in zip(trained, pieces, (holders > 0).tolist(), strict=True):
+            parameter.grad = summed.view_as(parameter).clone() if held else None

@@ -124,14 +124,19 @@ def open_dataset(folder: Path) -> Dataset:
         UserError: no folder, no manifest, an unreadable manifest, or a shard that does not agree with it.
     """
     folder = folder.absolute()
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for entries in manifest.splits.values():
         for entry in entries:
-            _check_shard(folder, entry)
+            check_shard(folder, entry)
     return Dataset(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone; its shards are not looked at.
+
+    Raises:
+        UserError: no folder, no manifest, or an unreadable one.
+    """
     path = folder / MANIFEST
     if not folder.exists():
         raise UserError(
@@ -153,7 +158,12 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _check_shard(folder: Path, entry: ShardEntry) -> None:
+def check_shard(folder: Path, entry: ShardEntry) -> None:
+    """Compare a shard's size, schema, rows and row groups with its entry.
+
+    Raises:
+        UserError: it is missing, unreadable, or does not agree.
+    """
     path = folder / entry.path
     remedy = "build the dataset again in an empty folder"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""``siclip-platform data``: datasets."""
+"""``siclip-platform data build``: digit scenes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Build and look at datasets."""
+from siclip_platform.cli.data.group import app
 
 
 @app.command()

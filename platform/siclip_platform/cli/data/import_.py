@@ -1,0 +1,79 @@
+"""``siclip-platform data import``: pairs of others as a dataset."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siclip_platform.cli.data.group import app
+
+
+class LayoutChoice(StrEnum):
+    webdataset = "webdataset"
+    parquet = "parquet"
+    list = "list"
+    folder = "folder"
+    arrow = "arrow"
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A file or folder; a path or a URI such as s3://bucket/cc12m.")],
+    dest: Annotated[Path, typer.Argument(help="The dataset's folder; an interrupted import there goes on.")],
+    layout: Annotated[LayoutChoice | None, typer.Option(help="Default: what the files tell.")] = None,
+    name: Annotated[str | None, typer.Option(help="The dataset's name; default: the source's.")] = None,
+    split: Annotated[str, typer.Option(help="Where the source names no splits.")] = "train",
+    validation_share: Annotated[float, typer.Option(help="Of the rows, chosen by their ids.")] = 0.0,
+    size: Annotated[int, typer.Option(min=16, help="Shorter side of an image, at most.")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 90,
+    min_side: Annotated[int, typer.Option(min=1, help="Images with a shorter side are rejected.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Images with more are not decoded.")] = 89_478_485,
+    drop_duplicates: Annotated[bool, typer.Option(help="Keep one of images with the same bytes.")] = False,
+    near_duplicates: Annotated[
+        int | None,
+        typer.Option(min=0, max=8, help="Keep one of images whose pHash differs in so many bits or fewer."),
+    ] = None,
+    max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Stop above this share of bad rows.")] = 0.01,
+    image_column: Annotated[str | None, typer.Option(help="Bytes or path of the image.")] = None,
+    caption_column: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    id_column: Annotated[str | None, typer.Option()] = None,
+    category_column: Annotated[str | None, typer.Option()] = None,
+    prefix_ids: Annotated[bool, typer.Option(help="Put the file's name before ids that repeat among files.")] = False,
+    shard_rows: Annotated[int, typer.Option(min=1)] = 10_000,
+    row_group_rows: Annotated[int, typer.Option(min=1)] = 250,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
+) -> None:
+    """Import img2dataset's or other WebDataset shards, Parquet, lists of paths and captions, image folders, or saved
+    Hugging Face datasets. What cannot be used goes to DEST/ledger.parquet with its reason."""
+    from siclip_platform.cluster import Needs, ray_cluster
+    from siclip_platform.datasets.images import ImageRules
+    from siclip_platform.datasets.ingest import import_dataset
+    from siclip_platform.datasets.parts import ImportConfig
+    from siclip_platform.datasets.sources.columns import Columns
+    from siclip_platform.datasets.sources.find import find_source
+    from siclip_platform.display import Display
+
+    config = ImportConfig(
+        split=split, validation_share=validation_share, prefix_ids=prefix_ids,
+        images=ImageRules(size=size, quality=quality, min_side=min_side, max_pixels=max_pixels),
+        drop_duplicates=drop_duplicates, near_duplicates=near_duplicates,
+        shard_rows=shard_rows, row_group_rows=row_group_rows,
+    )  # fmt: skip
+    columns = Columns(image=image_column, caption=tuple(caption_column or ()), id=id_column, category=category_column)
+    found = find_source(source, layout.value if layout else None, columns, shard_rows)
+    display = Display()
+    cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)
+    with cluster, display.live(), display.task("import") as task:
+        done = import_dataset(found, dest, config, name=name, max_bad_share=max_bad_share, progress=task.progress)
+    dataset = done.dataset
+    rows = ", ".join(f"{dataset.rows(part):,} {part}" for part in dataset.split_names)
+    display.say(
+        f"{done.read:,} rows read, {sum(done.rejected.values()):,} of them in {dataset.folder / 'ledger.parquet'}"
+    )
+    for reason, count in done.rejected.items():
+        display.say(f"  {reason}: {count:,}")
+    display.say(f"{dataset.folder}: {rows or 'no rows'}; manifest {dataset.hash}")

@@ -1,0 +1,61 @@
+"""``siclip-platform data inspect``: what a dataset holds, in numbers and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siclip_platform.cli.data.group import app
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from siclip_platform.datasets.inspect import SplitSummary
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A dataset.")],
+    sheet: Annotated[Path | None, typer.Option(help="Write images with their captions as one HTML file.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="On the sheet.")] = 48,
+    split: Annotated[str | None, typer.Option(help="For the sheet; default: the first.")] = None,
+) -> None:
+    """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet."""
+    from siclip_platform.datasets.contact_sheet import write_contact_sheet
+    from siclip_platform.datasets.inspect import ledger_counts, sample_rows, summarize_split
+    from siclip_platform.datasets.manifest import open_dataset
+    from siclip_platform.display import Display
+
+    display = Display()
+    dataset = open_dataset(folder)
+    display.say(f"{dataset.manifest.name}, version {dataset.manifest.version}; manifest {dataset.hash}")
+    for name in dataset.split_names:
+        display.table(_table(name, summarize_split(dataset, name)))
+    rejected = ledger_counts(dataset.folder)
+    if rejected:
+        display.say(f"rejected: {sum(rejected.values()):,} rows")
+    for reason, count in rejected.items():
+        display.say(f"  {reason}: {count:,}")
+    if sheet:
+        chosen = split or dataset.split_names[0]
+        rows = list(sample_rows(dataset, chosen, images))
+        note = f"{len(rows)} of {dataset.rows(chosen):,} rows of {chosen}, evenly spread; manifest {dataset.hash}"
+        write_contact_sheet(sheet, dataset.manifest.name, note, rows)
+        display.say(str(sheet))
+
+
+def _table(split: str, summary: SplitSummary) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    each = f", {summary.bytes / summary.rows:,.0f} a row" if summary.rows else ""
+    title = f"{split}: {summary.rows:,} rows in {summary.shards:,} shards, {summary.bytes:,} bytes{each}"
+    table = Table("", "least", "median", "mean", "95 %", "most", title=title, title_justify="left")
+    for name, spread in summary.spreads.items():
+        values = (spread.low, spread.median, spread.mean, spread.p95, spread.high)
+        table.add_row(name, *(f"{value:,.1f}".removesuffix(".0") for value in values))
+    sources = "; ".join(f"{source} {count:,}" for source, count in summary.sources.items())
+    table.caption = f"{summary.captions:,} captions: {escape(sources)}"
+    return table

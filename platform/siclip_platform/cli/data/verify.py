@@ -1,0 +1,29 @@
+"""``siclip-platform data verify``: a dataset against its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siclip_platform.cli.data.group import app
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A dataset.")]) -> None:
+    """Read a dataset whole and compare every file's SHA-256 with the manifest; exit code 1 if one differs."""
+    from siclip_platform.datasets.manifest import open_dataset
+    from siclip_platform.datasets.verify import verify_dataset
+    from siclip_platform.display import Display
+
+    display = Display()
+    with display.live(), display.task("verify") as task:
+        damage = verify_dataset(folder, task.progress)
+    for file in damage:
+        display.say(f"damaged: {file.problem}")
+    if damage:
+        raise typer.Exit(1)
+    dataset = open_dataset(folder)
+    rows = sum(dataset.rows(split) for split in dataset.split_names)
+    display.say(f"{dataset.folder}: {rows:,} rows as the manifest {dataset.hash} says")

@@ -1,0 +1,78 @@
+"""Samples out of Parquet files (img2dataset's and any other) and of Arrow files that ``datasets`` saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from siclip_platform.datasets.sources.columns import Columns, row_sample
+from siclip_platform.datasets.sources.places import READING
+from siclip_platform.datasets.sources.sample import Reason, Rejection, Sample
+
+BATCH_ROWS = 256
+
+
+def parquet_samples(
+    filesystem: Any, path: str, name: str, groups: range, first: int, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """The rows of some row groups, in order; the first is row ``first`` of the file. What is damaged is rejected."""
+    number = first
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), use_threads=False):
+                for row in batch.to_pylist():
+                    yield row_sample(row, columns, name, str(number), read)
+                    number += 1
+    except READING as error:
+        yield _damage(name, number, error)
+
+
+def arrow_samples(
+    filesystem: Any, path: str, name: str, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """The rows of an Arrow IPC stream or file, in order. What is damaged is rejected."""
+    number = 0
+    try:
+        with filesystem.open_input_file(path) as stream:
+            for batch in _batches(stream):
+                for row in batch.to_pylist():
+                    yield row_sample(row, columns, name, str(number), read)
+                    number += 1
+    except READING as error:
+        yield _damage(name, number, error)
+
+
+def parquet_layout(filesystem: Any, path: str) -> tuple[list[str], list[int]]:
+    """Names of the columns, and rows of each row group."""
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        metadata = file.metadata
+        return file.schema_arrow.names, [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+
+
+def arrow_names(filesystem: Any, path: str) -> list[str]:
+    """Names of the columns."""
+    with filesystem.open_input_file(path) as stream:
+        return list(_reader(stream).schema.names)
+
+
+def _reader(stream: Any) -> Any:
+    """Hugging Face writes the stream format; other tools the file format, which begins with a mark."""
+    is_file = bytes(stream.read(6)) == b"ARROW1"
+    stream.seek(0)
+    return pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+
+
+def _batches(stream: Any) -> Iterator[Any]:
+    reader = _reader(stream)
+    if hasattr(reader, "num_record_batches"):
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _damage(name: str, number: int, error: Exception) -> Sample:
+    detail = f"the file is cut or damaged after {number} rows: {error}"
+    return Sample(name, f"after row {number}", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))

@@ -1,0 +1,133 @@
+"""Captioning and embedding survive a killed worker and a killed driver; what is finished is not done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from captioning_parts import fitted_coca, shapes_dataset
+
+from siclip_platform.captioning.caption import CaptionShard, caption_dataset
+from siclip_platform.captioning.config import CaptionConfig
+from siclip_platform.datasets.stage import Made, Pool, Task
+from siclip_platform.embedding.config import EmbedConfig
+from siclip_platform.embedding.embed import EmbedShard, embed_dataset, plan_embedding
+
+SHARDS = 3
+KINDS = ("captions", "embeddings")
+Make = Callable[[Path, Pool], str]
+
+DRIVER = """
+import sys
+from pathlib import Path
+from siclip_platform.captioning.caption import caption_dataset
+from siclip_platform.captioning.config import CaptionConfig
+from siclip_platform.datasets.stage import Pool
+from siclip_platform.embedding.config import EmbedConfig
+from siclip_platform.embedding.embed import embed_dataset, plan_embedding
+kind, data, settings, here = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Pool(here=True)
+if kind == "captions":
+    caption_dataset(data, "made", CaptionConfig.model_validate_json(settings), pool=here)
+else:
+    embed_dataset(plan_embedding(data, "made", EmbedConfig.model_validate_json(settings)), pool=here)
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> dict[str, Any]:
+    """Of both kinds; the CoCa is as good as untrained, so it says something else of every image."""
+    coca = fitted_coca(tmp_path_factory.mktemp("coca"), steps=1)
+    return {"captions": coca, "embeddings": EmbedConfig(teacher=str(nano_teacher), augmentations=2)}
+
+
+def make(settings: CaptionConfig | EmbedConfig, data: Path, pool: Pool) -> str:
+    """The hash of the manifest."""
+    if isinstance(settings, CaptionConfig):
+        return str(caption_dataset(data, "made", settings, pool=pool).sidecar.hash)
+    return str(embed_dataset(plan_embedding(data, "made", settings), pool=pool).sidecar.hash)
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> dict[str, str]:
+    """What runs give that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "data"
+    shapes_dataset(folder, SHARDS)
+    return {kind: make(settings[kind], folder, Pool(here=True)) for kind in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_driver_keeps_its_shards(
+    tmp_path: Path, settings: dict[str, Any], wanted: dict[str, str], kind: str
+) -> None:
+    data = tmp_path / "data"
+    shapes_dataset(data, SHARDS)
+    folder = data / kind / "made"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, kind, str(data), settings[kind].model_dump_json()])
+    until = time.monotonic() + 120
+    while not list(folder.glob(".done/*.json")) and driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    finished = [folder / f"train-{path.stem}.parquet" for path in folder.glob(".done/*.json")]
+    kept = {path: path.stat().st_mtime_ns for path in finished}
+    assert 0 < len(kept) < SHARDS + 1 and not (folder / "manifest.json").exists()
+    assert make(settings[kind], data, Pool(here=True)) == wanted[kind]
+    assert {path: path.stat().st_mtime_ns for path in finished} == kept
+    assert not (folder / ".done").exists()
+
+
+def killed_once(base: type, method: str) -> type:
+    """Work that logs every task and kills its own process in the middle of the second one, once."""
+
+    class KilledOnce(base):
+        def __call__(self, folder: Path, task: Task) -> Made:
+            with (self.folder / "attempts").open("a") as log:
+                log.write(f"{task.name}\n")
+            self.done = len(list(folder.glob(".done/*.json")))
+            made: Made = super().__call__(folder, task)
+            return made
+
+    def step(self: Any, *arguments: Any) -> Any:
+        marker = self.folder / "killed"
+        if self.done == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return getattr(base, method)(self, *arguments)
+
+    setattr(KilledOnce, method, step)
+    return KilledOnce
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize(
+    ("kind", "base", "method"), [("captions", CaptionShard, "_batch"), ("embeddings", EmbedShard, "_table")]
+)
+def test_a_killed_worker_is_replaced(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    wanted: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    base: type,
+    method: str,
+) -> None:
+    data = tmp_path / "data"
+    shapes_dataset(data, SHARDS)
+    monkeypatch.setattr(f"{base.__module__}.{base.__name__}", killed_once(base, method))
+    assert make(settings[kind], data, Pool(actors=1)) == wanted[kind]
+    attempts = (data / "attempts").read_text().split()
+    assert (data / "killed").exists()
+    assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1

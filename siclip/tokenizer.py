@@ -19,8 +19,24 @@ def _tokenizer(context_length: int) -> Any:
 
 @lru_cache(maxsize=200_000)
 def _ids(text: str, context_length: int) -> tuple[int, ...]:
-    ids: tuple[int, ...] = tuple(_tokenizer(context_length)([text])[0].tolist())
-    return ids
+    tokenizer = _tokenizer(context_length)
+    if not _is_clean(text):
+        ids: tuple[int, ...] = tuple(tokenizer([text])[0].tolist())
+        return ids
+    words = tokenizer.pat.findall(" ".join(text.split()).lower())
+    inner = [i for word in words for i in _word_ids(word)][: context_length - 2]
+    padding = (0,) * (context_length - 2 - len(inner))
+    return (tokenizer.sot_token_id, *inner, tokenizer.eot_token_id, *padding)
+
+
+def _is_clean(text: str) -> bool:
+    """Whether the tokenizer's repair of encodings and HTML leaves a text as it is: plain printable ASCII."""
+    return text.isascii() and text.isprintable() and "&" not in text
+
+
+@lru_cache(maxsize=200_000)
+def _word_ids(word: str) -> tuple[int, ...]:
+    return tuple(_tokenizer(77).encode(word))
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:

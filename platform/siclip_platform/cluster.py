@@ -20,15 +20,16 @@ DATA_CPUS = 0.5
 
 @dataclass(frozen=True)
 class Needs:
-    """What the widest moment of the work takes: ``concurrent`` trainings of ``worker_cpus`` each, and their data."""
+    """What the widest moment of the work takes: ``concurrent`` trainings of ``workers`` workers, and their data."""
 
     concurrent: int
     worker_cpus: float
+    workers: int = 1
 
     @property
     def cpus(self) -> float:
         """One CPU more than the parts, for Ray Data's own metadata tasks."""
-        return self.concurrent * (COORDINATOR_CPUS + self.worker_cpus + DATA_CPUS) + 1
+        return self.concurrent * (COORDINATOR_CPUS + self.workers * (self.worker_cpus + DATA_CPUS)) + 1
 
 
 @contextmanager
@@ -103,7 +104,8 @@ def check_size(needs: Needs, address: str | None) -> None:
     if cpus < needs.cpus:
         raise UserError(
             f"the cluster at {address} has {cpus:g} CPUs and this needs {needs.cpus:g}: {needs.concurrent} × "
-            f"({COORDINATOR_CPUS} coordinator + {needs.worker_cpus:g} worker + {DATA_CPUS} data) + 1. "
+            f"({COORDINATOR_CPUS} coordinator + {f'{needs.workers} × (' if needs.workers > 1 else ''}"
+            f"{needs.worker_cpus:g} worker + {DATA_CPUS} data{')' if needs.workers > 1 else ''}) + 1. "
             "Start Ray with a higher --num-cpus (logical CPUs may exceed the cores)"
         )
 
@@ -117,6 +119,7 @@ def prepare_environment(verbose: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # to give its memory back
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

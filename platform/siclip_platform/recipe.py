@@ -6,33 +6,87 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig
+from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig, Weight
+from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip_platform.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class DataConfig(Config):
-    """Where the pairs come from and which caption a pair gets.
+class MixedDataset(Config):
+    """A dataset beside ``data.path``. ``weight``: how often each of its samples comes for one time that a sample of
+    ``data.path`` does. ``limit``, ``captions``: as in the data section."""
 
-    ``path`` is a dataset folder (see `siclip_platform.datasets`). ``synthetic_share``: the probability that a
-    sample is paired with one of its synthetic captions instead of the original one. ``trunk_cache``: a folder where
-    the outputs of a frozen trunk are kept; written by the first run that names it, read by all others of the same
-    trunk and data. ``augmentations``: so many fixed random crops of each image are kept there; 1: the plain image.
+    path: str
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    limit: int = Field(0, ge=0)
+    captions: tuple[str, ...] = ()
+
+
+class DataConfig(Config):
+    """Where the pairs come from, which of them, and what a pair looks like.
+
+    ``path`` is a dataset folder (see `siclip_platform.datasets`); validation and test come from it alone. ``mix``:
+    further ones to train on. ``limit``: train on the first so many samples of a fixed order, in which a smaller
+    limit's samples lie within a larger one's; 0: on all.
+
+    ``captions``: names of caption sets that lie beside the dataset; theirs follow the dataset's own.
+    ``teacher_embeddings``: name of an embedding set beside every dataset, read with the samples in the crops that it
+    was made of.
+    ``synthetic_share``, ``synthetic_captions`` and ``caption_weights`` are the `CaptionPolicy`. ``unique_captions``:
+    rearrange samples within a window so that no batch has a caption twice. ``augment``: see `AugmentConfig`.
+    ``scaled_decode``: a JPEG at least twice as large as needed is decoded at a lower scale (faster, pixels differ a
+    little). ``reader``: what makes batches under Ray Train, threads of the training process or Ray Data tasks; both
+    give the same. ``concurrent_reads``: so many of them.
+
+    ``trunk_cache``: a folder where the outputs of a frozen trunk are kept; written by the first run that names it,
+    read by all others of the same trunk and data. ``augmentations``: so many fixed random crops of each image are
+    kept there; 1: the plain image.
     """
 
     path: str
+    mix: tuple[MixedDataset, ...] = ()
+    limit: int = Field(0, ge=0)
+    captions: tuple[str, ...] = ()
+    teacher_embeddings: str | None = None
     synthetic_share: Share = 0.5
+    synthetic_captions: int = Field(0, ge=0, description="synthetic captions of a sample that are used; 0: all")
+    caption_weights: dict[str, Weight] = Field({}, description="by the model that wrote a caption, or its source")
+    unique_captions: bool = False
+    augment: AugmentConfig = AugmentConfig()
+    scaled_decode: bool = True
     window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
-    concurrent_reads: int = Field(2, ge=1, description="Ray Data tasks that read and decode at the same time")
+    reader: Literal["threads", "ray"] = "threads"
+    concurrent_reads: int = Field(2, ge=1, description="threads or tasks that read and decode at the same time")
     trunk_cache: str | None = None
     augmentations: int = Field(1, ge=1)
+
+    @property
+    def caption_policy(self) -> CaptionPolicy:
+        return CaptionPolicy(
+            synthetic_share=self.synthetic_share,
+            synthetic_captions=self.synthetic_captions,
+            weights=self.caption_weights,
+        )
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> DataConfig:
+        if self.unique_captions and self.mix:
+            raise ValueError("unique_captions are arranged within one dataset: leave out unique_captions or mix")
+        if self.trunk_cache and (self.mix or self.captions or self.teacher_embeddings or not self.augment.is_off):
+            raise ValueError(
+                "trunk_cache keeps features of one dataset's own captions and plain images: leave out mix, captions, "
+                "teacher_embeddings and augment"
+            )
+        if self.teacher_embeddings and not self.augment.is_off:
+            raise ValueError("teacher_embeddings are of stored crops, which are replayed: leave out augment")
+        return self
 
 
 class StudentConfig(Config):
@@ -59,9 +113,16 @@ class StudentConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How many samples of the validation split the evaluations in training look at; 0 takes all."""
+    """The evaluations in training, every ``training.evaluate_every`` steps.
+
+    ``validation_samples``: how many samples of the validation split they look at; 0 takes all. ``subset_seed``: which
+    ones. ``max_share``: an evaluation that would bring them all above this share of the run's time is left out, and
+    logged; the first and the last are always made. 1 leaves none out, as a study needs it.
+    """
 
     validation_samples: int = Field(500, ge=0)
+    subset_seed: int = Field(0, ge=0)
+    max_share: float = Field(1.0, gt=0, le=1)
 
 
 class Recipe(Config):
@@ -127,10 +188,11 @@ class Recipe(Config):
         for path, value in values.items():
             find_field(type(self), path)
             node = tree
-            *parents, leaf = path.split(".")
-            for key in parents:
+            rest = path
+            while "." in rest and rest not in node and rest.partition(".")[0] in node:
+                key, _, rest = rest.partition(".")
                 node = node[key]
-            node[leaf] = value
+            node[rest] = value
         return parse_recipe(tree, "recipe")
 
 
@@ -155,6 +217,9 @@ def find_field(model: type[Config], path: str) -> FieldInfo:
         raise UserError(f"no recipe field {path!r} in {model.__name__}: it has {', '.join(model.model_fields)}")
     if not rest:
         return field
+    value_type = get_args(field.annotation)[1:] if get_origin(field.annotation) is dict else ()
+    if value_type:  # a mapping: what follows is a key, which may hold dots
+        return FieldInfo.from_annotation(value_type[0])
     if not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
         raise UserError(f"recipe field {head!r} has no parts, so there is no {path!r}")
     return find_field(field.annotation, rest)

@@ -24,6 +24,9 @@ class TrunkFeatures:
     def __getitem__(self, rows: slice) -> TrunkFeatures:
         return TrunkFeatures(self.image[rows], self.text[rows])
 
+    def pin_memory(self) -> TrunkFeatures:
+        return TrunkFeatures(self.image.pin_memory(), self.text.pin_memory())
+
     def to(self, device: torch.device) -> TrunkFeatures:
         return TrunkFeatures(self.image.to(device, non_blocking=True), self.text.to(device, non_blocking=True))
 
@@ -75,6 +78,10 @@ class Batch:
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
 
         return self._changed(moved)
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from where a copy to a CUDA device does not hold up the caller."""
+        return self._changed(lambda value: value.pin_memory())
 
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
         """With every part that there is changed."""

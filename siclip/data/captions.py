@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from siclip.data.config import CaptionPolicy
 
 ORIGINAL, SYNTHETIC = "original", "synthetic"
+Caption = Mapping[str, str | None]
+"""``text``, ``source`` (original or synthetic) and ``model``, which wrote a synthetic one."""
 
 
 def uniform(*key: object) -> float:
@@ -18,14 +23,19 @@ def stable_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def choose_caption(
-    captions: Sequence[Mapping[str, str]], synthetic_share: float, seed: int, epoch: int, sample_id: str
-) -> str:
-    """The caption of a sample in an epoch: with probability ``synthetic_share`` one of the synthetic ones.
-
-    A sample that has only one kind gets one of that kind.
-    """
-    kinds = {kind: [c["text"] for c in captions if c["source"] == kind] for kind in (ORIGINAL, SYNTHETIC)}
-    kind = SYNTHETIC if uniform(seed, epoch, sample_id, "kind") < synthetic_share else ORIGINAL
-    texts = kinds[kind] or kinds[ORIGINAL] or kinds[SYNTHETIC]
-    return texts[int(uniform(seed, epoch, sample_id, "which") * len(texts))]
+def choose_caption(captions: Sequence[Caption], policy: CaptionPolicy, seed: int, epoch: int, sample_id: str) -> int:
+    """The index of the caption that a sample gets in an epoch."""
+    kinds: dict[str, list[int]] = {ORIGINAL: [], SYNTHETIC: []}
+    for index, caption in enumerate(captions):
+        kinds[str(caption["source"])].append(index)
+    if policy.synthetic_captions:
+        kinds[SYNTHETIC] = kinds[SYNTHETIC][: policy.synthetic_captions]
+    if policy.weights:
+        kinds = {kind: [i for i in some if policy.weight(captions[i]) > 0] for kind, some in kinds.items()}
+    kind = SYNTHETIC if uniform(seed, epoch, sample_id, "kind") < policy.synthetic_share else ORIGINAL
+    indices = kinds[kind] or kinds[ORIGINAL] or kinds[SYNTHETIC] or list(range(len(captions)))
+    place = uniform(seed, epoch, sample_id, "which")
+    if not policy.weights:
+        return indices[int(place * len(indices))]
+    ends = list(accumulate(policy.weight(captions[i]) or 1.0 for i in indices))
+    return next((i for i, end in zip(indices, ends, strict=True) if place * ends[-1] < end), indices[-1])

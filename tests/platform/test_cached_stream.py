@@ -51,6 +51,10 @@ def stream(digits: Path, split: str = "train") -> Stream:
     return Stream.of(recipe, create_model("siclip-nano").config, split)
 
 
+def with_shards(whole: Stream, shards: tuple[Path, ...]) -> Stream:
+    return replace(whole, sources=(replace(whole.sources[0], shards=shards),))
+
+
 def assert_rounded(stored: torch.Tensor, computed: torch.Tensor) -> None:
     assert stored.dtype == torch.bfloat16
     torch.testing.assert_close(stored.float(), computed, rtol=2**-8, atol=1e-5)
@@ -135,11 +139,11 @@ def test_a_cache_of_something_else_is_refused(digits: Path, train_cache: TrunkCa
     with pytest.raises(UserError, match="another image size"):
         CachedStream(Stream.of(digits_student(digits), larger), train_cache)
 
-    swapped = replace(stream(digits), shards=stream(digits).shards[::-1])
+    swapped = with_shards(stream(digits), stream(digits).sources[0].shards[::-1])
     with pytest.raises(UserError, match="holds other samples than the stream reads"):
         next(CachedStream(swapped, train_cache).batches(50, 0, 240))
     recaptioned = []
-    for shard in stream(digits).shards:
+    for shard in stream(digits).sources[0].shards:
         table = pq.read_table(shard)
         captions = [
             [caption | {"text": caption["text"] + "!"} for caption in row] for row in table["captions"].to_pylist()
@@ -149,4 +153,4 @@ def test_a_cache_of_something_else_is_refused(digits: Path, train_cache: TrunkCa
         recaptioned.append(tmp_path / shard.name)
         pq.write_table(table, recaptioned[-1], row_group_size=30)
     with pytest.raises(UserError, match="holds other captions than the stream reads"):
-        next(CachedStream(replace(stream(digits), shards=tuple(recaptioned)), train_cache).batches(50, 0, 240))
+        next(CachedStream(with_shards(stream(digits), tuple(recaptioned)), train_cache).batches(50, 0, 240))

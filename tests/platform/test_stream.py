@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from siclip.tokenizer import tokenize
 from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
 from siclip_platform.stream import Stream, load_evaluation_set
+from siclip_platform.stream.ray_reader import ray_batches
 
 MODEL = model_config("siclip-nano")
 
@@ -82,13 +84,14 @@ def test_the_evaluation_set_has_the_original_captions_and_five_negatives(digits:
 
 
 @pytest.mark.slow
-def test_ray_data_delivers_the_very_same_batches(digits: Path, own_ray: None) -> None:
-    stream = Stream.of(recipe(digits, **{"data.concurrent_reads": 2}), MODEL)
-    import ray
-
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    columns = stream.ray_dataset(0, 600).iter_batches(batch_size=50, batch_format="numpy")
-    streamed = [Batch.from_arrays(c) for c in columns]
+def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path, own_ray: None) -> None:
+    """With another number of tasks than the threads that it is compared with."""
+    stream = Stream.of(recipe(digits, **{"data.concurrent_reads": 1, "data.augment.crop_scale": 0.7}), MODEL)
+    tasks = replace(stream, concurrent_reads=2)
     local = list(stream.batches(50, 0, 600))
+    streamed = list(ray_batches(tasks, 50, 0, 600))
     assert len(streamed) == len(local) == 12
     assert all(same(a, b) for a, b in zip(streamed, local, strict=True))
+    share = list(ray_batches(tasks, 50, 250, 600, rank=1, workers=2))
+    assert len(share) == 7
+    assert all(same(a, b[slice(25, 50)]) for a, b in zip(share, local[5:], strict=True))

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siclip.data.captions import choose_caption
-from siclip.data.order import RowGroup, SampleOrder
+from siclip.data.order import RowGroup, SampleOrder, first_samples
+from siclip.errors import UserError
 
 groups = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(
     lambda rows: [RowGroup(shard=i % 3, index=i, rows=n) for i, n in enumerate(rows)]
@@ -16,8 +16,9 @@ def delivered(order: SampleOrder, start: int, stop: int) -> list[tuple[int, int,
     """(epoch, row group, row) of every position, by reading the pieces."""
     samples = []
     for piece in order.pieces(start, stop):
-        rows = [(piece.epoch, group.index, row) for group in piece.groups for row in range(group.rows)]
-        samples += [rows[i] for i in order.rows_of(piece)]
+        window = piece.window
+        rows = [(window.epoch, group.index, row) for group in window.groups for row in range(group.rows)]
+        samples += [rows[i] for i in order.rows_of(window)[piece.start : piece.stop]]
     return samples
 
 
@@ -45,28 +46,20 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     assert [s[1:] for s in first[:60]] != [s[1:] for s in first[60:]]
 
 
-CAPTIONS = [
-    {"text": "o", "source": "original"},
-    {"text": "a", "source": "synthetic"},
-    {"text": "b", "source": "synthetic"},
-]
+@given(groups, st.data())
+def test_a_limit_is_a_nested_subset(row_groups: list[RowGroup], data: st.DataObject) -> None:
+    rows = sum(group.rows for group in row_groups)
+    larger = data.draw(st.integers(1, rows))
+    smaller = data.draw(st.integers(1, larger))
+
+    def samples(limit: int) -> set[tuple[int, int]]:
+        return {(g.index, row) for g in first_samples(row_groups, limit) for row in range(g.rows)}
+
+    assert len(samples(larger)) == larger and len(samples(smaller)) == smaller
+    assert samples(smaller) <= samples(larger)
+    assert samples(rows) == {(g.index, row) for g in row_groups for row in range(g.rows)}
 
 
-def test_caption_shares_are_as_asked() -> None:
-    chosen = [choose_caption(CAPTIONS, 0.3, 0, epoch, str(i)) for epoch in range(4) for i in range(1000)]
-    shares = {text: chosen.count(text) / len(chosen) for text in "oab"}
-    np.testing.assert_allclose([shares["o"], shares["a"], shares["b"]], [0.7, 0.15, 0.15], atol=0.025)
-
-
-def test_caption_choice_depends_on_seed_epoch_and_sample_only() -> None:
-    def draw(seed: int, epoch: int) -> list[str]:
-        return [choose_caption(CAPTIONS, 0.5, seed, epoch, str(i)) for i in range(50)]
-
-    assert draw(0, 0) == draw(0, 0)
-    assert draw(0, 0) != draw(1, 0)
-    assert draw(0, 0) != draw(0, 1)
-
-
-def test_a_sample_with_one_kind_of_caption_gets_that_kind() -> None:
-    assert choose_caption(CAPTIONS[:1], 1.0, 0, 0, "x") == "o"
-    assert choose_caption(CAPTIONS[1:], 0.0, 0, 0, "x") in {"a", "b"}
+def test_a_limit_above_the_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="limit 11 asks for more samples than the 10"):
+        first_samples([RowGroup(0, 0, 10)], 11)

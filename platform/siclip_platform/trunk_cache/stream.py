@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from siclip.data.batch import Batch, TrunkFeatures
-from siclip.data.captions import choose_caption, stable_id, uniform
-from siclip.data.order import Piece, RowGroup
-from siclip.tokenizer import tokenize
+from siclip.data.captions import uniform
+from siclip.data.cursor import Cursor
 from siclip_platform.errors import UserError
-from siclip_platform.stream import Columns, Stream, regrouped
+from siclip_platform.stream import Columns, Stream
+from siclip_platform.stream.stream import shares
+from siclip_platform.stream.windows import Windows, caption_of
 from siclip_platform.trunk_cache.files import TrunkCache
 
 Rows = npt.NDArray[np.int64]
@@ -47,7 +44,7 @@ class CachedStream:
         pairs = {
             "image size": (key.image_size, stream.image_size),
             "context length": (key.context_length, stream.context_length),
-            "number of samples": (samples, stream.order.rows),
+            "number of samples": (samples, stream.sources[0].rows),
         }
         for what, (theirs, ours) in pairs.items():
             if theirs != ours:
@@ -56,33 +53,22 @@ class CachedStream:
                     "build a cache of this model and dataset"
                 )
 
-    def columns(self, piece: Piece) -> Columns:
+    def columns(self, start: int, stop: int, windows: Windows) -> Columns:
         """As `Stream.columns`, but with ``image_rows`` (rows of the cache's images) in place of ``images``.
 
         Where the cache has several variants of an image, (seed, epoch, sample id) decides which one is taken.
         """
         stream, variants = self.stream, self.cache.key.augmentations
-        table = pa.concat_tables(
-            pq.ParquetFile(stream.shards[group.shard]).read_row_group(group.index, columns=["id", "captions"])
-            for group in piece.groups
-        )
-        places = stream.order.rows_of(piece)
-        samples = np.concatenate([self._starts[group] + np.arange(group.rows) for group in piece.groups])
-        rows = table.take(pa.array(places)).to_pylist()
-        texts = [
-            choose_caption(row["captions"], stream.synthetic_share, stream.seed, piece.epoch, row["id"])
-            for row in rows
+        samples = stream.samples(start, stop, windows)
+        chosen = [
+            sample.number * variants + int(uniform(stream.seed, sample.epoch, sample.id, "variant") * variants)
+            for sample in samples
         ]
-        chosen = [int(uniform(stream.seed, piece.epoch, row["id"], "variant") * variants) for row in rows]
-        return {
-            "tokens": tokenize(texts, stream.context_length).numpy().astype(np.int32),
-            "image_ids": np.array([stable_id(row["id"]) for row in rows]),
-            "caption_ids": np.array([stable_id(text) for text in texts]),
-            "image_rows": samples[places] * variants + np.array(chosen),
-        }
+        texts = [caption_of(sample, stream.captions, stream.seed)[1] for sample in samples]
+        return stream.texts(samples, texts) | {"image_rows": np.array(chosen, dtype=np.int64)}
 
-    def batches(self, batch_size: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the positions start ≤ p < stop, with ``features`` in bf16 and no images.
+    def batches(self, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
+        """As `Stream.batches`, with ``features`` in bf16 and no images, made when they are asked for.
 
         Raises:
             UserError: a sample or a caption is not in the cache.
@@ -91,8 +77,9 @@ class CachedStream:
             StoredFeatures([self.cache.folder / shard.path for shard in shards])
             for shards in (self.cache.manifest.images, self.cache.manifest.texts)
         )
-        pieces = self.stream.order.pieces(start, stop)
-        for columns in regrouped(map(self.columns, pieces), batch_size):
+        windows = self.stream.windows(("id", "captions"))
+        for first, last in shares(batch_size, start, stop, rank, workers):
+            columns = self.columns(first, last, windows)
             text_rows = texts.find(columns["caption_ids"])
             for what, found, ids in (
                 ("samples", images.ids[columns["image_rows"]], columns["image_ids"]),
@@ -106,11 +93,9 @@ class CachedStream:
             features = TrunkFeatures(images.take(columns["image_rows"]), texts.take(text_rows))
             yield replace(Batch.from_arrays(columns), features=features)
 
-    @cached_property
-    def _starts(self) -> dict[RowGroup, int]:
-        """The number of each row group's first row in the split, in file order."""
-        groups = self.stream.order.groups
-        return dict(zip(groups, accumulate((group.rows for group in groups), initial=0), strict=False))
+    def cursor(self, position: int) -> Cursor:
+        """As `Stream.cursor`."""
+        return self.stream.cursor(position)
 
 
 class StoredFeatures:

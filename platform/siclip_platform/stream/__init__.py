@@ -1,0 +1,11 @@
+"""Parquet → batches: the same samples in the same order from threads of this process and from Ray Data tasks.
+
+The way of a sample: `source` (shards and their order) → `windows` (row groups read and shuffled together) →
+`stream` (decode, augment, pick a caption, tokenize) → `threads` or `ray_reader` (batches, ahead of the training).
+"""
+
+from siclip_platform.stream.evaluation_set import load_evaluation_set, validation_set
+from siclip_platform.stream.source import Source
+from siclip_platform.stream.stream import Columns, Stream
+
+__all__ = ["Columns", "Source", "Stream", "load_evaluation_set", "validation_set"]

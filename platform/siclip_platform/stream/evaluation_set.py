@@ -1,0 +1,86 @@
+"""What an evaluation looks at, read for a model."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from siclip.config import ModelConfig
+from siclip.data.captions import ORIGINAL
+from siclip.data.images import decode_image
+from siclip.data.transforms import fit_image
+from siclip.evaluation.evaluate import EvaluationSet
+from siclip.tokenizer import tokenize
+from siclip_platform.datasets.manifest import Dataset, open_dataset
+from siclip_platform.recipe import Recipe
+
+
+def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
+    """The samples of the validation split that the recipe's evaluation looks at."""
+    evaluation = recipe.evaluation
+    return load_evaluation_set(
+        Path(recipe.data.path), "validation", model, evaluation.validation_samples, evaluation.subset_seed
+    )
+
+
+def load_evaluation_set(
+    folder: Path, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
+) -> EvaluationSet:
+    """``limit`` samples of a split (0: all), read for a model: the first, or those that ``subset_seed`` draws.
+
+    Each image stands with its original caption and, where ``meta`` names negatives, with those.
+
+    Raises:
+        UserError: the dataset cannot be read or has no such split.
+    """
+    dataset = open_dataset(folder)
+    return _load_evaluation(
+        dataset.folder, dataset.hash, split, limit, subset_seed, model.image.image_size, model.text.context_length
+    )
+
+
+@lru_cache(maxsize=4)
+def _load_evaluation(
+    folder: Path,
+    dataset_hash: str,
+    split: str,
+    limit: int,
+    subset_seed: int | None,
+    image_size: int,
+    context_length: int,
+) -> EvaluationSet:
+    dataset: Dataset = open_dataset(folder)
+    table = pa.concat_tables(pq.read_table(shard) for shard in dataset.shards(split))
+    rows = _chosen(table, limit, subset_seed).to_pylist()
+    texts = [_original(row["captions"]) for row in rows]
+    negatives = [list(json.loads(row["meta"] or "{}").get("negatives", {}).values()) for row in rows]
+    counts = {len(captions) for captions in negatives}
+    tokens = None
+    if len(counts) == 1 and counts != {0}:
+        flat = tokenize([text for captions in negatives for text in captions], context_length)
+        tokens = flat.view(len(rows), -1, context_length)
+    images = torch.from_numpy(_images(rows, image_size))
+    return EvaluationSet(images=images, tokens=tokenize(texts, context_length), negatives=tokens)
+
+
+def _chosen(table: pa.Table, limit: int, subset_seed: int | None) -> pa.Table:
+    """So many rows in their order, all if there are no more."""
+    if subset_seed is None or not 0 < limit < table.num_rows:
+        return table.slice(0, limit or None)
+    drawn = np.random.default_rng(subset_seed).choice(table.num_rows, limit, replace=False)
+    return table.take(pa.array(np.sort(drawn)))
+
+
+def _original(captions: list[dict[str, str]]) -> str:
+    return next((c["text"] for c in captions if c["source"] == ORIGINAL), captions[0]["text"])
+
+
+def _images(rows: list[dict[str, Any]], size: int) -> np.ndarray:
+    return np.stack([fit_image(decode_image(row["image"], f"sample {row['id']}"), size) for row in rows])

@@ -1,0 +1,80 @@
+"""Batches made by Ray Data tasks, on any machine of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from siclip.data.background import InBackground
+from siclip.data.batch import Batch
+from siclip_platform.cluster import DATA_CPUS
+from siclip_platform.stream.stream import Columns, Range, Stream, regrouped, shares
+
+TASKS = 1024  # of one Ray Data execution: it plans all of its tasks before the first
+
+
+def ray_batches(
+    stream: Stream, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1
+) -> Iterator[Batch]:
+    """As `Stream.batches`. Reading starts at once, in the background. Needs a connected Ray."""
+    ranges = shares(batch_size, start, stop, rank, workers)
+    pieces = _executions(stream, ranges)
+    sizes = (last - first for first, last in shares(batch_size, start, stop, rank, workers))
+    return InBackground(map(Batch.from_arrays, regrouped(pieces, sizes)))
+
+
+def _executions(stream: Stream, ranges: Iterator[Range]) -> Iterator[Mapping[str, Any]]:
+    tasks = tasks_of(stream, ranges)
+    while some := list(islice(tasks, TASKS)):
+        yield from ray_dataset(stream, some).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+
+
+def tasks_of(stream: Stream, ranges: Iterator[Range]) -> Iterator[list[Range]]:
+    """Ranges together that are read from the same window of the first source; a range is cut where a window ends."""
+    order, counts = stream.sources[0].order, stream.mixture.counts
+    task: list[Range] = []
+    window = None
+    for first, stop in ranges:
+        start = first
+        while start < stop:
+            here = order.window_at(counts(start)[0])
+            end = _position_of(stream, here.position + here.rows, start, stop)
+            if task and here != window:
+                yield task
+                task = []
+            window = here
+            task.append((start, end))
+            start = end
+    if task:
+        yield task
+
+
+def _position_of(stream: Stream, count: int, start: int, stop: int) -> int:
+    """The first position in start < p ≤ stop before which the first source has given ``count`` samples, or stop."""
+    low, high = start, stop
+    while low < high:
+        middle = (low + high) // 2
+        if stream.mixture.counts(middle)[0] >= count:
+            high = middle
+        else:
+            low = middle + 1
+    return max(low, start + 1)
+
+
+def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]]) -> Any:
+    """A `ray.data.Dataset` of the samples at these positions, in order; what a task makes comes range by range."""
+    import ray
+    from ray.data import DataContext, TaskPoolStrategy
+
+    def read(row: Mapping[str, Any]) -> Iterator[Columns]:
+        windows = stream.windows()
+        for start, stop in tasks[int(row["id"][0])]:
+            yield stream.columns(start, stop, windows)
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    pool = TaskPoolStrategy(size=stream.concurrent_reads)
+    return dataset.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=DATA_CPUS, compute=pool)

@@ -1,0 +1,97 @@
+"""One split of one dataset as the stream reads it: its shards, its order, what lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from siclip.data.order import RowGroup, SampleOrder, first_samples
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
+from siclip_platform.embedding.layout import EmbeddingLayout
+from siclip_platform.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Picklable. ``first_rows``: (shard, row group) → the number of its first row in the split, in file order.
+
+    ``hashes`` are those of the dataset's manifest and of everything beside it that is read.
+    """
+
+    folder: Path
+    hashes: tuple[str, ...]
+    shards: tuple[Path, ...]
+    order: SampleOrder
+    first_rows: dict[tuple[int, int], int]
+    rows: int
+    split: str
+    captions: tuple[Sidecar, ...] = ()
+    embeddings: Sidecar | None = None
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        split: str,
+        seed: int,
+        window_groups: int,
+        *,
+        limit: int = 0,
+        captions: Sequence[str] = (),
+        embeddings: str | None = None,
+    ) -> Source:
+        """A split of a dataset, or its first ``limit`` samples (see `siclip.data.order.first_samples`).
+
+        ``captions``, ``embeddings``: names of sidecars, see `siclip_platform.datasets.sidecar`.
+
+        Raises:
+            UserError: the dataset or a sidecar is missing, damaged or of something else, or the split has no samples
+                or fewer than the limit.
+        """
+        dataset = open_dataset(folder)
+        shards = tuple(dataset.shards(split))
+        groups = [group for index, shard in enumerate(shards) for group in _row_groups(index, shard)]
+        rows = sum(group.rows for group in groups)
+        if not rows:
+            raise UserError(f"split {split!r} of dataset {folder} has no samples: name a dataset that has some")
+        starts = accumulate((group.rows for group in groups), initial=0)
+        first_rows = {(group.shard, group.index): start for group, start in zip(groups, starts, strict=False)}
+        try:
+            kept = first_samples(groups, limit) if limit else groups
+        except UserError as error:
+            raise UserError(f"split {split!r} of dataset {folder}: {error}") from None
+        texts = tuple(open_sidecar(dataset, "captions", name) for name in captions)
+        stored = open_sidecar(dataset, "embeddings", embeddings) if embeddings else None
+        if stored is not None:
+            _check_captions(stored, captions)
+        return cls(
+            folder=folder,
+            hashes=(dataset.hash, *(sidecar.hash for sidecar in (*texts, *((stored,) if stored else ())))),
+            shards=shards,
+            order=SampleOrder(kept, seed, window_groups),
+            first_rows=first_rows,
+            rows=rows,
+            split=split,
+            captions=texts,
+            embeddings=stored,
+        )
+
+
+def _check_captions(stored: Sidecar, captions: Sequence[str]) -> None:
+    """Texts are stored in the order of the captions that the embeddings were made with."""
+    made_with = [used.name for used in EmbeddingLayout.of(stored.manifest).captions]
+    if made_with[: len(captions)] != list(captions):
+        raise UserError(
+            f"{stored.folder} was made with the caption sets {made_with}, and data.captions names {list(captions)}: "
+            "name the first of those in the same order, or embed again"
+        )
+
+
+def _row_groups(index: int, shard: Path) -> list[RowGroup]:
+    metadata = pq.read_metadata(shard)
+    return [RowGroup(index, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]

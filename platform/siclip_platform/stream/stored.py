@@ -1,0 +1,61 @@
+"""Teacher embeddings that lie beside a dataset, as the stream reads them.
+
+Shapes: K crops of an image, C captions of it, D the teacher's embed_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from siclip.data.augment import Box
+from siclip.data.crops import chosen_crop
+from siclip.data.quantize import dequantize
+from siclip_platform.datasets.sidecar import Sidecar
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """The crop that a sample gets, and the teacher's embeddings (D,) of that crop and of its caption."""
+
+    box: Box
+    image: Vector
+    text: Vector
+
+
+class StoredGroup:
+    """The embeddings of one row group."""
+
+    def __init__(self, sidecar: Sidecar, split: str, shard: int, row_group: int) -> None:
+        table = sidecar.read(split, shard, row_group)
+        self._columns: dict[str, Any] = {name: table[name].combine_chunks() for name in table.column_names}
+        self.crops = self._columns["boxes"].type.list_size // 4
+
+    def pair(self, row: int, caption: int, seed: int, epoch: int, sample_id: str) -> StoredPair:
+        """For a row and the index of its caption; (seed, epoch, sample id) decide the crop."""
+        crop = chosen_crop(seed, epoch, sample_id, self.crops)
+        boxes = self._columns["boxes"][row].values.to_numpy(zero_copy_only=False).reshape(-1, 4)
+        top, left, height, width = (int(number) for number in boxes[crop])
+        image = _numbers(self._columns["image"][row]).reshape(self.crops, -1)[crop]
+        text = _numbers(self._columns["text"][row].values[caption])
+        return StoredPair(
+            box=(top, left, height, width),
+            image=self._vector(image, "image_scale", row, crop),
+            text=self._vector(text, "text_scale", row, caption),
+        )
+
+    def _vector(self, numbers: npt.NDArray[np.uint8], scales: str, row: int, index: int) -> Vector:
+        scale = None
+        if scales in self._columns:
+            scale = np.array([self._columns[scales][row].values[index].as_py()], dtype=np.float32)
+        vector: Vector = dequantize(numbers[None], scale)[0].numpy()
+        return vector
+
+
+def _numbers(scalar: Any) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(scalar.as_buffer(), dtype=np.uint8)

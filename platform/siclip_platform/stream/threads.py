@@ -1,0 +1,76 @@
+"""Batches made by threads of this process: decoding and resizing let go of the interpreter's lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from siclip.data.batch import Batch
+
+if TYPE_CHECKING:
+    from siclip_platform.stream.stream import Columns, Range, Stream
+
+AHEAD = 2  # batches that are made while one is trained on
+CHUNK = 32  # samples that a thread makes at a time
+
+
+class ThreadedBatches(Iterator[Batch]):
+    """One batch for each range of positions, in order. Images lie in pinned memory where there is a CUDA device.
+
+    The first batches are being made when this returns; an error of a sample is raised where its batch would come.
+    """
+
+    def __init__(self, stream: Stream, ranges: Sequence[Range]) -> None:
+        self._stream = stream
+        self._windows = stream.windows(ahead=True)
+        self._left = iter(ranges)
+        self._pool = ThreadPoolExecutor(stream.concurrent_reads, thread_name_prefix="stream")
+        self._coming: deque[tuple[np.ndarray, list[Future[Columns]]]] = deque()
+        self._pin = torch.cuda.is_available()
+        self._fill()
+
+    def __next__(self) -> Batch:
+        if not self._coming:
+            self.close()
+            raise StopIteration
+        images, chunks = self._coming.popleft()
+        try:
+            made = [chunk.result() for chunk in chunks]
+        except BaseException:
+            self.close()
+            raise
+        self._fill()
+        columns = {name: np.concatenate([part[name] for part in made]) for name in made[0] if name != "images"}
+        batch = Batch.from_arrays({"images": images} | columns)
+        return batch.pinned() if self._pin else batch
+
+    def close(self) -> None:
+        """Make nothing more; the threads end."""
+        self._coming.clear()
+        self._left = iter(())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        while len(self._coming) < AHEAD and (following := next(self._left, None)) is not None:
+            start, stop = following
+            size = self._stream.image_size
+            images = torch.empty((stop - start, size, size, 3), dtype=torch.uint8, pin_memory=self._pin).numpy()
+            chunks = [
+                self._pool.submit(
+                    self._stream.columns,
+                    first,
+                    min(first + CHUNK, stop),
+                    self._windows,
+                    images[first - start : first - start + CHUNK],
+                )
+                for first in range(start, max(stop, start + 1), CHUNK)
+            ]
+            self._coming.append((images, chunks))

@@ -1,0 +1,184 @@
+"""The windows of row groups that samples are read from: each read once, a few kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from siclip.data.captions import choose_caption, stable_id
+from siclip.data.config import CaptionPolicy
+from siclip.data.order import RowGroup, Window
+from siclip.data.unique import arranged, tail
+from siclip_platform.stream.source import Source
+from siclip_platform.stream.stored import StoredGroup, StoredPair
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of a source: ``number`` is its place in the split; ``image`` is None where images are not read.
+
+    ``captions``: the dataset's own, then those of its caption sets. ``place``: where its embeddings are.
+    """
+
+    id: str
+    image: memoryview | None
+    captions: Sequence[dict[str, str | None]]
+    epoch: int
+    number: int
+    place: tuple[StoredGroup, int] | None = None
+
+    def stored(self, caption: int, seed: int) -> StoredPair | None:
+        """Its crop and the teacher's embeddings, with the caption of this index; None where none are read."""
+        if self.place is None:
+            return None
+        group, row = self.place
+        return group.pair(row, caption, seed, self.epoch, self.id)
+
+
+class Rows:
+    """The rows of a window, as they lie in the files; ``fields`` of `datasets.schema` are read."""
+
+    def __init__(self, source: Source, window: Window, fields: Sequence[str]) -> None:
+        self.source = source
+        self.window = window
+        self._columns = [_read(source, group, fields) for group in window.groups]
+        self._captions = [
+            [s.read(source.split, g.shard, g.index)["captions"].combine_chunks() for s in source.captions]
+            for g in window.groups
+        ]
+        stored = source.embeddings if "image" in fields else None
+        self._stored = stored and [StoredGroup(stored, source.split, g.shard, g.index) for g in window.groups]
+        self._starts = np.cumsum([0, *(group.rows for group in window.groups)])
+
+    def __getitem__(self, row: int) -> Sample:
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        group, columns = self.window.groups[place], self._columns[place]
+        index = row - int(self._starts[place])
+        image = columns.get("image")
+        return Sample(
+            id=columns["id"][index].as_py(),
+            image=None if image is None else memoryview(image[index].as_buffer()).cast("B"),
+            captions=list(
+                chain(*(column[index].as_py() for column in (columns["captions"], *self._captions[place])))
+            ),
+            epoch=self.window.epoch,
+            number=self.source.first_rows[group.shard, group.index] + index,
+            place=(self._stored[place], index) if self._stored else None,
+        )
+
+    def caption_ids(self, order: Places, policy: CaptionPolicy) -> Places:
+        """An id of the text that each of these rows gets."""
+        samples = (self[int(row)] for row in order)
+        return np.array([stable_id(caption_of(sample, policy, self.source.order.seed)[1]) for sample in samples])
+
+
+def caption_of(sample: Sample, policy: CaptionPolicy, seed: int) -> tuple[int, str]:
+    """Index and text of the caption that a sample gets."""
+    index = choose_caption(sample.captions, policy, seed, sample.epoch, sample.id)
+    return index, str(sample.captions[index]["text"])
+
+
+def _read(source: Source, group: RowGroup, fields: Sequence[str]) -> dict[str, Any]:
+    with pq.ParquetFile(source.shards[group.shard]) as file:
+        table = file.read_row_group(group.index, columns=list(fields))
+    columns = {name: table[name].combine_chunks() for name in fields}
+    return {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
+
+
+class LoadedWindow:
+    """The samples of a window in order of delivery.
+
+    With ``unique`` (a batch size) no batch of that size holds a caption twice, as far as possible.
+    """
+
+    def __init__(
+        self, source: Source, window: Window, fields: Sequence[str], policy: CaptionPolicy, unique: int = 0
+    ) -> None:
+        self.rows = Rows(source, window, fields)
+        self.policy = policy
+        self.unique = unique
+
+    def samples(self, start: int, stop: int) -> list[Sample]:
+        return [self.rows[int(row)] for row in self.order[start:stop]]
+
+    @cached_property
+    def order(self) -> Places:
+        source, window = self.rows.source, self.rows.window
+        shuffled = source.order.rows_of(window)
+        if not self.unique:
+            return shuffled
+        before = {int(i) for ids in _tails_before(source, window, self.policy, self.unique) for i in ids}
+        captions = self.rows.caption_ids(shuffled, self.policy)
+        return shuffled[arranged(captions, window.position, self.unique, before)]
+
+
+def _tails_before(source: Source, window: Window, policy: CaptionPolicy, batch_size: int) -> Iterator[Places]:
+    """The captions that stand before a window in the batch of its first sample."""
+    begin = window.position - window.position % batch_size
+    while window.position > begin:
+        window = source.order.window_at(window.position - 1)
+        shuffled = source.order.rows_of(window)
+        captions = Rows(source, window, ("id", "captions")).caption_ids(shuffled, policy)
+        yield captions[tail(captions, window.position, batch_size)]
+
+
+class Windows:
+    """Loads windows when they are first asked for, and the one behind each ahead of time; safe between threads.
+
+    ``kept``: how many of the last ones stay; every part of the stream that reads at the same time needs its own.
+    """
+
+    def __init__(self, load: Callable[[int, Window], LoadedWindow], kept: int, ahead: bool = False) -> None:
+        self.load = load
+        self.kept = kept
+        self.ahead = ahead
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[int, int, int], Future[LoadedWindow]] = OrderedDict()
+
+    def get(self, source: int, window: Window, following: Callable[[], Window] | None = None) -> LoadedWindow:
+        """A window of a source; the one of ``following`` is loaded in the background."""
+        future, mine = self._claim(source, window)
+        if mine:
+            if self.ahead and following is not None:
+                self._in_background(source, following())
+            self._fill(future, source, window)
+        return future.result()
+
+    def _claim(self, source: int, window: Window) -> tuple[Future[LoadedWindow], bool]:
+        key = (source, window.epoch, window.index)
+        with self._lock:
+            known = self._found.get(key)
+            if known is not None:
+                self._found.move_to_end(key)
+                return known, False
+            future: Future[LoadedWindow] = Future()
+            self._found[key] = future
+            while len(self._found) > self.kept:
+                self._found.popitem(last=False)
+            return future, True
+
+    def _fill(self, future: Future[LoadedWindow], source: int, window: Window) -> None:
+        try:
+            loaded = self.load(source, window)
+            _ = loaded.order
+            future.set_result(loaded)
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _in_background(self, source: int, window: Window) -> None:
+        future, mine = self._claim(source, window)
+        if mine:
+            threading.Thread(target=self._fill, args=(future, source, window), daemon=True).start()

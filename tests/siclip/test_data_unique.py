@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from siclip.data.unique import arranged, tail
+
+
+def batches(captions: list[int], order: list[int], position: int, size: int) -> list[list[int]]:
+    """The captions of each batch that the window has a part of."""
+    found: dict[int, list[int]] = {}
+    for place, index in enumerate(order):
+        found.setdefault((position + place) // size, []).append(captions[index])
+    return list(found.values())
+
+
+windows = st.lists(st.integers(0, 12), min_size=1, max_size=60)
+
+
+@given(windows, st.integers(0, 40), st.integers(2, 9), st.sets(st.integers(0, 12), max_size=8))
+def test_nothing_is_lost_and_nothing_comes_twice(
+    captions: list[int], position: int, size: int, before: set[int]
+) -> None:
+    order = arranged(np.array(captions), position, size, before)
+    assert sorted(order.tolist()) == list(range(len(captions)))
+    end = tail(np.array(captions), position, size)
+    assert order[len(order) - len(end) :].tolist() == end.tolist()
+
+
+@given(windows, st.integers(0, 40), st.integers(2, 9), st.sets(st.integers(100, 104), max_size=4), st.data())
+def test_no_batch_has_a_caption_twice_where_that_is_possible(
+    captions: list[int], position: int, size: int, before: set[int], data: st.DataObject
+) -> None:
+    """Possible it is when no caption is there more often than there are whole batches, and enough differ."""
+    head = -position % size
+    whole = max(0, len(captions) - head) // size
+    assume(whole >= 1 and max(Counter(captions).values()) <= whole)
+    spare = len(set(captions)) - head - size if head else 0
+    known = data.draw(st.sets(st.sampled_from(captions), max_size=max(0, spare)))
+    order = arranged(np.array(captions), position, size, before | known if head else set())
+    found = batches(captions, order.tolist(), position, size)
+    assert all(len(set(batch)) == len(batch) for batch in found)
+    if head:
+        assert not known & set(found[0])
+
+
+def test_an_order_without_repetitions_stays_as_it_is() -> None:
+    assert arranged(np.arange(50), 7, 8, set()).tolist() == list(range(50))
+
+
+def test_what_cannot_be_apart_stays_together() -> None:
+    order = arranged(np.array([1, 1, 1, 1, 2, 3]), 0, 3, set())
+    found = batches([1, 1, 1, 1, 2, 3], order.tolist(), 0, 3)
+    assert [batch.count(1) for batch in found] == [2, 2]

@@ -32,3 +32,8 @@ def metric_name(key: str) -> str:
 def stored_key(name: str) -> str:
     """A metric's name → the key that MLflow stores it under."""
     return name.replace("@", "_at_")
+
+
+def evaluation_key(set_name: str, metric: str) -> str:
+    """The standard name of a metric on an evaluation set, such as ``eval/imagenet1k/acc1``."""
+    return f"eval/{set_name}/{metric}"

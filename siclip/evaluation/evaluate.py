@@ -32,7 +32,7 @@ def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: i
         pixels = torch.split(data.images, chunk)
         image = torch.cat([model.encode_image(to_float_images(x.to(device)), normalize=True) for x in pixels])
         text = _encode_texts(model, data.tokens, device, chunk)
-        metrics = retrieval_metrics(image, text)
+        metrics = {name: value for name, value in retrieval_metrics(image, text).items() if "recall@" in name}
         if data.negatives is not None:
             flat = _encode_texts(model, data.negatives.flatten(0, 1), device, chunk)
             negatives = flat.view(*data.negatives.shape[:2], -1)

@@ -1,4 +1,4 @@
-"""Measuring a model on a dataset's split."""
+"""Measuring a checkpoint on a split of a dataset of ours, as training does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from siclip.checkpoints.formats import load_model
 from siclip.evaluation.evaluate import evaluate
+from siclip_platform.errors import UserError
 from siclip_platform.stream import load_evaluation_set
 
 
@@ -15,10 +16,12 @@ def evaluate_checkpoint(checkpoint: Path, data: Path, split: str) -> dict[str, f
     """Metrics of a checkpoint on all samples of a split, named ``SPLIT/METRIC``.
 
     Raises:
-        UserError: a checkpoint or dataset that cannot be read, or a split that it does not have.
+        UserError: a checkpoint or dataset that cannot be read, or a split that it does not have or that is empty.
     """
     model = load_model(checkpoint)
     samples = load_evaluation_set(data, split, model.config)
+    if not len(samples.tokens):
+        raise UserError(f"dataset {data} has no samples in its split {split!r}: name another with --split")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate(model.to(device), samples, device=device)
     return {f"{split}/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,57 @@
+"""WinoGAViL (arXiv 2207.12576): FOLDER/winogavil.jsonl and FOLDER/images/.
+
+A line: {"cue": word, "candidates": [image names], "associations": [those that belong to the cue]}, as the data set
+on the Hugging Face hub has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from siclip_platform.errors import UserError
+from siclip_platform.evaluation.sets import CueData, Sample
+
+FILE = "winogavil.jsonl"
+EXTENSIONS = ("", ".jpg", ".png", ".jpeg", ".webp")
+
+
+def read_cues(folder: Path) -> CueData:
+    """Cues become prompts as DataComp makes them: "A cue" or, before a vowel, "An cue", in lower case.
+
+    Raises:
+        UserError: a line is no cue, or an image is not there.
+    """
+    images: dict[str, int] = {}
+    cues = []
+    for number, line in enumerate((folder / FILE).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            cue, candidates, right = str(entry["cue"]).lower(), entry["candidates"], set(entry["associations"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / FILE}, line {number} is not a cue: {error!r}") from None
+        if not right or not right <= set(candidates):
+            raise UserError(f"{folder / FILE}, line {number}: associations must be some of the candidates")
+        prompt = f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"
+        places = tuple(images.setdefault(name, len(images)) for name in candidates)
+        cues.append((prompt, places, tuple(name in right for name in candidates)))
+    if not cues:
+        raise UserError(f"{folder / FILE} holds no cues")
+    paths = {name: _locate(folder, name) for name in images}
+
+    def samples() -> Iterator[Sample]:
+        for name, path in paths.items():
+            yield Sample(name, path.read_bytes())
+
+    return CueData(folder.name, samples, tuple(cues))
+
+
+def _locate(folder: Path, name: str) -> Path:
+    for extension in EXTENSIONS:
+        path = folder / "images" / f"{name}{extension}"
+        if path.is_file():
+            return path
+    raise UserError(f"{folder}: image {name} is not in images/")

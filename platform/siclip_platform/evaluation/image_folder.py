@@ -1,0 +1,54 @@
+"""A folder of images by class: FOLDER/SPLIT/CLASS/IMAGE or FOLDER/CLASS/IMAGE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from siclip_platform.errors import UserError
+from siclip_platform.evaluation.prompts import class_prompts
+from siclip_platform.evaluation.sets import ClassificationData, Sample
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+def is_image_folder(folder: Path, split: str) -> bool:
+    """Whether a folder of it holds images."""
+    return any(_images(each) for each in _class_folders(folder, split))
+
+
+def read_image_folder(folder: Path, split: str, set_name: str) -> ClassificationData:
+    """Labels are the class folders in the order of their names.
+
+    Class names are those of ``classnames.txt``, in that order, else the folders' names with spaces for underscores.
+
+    Raises:
+        UserError: there is another number of names than of folders.
+    """
+    folders = _class_folders(folder, split)
+    prompts = class_prompts(folder, set_name)
+    names, source = prompts.classnames, prompts.source
+    if names is None:
+        names = tuple(each.name.replace("_", " ") for each in folders)
+        source = f"names of the class folders, {source}"
+    if len(names) != len(folders):
+        raise UserError(
+            f"{folder}: {len(names)} class names and {len(folders)} class folders: one name a line, in the order of "
+            "the folders' names"
+        )
+
+    def samples() -> Iterator[Sample]:
+        for label, each in enumerate(folders):
+            for path in _images(each):
+                yield Sample(f"{each.name}/{path.name}", path.read_bytes(), label=label)
+
+    return ClassificationData(f"{folder.name}", samples, names, prompts.templates, source)
+
+
+def _class_folders(folder: Path, split: str) -> list[Path]:
+    base = folder / split if (folder / split).is_dir() else folder
+    return sorted(each for each in base.iterdir() if each.is_dir())
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)

@@ -1,0 +1,42 @@
+"""What can be measured: a checkpoint of ours, or any model of open_clip's by ``open_clip:NAME:TAG``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from siclip.checkpoints.formats import load_model
+from siclip.evaluation.encoder import ClipEncoder, Encoder, OpenClipEncoder
+from siclip_platform.errors import UserError
+
+OPEN_CLIP = "open_clip:"
+
+
+def open_model(model: str, device: torch.device) -> Encoder:
+    """``open_clip:NAME:TAG``: TAG a pretrained tag or the path of a checkpoint. Anything else is a path.
+
+    Raises:
+        UserError: the file cannot be read, or open_clip has no such model or weights.
+    """
+    if not model.startswith(OPEN_CLIP):
+        return ClipEncoder(load_model(Path(model)), model, device)
+    name, colon, tag = model.removeprefix(OPEN_CLIP).partition(":")
+    if not colon or not tag:
+        raise UserError(f"model {model!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
+    return _open_clip(name, tag, model, device)
+
+
+def _open_clip(name: str, tag: str, label: str, device: torch.device) -> Encoder:
+    import open_clip
+
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"open_clip cannot load {name!r} with {tag!r}: {reason}; see open_clip.list_pretrained() for names and "
+            "tags, or name the path of a checkpoint"
+        ) from None
+    return OpenClipEncoder(model, transform, tokenizer, label, device)

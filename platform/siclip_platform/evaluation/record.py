@@ -1,0 +1,123 @@
+"""A suite's result as JSON, and as metrics of MLflow runs under their standard keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from siclip.evaluation.bootstrap import Interval
+from siclip.evaluation.cost import Cost
+from siclip_platform.errors import UserError
+from siclip_platform.evaluation.runner import SetResult, SuiteResult
+from siclip_platform.metrics import evaluation_key
+from siclip_platform.tracking import Tracker
+
+
+def as_dict(result: SuiteResult, costs: Mapping[str, Cost]) -> dict[str, Any]:
+    """JSON values only; every metric with its interval."""
+    return {
+        "models": result.models,
+        "metrics": {model: flat_metrics(result, model) for model in result.models},
+        "sets": {each.name: _set(each) for each in result.sets},
+        "averages": {
+            model: {
+                "title": mean.title,
+                "value": mean.value,
+                "over": mean.over,
+                "of": mean.of,
+                "missing": mean.missing,
+            }
+            for model, mean in result.averages.items()
+        },
+        "cost": {model: _cost(cost) for model, cost in costs.items()},
+    }
+
+
+def flat_metrics(result: SuiteResult, model: str) -> dict[str, float]:
+    """``eval/SET/METRIC`` → figure, of one model; nan where a metric is not defined is left out.
+
+    With all 38 sets also ``eval/average_38_sets``.
+    """
+    flat = {
+        evaluation_key(each.name, metric): figure.value
+        for each in result.sets
+        for metric, figure in each.metrics.get(model, {}).items()
+        if not math.isnan(figure.value)
+    }
+    mean = result.averages.get(model)
+    if mean and mean.over == mean.of:
+        flat[f"eval/average_{mean.of}_sets"] = mean.value
+    return flat
+
+
+def cost_metrics(cost: Cost) -> dict[str, float]:
+    """``cost/…`` keys."""
+    return {
+        "cost/parameters": cost.parameters,
+        "cost/multiply_adds": cost.multiply_adds,
+        "cost/peak_memory_mib": cost.peak_bytes / 2**20,
+        **{f"cost/latency_ms_batch_{batch}": value for batch, value in cost.milliseconds.items()},
+        **{f"cost/latency_times_s0_batch_{batch}": value[0] for batch, value in cost.times_reference.items()},
+    }
+
+
+def record(uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: Path, split: str, suite: str) -> None:
+    """One run of kind ``evaluation`` a model.
+
+    Raises:
+        UserError: the store cannot be used, or does not take what is sent.
+    """
+    tracker = Tracker(uri)
+    states = {"measured": 0, "missing": 0, "failed": 0}
+    for each in result.sets:
+        states[each.state] += 1
+    for model in result.models:
+        params = {"model": model, "suite": suite, "data": str(data), "split": split}
+        tags = {f"sets_{state}": str(count) for state, count in states.items()}
+        run = tracker.start(f"evaluation of {Path(model).name}", "evaluation", params=params, tags=tags)
+        extra = cost_metrics(costs[model]) if model in costs else {}
+        run.finish("completed", flat_metrics(result, model) | extra)
+    reason = tracker.sender.reason
+    left = tracker.close()
+    if left:
+        raise UserError(f"{left} records did not reach the MLflow store {uri}: {reason or 'it does not answer'}")
+
+
+def _set(each: SetResult) -> dict[str, Any]:
+    return {
+        "title": each.title,
+        "state": each.state,
+        "reason": each.reason,
+        "main_metric": each.main,
+        "samples": each.units,
+        "unreadable": list(each.unreadable),
+        "prompts": each.prompts,
+        "seconds": round(each.seconds, 2),
+        "metrics": {model: _intervals(found) for model, found in each.metrics.items()},
+        "differences": {model: _intervals(found) for model, found in each.differences.items()},
+    }
+
+
+def _intervals(found: Mapping[str, Interval]) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    return {
+        name: {"value": number(each.value), "low": number(each.low), "high": number(each.high)}
+        for name, each in found.items()
+    }
+
+
+def _cost(cost: Cost) -> dict[str, Any]:
+    return {
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "peak_bytes": cost.peak_bytes,
+        "milliseconds": {str(batch): value for batch, value in cost.milliseconds.items()},
+        "times_mobileclip_s0": {
+            str(batch): dict(zip(("median", "low", "high"), value, strict=True))
+            for batch, value in cost.times_reference.items()
+        },
+    }

@@ -1,0 +1,143 @@
+"""A suite on one or several models: every set is read, measured, or listed with the reason why not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from siclip.errors import UserError
+from siclip.evaluation.bootstrap import Interval, intervals, paired_differences
+from siclip.evaluation.suite import SETS, Average, average
+from siclip_platform.evaluation.find import Found, open_set
+from siclip_platform.evaluation.measure import Measured, Subject, measure
+from siclip_platform.evaluation.sets import Data
+
+State = Literal["measured", "missing", "failed"]
+MAIN = ("acc1", "mean_recall@1", "accuracy", "group_score", "mean_average_precision", "avg_jaccard_score")
+"""What stands for a set that is not one of the 38, in this order."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Of the bootstrap."""
+
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass
+class SetResult:
+    """One set. ``metrics``: model → metric → figure with interval; ``differences``: the same of each further model
+    minus the first, paired. ``units``: samples measured. ``unreadable``: keys of images that could not be read."""
+
+    name: str
+    title: str
+    state: State
+    main: str = ""
+    reason: str = ""
+    units: int = 0
+    unreadable: tuple[str, ...] = ()
+    prompts: str = ""
+    seconds: float = 0.0
+    metrics: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Interval]] = field(default_factory=dict)
+
+    def main_value(self, model: str) -> float | None:
+        found = self.metrics.get(model, {}).get(self.main)
+        return found.value if found else None
+
+
+@dataclass
+class SuiteResult:
+    """``averages``: model → the mean over the 38 or over those of them that were measured; empty for other sets."""
+
+    models: list[str]
+    sets: list[SetResult]
+    averages: dict[str, Average]
+
+
+def run_suite(
+    subjects: Sequence[Subject],
+    found: Sequence[Found],
+    *,
+    split: str,
+    suite: bool,
+    sampling: Sampling = Sampling(),
+    progress: Callable[[SetResult], None] = lambda result: None,
+) -> SuiteResult:
+    """Measure every set that is there. A set that cannot be measured does not stop the others.
+
+    Args:
+        suite: the sets are DataComp's 38, whose average is formed.
+        progress: told of each set as it is done.
+
+    Raises:
+        UserError: the only set that was asked for cannot be measured.
+    """
+    models = [subject.encoder.name for subject in subjects]
+    results = []
+    for each in found:
+        result = _run_set(subjects, each, split, sampling, alone=len(found) == 1)
+        progress(result)
+        results.append(result)
+    measured = [result for result in results if result.state == "measured"]
+    averages = {}
+    if suite and measured:
+        for model in models:
+            values = {result.name: result.main_value(model) for result in measured}
+            averages[model] = average({name: value for name, value in values.items() if value is not None}, SETS)
+    return SuiteResult(models, results, averages)
+
+
+def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sampling, alone: bool) -> SetResult:
+    title = found.known.title if found.known else found.name
+    if found.folder is None:
+        looked = ", ".join(found.known.folders) if found.known else found.name
+        result = SetResult(found.name, title, "missing", reason=f"no folder {looked}")
+        if alone:
+            raise UserError(f"set {found.name} is not there: {result.reason}")
+        return result
+    started = time.perf_counter()
+    try:
+        result = SetResult(found.name, title, "measured")
+        for data in open_set(found, split):
+            _measure_part(subjects, data, found, sampling, result)
+    except UserError as error:
+        if alone:
+            raise
+        return SetResult(found.name, title, "failed", reason=str(error))
+    names = next(iter(result.metrics.values()))
+    chosen = [name for name in MAIN if name in names] or list(names)
+    result.main = found.known.metric if found.known else chosen[0]
+    if result.main not in names:
+        reason = f"{title} is compared by {result.main}, and {found.folder} gives only {', '.join(names)}"
+        if alone:
+            raise UserError(reason)
+        return SetResult(found.name, title, "failed", reason=reason)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _measure_part(
+    subjects: Sequence[Subject], data: Data, found: Found, sampling: Sampling, result: SetResult
+) -> None:
+    """Adds the metrics of one kind of data to the set's result."""
+    outcomes: list[Measured] = []
+    options = {"resamples": sampling.resamples, "confidence": sampling.confidence, "seed": sampling.seed}
+    for subject in subjects:
+        outcome = measure(subject, data, found.known)
+        outcomes.append(outcome)
+        drawn = intervals(outcome.statistics, outcome.units, **options)  # type: ignore[arg-type]
+        result.metrics.setdefault(subject.encoder.name, {}).update(drawn)
+    first = outcomes[0]
+    for subject, outcome in zip(subjects[1:], outcomes[1:], strict=True):
+        if outcome.keys != first.keys:
+            raise UserError(f"{data.place}: the models were not measured on the same samples; did files change?")
+        drawn = paired_differences(first.statistics, outcome.statistics, first.units, **options)  # type: ignore[arg-type]
+        result.differences.setdefault(subject.encoder.name, {}).update(drawn)
+    result.units = max(result.units, first.units)
+    result.unreadable = tuple(dict.fromkeys((*result.unreadable, *first.unreadable)))
+    result.prompts = first.prompts or result.prompts

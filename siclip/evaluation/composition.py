@@ -1,0 +1,130 @@
+"""Composition: is an image closer to its true caption than to a close false one?
+
+The kinds of false captions are those of the file (swap_att, replace_obj, …). Ties count as chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siclip.evaluation.bootstrap import Statistic
+from siclip.evaluation.ranks import Floats, Ints, ranks_of_scores
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Unit embeddings (M, D) of images and (M, D) of captions → (M,) how well they match."""
+
+
+def cosine(image: Tensor, text: Tensor) -> Tensor:
+    return (image * text).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class CompositionItem:
+    """An image (index), its true caption (index) and for each kind its false captions (indices)."""
+
+    image: int
+    true: int
+    false: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def composition_statistics(
+    items: Sequence[CompositionItem], image: Tensor, text: Tensor, score: Score = cosine, prefix: str = ""
+) -> dict[str, Statistic]:
+    """Metrics as functions of the items looked at.
+
+    ``accuracy_KIND``: the true caption beats all false ones of that kind, over the items that have some.
+    ``accuracy``: the mean over kinds. ``beats_all_negatives``: it beats those of every kind, over all items.
+
+    Args:
+        image, text: (I, D), (T, D) unit embeddings that the items' indices point into.
+        score: what judges a pair; the cosine, or a pair-matching head.
+    """
+    kinds = sorted({kind for item in items for kind, _ in item.false})
+    right = {kind: np.full(len(items), np.nan) for kind in kinds}
+    all_right = np.empty(len(items))
+    for index, item in enumerate(items):
+        for kind, false in item.false:
+            right[kind][index] = _chance_of_right(item, false, image, text, score)
+        every = tuple(caption for _, false in item.false for caption in false)
+        all_right[index] = _chance_of_right(item, every, image, text, score)
+
+    def mean(found: Floats) -> Statistic:
+        return lambda units: _mean_of_known(found[units])
+
+    by_kind = {f"{prefix}accuracy_{kind}": mean(found) for kind, found in right.items()}
+    return {
+        f"{prefix}accuracy": lambda units: float(np.nanmean([known(units) for known in by_kind.values()])),
+        f"{prefix}beats_all_negatives": mean(all_right),
+        **by_kind,
+    }
+
+
+def winoground_statistics(
+    items: Sequence[tuple[CompositionItem, CompositionItem]],
+    image: Tensor,
+    text: Tensor,
+    score: Score = cosine,
+    prefix: str = "",
+) -> dict[str, Statistic]:
+    """Text, image and group score of Winoground (arXiv 2204.03162), over pairs of items that swap their captions.
+
+    Text: for both images the own caption scores higher. Image: for both captions the own image does. Group: both.
+    As there, a tie is wrong.
+    """
+    outcome = np.zeros((3, len(items)))
+    for index, (first, second) in enumerate(items):
+        pairs = [(a.image, b.true) for a in (first, second) for b in (first, second)]
+        rows, columns = (torch.tensor(side) for side in zip(*pairs, strict=True))
+        s00, s01, s10, s11 = score(image[rows], text[columns]).tolist()
+        by_text, by_image = s00 > s01 and s11 > s10, s00 > s10 and s11 > s01
+        outcome[:, index] = by_text, by_image, by_text and by_image
+
+    def mean(found: Floats) -> Statistic:
+        return lambda units: float(found[units].mean())
+
+    names = ("text_score", "image_score", "group_score")
+    return {f"{prefix}{name}": mean(found) for name, found in zip(names, outcome, strict=True)}
+
+
+def jaccard_statistics(cues: Sequence[tuple[Tensor, Tensor, Ints]]) -> dict[str, Statistic]:
+    """WinoGAViL (arXiv 2207.12576) as DataComp measures it: Jaccard index of the associated images and as many
+    most similar ones; ``jaccard_score_10-12`` over the cues with ten candidates or more.
+
+    Args:
+        cues: for each the cue's embedding (D,), its candidates' (n, D) and which of them are associated (n,).
+            Ties go to the later candidates, as a stable ascending sort leaves them.
+    """
+    sizes = np.array([len(right) for _, _, right in cues])
+    scores = np.empty(len(cues))
+    for index, (text, candidates, right) in enumerate(cues):
+        wanted = set(np.flatnonzero(right).tolist())
+        similarity = (candidates * text).sum(dim=-1).numpy()
+        chosen = set(np.argsort(similarity, kind="stable")[-len(wanted) :].tolist())
+        scores[index] = len(wanted & chosen) / len(wanted | chosen)
+
+    def mean(of: np.ndarray) -> Statistic:
+        return lambda units: _mean_of_known(np.where(of, scores, np.nan)[units])
+
+    return {
+        "avg_jaccard_score": mean(sizes > 0),
+        "jaccard_score_5-6": mean(sizes <= 6),
+        "jaccard_score_10-12": mean(sizes >= 10),
+    }
+
+
+def _chance_of_right(
+    item: CompositionItem, false: tuple[int, ...], image: Tensor, text: Tensor, score: Score
+) -> float:
+    captions = text[[item.true, *false]]
+    scores = score(image[item.image].expand_as(captions), captions).unsqueeze(0)
+    return float(ranks_of_scores(scores, torch.zeros(1, 1, dtype=torch.int64)).hits(1)[0])
+
+
+def _mean_of_known(found: Floats) -> float:
+    known = found[~np.isnan(found)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,87 @@
+"""What a model costs to run, beside MobileCLIP-S0 in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from siclip.evaluation.encoder import ClipEncoder, Encoder
+from siclip.models.clip import count_parameters
+from siclip.models.registry import create_model
+from siclip.training.memory import peak_memory
+
+BATCHES = (1, 32)
+REFERENCE = "mobileclip-s0"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``parameters``: of the deployed model. ``multiply_adds``: of one image and one text, matrix products and
+    convolutions only. ``milliseconds``: median time of one batch of images and of as many texts, by batch size.
+    ``times_reference``: median over the rounds of that time divided by MobileCLIP-S0's in the same round, with the
+    lowest and the highest. ``peak_bytes``: the most memory used, on a GPU by the model's run, else by the process.
+    """
+
+    parameters: int
+    multiply_adds: int
+    milliseconds: Mapping[int, float]
+    times_reference: Mapping[int, tuple[float, float, float]]
+    peak_bytes: int
+
+
+def reference(device: torch.device) -> Encoder:
+    """MobileCLIP-S0 in its deployed form, with random weights: they change nothing about its time."""
+    return ClipEncoder(create_model(REFERENCE), REFERENCE, device)
+
+
+@torch.no_grad()
+def measure_cost(encoder: Encoder, against: Encoder, *, rounds: int = 5) -> Cost:
+    """Measure, the two models in turns; the first round warms up and is not counted."""
+    model, image, text, tokens = encoder.towers()
+    pixels = torch.zeros(1, 3, *encoder.image_size, device=encoder.device)
+    with FlopCounterMode(display=False) as counter:
+        image(pixels), text(tokens.to(encoder.device))
+    if encoder.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(encoder.device)
+    times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    ratios: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    for batch in BATCHES:
+        run, other = _runner(encoder, batch), _runner(against, batch)
+        for turn in range(rounds + 1):
+            own, theirs = _seconds(run, encoder.device), _seconds(other, against.device)
+            if turn:
+                times[batch].append(own)
+                ratios[batch].append(own / theirs)
+    return Cost(
+        parameters=count_parameters(model),
+        multiply_adds=counter.get_total_flops() // 2,
+        milliseconds={batch: 1000 * statistics.median(found) for batch, found in times.items()},
+        times_reference={b: (statistics.median(found), min(found), max(found)) for b, found in ratios.items()},
+        peak_bytes=peak_memory(encoder.device),
+    )
+
+
+def _runner(encoder: Encoder, batch: int) -> Callable[[], Tensor]:
+    _, image, text, tokens = encoder.towers()
+    pixels = torch.zeros(batch, 3, *encoder.image_size, device=encoder.device)
+    texts = tokens.to(encoder.device).expand(batch, -1).contiguous()
+
+    def run() -> Tensor:
+        image(pixels)
+        return text(texts)
+
+    return run
+
+
+def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

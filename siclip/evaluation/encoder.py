@@ -1,0 +1,111 @@
+"""One interface over the models that can be measured: ours, and any of open_clip's.
+
+Everything is fp32 and in eval mode. Images are Pillow ones and go through the model's own preprocessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from siclip.data.transforms import preprocess
+from siclip.models.clip import Clip
+from siclip.tokenizer import tokenize
+
+TEXTS_AT_ONCE = 256
+
+
+class Encoder(Protocol):
+    """Gives unit embeddings."""
+
+    name: str
+    device: torch.device
+    image_size: tuple[int, int]
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An image of any size and mode → (3, height, width) for this model."""
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, height, width), prepared → (B, D) on the unit sphere, on the CPU."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts → (len(texts), D) on the unit sphere, on the CPU."""
+
+    def towers(self) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
+        """The model, its image and text encoding of tensors, and the token ids of one text."""
+
+
+class _Base:
+    model: Any
+    device: torch.device
+    name: str
+
+    def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.name, self.device = name, device
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+        encoded = [self.model.encode_text(self.tokens(part).to(self.device)).float() for part in parts]
+        return F.normalize(torch.cat(encoded), dim=-1).cpu()
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        raise NotImplementedError
+
+    def towers(self) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
+        return self.model, self.model.encode_image, self.model.encode_text, self.tokens(["a photo"])
+
+
+class ClipEncoder(_Base):
+    """A model of ours, its branches fused where they are not yet: the form that is deployed."""
+
+    def __init__(self, model: Clip, name: str, device: torch.device) -> None:
+        super().__init__(model.reparameterize(), name, device)
+        size = model.config.image.image_size
+        self.image_size = (size, size)
+        self.context_length = model.config.text.context_length
+        self.prepare = preprocess(train=False, size=size)
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        return tokenize(texts, self.context_length)
+
+
+class OpenClipEncoder(_Base):
+    """An open_clip model with the preprocessing and the tokenizer that open_clip gives it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        name: str,
+        device: torch.device,
+    ) -> None:
+        super().__init__(model, name, device)
+        size = self.model.visual.image_size
+        self.image_size = tuple(size) if isinstance(size, Sequence) else (size, size)
+        self.prepare = transform
+        self.tokenizer = tokenizer
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        return self.tokenizer(list(texts))
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """16 hex digits of the SHA-256 of the model's weights: what its embeddings may be cached under."""
+    digest = hashlib.sha256()
+    for name, value in encoder.towers()[0].state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

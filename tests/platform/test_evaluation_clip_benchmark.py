@@ -1,0 +1,124 @@
+"""The same figures as CLIP_benchmark, for the same open_clip model on generated sets in its webdataset layout."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from siclip.evaluation.classification import ClassEmbeddings
+from siclip_platform.evaluation.find import find_sets
+from siclip_platform.evaluation.measure import Subject
+from siclip_platform.evaluation.models import open_model
+from siclip_platform.evaluation.runner import run_suite
+
+pytest.importorskip("clip_benchmark")
+
+from clip_benchmark.datasets.builder import build_dataset, image_captions_collate_fn
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+
+NAME = "siclip-test-evaluated"
+CONFIG = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+WORDS = ("cat", "dog", "red", "blue", "small", "large", "tree", "house", "sea", "boat", "night", "snow")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("open_clip")
+    (folder / f"{NAME}.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder / f"{NAME}.json")
+    torch.manual_seed(2)
+    torch.save(open_clip.create_model(NAME).state_dict(), folder / "weights.pt")
+    return f"open_clip:{NAME}:{folder / 'weights.pt'}"
+
+
+def random_image(generator: np.random.Generator) -> bytes:
+    """Larger than the model's and of any shape, so that preprocessing takes part; some PNG, some JPEG."""
+    height, width = generator.integers(33, 60, 2)
+    blocks = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize((int(width), int(height))).save(file, generator.choice(["PNG", "JPEG"]))
+    return file.getvalue()
+
+
+def write_set(folder: Path, count: int, content: Callable[[int, np.random.Generator], dict[str, object]]) -> Path:
+    """Two shards in webdataset layout."""
+    (folder / "test").mkdir(parents=True)
+    generator = np.random.default_rng(4)
+    with webdataset.ShardWriter(str(folder / "test" / "%d.tar"), maxcount=count // 2, verbose=0) as sink:
+        for index in range(count):
+            image = random_image(generator)
+            extension = "png" if image.startswith(b"\x89PNG") else "jpg"
+            sink.write({"__key__": f"s{index:07d}", extension: image, **content(index, generator)})
+    (folder / "test" / "nshards.txt").write_text("2\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    classes = write_set(root / "classes", 120, lambda i, g: {"cls": int(g.integers(0, 9))})
+    (classes / "classnames.txt").write_text("\n".join(WORDS) + "\n")
+    (classes / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nart of the {c}.\n{c}\n")
+    captions = write_set(
+        root / "captions", 80, lambda i, g: {"txt": "\n".join(" ".join(g.choice(WORDS, 4)) for _ in range(5))}
+    )
+    (captions / "dataset_type.txt").write_text("retrieval\n")
+    several = write_set(
+        root / "several", 40, lambda i, g: {"npy": np.append(g.random(11) < 0.3, i == 0).astype(np.int64)}
+    )
+    (several / "dataset_type.txt").write_text("multilabel\n")
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        (several / name).write_text((classes / name).read_text())
+    return root
+
+
+def ours(model: str, data: Path, name: str) -> dict[str, float]:
+    encoder = open_model(model, torch.device("cpu"))
+    subject = Subject(encoder, ClassEmbeddings(encoder))
+    result = run_suite([subject], find_sets(name, data), split="test", suite=False)
+    return {metric: figure.value for metric, figure in result.sets[0].metrics[model].items()}
+
+
+def theirs(model: str, folder: Path, retrieval: bool = False) -> dict[str, float]:
+    path = model.removeprefix(f"open_clip:{NAME}:")
+    network, _, transform = open_clip.create_model_and_transforms(NAME, pretrained=path)
+    tokenizer = open_clip.get_tokenizer(NAME)
+    task = "zeroshot_retrieval" if retrieval else "zeroshot_classification"
+    dataset = build_dataset("wds/any", root=str(folder), transform=transform, split="test", download=False, task=task)
+    batches = dataset.batched(16, collation_fn=image_captions_collate_fn) if retrieval else dataset.batched(16)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    network.eval()
+    found: dict[str, float]
+    if retrieval:
+        found = zeroshot_retrieval.evaluate(network, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    else:
+        loader.dataset.classes = dataset.classes
+        found = zeroshot_classification.evaluate(
+            network, loader, tokenizer, dataset.classes, dataset.templates, "cpu", amp=False
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", ["classes", "captions", "several"])
+def test_the_figures_are_clip_benchmarks(model: str, sets: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It calls float() on an array of one element, which numpy 2.4 no longer takes.
+    monkeypatch.setattr(zeroshot_classification, "float", lambda array: np.asarray(array).item(), raising=False)
+    expected = theirs(model, sets / name, retrieval=name == "captions")
+    found = ours(model, sets, name)
+    assert len(expected) == {"classes": 3, "captions": 6, "several": 1}[name]
+    for metric, value in expected.items():
+        assert found[metric] == pytest.approx(value, abs=1e-6), metric
+        assert 0 < value < 1

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from siclip_platform.cli.guard import guarded
-from siclip_platform.experiment import Options, check_sharing, default_out, open_experiment
+from siclip_platform.opening import open_experiment
+from siclip_platform.options import Options, check_sharing, default_out
 from siclip_platform.presets import (
     STUDENT_STEPS,
     TEACHER_STEPS,
@@ -33,20 +34,24 @@ def tune_wikd(
     teacher: Annotated[Path | None, Opt(help="A teacher's checkpoint; default: one is trained.")] = None,
     space: Annotated[str, Opt(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
     trials: Annotated[int, Opt(min=1, help="Trials of the study.")] = 8,
-    steps: Annotated[
-        int, Opt(min=12, help="Steps of a trial, of the best setting and of the control.")
-    ] = STUDENT_STEPS,
+    steps: Annotated[int, Opt(min=12, help="Steps of a trial, of best and of control.")] = STUDENT_STEPS,
     teacher_steps: Annotated[int, Opt(min=12, help="Steps of the teacher.")] = TEACHER_STEPS,
-    concurrent: Annotated[int, Opt(min=1, help="Trainings at the same time.")] = 2,
+    concurrent: Annotated[int | None, Opt(min=1, help="Trainings at the same time; default: what fits.")] = None,
     seed: Annotated[int, Opt(min=0, help="Seed of data order, weights and search.")] = 0,
     tracking_uri: Annotated[str | None, Opt(help="MLflow store; default: sqlite in --out.")] = None,
     address: Annotated[str | None, Opt(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")] = None,
     verbose: Annotated[bool, Opt(help="Show what Ray says.")] = False,
+    seeds: Annotated[int, Opt(min=1, help="Trainings of each setting; their mean is compared.")] = 1,
+    register: Annotated[str | None, Opt(help="Name of the best model in MLflow's registry.")] = None,
+    resume: Annotated[str | None, Opt(metavar="STUDY", help="Go on with this study; other options as then.")] = None,
 ) -> None:
     """Search WIKD settings and compare the best with a control."""
     out = (out or default_out()).resolve()
     teacher = teacher.resolve() if teacher else None
-    options = Options(out, data, teacher, tracking_uri, address, trials, concurrent, seed, verbose)
+    options = Options(
+        out=out, data=data, teacher=teacher, tracking_uri=tracking_uri, address=address, trials=trials, seeds=seeds,
+        concurrent=concurrent, seed=seed, verbose=verbose, register=register, resume=resume, space=space,
+    )  # fmt: skip
     teaching = digits_teacher(options.dataset_folder, steps=teacher_steps, seed=seed)
     base = digits_student(options.dataset_folder, teacher, steps=steps, seed=seed)
     wikd = load_space(space, check_value=check_sharing(base.model.name))

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from siclip.errors import UserError
-from siclip.models.registry import model_config
-from siclip.models.sharing import parse_pattern
-from siclip_platform.cluster import Needs, ray_cluster
-from siclip_platform.datasets.manifest import Dataset, open_dataset
+from siclip_platform.datasets.manifest import Dataset, open_dataset, replacing
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
+from siclip_platform.options import Options, command_line
 from siclip_platform.ray_trainer import run_with_ray_train
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
+from siclip_platform.search.folder import SPACE, StudyFile, read_study
+from siclip_platform.search.identity import weights_hash
+from siclip_platform.search.journal import FILE as JOURNAL
+from siclip_platform.search.space import space_text
+from siclip_platform.search.study import StudyPlan, StudyResult
 from siclip_platform.timeline import Timeline
-from siclip_platform.tracking import Kind, TrackedRun, Tracker, default_tracking_uri
-from siclip_platform.trainer import check
+from siclip_platform.tracking import Kind, TrackedRun, Tracker
+from siclip_platform.tracking.store import without_password
 
 WORKER_CPUS = 1.0
+LOGGED_MODELS = ("best", "train")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where a search reads and writes, and how much it does. Paths may be relative to the working folder."""
-
-    out: Path
-    data: Path | None = None
-    teacher: Path | None = None
-    tracking_uri: str | None = None
-    address: str | None = None
-    trials: int = 8
-    concurrent: int = 2
-    seed: int = 0
-    verbose: bool = False
-
-    @property
-    def dataset_folder(self) -> Path:
-        """``data``, or where the embedded default is built."""
-        return (self.data or self.out / "digit-scenes").resolve()
+class Stopped(KeyboardInterrupt):
+    """The study was stopped by Ctrl-C and can be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +53,11 @@ class Experiment:
         self.tracker = tracker
         self.name = name
         self.folder = options.out / name
+        self.key = read_study(self.folder).key if options.resume else uuid.uuid4().hex
         self.tags: dict[str, str] = {"study": name}
         self.study_run: TrackedRun | None = None
         self.timeline = Timeline()
+        self._dataset: Dataset | None = None
 
     def dataset(self) -> Dataset:
         """The dataset named in the options, or digit scenes in the output folder, built if missing."""
@@ -78,12 +67,12 @@ class Experiment:
 
             with self.timeline.span("dataset"), self.display.task("digit scenes") as task:
                 build_digit_scenes(folder, DigitScenesConfig(), task.progress)
-        dataset = open_dataset(folder)
-        self.tags["dataset_hash"] = dataset.hash
-        return dataset
+        self._dataset = open_dataset(folder)
+        self.tags["dataset_hash"] = self._dataset.hash
+        return self._dataset
 
-    def begin_study(self, space: SearchSpace, base: Recipe) -> None:
-        """Open the study's MLflow run, the parent of all that follow."""
+    def begin_study(self, space: SearchSpace, base: Recipe, **tags: str) -> None:
+        """Open the MLflow run of a search, the parent of all that follow."""
         params = {
             "study.space": space.name,
             "study.space_hash": space.hash,
@@ -91,65 +80,159 @@ class Experiment:
             "study.mode": space.mode,
             "study.trials": self.options.trials,
             "study.seed": self.options.seed,
+            "study.seeds": self.options.seeds,
         }
-        searched = json.dumps([parameter.path for parameter in space.parameters])
-        tags = {**self.tags, "searched": searched, "command": command_line(sys.argv)}
-        self.study_run = self.tracker.start(self.name, "study", params=params | base.flat(), tags=tags)
+        from siclip_platform.search.defaults import rungs_of
 
-    def search(self, space: SearchSpace, base: Recipe) -> Any:
-        """Run the study; a `siclip_platform.search.study.StudyResult`."""
-        from siclip_platform.search.study import StudyCallback, run_study
+        searched, budgets = json.dumps(space.paths), json.dumps(rungs_of(space, base))
+        if not self.options.resume:
+            self.keep(base)
+        self.begin(base, params, {"study_type": "search", "searched": searched, "rungs": budgets, **tags})
+
+    def begin(self, base: Recipe, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Open the MLflow run of any study, or the one that was begun; ``tags`` without the prefix."""
+        tags = {**self.tags, **tags, "command": command_line(sys.argv)}
+        self.study_run = self.tracker.start(
+            self.name, "study", params={**params, **base.flat()}, tags=tags, key=self.key, reopen=True
+        )
+        self._log_dataset(self.study_run)
+
+    def _log_dataset(self, run: TrackedRun) -> None:
+        if self._dataset is not None and not run.known:
+            run.dataset(self._dataset.manifest.name, self._dataset.hash, self._dataset.folder)
+
+    def keep(self, base: Recipe, kind: str = "search", **more: Any) -> None:
+        """Write down in the study's folder how it was begun, for ``--resume``."""
+        options = self.options
+        StudyFile(
+            name=self.name, kind=kind, key=self.key, base=base, trials=options.trials, seeds=options.seeds,
+            concurrent=options.concurrent, search_seed=options.seed, backend=options.backend,
+            disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register,
+            tracking_uri=without_password(self.tracker.uri), data=str(options.data) if options.data else None,
+            options=more,
+        ).write(self.folder)  # fmt: skip
+
+    def search(self, space: SearchSpace, base: Recipe) -> StudyResult:
+        """Run a search around ``base``, which is the first trial; trials share the machine as the planner says."""
+        from siclip_platform.search.defaults import scheduler_of, searcher_of
+
+        trials, seed = self.options.trials, self.options.seed
+        if self.options.resume and (self.folder / JOURNAL).is_file():
+            self._check_same(base)
+        else:
+            self.keep(base)
+            (self.folder / SPACE).write_text(space_text(self.options.space))
+        return self.study(
+            base, metric=space.metric, mode=space.mode, trials=trials, scheduler=scheduler_of(space, base, seed),
+            searcher=searcher_of(space, base, name=self.name, trials=trials, seed=seed, folder=self.folder),
+        )  # fmt: skip
+
+    def _check_same(self, base: Recipe) -> None:
+        then = read_study(self.folder).base
+        if then != base:
+            now, before = base.flat(), then.flat()
+            changed = ", ".join(path for path in now if now[path] != before.get(path))
+            raise UserError(f"study {self.name} was begun around another recipe ({changed}): go on with the same one")
+
+    def study(self, base: Recipe, *, title: str | None = None, **plan: Any) -> StudyResult:
+        """Run a study; ``plan`` are fields of `StudyPlan` that the options do not give.
+
+        Raises:
+            Stopped: Ctrl-C; the study can be gone on with.
+            UserError: see `siclip_platform.search.resources.lay_out` and `run_study`.
+        """
+        from siclip_platform.search.recorder import Recorder
+        from siclip_platform.search.study import run_study
+        from siclip_platform.tracking.system import system_metrics
 
         assert self.study_run is not None
-        title = f"{self.options.trials} trials"
-        with self.timeline.span(title), self.display.task(title, total=self.options.trials) as task:
-            callback = StudyCallback(space, base, self.tracker, self.study_run, self.tags, task)
-            result = run_study(
-                space,
-                base,
-                name=self.name,
-                trials=self.options.trials,
-                seed=self.options.seed,
-                folder=self.folder,
-                concurrent=self.options.concurrent,
-                worker_cpus=WORKER_CPUS,
-                callback=callback,
-            )
-        states = [trial.state for trial in result.trials]
-        counts = {f"study/{state}": states.count(state) for state in ("completed", "pruned", "failed")}
-        self.study_run.log(0, {**counts, f"study/best/{space.metric}": result.best.value})
+        concurrent, resources = self._resources(base)
+        whole = StudyPlan(
+            name=self.name, folder=self.folder, base=base, seeds=self.options.seeds, concurrent=concurrent,
+            resources=resources, backend=self.options.backend, disk_budget=self.options.disk_budget, **plan,
+        )  # fmt: skip
+        tags = self.tags | ({"teacher_hash": weights_hash(base.teacher)} if base.teacher else {})
+        title = title or f"{whole.trials} trials"
+        with self.timeline.span(title), self.display.task(title, total=whole.trials) as task:
+            recorder = Recorder(self.tracker, self.study_run, tags, task)
+            if self._dataset is not None:
+                recorder.dataset(self._dataset.manifest.name, self._dataset.hash, self._dataset.folder)
+            with system_metrics(self.study_run):
+                result = run_study(whole, recorder, rerun=self.options.rerun)
+        if result.interrupted:
+            raise Stopped
+        self._count(result)
         return result
 
-    def train(self, recipes: Mapping[Kind, Recipe], **tags: str) -> dict[Kind, Finished]:
-        """Train these under Ray Train, as many at a time as the options say, and measure each on the test split."""
-        span = self.timeline.span(" and ".join(recipes))
-        with span, ThreadPoolExecutor(max_workers=self.options.concurrent) as pool:
-            jobs = {kind: pool.submit(self._train, kind, recipe, tags) for kind, recipe in recipes.items()}
-            return {kind: job.result() for kind, job in jobs.items()}
+    def _resources(self, base: Recipe) -> tuple[int, dict[str, float]]:
+        from siclip_platform.search.resources import lay_out, machine_of_ray, measure_peak
 
-    def _train(self, kind: Kind, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
+        machine = machine_of_ray(own=not self.options.joins)
+        peak = measure_peak(base) if machine.gpus >= 1 else None
+        layout = lay_out(
+            machine, wished=self.options.concurrent, seeds=self.options.seeds, worker_cpus=WORKER_CPUS,
+            peak_bytes=peak, backend=self.options.backend,
+        )  # fmt: skip
+        self.display.say(layout.reason)
+        return layout.concurrent, layout.resources
+
+    def _count(self, result: StudyResult) -> None:
+        assert self.study_run is not None
+        states = [trial.state for trial in result.trials]
+        counts = {f"study/{state}": float(states.count(state)) for state in ("completed", "pruned", "failed")}
+        self.study_run.log(0, {**counts, f"study/best/{result.metric}": result.best.value})
+
+    def log_best(self, result: StudyResult) -> None:
+        """The best trial's own checkpoint as the study's logged model."""
+        assert self.study_run is not None
+        best = result.best
+        if best.checkpoint is not None:
+            self.study_run.model(best.checkpoint, "best", register=self.options.register)
+        elif self.options.register:
+            self.display.say(f"{best.trial_id} was taken over and has no checkpoint here: nothing is registered")
+
+    def train(self, recipes: Mapping[Any, Recipe], **tags: str) -> dict[Any, Finished]:
+        """Train these under Ray Train, as many at a time as the options say, and measure each on the test split.
+
+        What an earlier start of this study finished is taken as it is. A name is a kind, or one with ``-`` and more.
+        """
+        span = self.timeline.span(" and ".join(recipes))
+        with span, ThreadPoolExecutor(max_workers=self.options.trainings) as pool:
+            jobs = {name: pool.submit(self._train, name, recipe, tags) for name, recipe in recipes.items()}
+            return {name: job.result() for name, job in jobs.items()}
+
+    def _train(self, name: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
+        key, kept = f"{self.key}/{name}", self.folder / f"{name}.json"
+        if self.tracker.spool.ended(key) == "FINISHED" and kept.is_file():
+            return Finished(self.folder / f"{name}.pt", json.loads(kept.read_text()))
+        kind = cast(Kind, name.partition("-")[0])
+        all_tags = {**self.tags, **tags, "recipe_hash": recipe.hash}
         run = self.tracker.start(
-            kind,
-            kind,
-            params=recipe.flat(),
-            tags={**self.tags, **tags, "recipe_hash": recipe.hash},
-            parent=self.study_run,
+            name, kind, params=recipe.flat(), tags=all_tags, parent=self.study_run, key=key, reopen=True
         )
+        self._log_dataset(run)
         try:
-            with self.display.task(kind, total=recipe.training.steps) as task:
-                trained = run_with_ray_train(
-                    recipe,
-                    name=kind,
-                    storage=self.folder / "train",
-                    log=_both(run, task),
-                    worker_cpus=WORKER_CPUS,
-                )
-            metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, Path(recipe.data.path), "test")
-            run.finish("completed", {k: v for k, v in metrics.items() if "/" in k})
-            run.artifact(trained.checkpoint)
+            finished = self._under_ray_train(name, recipe, run)
+            with replacing(kept) as temporary:
+                temporary.write_text(json.dumps(finished.metrics))
+            run.artifact(finished.checkpoint)
+            if kind in LOGGED_MODELS:
+                run.model(finished.checkpoint, kind, register=self.options.register)
+            run.finish("completed", {k: v for k, v in finished.metrics.items() if "/" in k})
+        except KeyboardInterrupt:
+            run.finish("interrupted")
+            raise
         except BaseException as error:
             run.finish("failed", reason=f"{type(error).__name__}: {error}")
             raise
+        return finished
+
+    def _under_ray_train(self, name: str, recipe: Recipe, run: TrackedRun) -> Finished:
+        with self.display.task(name, total=recipe.training.steps) as task:
+            trained = run_with_ray_train(
+                recipe, name=name, storage=self.folder / "train", log=_both(run, task), worker_cpus=WORKER_CPUS
+            )
+        metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, Path(recipe.data.path), "test")
         return Finished(trained.checkpoint, metrics)
 
 
@@ -160,86 +243,3 @@ def _both(run: TrackedRun, task: Task) -> Any:
         task.update(step, f"loss {loss:.3f}" if loss is not None else None)
 
     return log
-
-
-@contextmanager
-def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[Experiment]:
-    """Check all that can be checked, connect MLflow and Ray, and close both at the end.
-
-    ``recipes`` are what will be trained. Their dataset need not exist yet if it is the embedded default.
-
-    Raises:
-        UserError: see `Tracker`, `ray_cluster`, `siclip_platform.trainer.check`.
-    """
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output folder {options.out} cannot be made: {error.strerror}; name another --out") from None
-    for recipe in recipes:
-        check(recipe, with_data=options.data is not None)
-    uri = options.tracking_uri or default_tracking_uri(options.out)
-    display = Display()
-    tracker = Tracker(uri, artifacts=options.out / "artifacts")
-    needs = Needs(concurrent=options.concurrent, worker_cpus=WORKER_CPUS)
-    experiment = Experiment(options, display, tracker, unused_name(name, tracker, options.out))
-    with ray_cluster(needs, options.address, options.verbose), display.live():
-        try:
-            yield experiment
-        except BaseException as error:
-            if experiment.study_run:
-                experiment.study_run.finish("failed", reason=f"{type(error).__name__}: {error}")
-            raise
-        if experiment.study_run:
-            experiment.study_run.finish("completed")
-        experiment.timeline.write(options.out)
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command that began this process, for the report; without the tracking URI, which may hold a password."""
-    program = Path(arguments[0])
-    start = ["python", f"jobs/{program.name}"] if program.parent.name in ("jobs", "_jobs") else ["siclip-platform"]
-    kept: list[str] = []
-    rest = iter(arguments[1:])
-    for argument in rest:
-        if argument == "--tracking-uri":
-            next(rest, None)
-        elif not argument.startswith("--tracking-uri="):
-            kept.append(argument)
-    return shlex.join([*start, *kept])
-
-
-def unused_name(name: str, tracker: Tracker, out: Path) -> str:
-    """``name``, or with the lowest number behind it that neither the store nor the folder has yet."""
-    taken = tracker.study_names()
-    number, candidate = 1, name
-    while candidate in taken or (out / candidate).exists():
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
-
-
-def check_sharing(recipe_model: str) -> Any:
-    """For `load_space`: what is wrong with a value of a sharing pattern for this model, else None."""
-    config = model_config(recipe_model)
-    blocks = {"model.image_sharing": config.image.layers[-1], "model.text_sharing": config.text.layers}
-
-    def check(path: str, value: Any) -> str | None:
-        if path in blocks and isinstance(value, str):
-            try:
-                parse_pattern(value, blocks[path])
-            except UserError as error:
-                return str(error)
-        return None
-
-    return check
-
-
-def default_out() -> Path:
-    """Where outputs go if no place is named: ``runs/`` here, or ``siclip-runs/`` at home inside a Ray job.
-
-    A job submitted with a working dir runs in a copy that Ray deletes, so nothing may be left there.
-    """
-    here = Path.cwd()
-    if "_ray_pkg_" in str(here):
-        return Path.home() / "siclip-runs" / "tune_wikd"
-    return here / "runs" / "tune_wikd"

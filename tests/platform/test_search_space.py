@@ -1,11 +1,10 @@
-"""Search spaces: what a good file suggests, and that each mistake in a bad one is told with its line."""
+"""Search spaces: what a good file suggests and where it is found; `test_search_space_problems` has the bad ones."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import optuna
@@ -143,6 +142,26 @@ def test_conditions(when: str, active_for: set[float]) -> None:
     assert {v["loss.pair_matching"] for v in drawn} == {0.0, 0.1, 1.0}
 
 
+def test_steps_and_whole_logarithms() -> None:
+    space = parse(
+        """\
+  training.weight_decay: {distribution: uniform, low: 0, high: 0.3, step: 0.1}
+  training.warmup_steps: {distribution: int_uniform, low: 2, high: 8, step: 3}
+  data.limit: {distribution: log_int_uniform, low: 1, high: 10000}
+"""
+    )
+    drawn = draw(space, seed=0, trials=1000)
+    columns = {path: [values[path] for values in drawn] for path in space.paths}
+    assert {round(value, 9) for value in columns["training.weight_decay"]} == {0, 0.1, 0.2, 0.3}
+    assert set(columns["training.warmup_steps"]) == {2, 5, 8}
+    assert all(isinstance(value, int) for value in columns["data.limit"])
+    assert sum(value < 100 for value in columns["data.limit"]) / 1000 == pytest.approx(0.5, abs=0.05)
+    assert space.size_hint == 4 * 3 * 10_000
+    for values in drawn[:50]:
+        assert space.restrict(values) == values
+    assert space.restrict({"training.weight_decay": 0.15, "training.warmup_steps": 3, "data.limit": 1.5}) == {}
+
+
 def test_a_condition_on_an_inactive_parameter_fails() -> None:
     space = parse(
         "  loss.pair_matching: {distribution: choice, values: [0, 1]}\n"
@@ -175,195 +194,6 @@ def test_hash_follows_the_content_not_the_layout() -> None:
     assert parse("  # why\n" + RATE.replace("1e-4", "0.0001")).hash == base.hash
     assert parse(RATE.replace("1e-4", "2e-4")).hash != base.hash
     assert parse(RATE, HEAD.replace("mean_recall@1", "image_retrieval_recall@1")).hash != base.hash
-
-
-BAD_PARAMETERS = {
-    "unknown path": (
-        "loss.feature_distilation: {distribution: uniform, low: 0, high: 1}",
-        "'loss.feature_distillation'",
-    ),
-    "path without its group": (
-        "pair_head: {distribution: choice, values: [mlp]}",
-        "did you mean 'loss.pair_head'",
-    ),
-    "a group": ("loss: {distribution: choice, values: [1]}", "is a group"),
-    "below a value": ("data.path.x: {distribution: choice, values: [a]}", "has no parts"),
-    "the budget": ("training.steps: {distribution: int_uniform, low: 1, high: 9}", "same budget"),
-    "low above high": (
-        "loss.contrastive: {distribution: uniform, low: 2, high: 1}",
-        "low 2.0 of loss.contrastive is not below",
-    ),
-    "low equals high": ("loss.contrastive: {distribution: uniform, low: 1, high: 1}", "is not below high"),
-    "log from 0": ("loss.contrastive: {distribution: log_uniform, low: 0, high: 1}", "not above 0"),
-    "log below 0": ("loss.contrastive: {distribution: log_uniform, low: -1, high: 1}", "not above 0"),
-    "field refuses low": (
-        "loss.contrastive: {distribution: uniform, low: -1, high: 1}",
-        "greater than or equal to 0",
-    ),
-    "field refuses an open end": (
-        "training.weight_decay: {distribution: uniform, low: -0.1, high: 1}",
-        "low -0.1",
-    ),
-    "field refuses high": ("data.synthetic_share: {distribution: uniform, low: 0, high: 1.5}", "high 1.5"),
-    "infinite": ("loss.contrastive: {distribution: uniform, low: 0, high: .inf}", "finite"),
-    "quoted number": ('loss.contrastive: {distribution: uniform, low: "0", high: 1}', "without quotes"),
-    "range is a list": ("loss.contrastive: {distribution: uniform, low: [0], high: 1}", "write one value"),
-    "not whole": ("training.batch_size: {distribution: int_uniform, low: 2.5, high: 8}", "not whole"),
-    "float range of an integer field": (
-        "training.batch_size: {distribution: uniform, low: 2, high: 8}",
-        "integer",
-    ),
-    "range of text": ("loss.negatives: {distribution: uniform, low: 0, high: 1}", "'sampled'"),
-    "empty choice": ("loss.pair_head: {distribution: choice, values: []}", "empty"),
-    "choice is no list": ("loss.pair_head: {distribution: choice, values: mlp}", "not a list"),
-    "duplicate value": ("loss.contrastive: {distribution: choice, values: [1, 0, 1.0]}", "stands twice"),
-    "nested value": ("training.betas: {distribution: choice, values: [[0.9, 0.98]]}", "write one value"),
-    "unknown strategy": ("loss.negatives: {distribution: choice, values: [sampled, semihard]}", "'semihard'"),
-    "pattern is not text": ("model.text_sharing: {distribution: choice, values: [0]}", "valid string"),
-    "truth value for a number": ("loss.contrastive: {distribution: choice, values: [true]}", "valid number"),
-    "misspelt distribution": (
-        "loss.contrastive: {distribution: loguniform, low: 1, high: 2}",
-        "did you mean 'log_uniform'",
-    ),
-    "unlike any distribution": ("loss.contrastive: {distribution: zipf, low: 1, high: 2}", "choose one of"),
-    "no distribution": ("loss.contrastive: {low: 1, high: 2}", "lacks distribution"),
-    "misspelt key": ("loss.contrastive: {distribution: uniform, low: 1, hihg: 2}", "did you mean 'high'"),
-    "key of a choice": (
-        "loss.contrastive: {distribution: uniform, low: 1, high: 2, values: [1]}",
-        "unknown key 'values'",
-    ),
-    "missing key": ("loss.contrastive: {distribution: uniform, low: 1}", "lacks high"),
-    "not a mapping": ("loss.contrastive: 1", "not a mapping"),
-    "duplicate parameter": (
-        "training.learning_rate: {distribution: uniform, low: 1, high: 2}",
-        "first in line 5",
-    ),
-    "duplicate key": (
-        "loss.contrastive: {distribution: uniform, low: 0, low: 1, high: 2}",
-        "'low' stands twice",
-    ),
-    "when outside the space": (
-        "loss.pair_head: {distribution: choice, values: [mlp], when: {loss.pair_matching: 1}}",
-        "does not search",
-    ),
-    "when itself": (
-        "loss.pair_head: {distribution: choice, values: [mlp], when: {loss.pair_head: mlp}}",
-        "itself",
-    ),
-    "when equals a continuum": (
-        "loss.contrastive: {distribution: uniform, low: 0, high: 1, when: {training.learning_rate: 1e-3}}",
-        "never hold",
-    ),
-    "when out of reach": (
-        'loss.contrastive: {distribution: uniform, low: 0, high: 1, when: {training.learning_rate: ">1"}}',
-        "never hold",
-    ),
-    "when is not a number": (
-        'loss.contrastive: {distribution: uniform, low: 0, high: 1, when: {training.learning_rate: ">e"}}',
-        "never hold",
-    ),
-    "python object": (
-        "loss.pair_head: {distribution: choice, values: [!!python/name:os.system x]}",
-        "cannot be read",
-    ),
-}
-
-
-@pytest.mark.parametrize(("text", "words"), BAD_PARAMETERS.values(), ids=BAD_PARAMETERS.keys())
-def test_a_bad_parameter_is_told_with_its_line(text: str, words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse(f"{RATE}  {text}\n")
-    lines = str(caught.value).splitlines()
-    assert any(words in told for told in lines), lines
-    assert all(told.startswith("space.yaml:6: ") and ";" in told for told in lines), lines  # ; the remedy
-
-
-def test_the_line_is_that_of_the_value() -> None:
-    with pytest.raises(UserError, match=r"^space.yaml:8: high -3.0 does not fit loss.contrastive: "):
-        parse("  loss.contrastive:\n    distribution: uniform\n    low: 0\n    high: -3\n")
-
-
-def test_a_condition_on_a_parameter_below_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^space.yaml:5: .*comes after it"):
-        parse(
-            "  loss.pair_head: {distribution: choice, values: [mlp], when: {loss.pair_matching: 1}}\n"
-            "  loss.pair_matching: {distribution: choice, values: [0, 1]}\n"
-        )
-
-
-BAD_FILES = {
-    "unknown metric": (HEAD.replace("mean_recall@1", "mean_recal@1") + RATE, 2, "did you mean"),
-    "test metric": (HEAD.replace("validation", "test") + RATE, 2, "choose on the test split"),
-    "mode": (HEAD.replace("max", "maximum") + RATE, 3, "write max or min"),
-    "worst": (HEAD.replace("max", "min") + RATE, 3, "write max"),
-    "not measured": (HEAD.replace("mean_recall@1", "loss") + RATE, 2, "unknown metric"),
-    "name": (HEAD.replace("name: t", "name: a/b") + RATE, 1, "not plain"),
-    "name is a number": (HEAD.replace("name: t", "name: 3") + RATE, 1, "not text"),
-    "unknown key": (HEAD.replace("mode: max", "mode: max\nmetrics: x") + RATE, 4, "did you mean 'metric'"),
-    "no metric": ("name: t\nmode: max\nparameters:\n" + RATE, 1, "lacks metric"),
-    "twice": ("name: t\n" + HEAD + RATE, 2, "first in line 1"),
-    "no parameters": (HEAD.replace("parameters:", "parameters: {}"), 4, "at least one"),
-    "parameters are a list": (HEAD + "  - a\n", 5, "not a mapping"),
-    "a list": ("- a\n- b\n", 1, "not a mapping"),
-    "not YAML": (HEAD + "  a: [1, 2\nb: 1\n", 6, "not YAML"),
-    "a tab": (HEAD + "\ta: 1\n", 5, "not YAML"),
-    "two documents": (HEAD + RATE + "---\na: 1\n", 6, "not YAML"),
-    "control character": (HEAD + "  a: \x01\n", 5, "not YAML"),
-    "empty": ("# nothing\n", 1, "empty"),
-}
-
-
-@pytest.mark.parametrize(("text", "line", "words"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_a_bad_file_is_told_with_its_line(text: str, line: int, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        load_space(str(path))
-    (told,) = str(caught.value).splitlines()
-    assert told.startswith(f"{path}:{line}: ") and words in told
-
-
-def test_all_problems_of_a_file_are_told_in_its_order() -> None:
-    text = dedent(
-        """\
-        name: t
-        metric: validation/los
-        mode: max
-        parameters:
-          loss.nothing: {distribution: uniform, low: 2, high: 1}
-          loss.negatives:
-            distribution: choice
-            values:
-              - sampled
-              - wrong
-              - 3
-          loss.contrastive: {distribution: norml, low: 1, high: 2}
-        extra: 1
-        """
-    )
-    with pytest.raises(UserError) as caught:
-        parse("", head=text)
-    lines = [int(told.split(":")[1]) for told in str(caught.value).splitlines()]
-    assert lines == [2, 5, 5, 10, 11, 12, 13]
-
-
-def test_the_callers_hook_is_asked_about_accepted_values() -> None:
-    asked: list[tuple[str, Any]] = []
-
-    def hook(path: str, value: Any) -> str | None:
-        asked.append((path, value))
-        return check_pattern(path, value)
-
-    text = RATE + "  model.image_sharing:\n    distribution: choice\n"
-    text += '    values: [none, "qk:0-0",\n      "qk:1-1", 7]\n'
-    with pytest.raises(UserError) as caught:
-        parse(text, check_value=hook)
-    first, second = str(caught.value).splitlines()
-    assert first.startswith("space.yaml:9: ") and "'qk:1-1' does not fit model.image_sharing" in first
-    assert second.startswith("space.yaml:9: ") and "valid string" in second
-    sharing = "model.image_sharing"
-    rate = "training.learning_rate"
-    assert asked == [(rate, 1e-4), (rate, 1e-2), (sharing, "none"), (sharing, "qk:0-0"), (sharing, "qk:1-1")]
 
 
 def test_lookup_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

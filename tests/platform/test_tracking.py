@@ -8,8 +8,9 @@ import mlflow
 import pytest
 
 from siclip_platform.errors import UserError
-from siclip_platform.experiment import unused_name
+from siclip_platform.options import unused_name
 from siclip_platform.tracking import Tracker, check_store_exists, check_tracking, default_tracking_uri
+from siclip_platform.tracking.store import without_password
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,7 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_
     (tmp_path / "file.txt").write_text("x")
     trial.artifact(tmp_path / "file.txt")
     trial.finish("pruned", {"cost/steps": 1500, "cost/seconds": float("nan")}, reason="stopped")
+    assert tracker.flush() == 0
 
     client = mlflow.MlflowClient(tracking_uri=tracker.uri)
     run = client.get_run(trial.run_id)
@@ -46,11 +48,12 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_
 
 def test_a_study_gets_a_name_that_neither_store_nor_folder_has(tracker: Tracker, tmp_path: Path) -> None:
     for expected in ("named", "named-2"):
-        name = unused_name("named", tracker, tmp_path)
+        name = unused_name("named", tracker.study_names(), tmp_path)
         assert name == expected
         tracker.start(name, "study", params={}, tags={"study": name})
+        assert tracker.flush() == 0
     (tmp_path / "named-3").mkdir()
-    assert unused_name("named", tracker, tmp_path) == "named-4"
+    assert unused_name("named", tracker.study_names(), tmp_path) == "named-4"
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -70,6 +73,8 @@ def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
         thread.join()
     for run in runs:
         run.finish("completed")
+    assert tracker.flush() == 0
+    for run in runs:
         assert len(tracker.client.get_metric_history(run.run_id, "train/loss")) == 600
 
 
@@ -93,3 +98,16 @@ def test_a_reader_does_not_make_an_empty_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no MLflow store at"):
         check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("https://user:secret@host:5000/p", "https://host:5000/p"),
+        ("https://user:se@ret@host", "https://host"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_written_to_files(uri: str, kept: str) -> None:
+    assert without_password(uri) == kept

@@ -6,7 +6,20 @@ from typing import NoReturn
 
 import typer
 
-from siclip_platform.cli import data, doctor, evaluate, experiments, model, plan, results, submit, using
+from siclip_platform.cli import (
+    ablate,
+    data,
+    doctor,
+    evaluate,
+    experiments,
+    model,
+    plan,
+    results,
+    simulate,
+    submit,
+    tune,
+    using,
+)
 from siclip_platform.cli.guard import guarded
 
 app = typer.Typer(
@@ -18,15 +31,15 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 COMMANDS = (
-    *(experiments.train, experiments.tune, evaluate.evaluate, results.report),
+    *(experiments.train, tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
     *(using.embed, using.search, plan.plan, doctor.doctor),
 )
 for command in COMMANDS:
     app.command()(command)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
-    experiments.demo
-)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit.submit)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+for job in (experiments.demo, ablate.ablate):
+    app.command(context_settings=PASSED_ON | {"help_option_names": []})(job)
+app.command(context_settings=PASSED_ON)(submit.submit)
 
 
 def main() -> NoReturn:

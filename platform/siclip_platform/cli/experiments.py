@@ -1,4 +1,4 @@
-"""``siclip-platform demo``, ``train`` and ``tune``."""
+"""``siclip-platform demo`` and ``train``, and how every command reads a recipe."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE, 
 OutOption = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")]
+RegisterOption = Annotated[str | None, typer.Option(help="Name of the best model in MLflow's registry.")]
 VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
 
 
@@ -41,17 +42,19 @@ def train(
     changes: SetOption = None,
     out: OutOption = Path("runs/train"),
     name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
+    register: RegisterOption = None,
     tracking_uri: TrackingOption = None,
     address: AddressOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
     chosen = read_recipe(recipe, preset, data, teacher, changes)
-    from siclip_platform.experiment import Options, open_experiment
+    from siclip_platform.opening import open_experiment
+    from siclip_platform.options import Options
 
     options = Options(
         out=out.resolve(), tracking_uri=tracking_uri, address=address, concurrent=1, verbose=verbose,
-        data=Path(chosen.data.path),
+        register=register, data=Path(chosen.data.path),
     )  # fmt: skip
     with open_experiment(options, name, chosen) as experiment:
         experiment.dataset()
@@ -60,42 +63,6 @@ def train(
         if key.startswith("test/"):
             experiment.display.say(f"{key}: {value:.4f}")
     experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.uri}")
-
-
-def tune(
-    space: Annotated[str, typer.Option(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
-    recipe: RecipeOption = None,
-    preset: PresetOption = None,
-    data: DataOption = None,
-    teacher: TeacherOption = None,
-    changes: SetOption = None,
-    trials: Annotated[int, typer.Option(min=1)] = 8,
-    concurrent: Annotated[int, typer.Option(min=1, help="Trials at the same time.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
-    out: OutOption = Path("runs/tune"),
-    tracking_uri: TrackingOption = None,
-    address: AddressOption = None,
-    verbose: VerboseOption = False,
-) -> None:
-    """Search a space around one recipe, on a dataset and with a teacher that exist."""
-    base = read_recipe(recipe, preset, data, teacher, changes)
-    from siclip_platform.experiment import Options, check_sharing, open_experiment
-    from siclip_platform.search import load_space
-
-    chosen = load_space(space, check_value=check_sharing(base.model.name))
-    options = Options(
-        out=out.resolve(), tracking_uri=tracking_uri, address=address, trials=trials, concurrent=concurrent,
-        seed=seed, verbose=verbose, data=Path(base.data.path),
-    )  # fmt: skip
-    with open_experiment(options, chosen.name, base) as experiment:
-        experiment.dataset()
-        experiment.begin_study(chosen, base)
-        study = experiment.search(chosen, base)
-    best = study.best
-    say = experiment.display.say
-    say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
-    say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
-    say(f"MLflow: {experiment.tracker.uri}")
 
 
 def read_recipe(

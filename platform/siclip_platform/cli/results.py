@@ -1,41 +1,66 @@
-"""``siclip-platform evaluate`` and ``report``."""
+"""``siclip-platform report`` and ``compare``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote.")],
-    data: Annotated[Path, typer.Option(help="The dataset folder.")],
-    split: Annotated[str, typer.Option(help="A split of the dataset.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Retrieval R@1/5/10 both ways, and how often a caption beats every false one."""
-    from siclip_platform.evaluation import evaluate_checkpoint
-
-    metrics = evaluate_checkpoint(checkpoint, data, split)
-    if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
-        return
-    for name, value in metrics.items():
-        typer.echo(f"{name:<36} {value:.4f}")
+Opt = typer.Option
+DEFAULT_OUT = Path("runs/tune_wikd")
 
 
 def report(
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")] = None,
-    out: Annotated[Path, typer.Option(help="Where report.html and report.md go.")] = Path("runs/tune_wikd"),
-    study: Annotated[str | None, typer.Option(help="The study; default: the newest.")] = None,
+    tracking_uri: Annotated[str | None, Opt(help="MLflow store; default: sqlite in --out.")] = None,
+    out: Annotated[Path, Opt(help="Where report.html, report.md and report_files/ go.")] = DEFAULT_OUT,
+    study: Annotated[list[str] | None, Opt(help="A study by name; may be repeated. Default: the newest.")] = None,
+    run: Annotated[list[str] | None, Opt(help="A run by id, beginning of an id, or name; may be repeated.")] = None,
+    tag: Annotated[list[str] | None, Opt(help="Studies or runs with a tag, NAME=VALUE; may be repeated.")] = None,
+    search: Annotated[str | None, Opt(help="Studies and runs that match an MLflow search string.")] = None,
+    experiment: Annotated[str | None, Opt(help="Only this MLflow experiment; default: all.")] = None,
+    mlflow_url: Annotated[str | None, Opt(help="Where MLflow's pages are, for links to runs.")] = None,
+    log_artifacts: Annotated[bool, Opt("--log-artifacts", help="Also log the report with each study's run.")] = False,
+    watch: Annotated[int | None, Opt(min=1, help="Make it again every so many seconds until the study ends.")] = None,
 ) -> None:
-    """Write one HTML file, and a Markdown twin, from what an MLflow store holds of a study."""
-    from siclip_platform.report import write_report
+    """Write one HTML file, a Markdown twin, plots and data, from what an MLflow store holds of studies or runs."""
+    from siclip_platform.report import ReportPaths, Selection, write_report
+    from siclip_platform.report.watch import follow
     from siclip_platform.tracking import check_store_exists, default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(out)
     check_store_exists(uri)
-    paths = write_report(uri, out.resolve(), study=study)
-    typer.echo(f"{paths.html}\n{paths.markdown}")
+    chosen = Selection(tuple(study or ()), tuple(run or ()), tuple(tag or ()), search, experiment)
+
+    def make() -> ReportPaths:
+        return write_report(
+            uri, out.resolve(), selection=chosen, mlflow_url=mlflow_url, log_artifacts=log_artifacts,
+            watch_seconds=watch or 0,
+        )  # fmt: skip
+
+    paths = follow(make, watch, lambda made: typer.echo(f"{made.html}: running")) if watch else make()
+    typer.echo(f"{paths.html}\n{paths.markdown}\n{paths.files}")
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more: ids, beginnings of ids, or names.")],
+    tracking_uri: Annotated[str | None, Opt(help="MLflow store; default: sqlite in --out.")] = None,
+    out: Annotated[Path, Opt(help="The folder of the store.")] = DEFAULT_OUT,
+    experiment: Annotated[str | None, Opt(help="Only this MLflow experiment; default: all.")] = None,
+) -> None:
+    """Show the parameters and metrics in which runs differ."""
+    from rich.console import Console
+
+    from siclip_platform.errors import UserError
+    from siclip_platform.report.compare import comparison_tables
+    from siclip_platform.report.query import find_runs
+    from siclip_platform.report.store import Store
+    from siclip_platform.tracking import check_store_exists, default_tracking_uri
+
+    if len(runs) < 2:
+        raise UserError("compare needs two runs or more: name them by id, by its first characters, or by name")
+    uri = tracking_uri or default_tracking_uri(out)
+    check_store_exists(uri)
+    console = Console()
+    for table in comparison_tables(find_runs(Store(uri), runs, experiment)):
+        console.print(table)

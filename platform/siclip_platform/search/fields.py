@@ -19,8 +19,11 @@ NOT_SEARCHED = {
     "training.evaluate_every": "it changes nothing that is computed",
     "training.checkpoint_every": "it changes nothing that is computed",
     "evaluation.validation_samples": "scores of different samples do not compare",
+    "evaluation.subset_seed": "scores of different samples do not compare",
+    "evaluation.max_share": "it changes nothing that is computed",
     "training.seed": "it is no setting, and scores of different seeds do not compare",
     "data.path": "scores on different data do not compare",
+    "data.reader": "it changes nothing that is computed",
     "data.concurrent_reads": "it changes nothing that is computed",
     "teacher": "a checkpoint is a path, not a range",
 }
@@ -49,6 +52,8 @@ def path_problem(path: str) -> str | None:
         near = difflib.get_close_matches(path, paths, n=2) or [p for p in paths if p.rpartition(".")[2] == leaf]
         return f"{error}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
     parts = ", ".join(p for p in paths if p.startswith(f"{path}."))
+    if not parts:  # a key of a mapping
+        return None
     return f"{path!r} is a group of the recipe; name one of its fields: {parts}"
 
 

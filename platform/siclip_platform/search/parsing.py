@@ -5,21 +5,34 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import yaml
 
 from siclip_platform.metrics import metric_mode
 from siclip_platform.search.conditions import read_conditions
-from siclip_platform.search.definition import Condition, Distribution, Parameter, Scalar, SearchSpace, same
+from siclip_platform.search.definition import (
+    LOG,
+    WHOLE,
+    Condition,
+    Distribution,
+    Parameter,
+    Scalar,
+    SearchSpace,
+    divides,
+    same,
+)
 from siclip_platform.search.document import Document, Problem, closest
 from siclip_platform.search.fields import path_problem, read_value
+from siclip_platform.search.strategy import PARTS, StrategyReader
 
 CheckValue = Callable[[str, Any], str | None]
 
 SPACE_KEYS = ("name", "metric", "mode", "parameters")
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
 OWN_KEYS = {name: ("values",) if name == "choice" else ("low", "high") for name in DISTRIBUTIONS}
+STEPPED = ("uniform", "int_uniform")
 
 
 def parse_space(text: str, place: str, metrics: Collection[str], check_value: CheckValue | None) -> SearchSpace:
@@ -34,7 +47,12 @@ def parse_space(text: str, place: str, metrics: Collection[str], check_value: Ch
         reader.read()
     document.raise_problems()
     parameters = tuple(parameter for parameter in reader.parameters.values() if parameter)
-    return SearchSpace(name=reader.name, metric=reader.metric, mode=reader.mode, parameters=parameters)
+    space = SearchSpace(name=reader.name, metric=reader.metric, mode=reader.mode, parameters=parameters)
+    strategy = StrategyReader(document, space, metrics)
+    with document.noting():
+        strategy.read(reader.parts)
+    document.raise_problems()
+    return replace(space, **strategy.parts)
 
 
 class _SpaceReader:
@@ -48,10 +66,15 @@ class _SpaceReader:
         self.metric = ""
         self.mode: Literal["max", "min"] = "max"
         self.parameters: dict[str, Parameter | None] = {}  # None: there was a problem with it
+        self.parts: dict[str, yaml.Node] = {}
 
     def read(self) -> None:
-        fields = self.document.fields(self.document.root, "the search space", SPACE_KEYS, SPACE_KEYS)
+        known = (*SPACE_KEYS, *PARTS)
+        fields = self.document.fields(self.document.root, "the search space", known, SPACE_KEYS)
+        self.parts = {key: node for key, node in fields.items() if key in PARTS}
         for key, node in fields.items():
+            if key in PARTS:
+                continue
             with self.document.noting():
                 if key == "parameters":
                     self._read_parameters(node)
@@ -99,7 +122,8 @@ class _SpaceReader:
     def _read_parameter(self, path: str, node: yaml.Node, paths: list[str]) -> Parameter:
         distribution = self._read_distribution(path, node)
         own = OWN_KEYS[distribution]
-        fields = self.document.fields(node, path, ("distribution", *own, "when"), ("distribution", *own))
+        step = ("step",) if distribution in STEPPED else ()
+        fields = self.document.fields(node, path, ("distribution", *own, *step, "when"), ("distribution", *own))
         when: tuple[Condition, ...] = ()
         if "when" in fields:
             with self.document.noting():
@@ -112,7 +136,9 @@ class _SpaceReader:
         low, high = (self._read_end(path, distribution, fields[end], end) for end in ("low", "high"))
         if low is not None and high is not None and low >= high:
             raise Problem(fields["low"], f"low {low!r} of {path} is not below high {high!r}; swap or widen them")
-        return Parameter(path=path, distribution=distribution, low=low, high=high, when=when)
+        distance = high - low if low is not None and high is not None else None
+        stride = self._read_step(path, distribution, fields["step"], distance) if "step" in fields else None
+        return Parameter(path=path, distribution=distribution, low=low, high=high, step=stride, when=when)
 
     def _read_distribution(self, path: str, node: yaml.Node) -> Distribution:
         """The distribution's name, which decides on the other keys.
@@ -123,7 +149,7 @@ class _SpaceReader:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         value_node = next((value for key, value in pairs if key.value == "distribution"), None)
         if value_node is None:
-            known = ("distribution", "low", "high", "values", "when")
+            known = ("distribution", "low", "high", "step", "values", "when")
             self.document.fields(node, path, known, ("distribution",))
             raise Problem(node, f"{path} has no distribution; choose one of {', '.join(DISTRIBUTIONS)}")
         name = self.document.text(value_node, f"distribution of {path}")
@@ -152,14 +178,29 @@ class _SpaceReader:
             value = self.document.scalar(node, f"{end} of {path}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise Problem(node, f"{end} {value!r} of {path} is not a finite number; write one without quotes")
-            if distribution == "int_uniform" and not isinstance(value, int):
+            if distribution in WHOLE and not isinstance(value, int):
                 raise Problem(node, f"{end} {value!r} of {path} is not whole; write an integer or use uniform")
-            if distribution == "log_uniform" and value <= 0:
-                raise Problem(node, f"{end} {value!r} of {path} is not above 0, as log_uniform needs; raise it")
-            if distribution != "int_uniform":
+            if distribution in LOG and value <= 0:
+                raise Problem(node, f"{end} {value!r} of {path} is not above 0, as {distribution} needs; raise it")
+            if distribution not in WHOLE:
                 value = float(value)
             self._checked(path, node, end, value)
             return cast("float | int", value)
+        return None
+
+    def _read_step(
+        self, path: str, distribution: Distribution, node: yaml.Node, distance: float | None
+    ) -> float | int | None:
+        """The step of a range; None, with the problem noted, if it is wrong."""
+        with self.document.noting():
+            step = self.document.scalar(node, f"step of {path}")
+            if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+                raise Problem(node, f"step {step!r} of {path} is not a number above 0; write one, or leave it out")
+            if distribution in WHOLE and not isinstance(step, int):
+                raise Problem(node, f"step {step!r} of {path} is not whole; write an integer or use uniform")
+            if distance is not None and not divides(step, distance):
+                raise Problem(node, f"step {step!r} of {path} does not divide high - low, {distance!r}; change one")
+            return step
         return None
 
     def _checked(self, path: str, node: yaml.Node, what: str, value: Any) -> Any:

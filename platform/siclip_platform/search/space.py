@@ -69,3 +69,12 @@ def _names() -> list[str]:
         if item.name.endswith(SUFFIX)
     }
     return sorted(names)
+
+
+def space_text(name_or_path: str) -> str:
+    """The text of a space's file, which is looked for as by `load_space`.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _find(name_or_path).read_text(encoding="utf-8")

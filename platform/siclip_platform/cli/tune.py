@@ -1,0 +1,144 @@
+"""``siclip-platform tune`` and ``sync``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from siclip_platform.cli.experiments import (
+    AddressOption,
+    DataOption,
+    OutOption,
+    PresetOption,
+    RecipeOption,
+    RegisterOption,
+    SetOption,
+    TeacherOption,
+    TrackingOption,
+    VerboseOption,
+    read_recipe,
+)
+from siclip_platform.errors import UserError
+from siclip_platform.search.study import Backend
+
+if TYPE_CHECKING:
+    from siclip_platform.experiment import Experiment
+    from siclip_platform.options import Options
+    from siclip_platform.recipe import Recipe
+    from siclip_platform.search.study import StudyResult
+
+TRIALS = 8
+SeedsOption = Annotated[int, typer.Option(min=1, help="Trainings of each setting; their mean is compared.")]
+ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trials at the same time; default: what fits.")]
+RerunOption = Annotated[bool, typer.Option("--rerun", help="Train also what the MLflow store has finished.")]
+DiskOption = Annotated[str | None, typer.Option(help="What a study's checkpoints may take, for example 20GB.")]
+ResumeOption = Annotated[str | None, typer.Option(metavar="STUDY", help="Go on with this study of --out.")]
+BackendOption = Annotated[str, typer.Option(help="process: trials in reused processes; train: each under Ray Train.")]
+
+
+def tune(
+    space: Annotated[str, typer.Option(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    data: DataOption = None,
+    teacher: TeacherOption = None,
+    changes: SetOption = None,
+    trials: Annotated[int | None, typer.Option(min=1, help=f"Trials in all; default {TRIALS}.")] = None,
+    seeds: SeedsOption = 1,
+    concurrent: ConcurrentOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    backend: BackendOption = "process",
+    rerun: RerunOption = False,
+    register: RegisterOption = None,
+    disk_budget: DiskOption = None,
+    resume: ResumeOption = None,
+    out: OutOption = Path("runs/tune"),
+    tracking_uri: TrackingOption = None,
+    address: AddressOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Search a space around one recipe, or go on with a search that was stopped (--resume)."""
+    from siclip_platform.options import Options, check_sharing, parse_bytes
+    from siclip_platform.search import load_space
+
+    asked: dict[str, Any] = {"out": out.resolve(), "address": address, "verbose": verbose, "concurrent": concurrent}
+    if resume:
+        options, base = resumed(resume, trials, asked, tracking_uri)
+    else:
+        base = read_recipe(recipe, preset, data, teacher, changes)
+        options = Options(
+            **asked, tracking_uri=tracking_uri, trials=trials or TRIALS, seed=seed, seeds=seeds, space=space,
+            backend=_backend(backend), rerun=rerun, register=register, data=Path(base.data.path),
+            disk_budget=parse_bytes(disk_budget) if disk_budget else None,
+        )  # fmt: skip
+    chosen = load_space(options.space, check_value=check_sharing(base.model.name))
+    _search(options, chosen, base)
+
+
+def _backend(name: str) -> Backend:
+    if name not in get_args(Backend):
+        raise UserError(f"--backend {name!r}: {' or '.join(get_args(Backend))}")
+    return cast(Backend, name)
+
+
+def _search(options: Options, space: Any, base: Recipe) -> None:
+    from siclip_platform.opening import open_experiment
+
+    with open_experiment(options, space.name, base) as experiment:
+        experiment.dataset()
+        experiment.begin_study(space, base)
+        study = experiment.search(space, base)
+        experiment.log_best(study)
+    _say(experiment, study)
+
+
+def _say(experiment: Experiment, study: StudyResult) -> None:
+    best = study.best
+    say = experiment.display.say
+    say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
+    say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
+    say(f"MLflow: {experiment.tracker.uri}")
+
+
+def resumed(
+    name: str, trials: int | None, asked: dict[str, Any], tracking_uri: str | None, kind: str = "search"
+) -> tuple[Options, Recipe]:
+    """The options and the recipe of a study that was begun before; ``trials`` may be more than then.
+
+    Raises:
+        UserError: there is no such study, or it is of another kind.
+    """
+    from siclip_platform.options import Options
+    from siclip_platform.search.folder import SPACE, read_study
+
+    folder = asked["out"] / name
+    study = read_study(folder)
+    if study.kind != kind:
+        raise UserError(f"{name!r} is a study of kind {study.kind}, not {kind}: go on with it by its own command")
+    options = Options(
+        **asked | {"concurrent": asked["concurrent"] or study.concurrent},
+        tracking_uri=tracking_uri or study.tracking_uri, trials=trials or study.trials, seed=study.search_seed,
+        seeds=study.seeds, space=str(folder / SPACE), backend=_backend(study.backend), rerun=study.rerun, resume=name,
+        register=study.register_as, data=Path(study.data) if study.data else None, disk_budget=study.disk_budget,
+    )  # fmt: skip
+    return options, study.base
+
+
+def sync(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, or an --out with several.")],
+    tracking_uri: TrackingOption = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the server.")] = 300,
+) -> None:
+    """Send to MLflow what could not be sent while a study ran."""
+    from siclip_platform.tracking import sync as send
+
+    waiting = 0
+    for spool in send(folder.resolve(), tracking_uri, timeout):
+        waiting += spool.waiting
+        typer.echo(f"{spool.folder}: {spool.waited - spool.waiting} records sent, {spool.waiting} wait")
+        for problem in spool.problems:
+            typer.echo(f"  not taken by MLflow: {problem}")
+    if waiting:
+        raise UserError("the server stopped answering before all was sent: run this again when it is back")

@@ -1,0 +1,166 @@
+"""An ablation under way: its teachers, its trials through the machinery of every study, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from siclip_platform.errors import UserError
+from siclip_platform.options import Options
+from siclip_platform.presets import digits_student, digits_teacher
+from siclip_platform.recipe import Recipe, load_recipe
+from siclip_platform.search.ablation import OWN_TEACHER, Ablation, Setting, mode_of
+from siclip_platform.trainer import recipe_model
+
+if TYPE_CHECKING:
+    from siclip_platform.experiment import Experiment
+    from siclip_platform.report import ReportPaths
+    from siclip_platform.search.study import StudyResult
+
+
+def starting_point(
+    options: Options, recipe: Path | None, steps: int, teacher_steps: int
+) -> tuple[Options, Recipe, Recipe | None]:
+    """The options, the recipe that the settings change, and that of its teacher if one is to be trained.
+
+    Without ``recipe``: the student of the digit scenes, with ``steps``. The dataset and the teacher of the options
+    come before the recipe's.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
+    given = load_recipe(recipe) if recipe else None
+    if given is not None:
+        named = options.teacher or (Path(given.teacher) if given.teacher else None)
+        options = replace(options, data=options.data or Path(given.data.path), teacher=named)
+    teacher = options.teacher.resolve() if options.teacher else None
+    folder = options.dataset_folder
+    base = given or digits_student(folder, steps=steps, seed=options.seed)
+    base = base.updated({"data.path": str(folder), "teacher": str(teacher) if teacher else None})
+    trained = given is None and teacher is None
+    return options, base, digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trained else None
+
+
+def train_teachers(
+    experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], teaching: Recipe | None
+) -> dict[str, Path]:
+    """Train the teacher, if one is to be trained, and the further ones that the settings name; name → checkpoint."""
+    if teaching is None:
+        return {}
+    recipes = {OWN_TEACHER: teaching}
+    for name in dict.fromkeys(setting.teacher for setting in settings if setting.teacher != OWN_TEACHER):
+        recipes[f"{OWN_TEACHER}-{name}"] = teaching.updated(ablation.teachers[name])
+    trained = experiment.train(recipes)
+    return {name.removeprefix(f"{OWN_TEACHER}-"): run.checkpoint for name, run in trained.items()}
+
+
+def setting_values(setting: Setting, teachers: Mapping[str, Path]) -> dict[str, Any]:
+    """What a trial changes in the base recipe.
+
+    Raises:
+        UserError: the setting's teacher is not there.
+    """
+    if setting.teacher == OWN_TEACHER:
+        return dict(setting.values)
+    if setting.teacher in teachers:
+        return dict(setting.values) | {"teacher": str(teachers[setting.teacher])}
+    raise UserError(
+        f"setting {setting.name} needs the teacher {setting.teacher!r}: leave --recipe and --teacher out so that it "
+        "is trained, or choose other settings with --setting"
+    )
+
+
+def check_settings(settings: Sequence[Setting], base: Recipe, trains_teachers: bool) -> None:
+    """Before anything is computed: each setting makes a valid recipe of the base and has its teacher.
+
+    Raises:
+        UserError: one does not.
+    """
+    for setting in settings:
+        try:
+            recipe = base.updated(setting.values)
+            recipe_model(recipe)
+        except UserError as error:
+            raise UserError(f"setting {setting.name}: {error}") from None
+        if trains_teachers:
+            continue
+        setting_values(setting, {})
+        if not base.teacher and (recipe.model.inherit or recipe.loss.needs_teacher):
+            raise UserError(f"setting {setting.name} needs a teacher, the recipe has none: name one with --teacher")
+
+
+def run_ablation(
+    experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe,
+    teachers: Mapping[str, Path],
+) -> StudyResult:  # fmt: skip
+    """Train every setting with the same seeds; each is a trial that carries its name and place as tags."""
+    from siclip_platform.search.settings_searcher import SettingsSearch
+
+    if OWN_TEACHER in teachers:
+        base = base.updated({"teacher": str(teachers[OWN_TEACHER])})
+    values = [setting_values(setting, teachers) for setting in settings]
+    order = {_key(one): (s.name, place) for place, (s, one) in enumerate(zip(settings, values, strict=True))}
+
+    def tags(trial: Mapping[str, Any]) -> dict[str, str]:
+        name, place = order[_key(trial)]
+        return {"setting": name, "setting_order": str(place)}
+
+    return experiment.study(
+        base,
+        title=f"{len(settings)} settings with {experiment.options.seeds} seeds",
+        metric=ablation.metric,
+        mode=mode_of(ablation),
+        trials=len(settings),
+        searcher=SettingsSearch(values, ablation.metric, mode_of(ablation)),
+        tags=tags,
+    )
+
+
+def begin_ablation(experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe) -> None:
+    """Open the study's MLflow run, with the tags by which a report knows an ablation."""
+    varied = sorted({path for setting in settings for path in setting.values})
+    tags = {
+        "study_type": "ablation",
+        "baseline": ablation.baseline,
+        "searched": json.dumps(varied),
+        **({"question": ablation.question} if ablation.question else {}),
+    }
+    params = {
+        "study.metric": ablation.metric,
+        "study.mode": mode_of(ablation),
+        "study.trials": len(settings),
+        "study.seeds": experiment.options.seeds,
+    }
+    if not experiment.options.resume:
+        experiment.keep(base, kind="ablation", study=ablation.name, settings=[s.name for s in settings])
+    experiment.begin(base, params, tags)
+
+
+def print_ablation(
+    experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], result: StudyResult, report: ReportPaths
+) -> None:
+    """One row a setting: the metric's mean over the seeds, and the difference to the baseline."""
+    say = experiment.display.say
+    by_number = {int(trial.trial_id.rpartition("-")[2]): trial for trial in result.trials}
+    by_name = {setting.name: by_number[n] for n, setting in enumerate(settings) if n in by_number}
+    reference = by_name[ablation.baseline].value if ablation.baseline in by_name else float("nan")
+    table = Table(title=f"{ablation.metric}, mean of {experiment.options.seeds} seeds; intervals: the report")
+    table.add_column("setting")
+    for title in ("metric", "against the baseline", "state"):
+        table.add_column(title, justify="right")
+    for setting in settings:
+        trial = by_name.get(setting.name)
+        if trial is not None:
+            table.add_row(setting.label, f"{trial.value:.4f}", f"{trial.value - reference:+.4f}", trial.state)
+    experiment.display.table(table)
+    say(f"MLflow:  {experiment.tracker.uri}")
+    say(f"Report:  {report.html}")
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True)

@@ -1,0 +1,34 @@
+"""The searcher and the scheduler that a space asks for, for a search around a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from siclip_platform.recipe import Recipe
+from siclip_platform.search.definition import SearchSpace
+from siclip_platform.search.schedulers import make_scheduler, rungs
+from siclip_platform.search.searcher import make_searcher
+
+
+def searcher_of(space: SearchSpace, base: Recipe, *, name: str, trials: int, seed: int, folder: Path) -> Any:
+    """The space's sampler over its storage in the study's folder; the base's own setting is the first trial."""
+    return make_searcher(
+        space,
+        seed=seed,
+        num_trials=trials,
+        max_steps=base.training.steps,
+        study_name=name,
+        storage=folder / "optuna.db",
+        points_to_evaluate=[space.restrict(base.flat())],
+    )
+
+
+def scheduler_of(space: SearchSpace, base: Recipe, seed: int) -> Any:
+    """The space's scheduler on the recipe's steps."""
+    return make_scheduler(space.scheduler, space, steps=base.training.steps, seed=seed)
+
+
+def rungs_of(space: SearchSpace, base: Recipe) -> list[int]:
+    """The budgets, in steps, at which a trial may be stopped; its whole budget last."""
+    return rungs(space.scheduler, base.training.steps)

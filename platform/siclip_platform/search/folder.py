@@ -1,0 +1,65 @@
+"""What a study's folder keeps so that it can be gone on with without being described again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from siclip.config import Config
+from siclip_platform.datasets.manifest import replacing
+from siclip_platform.errors import UserError
+from siclip_platform.recipe import Recipe
+
+FILE = "study.json"
+SPACE = "space.yaml"
+
+
+class StudyFile(Config):
+    """The description of a study as it was begun; ``options``: what else the command that began it has to know.
+
+    ``kind``: search or ablation. ``key``: of its MLflow run.
+    """
+
+    name: str
+    kind: str = "search"
+    key: str
+    base: Recipe
+    trials: int = Field(ge=1)
+    seeds: int = Field(1, ge=1)
+    concurrent: int | None = None
+    search_seed: int = 0
+    backend: str = "process"
+    disk_budget: int | None = None
+    rerun: bool = False
+    register_as: str | None = None
+    tracking_uri: str
+    data: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / FILE) as temporary:
+            temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+
+
+def read_study(folder: Path) -> StudyFile:
+    """Read a study's folder.
+
+    Raises:
+        UserError: there is no study in it, or it is of another version.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        beside = sorted(item.parent.name for item in folder.parent.glob(f"*/{FILE}"))
+        there = f"there are {', '.join(beside)}" if beside else "there is none in this --out"
+        raise UserError(
+            f"no study {folder.name!r} in {folder.parent}: name it and the --out it was begun with; {there}"
+        )
+    try:
+        return StudyFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}" for item in error.errors()]
+        raise UserError(f"{path} does not describe a study of this version:\n" + "\n".join(lines)) from None

@@ -1,0 +1,104 @@
+"""What makes a training the same training: its recipe, its data, its teachers' weights, its seed and the code.
+
+Paths are left out (a dataset stands for its manifest's hash, a teacher for its weights), and so is what cannot change
+a result: how often checkpoints are written and how many tasks read.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+
+import siclip
+from siclip.checkpoints.formats import load_model
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.recipe import Recipe
+
+DIGITS = 16
+OPEN_CLIP = "open_clip:"
+PLATFORM = ("recipe", "trainer", "ray_trainer", "stream", "trunk_cache", "datasets", "search/lane")
+
+
+def identity(recipe: Recipe) -> str:
+    """16 hex digits; the recipe's seed, dataset, teachers and this code are in it.
+
+    Raises:
+        UserError: the dataset or a teacher cannot be read.
+    """
+    tree = recipe.model_dump(mode="json")
+    tree["data"] |= {"path": dataset_hash(recipe), "concurrent_reads": None}
+    tree["data"]["trunk_cache"] = tree["data"]["trunk_cache"] is not None
+    tree["training"]["checkpoint_every"] = None
+    tree["teacher"] = weights_hash(recipe.teacher) if recipe.teacher else None
+    tree["distil_from"] = [weights_hash(name) for name in recipe.distil_from]
+    return _digest({"recipe": tree, "code": code_version()})
+
+
+def dataset_hash(recipe: Recipe) -> str:
+    """The hash of the manifest of the recipe's dataset."""
+    return _dataset_hash(recipe.data.path)
+
+
+@lru_cache(maxsize=16)
+def _dataset_hash(path: str) -> str:
+    return open_dataset(Path(path)).hash
+
+
+def weights_hash(name: str) -> str:
+    """16 hex digits for a teacher's weights, wherever its file lies; of an open_clip tag its name."""
+    path = Path(name)
+    if name.startswith(OPEN_CLIP) or not path.is_file():
+        return name
+    stat = path.stat()
+    return _weights_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _weights_hash(path: Path, size: int, modified: int) -> str:
+    model = load_model(path)
+    digest = hashlib.sha256(model.config.model_dump_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+@cache
+def code_version() -> str:
+    """A hash of the code that a training passes through, without comments, docstrings and layout.
+
+    It is not the commit: a study goes on being comparable while the report, the documentation or the search change.
+    All of `siclip` is in it and those parts of the platform that make batches and run the loop.
+    """
+    digest = hashlib.sha256()
+    for name, path in _sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        digest.update(f"{name}\n{ast.dump(_without_docstrings(tree))}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _sources() -> Iterator[tuple[str, Path]]:
+    core, platform = Path(siclip.__file__).parent, Path(__file__).parents[1]
+    for path in sorted(core.rglob("*.py")):
+        yield f"siclip/{path.relative_to(core).as_posix()}", path
+    for part in PLATFORM:
+        place = platform / part
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+            yield f"siclip_platform/{path.relative_to(platform).as_posix()}", path
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            documented = ast.get_docstring(node, clean=False) is not None
+            node.body = node.body[1:] if documented else node.body
+    return tree
+
+
+def _digest(tree: object) -> str:
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

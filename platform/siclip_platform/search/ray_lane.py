@@ -1,0 +1,52 @@
+"""One seed of a trial under Ray Train: a controller and workers of its own, which end with the trial's process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from siclip_platform.recipe import Recipe
+
+if TYPE_CHECKING:
+    from siclip.training.loop import Reporter
+
+_Figures = tuple[int, Mapping[str, float]]
+
+
+def train_with_ray(
+    recipe: Recipe, reporter: Reporter, checkpoint: Path | None, *, storage: str, worker_cpus: float
+) -> None:
+    """A `siclip_platform.search.lane.Run`; the same recipe in the same ``storage`` goes on from its last checkpoint.
+
+    ``checkpoint`` is not looked at: Ray Train keeps its own. The trial's process must not be reused: what is stopped
+    in the middle ends with it.
+    """
+    from siclip_platform.ray_trainer import run_with_ray_train
+
+    told: queue.SimpleQueue[_Figures | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            run_with_ray_train(
+                recipe,
+                name=recipe.hash,
+                storage=Path(storage),
+                log=lambda step, metrics: told.put((step, metrics)),
+                worker_cpus=worker_cpus,
+            )
+            told.put(None)
+        except BaseException as error:
+            told.put(error)
+
+    threading.Thread(target=work, daemon=True, name="ray-train").start()
+    while (figures := told.get()) is not None:
+        if isinstance(figures, BaseException):
+            raise figures
+        step, metrics = figures
+        if any(name.startswith("validation/") for name in metrics):
+            reporter.milestone(step, metrics, None)
+        elif metrics:
+            reporter.log(step, metrics)

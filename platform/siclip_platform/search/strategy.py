@@ -1,0 +1,139 @@
+"""Reads the optional parts of a space's file: objectives, constraints, points, sampler and scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from siclip.config import Config
+from siclip_platform.search.definition import Constraint, Mode, Objective, Scalar, SearchSpace
+from siclip_platform.search.document import Document, Problem, closest
+from siclip_platform.search.policy import SAMPLERS, SCHEDULERS, SamplerConfig, SchedulerConfig
+
+PARTS = ("objectives", "constraints", "points", "sampler", "scheduler")
+COSTS = ("cost/seconds", "cost/parameters_trainable", "cost/parameters_image", "cost/parameters_text")
+"""What a trial reports beside the metrics of its evaluations."""
+
+
+class StrategyReader:
+    """Reads the parts of one space, whose parameters are read already; ``parts`` are what `SearchSpace` takes."""
+
+    def __init__(self, document: Document, space: SearchSpace, metrics: Collection[str]) -> None:
+        self.document = document
+        self.space = space
+        self.figures = [*(metric for metric in metrics if not metric.startswith("test/")), *COSTS]
+        self.parts: dict[str, Any] = {}
+
+    def read(self, nodes: dict[str, yaml.Node]) -> None:
+        readers: dict[str, Callable[[yaml.Node], Any]] = {
+            "objectives": self._objectives,
+            "constraints": self._constraints,
+            "points": self._points,
+            "sampler": lambda node: self._config(node, "sampler", SamplerConfig, SAMPLERS),
+            "scheduler": lambda node: self._config(node, "scheduler", SchedulerConfig, SCHEDULERS),
+        }
+        for key, node in nodes.items():
+            with self.document.noting():
+                self.parts[key] = readers[key](node)
+        if self.parts.get("objectives"):
+            scheduler = self.parts.setdefault("scheduler", SchedulerConfig(name="none"))
+            with self.document.noting():
+                if scheduler.name != "none":
+                    raise Problem(
+                        nodes["scheduler"],
+                        f"scheduler {scheduler.name!r} stops trials by one figure and this space has several "
+                        "objectives; write {name: none}",
+                    )
+
+    def _metric(self, name: str, node: yaml.Node) -> str:
+        if name not in self.figures:
+            hint = closest(name, self.figures) or f"; choose one of {', '.join(self.figures)}"
+            raise Problem(node, f"unknown metric {name!r}{hint}")
+        return name
+
+    def _objectives(self, node: yaml.Node) -> tuple[Objective, ...]:
+        objectives: list[Objective] = []
+        for name, key_node, value_node in self.document.items(node, "objectives"):
+            with self.document.noting():
+                metric = self._metric(name, key_node)
+                if metric == self.space.metric:
+                    raise Problem(key_node, f"{metric!r} is the space's metric already; name another, or remove it")
+                mode = self.document.text(value_node, f"mode of {name}")
+                if mode not in ("max", "min"):
+                    raise Problem(value_node, f"unknown mode {mode!r} of {name}; write max or min")
+                objectives.append(Objective(metric=metric, mode=cast(Mode, mode)))
+        return tuple(objectives)
+
+    def _constraints(self, node: yaml.Node) -> tuple[Constraint, ...]:
+        constraints: list[Constraint] = []
+        for name, key_node, value_node in self.document.items(node, "constraints"):
+            with self.document.noting():
+                metric = self._metric(name, key_node)
+                text = self.document.text(value_node, f"constraint on {name}")
+                comparison, bound = text[:2], _number(text[2:])
+                if comparison not in ("<=", ">=") or not math.isfinite(bound):
+                    raise Problem(value_node, f'constraint {text!r} on {name}: write "<= NUMBER" or ">= NUMBER"')
+                constraints.append(Constraint(metric=metric, comparison=cast(Any, comparison), bound=bound))
+        return tuple(constraints)
+
+    def _points(self, node: yaml.Node) -> tuple[dict[str, Scalar], ...]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise Problem(node, "points is not a list; write `- {path: value}` lines")
+        points: list[dict[str, Scalar]] = []
+        for number, item in enumerate(node.value, start=1):
+            with self.document.noting():
+                points.append(self._point(f"point {number}", item))
+        return tuple(points)
+
+    def _point(self, what: str, node: yaml.Node) -> dict[str, Scalar]:
+        values: dict[str, Scalar] = {}
+        nodes: dict[str, yaml.Node] = {}
+        for path, key_node, value_node in self.document.items(node, what):
+            with self.document.noting():
+                if path not in self.space.paths:
+                    hint = closest(path, self.space.paths) or "; name one of its parameters"
+                    raise Problem(key_node, f"{what} names {path!r}, which the space does not search{hint}")
+                values[path] = self.document.scalar(value_node, f"{path} of {what}")
+                nodes[path] = value_node
+        inside = self.space.restrict(values)
+        for path, value in values.items():
+            with self.document.noting():
+                if path not in inside:
+                    raise Problem(
+                        nodes[path],
+                        f"{path}: {value!r} of {what} cannot be suggested: outside the range, or its "
+                        "condition is not met; change or remove it",
+                    )
+        return inside
+
+    def _config(self, node: yaml.Node, what: str, kind: type[Config], names: Collection[str]) -> Config:
+        fields = self.document.fields(node, what, tuple(kind.model_fields), ("name",))
+        values: dict[str, Any] = {}
+        for key, value_node in fields.items():
+            values[key] = self.document.scalar(value_node, f"{key} of {what}")
+            if key == "name" and values[key] == "pbt":
+                raise Problem(
+                    value_node,
+                    "population based training changes a trial's settings while it runs, and a trial here is one "
+                    f"setting; choose one of {', '.join(names)}",
+                )
+            if key == "name" and values[key] not in names:
+                hint = closest(str(values[key]), names) or f"; choose one of {', '.join(names)}"
+                raise Problem(value_node, f"unknown {what} {values[key]!r}{hint}")
+        try:
+            return kind.model_validate(values, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = fields.get(str(first["loc"][0]), node) if first["loc"] else node
+            raise Problem(place, f"{'.'.join(map(str, first['loc']))} of {what}: {first['msg']}; change it") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

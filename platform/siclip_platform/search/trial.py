@@ -1,0 +1,117 @@
+"""What runs in a trial's process: one training for each seed, in step with each other, and their mean to Tune."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from siclip_platform.recipe import Recipe
+from siclip_platform.search.lane import Lane, Milestone, Run, give_back_memory, train_recipe
+
+REPLAY = "replay"
+SECONDS = "cost/seconds"
+CHECKPOINTS = "checkpoints"
+
+
+class TrialDiverged(RuntimeError):
+    """A figure that the study compares is not a finite number."""
+
+
+def run_trial(
+    values: dict[str, Any],
+    recipe_json: str,
+    folder: str,
+    metric: str,
+    seeds: tuple[int, ...],
+    resumes: bool = False,
+    run: Run | None = None,
+) -> None:
+    """Tune's function: train ``values`` around a recipe with each of ``seeds``; report at every evaluation.
+
+    Before it starts, the driver may leave ``folder/replay/TUNE_ID.json``: for a seed, the milestones that are known
+    already and a checkpoint to go on from. A report holds the means, ``step``, ``cost/seconds`` and under ``seeds``
+    each seed's own figures since the last report. ``resumes``: every report carries a checkpoint of all seeds.
+
+    Raises:
+        TrialDiverged: ``metric`` is not finite; the report with it has been made.
+    """
+    recipe = Recipe.model_validate_json(recipe_json).updated(values)
+    if resumes:
+        recipe = recipe.updated({"training.checkpoint_every": recipe.training.evaluate_every})
+    place = Path(folder) / CHECKPOINTS / tune.get_context().get_trial_id()
+    known = _known(Path(folder))
+    with _pointers(resumes) as restored:
+        lanes = [_lane(recipe, seed, run or train_recipe, place, known, restored) for seed in seeds]
+    try:
+        for moments in zip(*lanes, strict=True):
+            result: dict[str, Any] = _mean(moments) | {
+                "step": moments[0].step,
+                "seeds": {str(lane.seed): moment.figures() for lane, moment in zip(lanes, moments, strict=True)},
+                "notes": {key: value for lane in lanes for key, value in lane.notes.items()},
+            }
+            _report(result, lanes if resumes else [])
+            if not math.isfinite(result.get(metric, 0.0)):
+                raise TrialDiverged(f"{metric} is {result[metric]} at step {moments[0].step}")
+    finally:
+        for lane in lanes:
+            lane.close()
+        lanes.clear()
+        give_back_memory()
+
+
+def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, Any], restored: Path | None) -> Lane:
+    replay = known.get(str(seed), {})
+    checkpoint = Path(replay["checkpoint"]) if replay.get("checkpoint") else None
+    if restored is not None and (restored / f"seed-{seed}.pt").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        checkpoint = place / f"seed-{seed}.restored.pt"
+        shutil.copyfile(restored / f"seed-{seed}.pt", checkpoint)
+    return Lane(
+        recipe.updated({"training.seed": seed}), seed, run, place, checkpoint,
+        [Milestone(**moment) for moment in replay.get("milestones", [])],
+    )  # fmt: skip
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    file = folder / REPLAY / f"{tune.get_context().get_trial_id()}.json"
+    if not file.is_file() or tune.get_checkpoint() is not None:
+        return {}
+    known: dict[str, Any] = json.loads(file.read_text())
+    return known
+
+
+@contextmanager
+def _pointers(resumes: bool) -> Iterator[Path | None]:
+    checkpoint = tune.get_checkpoint() if resumes else None
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def _report(result: dict[str, Any], lanes: list[Lane]) -> None:
+    if not lanes:
+        tune.report(result)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for lane in lanes:
+            newest = lane.newest()
+            if newest is not None:
+                shutil.copyfile(newest, Path(folder) / f"seed-{lane.seed}.pt")
+        tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _mean(moments: tuple[Milestone, ...]) -> dict[str, float]:
+    """Means of the figures that all seeds have; of the seconds the sum."""
+    shared = set.intersection(*(set(moment.metrics) for moment in moments))
+    sums = {key: sum(moment.metrics[key] for moment in moments) for key in sorted(shared)}
+    return {key: total if key == SECONDS else total / len(moments) for key, total in sums.items()}

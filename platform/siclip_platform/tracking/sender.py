@@ -1,0 +1,185 @@
+"""The one writer: a thread that sends a spool's events to MLflow in order, each once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from siclip_platform.tracking.models import log_model
+from siclip_platform.tracking.spool import Event, Spool
+from siclip_platform.tracking.store import connect, experiment_id
+
+SPOOL_KEY = "siclip.spool_key"
+PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
+PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
+             "INVALID_STATE", "NOT_IMPLEMENTED"}  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends as long as the store answers; if it does not, tries again and keeps everything in the spool.
+
+    An event that was sent just before a kill is sent again: MLflow takes an equal metric, parameter, tag or file
+    twice without a second copy, and a run or model is looked for by its spool key before it is made again.
+    """
+
+    def __init__(self, spool: Spool, uri: str, experiment: str, artifacts: str | None, client: Any = None) -> None:
+        self.spool = spool
+        self.uri = uri
+        self.experiment = experiment
+        self.artifacts = artifacts
+        self.reason = ""
+        self._client = client
+        self._experiment_id: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-sender")
+        self._idle = threading.Condition()
+        self._sends: dict[str, Callable[[Event], None]] = {
+            "create": self._create, "params": self._params, "metrics": self._metrics, "tags": self._tags,
+            "inputs": self._inputs, "artifact": self._artifact, "model": self._model, "end": self._end,
+            "reopen": self._reopen,
+        }  # fmt: skip
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            self._client = connect(self.uri)
+        return self._client
+
+    @property
+    def experiment_id(self) -> str:
+        if self._experiment_id is None:
+            self._experiment_id = experiment_id(self.client, self.experiment, self.artifacts)
+        return self._experiment_id
+
+    def found(self, client: Any, experiment: str) -> None:
+        """The client and the experiment's id, where they are known already."""
+        self._client, self._experiment_id = client, experiment
+
+    def flush(self, timeout_seconds: float | None) -> int:
+        """Wait until all is sent, or so long; returns how many events still wait."""
+        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        with self._idle:
+            while (left := self.spool.waiting()) and (until is None or time.monotonic() < until):
+                self.spool.arrived.set()
+                self._idle.wait(0.1)
+        return left
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.spool.arrived.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            event = self.spool.next()
+            if event is None:
+                self.spool.arrived.clear()
+                with self._idle:
+                    self._idle.notify_all()
+                if self.spool.waiting() == 0:
+                    self.spool.arrived.wait(1.0)
+                continue
+            if self._send(event):
+                failures = 0
+            else:
+                self._stop.wait(PAUSES[min(failures, len(PAUSES) - 1)])
+                failures += 1
+
+    def _send(self, event: Event) -> bool:
+        """Whether the event is done with."""
+        from mlflow import MlflowException
+
+        try:
+            self.spool.trying(event)
+            self._sends[event.op](event)
+        except MlflowException as error:
+            self.reason = _first_line(error)
+            if error.error_code not in PERMANENT:
+                return False
+            log.warning("MLflow does not take %s of run %s: %s", event.op, event.run, self.reason)
+            self.spool.refused(event, self.reason)
+            return True
+        except FileNotFoundError as error:
+            self.spool.refused(event, f"{error.filename} is gone")
+            return True
+        except Exception as error:  # the network, the database: whatever it is, the event stays
+            self.reason = _first_line(error)
+            return False
+        self.reason = ""
+        if event.op != "create":
+            self.spool.sent(event)
+        return True
+
+    def _run(self, event: Event) -> str:
+        from mlflow import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_STATE
+
+        run_id = self.spool.run_id(event.run)
+        if run_id is None:
+            raise MlflowException(f"run {event.run} could not be created", error_code=INVALID_STATE)
+        return run_id
+
+    def _create(self, event: Event) -> None:
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        found = []
+        if event.tried:
+            mine = f"tags.`{SPOOL_KEY}` = '{event.run}'"
+            found = self.client.search_runs([self.experiment_id], mine, max_results=1)
+        what = event.payload
+        tags = {**what["tags"], SPOOL_KEY: event.run}
+        if what["parent"]:
+            tags[MLFLOW_PARENT_RUN_ID] = str(self.spool.run_id(what["parent"]))
+        run = found[0] if found else self.client.create_run(
+            self.experiment_id, start_time=what["time"], run_name=what["name"], tags=tags
+        )  # fmt: skip
+        self.spool.created(event, run.info.run_id)
+
+    def _params(self, event: Event) -> None:
+        from mlflow.entities import Param
+
+        self.client.log_batch(self._run(event), params=[Param(*pair) for pair in event.payload["params"]])
+
+    def _metrics(self, event: Event) -> None:
+        from mlflow.entities import Metric
+
+        self.client.log_batch(self._run(event), metrics=[Metric(*item) for item in event.payload["metrics"]])
+
+    def _tags(self, event: Event) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(key, value) for key, value in event.payload["tags"].items()]
+        self.client.log_batch(self._run(event), tags=tags)
+
+    def _inputs(self, event: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        what = event.payload
+        tag = InputTag("mlflow.data.context", what["context"])
+        self.client.log_inputs(self._run(event), [DatasetInput(Dataset(**what["dataset"]), [tag])])
+
+    def _artifact(self, event: Event) -> None:
+        self.client.log_artifact(self._run(event), event.payload["path"])
+
+    def _model(self, event: Event) -> None:
+        log_model(self.client, self.experiment_id, self._run(event), event.run, event.payload)
+
+    def _end(self, event: Event) -> None:
+        self.client.set_terminated(self._run(event), status=event.payload["status"], end_time=event.payload["time"])
+
+    def _reopen(self, event: Event) -> None:
+        self.client.update_run(self._run(event), status="RUNNING")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__

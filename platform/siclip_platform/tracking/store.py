@@ -1,0 +1,144 @@
+"""Where MLflow keeps its runs: which store, whether it can be written to, which experiment in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from siclip_platform.errors import UserError
+
+EXPERIMENT = "siclip"
+
+
+def default_tracking_uri(out: Path) -> str:
+    """An sqlite store in the output folder, by its absolute path."""
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """The address of a store without the user and password that it may hold: what is written to files."""
+    parts = urlparse(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
+    """Make sure that a store can be written to, before anything is computed.
+
+    Raises:
+        UserError: a scheme that is not supported, a folder that cannot be made, a server that does not answer.
+    """
+    scheme = urlparse(uri).scheme
+    if scheme == "sqlite" and uri.startswith("sqlite:////"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"tracking store {uri}: {folder} cannot be made ({error.strerror}); name another --out"
+            ) from None
+    elif scheme in ("http", "https"):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds):
+                pass
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"the MLflow server at {uri} does not answer within {timeout_seconds:g} s ({reason}); start it, "
+                "correct --tracking-uri, or leave it out for an sqlite store in the output folder"
+            ) from None
+    else:
+        raise UserError(f"tracking URI {uri!r}: write sqlite:///ABSOLUTE/PATH/mlflow.db or http(s)://SERVER:PORT")
+
+
+def check_store_exists(uri: str) -> None:
+    """For readers: as `check_tracking`, and an sqlite store must be there already.
+
+    Raises:
+        UserError: there is none, with the remedy.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not path.is_file():
+        raise UserError(f"no MLflow store at {path}: name one with --tracking-uri, or run a search first (make demo)")
+    check_tracking(uri)
+
+
+def connect(uri: str) -> Any:
+    """An ``MlflowClient`` that gives up soon where a server does not answer: we try again ourselves."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):  # importing mlflow sets its own levels, so this comes after
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
+    """The experiment of this name, made if it is missing; ``artifacts``: where a new one keeps files."""
+    import mlflow
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except mlflow.MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, str]:
+    """A client and the id of the experiment, which is made if it is missing.
+
+    Raises:
+        UserError: the store is none of MLflow's.
+    """
+    import mlflow
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = connect(uri)
+        return client, experiment_id(client, experiment, artifacts)
+    except (mlflow.MlflowException, SQLAlchemyError, CommandError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"tracking store {uri} cannot be used as an MLflow store: {reason}") from None
+
+
+def study_names(uri: str, artifacts: Path | None = None, experiment: str = EXPERIMENT) -> set[str]:
+    """Names of the studies in an experiment, which is made if it is missing.
+
+    Raises:
+        UserError: the store is none of MLflow's.
+    """
+    local = artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
+    return names_in(*open_store(uri, experiment, local))
+
+
+def names_in(client: Any, experiment: str) -> set[str]:
+    studies = client.search_runs([experiment], "tags.`siclip.kind` = 'study'")
+    return {run.data.tags.get("siclip.study", "") for run in studies}
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the code that runs, with ``-dirty`` if it was changed; None outside a checkout."""
+    checkout = Path(__file__).resolve().parents[3]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=checkout, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

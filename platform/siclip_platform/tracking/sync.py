@@ -1,0 +1,50 @@
+"""Send later what could not be sent while a study ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from siclip_platform.errors import UserError
+from siclip_platform.tracking.sender import Sender
+from siclip_platform.tracking.spool import FILE, Spool
+from siclip_platform.tracking.store import EXPERIMENT, check_tracking
+
+
+@dataclass(frozen=True)
+class Synced:
+    """One spool: how many records waited and still wait, and what MLflow will never take."""
+
+    folder: Path
+    waited: int
+    waiting: int
+    problems: list[str]
+
+
+def sync(folder: Path, tracking_uri: str | None = None, timeout_seconds: float | None = 300) -> list[Synced]:
+    """Send every spool in a folder and below; ``tracking_uri``: another address of the same store.
+
+    Raises:
+        UserError: there is no spool, its store does not answer, or a process still writes to it.
+    """
+    spools = sorted(folder.rglob(FILE)) if folder.is_dir() else []
+    if not spools:
+        raise UserError(f"no {FILE} in {folder} or below: name a study's folder, or the --out it was run with")
+    return [_sync(path.parent, tracking_uri, timeout_seconds) for path in spools]
+
+
+def _sync(folder: Path, tracking_uri: str | None, timeout_seconds: float | None) -> Synced:
+    spool = Spool(folder)
+    try:
+        waited = spool.waiting()
+        uri = tracking_uri or spool.meta("uri")
+        if uri is None or not waited:
+            return Synced(folder, waited, waited, spool.problems())
+        check_tracking(uri)
+        sender = Sender(spool, uri, spool.meta("experiment") or EXPERIMENT, spool.meta("artifacts") or None)
+        sender.start()
+        waiting = sender.flush(timeout_seconds)
+        sender.stop()
+        return Synced(folder, waited, waiting, spool.problems())
+    finally:
+        spool.close()

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MISSING = "not recorded"
+SHARES = ("acc1", "acc5", "acc", "mean_per_class_recall", "pair_masked_share", "data_wait_share")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` is shown; ``value`` is exact and sorts, None goes last."""
+    """``text`` is shown; ``value`` is exact and sorts, None goes last. ``link``: an http(s) address."""
 
     text: str
     value: float | str | None = None
+    link: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """``numeric``: per column whether it holds numbers. ``marked``: indices of rows that stand out."""
+    """``numeric``: per column whether it holds numbers. ``marked``: indices of rows that stand out.
+
+    ``limit``: so many rows are shown, the CSV has all. ``note``: a line under the heading.
+    """
 
     key: str
     title: str
@@ -28,11 +33,29 @@ class Table:
     numeric: Sequence[bool]
     sortable: bool = False
     marked: frozenset[int] = frozenset()
+    limit: int = 200
+    note: str = ""
+
+    @property
+    def shown(self) -> Sequence[Sequence[Cell]]:
+        return self.rows[: self.limit]
+
+    @property
+    def left_out(self) -> str:
+        """Says how many rows are not shown; empty if all are."""
+        hidden = len(self.rows) - self.limit
+        return f"{hidden:,} further rows are in {self.key}.csv." if hidden > 0 else ""
 
 
 def is_share(name: str) -> bool:
     """Whether a metric is a fraction of one, shown in per cent."""
-    return any(part in name for part in ("recall@", "beats_all_negatives", "accuracy"))
+    last = name.rpartition("/")[2]
+    return last in SHARES or any(part in last for part in ("recall@", "beats_all_negatives", "accuracy"))
+
+
+def metric_label(name: str) -> str:
+    """``test/image_retrieval_recall@1`` → ``test image retrieval R@1``."""
+    return name.replace("/", " ").replace("recall@", "R@").replace("_", " ")
 
 
 def text_cell(value: str | None) -> Cell:
@@ -69,10 +92,39 @@ def points(name: str, difference: float) -> str:
     return text.replace("-", "−", 1)
 
 
+def interval(name: str, low: float, high: float) -> str:
+    """A 95 % interval of a difference, in the units of `points`; empty where it is not known."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    scale, form = (100, "+.1f") if is_share(name) else (1, "+.3g")
+    return f"{low * scale:{form}} to {high * scale:{form}}".replace("-", "−")
+
+
+def probability(value: float) -> str:
+    """A p value, to three places."""
+    if math.isnan(value):
+        return "—"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def byte_size(count: float) -> str:
+    """Bytes in the decimal units of disks."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def plural(count: int, one: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
 
 
 def short(value: float) -> str:

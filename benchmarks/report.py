@@ -1,0 +1,117 @@
+"""The report of a large study: time to make it, size of its page. The store is synthetic.
+
+    python benchmarks/report.py [--trials 2000] [--points 100] [--store FOLDER] [--repeats 3]
+
+Fills an MLflow sqlite store with a search of that many trials and evaluations in each (a few minutes; kept in --store
+and used again), makes its report in a process of its own, and sets it against the peer that a user has without it:
+reading the same runs with `mlflow.search_runs` into a table, without curves or drawing. Report and peer take turns.
+Prints a table and writes benchmarks/results/report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from report_store import SyntheticStore, add_search
+from rich.console import Console
+from rich.table import Table
+
+from siclip_platform.tracking import git_commit
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "report.json"
+REPORT = "import sys; from siclip_platform.cli import main; sys.argv[0] = 'siclip-platform'; main()"
+PEER = (
+    "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]); "
+    "print(len(mlflow.search_runs(search_all_experiments=True, max_results=100_000)))"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--points", type=int, default=100, help="evaluations in a trial")
+    parser.add_argument("--store", type=Path, help="keep the store here, or use the one that is here")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = (options.store or Path(folder)).resolve()
+        uri = fill(place, options.trials, options.points)
+        out = Path(folder) / "out"
+        runs = [measure(uri, out) for _ in range(options.repeats)]
+        result = summarize(runs, out, options)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
+
+
+def fill(folder: Path, trials: int, points: int) -> str:
+    """The store's URI; made if the folder has none."""
+    made = (folder / "mlflow.db").exists()
+    store = SyntheticStore(folder)
+    if not made:
+        add_search(store, store.experiment("synthetic"), "synthetic", trials=trials, points=points, steps=10 * points)
+    return store.uri
+
+
+def measure(uri: str, out: Path) -> dict[str, float]:
+    """Wall seconds of the report and of the peer, each with its imports."""
+    report = [sys.executable, "-c", REPORT, "report", "--tracking-uri", uri, "--out", str(out)]
+    return {"report_seconds": timed(report), "peer_seconds": timed([sys.executable, "-c", PEER, uri])}
+
+
+def timed(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def summarize(runs: list[dict[str, float]], out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    ratios = [run["report_seconds"] / run["peer_seconds"] for run in runs]
+    files = [path for path in (out / "report_files").rglob("*") if path.is_file()]
+    return {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("mlflow", "optuna", "plotly", "matplotlib")},
+        "commit": git_commit(),
+        "trials": options.trials,
+        "points": options.points,
+        "runs": runs,
+        "report_seconds": statistics.median(run["report_seconds"] for run in runs),
+        "peer_seconds": statistics.median(run["peer_seconds"] for run in runs),
+        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
+        "html_bytes": (out / "report.html").stat().st_size,
+        "files_bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['trials']} trials × {result['points']} evaluations, {len(result['runs'])} times")
+    table.add_column("")
+    table.add_column("median", justify="right")
+    ratio = result["ratio"]
+    for name, text in (
+        ("report", f"{result['report_seconds']:.1f} s"),
+        ("mlflow.search_runs alone", f"{result['peer_seconds']:.1f} s"),
+        ("ratio", f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"),
+        ("report.html", f"{result['html_bytes'] / 1e6:.2f} MB"),
+        ("plots and data beside it", f"{result['files_bytes'] / 1e6:.2f} MB"),
+    ):
+        table.add_row(name, text)
+    console = Console()
+    console.print(table)
+    console.print(f"written to {RESULT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

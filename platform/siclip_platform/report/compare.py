@@ -1,0 +1,68 @@
+"""Runs side by side: the parameters and metrics in which they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from siclip_platform.report.runs import Run
+from siclip_platform.report.values import metric_cell, parameter_cell
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ABSENT = "—"
+Row = tuple[str, Sequence[str]]
+
+
+def differing(runs: Sequence[Run]) -> tuple[list[Row], list[Row]]:
+    """Parameters and metrics that are not the same in all runs, each with one text a run."""
+    paths = sorted({path for run in runs for path in run.params})
+    names = sorted({name for run in runs for name in run.metrics})
+    params: list[Row] = [
+        (path, [parameter_cell(run.params.get(path)).text for run in runs])
+        for path in paths
+        if len({run.params.get(path) for run in runs}) > 1
+    ]
+    metrics: list[Row] = [
+        (name, [metric_cell(name, run.metrics[name]).text if name in run.metrics else ABSENT for run in runs])
+        for name in names
+        if not _same([run.metrics.get(name) for run in runs])
+    ]
+    return params, metrics
+
+
+def _same(values: Sequence[float | None]) -> bool:
+    """Equal in all runs; NaN equals NaN."""
+    shown = {"nan" if value is not None and math.isnan(value) else value for value in values}
+    return len(shown) == 1
+
+
+def comparison_tables(runs: Sequence[Run]) -> list[Table]:
+    """Who the runs are, and their differing parameters and metrics, for a terminal; names are shown as text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    params, metrics = differing(runs)
+    who: list[Row] = [
+        ("run", [run.run_id[:8] for run in runs]),
+        ("kind", [run.kind or ABSENT for run in runs]),
+        ("state", [run.state for run in runs]),
+        ("steps", [ABSENT if run.steps is None else f"{run.steps:,}" for run in runs]),
+    ]
+    tables = []
+    for title, rows in (("Runs", who), ("Parameters that differ", params), ("Metrics that differ", metrics)):
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for run in runs:
+            table.add_column(Text(_plain(run.label)), justify="right", overflow="fold")
+        for name, texts in rows:
+            table.add_row(Text(_plain(name)), *(Text(_plain(text)) for text in texts))
+        tables.append(table)
+    return tables
+
+
+def _plain(text: str) -> str:
+    """One line without control characters, which a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))

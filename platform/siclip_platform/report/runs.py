@@ -1,0 +1,143 @@
+"""What a report is made of: runs, and studies of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+Curve = tuple[tuple[int, float], ...]
+StudyType = Literal["search", "ablation", "runs"]
+MEAN_RECALL = "validation/mean_recall@1"
+TRAIN_LOSS = "train/loss"
+HEADLINE = ("test/mean_recall@1", "test/image_retrieval_recall@1", "test/beats_all_negatives")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One MLflow run. ``curves``: metric → (step, value) by step, the last value logged at each.
+
+    ``link``: the run's page, where the store has pages."""
+
+    run_id: str
+    name: str
+    kind: str
+    state: str
+    experiment_id: str = ""
+    started: datetime | None = None
+    ended: datetime | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    link: str | None = None
+
+    def tag(self, name: str) -> str | None:
+        return self.tags.get(f"siclip.{name}")
+
+    @property
+    def parent(self) -> str | None:
+        return self.tags.get("mlflow.parentRunId")
+
+    @property
+    def label(self) -> str:
+        """The setting or the trial id of a trial, the kind of a teacher, best or control run, else the name."""
+        if self.kind in ("trial", "seed", "confirm"):
+            return self.tag("setting") or self.tag("trial") or self.name
+        return self.kind if self.kind in ("teacher", "best", "control", "study") else self.name
+
+    @property
+    def seed(self) -> int | None:
+        """The tag, or without it the recipe's seed."""
+        text = self.tag("seed") or self.params.get("training.seed") or ""
+        return int(text) if text.lstrip("-").isdecimal() else None
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps done: ``cost/steps``, or without it the last step that a curve holds."""
+        logged = self.value("cost/steps")
+        if logged is not None:
+            return int(logged)
+        return max((curve[-1][0] for curve in self.curves.values() if curve), default=None)
+
+    def value(self, metric: str) -> float | None:
+        """A metric's last value if it is finite."""
+        found = self.metrics.get(metric)
+        return found if found is not None and math.isfinite(found) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study run with its children, or (type ``runs``) runs that were chosen one by one.
+
+    ``seeds``: the seed runs of all trials. ``confirms``: re-runs of the selected setting with fresh seeds.
+    ``notes``: what is missing from the store, in sentences. ``data``: the text of ``data_summary.json``.
+    """
+
+    run: Run
+    experiment: str
+    type: StudyType = "search"
+    metric: str = MEAN_RECALL
+    mode: str = "max"
+    searched: tuple[str, ...] = ()
+    trials: tuple[Run, ...] = ()
+    seeds: tuple[Run, ...] = ()
+    confirms: tuple[Run, ...] = ()
+    teachers: tuple[Run, ...] = ()
+    best: Run | None = None
+    control: Run | None = None
+    notes: tuple[str, ...] = ()
+    data: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.run.tag("study") or self.run.name
+
+    @property
+    def question(self) -> str | None:
+        return self.run.tag("question")
+
+    @property
+    def baseline(self) -> str | None:
+        return self.run.tag("baseline")
+
+    @property
+    def teacher(self) -> Run | None:
+        return self.teachers[0] if self.teachers else None
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.mode != "min"
+
+    @property
+    def leaves(self) -> tuple[Run, ...]:
+        """Runs that trained something themselves: a trial's seeds stand for the trial."""
+        parents = {run.parent for run in self.seeds}
+        alone = tuple(trial for trial in self.trials if trial.run_id not in parents)
+        return (*alone, *self.seeds)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run that cost something: teachers, trials or their seeds, best, control, confirmations."""
+        single = [run for run in (self.best, self.control) if run]
+        return (*self.teachers, *self.leaves, *single, *self.confirms)
+
+    @property
+    def best_trial(self) -> Run | None:
+        """The trial that the best run retrains, by its tag; without a best run the best completed trial."""
+        if self.best is not None:
+            wanted = self.best.tag("best_trial")
+            return next((t for t in self.trials if wanted and wanted in (t.tag("trial"), t.run_id, t.name)), None)
+        return self.ranked[0] if self.ranked else None
+
+    @property
+    def ranked(self) -> list[Run]:
+        """Completed trials with a finite value of the study's metric, the best first."""
+        scored = [t for t in self.trials if t.state == "completed" and t.value(self.metric) is not None]
+        return sorted(scored, key=lambda trial: trial.metrics[self.metric], reverse=self.higher_is_better)
+
+    def gain(self, difference: float) -> float:
+        """A difference of the study's metric, positive when it is for the better."""
+        return difference if self.higher_is_better else -difference

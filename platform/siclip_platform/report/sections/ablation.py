@@ -1,0 +1,220 @@
+"""Settings against the baseline, seed by seed; and the fresh seeds that confirm the leader or do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from siclip_platform.report.blocks import Block, Section, Text
+from siclip_platform.report.looks import BEST, CONTROL
+from siclip_platform.report.plots import Plot, Series
+from siclip_platform.report.runs import Study
+from siclip_platform.report.settings import Comparison, compare_settings, judge
+from siclip_platform.report.statistics import Estimate, holm
+from siclip_platform.report.values import (
+    MISSING,
+    Cell,
+    Table,
+    interval,
+    is_share,
+    metric_cell,
+    metric_label,
+    points,
+    probability,
+    short,
+)
+from siclip_platform.report.winner import find_winner
+
+EXPLAINED = (
+    "Mean over seeds with its 95 % Student t interval. Differences are to the baseline, paired by seed; p is that of "
+    "the paired t test, corrected by Holm for the number of settings, and the verdict rests on it. g: Hedges' effect "
+    "size, in standard deviations of the difference. “About m more” seeds would find the measured difference with "
+    "80 % power at the corrected level."
+)
+
+
+def ablation(study: Study) -> Section | None:
+    """Of an ablation, and of a search whose trials have several seeds and a baseline."""
+    if study.type != "ablation":
+        return None
+    rows = compare_settings(study)
+    if not rows:
+        return Section("ablation", "Ablation", [Text("The ablation has no runs yet.")])
+    blocks: list[Block] = [Text(EXPLAINED, soft=True), comparison_table(study, rows), *_forest(study, rows)]
+    others = other_metrics(study)
+    if others:
+        blocks += [effects_table(study, others, "effects", "Differences to the baseline in other figures")]
+    return Section("ablation", "Ablation", blocks)
+
+
+def confirmation(study: Study) -> Section | None:
+    """The leader's fresh seeds."""
+    winner = find_winner(study)
+    if not winner.fresh:
+        return None
+    rows = [
+        [
+            Cell(run.label, run.label, run.link),
+            Cell("" if run.seed is None else str(run.seed), run.seed),
+            Cell(run.state),
+            metric_cell(winner.metric, run.metrics.get(winner.metric)),
+        ]
+        for run in study.confirms
+    ]
+    gap = winner.difference
+    words = "There is nothing to hold the fresh seeds against."
+    if gap is not None:
+        sure = interval(winner.metric, gap.low, gap.high) or "not known"
+        words = (
+            f"{winner.name} minus {winner.against}: {points(winner.metric, gap.mean)} "
+            f"{metric_label(winner.metric)}, 95 % interval {sure}, p {probability(gap.p)}, "
+            f"{'paired by seed' if gap.paired else 'not paired (pooled t test)'}: {winner.status}."
+        )
+    table = Table(
+        key="confirmation",
+        title="Runs with fresh seeds",
+        columns=["setting", "seed", "state", metric_label(winner.metric)],
+        rows=rows,
+        numeric=[False, True, False, True],
+        sortable=True,
+    )
+    return Section("fresh", "Fresh seeds", [Text(words), table])
+
+
+def comparison_table(study: Study, rows: Sequence[Comparison]) -> Table:
+    metric = study.metric
+    return Table(
+        key="ablation",
+        title=f"Settings by {metric_label(metric)}",
+        columns=[
+            "setting",
+            "seeds",
+            "mean",
+            "95 % interval",
+            "difference",
+            "its 95 % interval",
+            "Holm p",
+            "g",
+            "verdict",
+        ],
+        rows=[_row(metric, row) for row in rows],
+        numeric=[False, True, True, False, True, False, True, True, False],
+        sortable=True,
+        marked=frozenset(index for index, row in enumerate(rows) if row.verdict == "better"),
+    )
+
+
+def _row(metric: str, row: Comparison) -> list[Cell]:
+    gap = row.difference
+    sure = interval(metric, gap.low, gap.high) if gap else ""
+    return [
+        Cell(row.setting.name, row.setting.name, row.setting.trial.link),
+        Cell(str(row.estimate.count), row.estimate.count),
+        metric_cell(metric, row.estimate.mean) if row.estimate.count else Cell(MISSING),
+        Cell(_plain_interval(metric, row.estimate)),
+        Cell(points(metric, gap.mean), gap.mean) if gap else Cell("—"),
+        Cell(sure or "—"),
+        Cell(probability(row.p), None if math.isnan(row.p) else row.p),
+        Cell(f"{gap.effect:+.2f}".replace("-", "−"), gap.effect) if gap and math.isfinite(gap.effect) else Cell("—"),
+        Cell(row.words, row.verdict),
+    ]
+
+
+def _plain_interval(metric: str, estimate: Estimate) -> str:
+    if not math.isfinite(estimate.low):
+        return "one seed" if estimate.count else "—"
+    if is_share(metric):
+        return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %".replace("-", "−")
+    return f"{short(estimate.low)} to {short(estimate.high)}".replace("-", "−")
+
+
+def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
+    """Differences with their intervals, one line each."""
+    known = [row for row in rows if row.difference][::-1]
+    if not known:
+        return []
+    gaps = [row.difference for row in known if row.difference]
+    firm = [row.verdict in ("better", "worse") for row in known]
+    series = [
+        Series(
+            name=name,
+            x=[gap.mean for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
+            y=[float(index) for index, sure in enumerate(firm) if sure is wanted],
+            low=[_known(gap.low) for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
+            high=[_known(gap.high) for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
+            labels=[row.setting.name for row, sure in zip(known, firm, strict=True) if sure is wanted],
+            style="points",
+            look=look,
+            sideways=True,
+        )
+        for name, wanted, look in (("distinguishable", True, CONTROL), ("not distinguishable", False, BEST))
+        if wanted in firm
+    ]
+    spread = ", ".join(
+        f"{row.setting.name} {points(study.metric, gap.mean)}" for row, gap in zip(known, gaps, strict=True)
+    )
+    return [
+        Plot(
+            key="forest",
+            title=f"Difference to {study.baseline}",
+            description=f"Difference of {metric_label(study.metric)} to the baseline with 95 % intervals: {spread}.",
+            x_label=f"difference in {metric_label(study.metric)}",
+            y_label="",
+            series=series,
+            y_ticks=[row.setting.name for row in known],
+            percent_x=is_share(study.metric),
+            zero_line="x",
+            height=min(900, 170 + 34 * len(known)),
+        )
+    ]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def other_metrics(study: Study) -> list[str]:
+    """Test and benchmark figures beside the study's own metric, of a baseline that has them."""
+    names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(("test/", "eval/"))})
+    wanted = [name for name in names if name != study.metric]
+    preferred = [name for name in wanted if name.endswith(("mean_recall@1", "beats_all_negatives", "acc1", "acc"))]
+    return (preferred or wanted)[:12]
+
+
+def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) -> Table:
+    """Every setting against the baseline on several metrics, corrected over the whole table."""
+    pairs = [
+        (metric, row) for metric in metrics for row in compare_settings(study, metric) if row.verdict != "baseline"
+    ]
+    corrected = holm([_raw_p(row) for _, row in pairs])
+    rows = []
+    for (metric, row), p in zip(pairs, corrected, strict=True):
+        gap = row.difference
+        verdict = judge(row.estimate, gap, p)
+        sign = {"better": "▲ higher", "worse": "▼ lower", "no figures": "? no figures"}.get(
+            verdict, "≈ no difference shown"
+        )
+        rows.append(
+            [
+                Cell(metric_label(metric), metric),
+                Cell(row.setting.name, row.setting.name),
+                metric_cell(metric, row.estimate.mean) if row.estimate.count else Cell(MISSING),
+                Cell(points(metric, gap.mean), gap.mean) if gap else Cell("—"),
+                Cell(interval(metric, gap.low, gap.high) or "—") if gap else Cell("—"),
+                Cell(probability(p), None if math.isnan(p) else p),
+                Cell(sign, verdict),
+            ]
+        )
+    return Table(
+        key=key,
+        title=title,
+        columns=["figure", "setting", "mean", "difference", "its 95 % interval", "Holm p", "verdict"],
+        rows=rows,
+        numeric=[False, False, True, True, False, True, False],
+        sortable=True,
+        note="Paired by seed; p is corrected by Holm over all rows of this table.",
+    )
+
+
+def _raw_p(row: Comparison) -> float:
+    return row.difference.p if row.difference else math.nan

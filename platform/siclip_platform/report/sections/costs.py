@@ -1,0 +1,181 @@
+"""What did not end well, and what everything cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from siclip_platform.report.blocks import Block, Section, Text
+from siclip_platform.report.looks import BEST, MANY
+from siclip_platform.report.plots import Plot, Series
+from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.sections.leaderboard import share_cell
+from siclip_platform.report.sections.summary import total_seconds
+from siclip_platform.report.store import json_list
+from siclip_platform.report.values import (
+    MISSING,
+    Cell,
+    Table,
+    byte_size,
+    count_cell,
+    duration,
+    metric_label,
+    plural,
+    seconds_cell,
+    text_cell,
+)
+
+KINDS = ("teacher", "trial", "seed", "best", "control", "confirm")
+LABELS = {"trial": "trials", "seed": "trials' seeds", "confirm": "fresh seeds"}
+
+MAX_BARS = 60
+
+
+def failures(study: Study) -> Section:
+    """Pruned, failed and unfinished runs, with the reasons that were recorded."""
+    table = unfinished(study)
+    blocks: list[Block] = []
+    reasons = Counter(_kind_of_reason(run) for run in study.runs if run.state in ("failed", "pruned"))
+    if reasons:
+        counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(6))
+        blocks.append(Text(f"Most frequent: {counted}."))
+    rungs = [text for text in map(str, json_list(study.run.tag("rungs"))) if text]
+    if rungs:
+        blocks.append(
+            Text(f"Trials were compared, and the weaker ones stopped, at {', '.join(rungs)} steps.", soft=True)
+        )
+    return Section("failures", "Pruned, failed and unfinished", [*blocks, table])
+
+
+def _kind_of_reason(run: Run) -> str:
+    """A reason without its numbers, so that equal ones are counted together."""
+    reason = " ".join((run.tag("reason") or "no reason recorded").split())
+    plain = "".join("#" if letter.isdigit() else letter for letter in reason[:120])
+    while "##" in plain:
+        plain = plain.replace("##", "#")
+    return f"{run.state}: {plain.replace('#', 'N')}"
+
+
+def unfinished(study: Study) -> Table:
+    rows = []
+    for run in study.runs:
+        odd = [metric_label(name) for name, value in run.metrics.items() if not math.isfinite(value)]
+        if run.state == "completed" and not odd:
+            continue
+        reason = run.tag("reason")
+        words = [*([reason] if reason else []), *([f"not finite: {', '.join(sorted(odd))}"] if odd else [])]
+        seed = f", seed {run.seed}" if run.kind in ("seed", "confirm") and run.seed is not None else ""
+        shown = Cell(f"{run.label}{seed}", run.label, run.link)
+        rows.append([shown, text_cell(run.state), count_cell(run.steps), text_cell("; ".join(words))])
+    return Table(
+        key="unfinished",
+        title="Runs that were pruned, failed or have not ended, or have figures that are not finite",
+        columns=["run", "state", "steps reached", "reason"],
+        rows=rows,
+        numeric=[False, False, True, False],
+        sortable=True,
+    )
+
+
+def compute(study: Study) -> Section:
+    plot = _bars(study)
+    blocks: list[Block] = [_totals(study), _by_kind(study), *([plot] if plot else [])]
+    return Section("compute", "Compute", blocks)
+
+
+def _totals(study: Study) -> Table:
+    """Wall and device time, trials an hour, bytes, memory: what was recorded of each."""
+    runs = study.runs
+    training = math.fsum(value for run in runs if (value := run.value("cost/training_seconds")) is not None)
+    device = [value for run in runs if (value := run.value("cost/device_seconds")) is not None]
+    ends = [run.ended for run in runs if run.ended]
+    starts = [run.started for run in runs if run.started]
+    span = (max(ends) - min(starts)).total_seconds() if ends and starts else 0.0
+    ended = [run for run in study.trials if run.state in ("completed", "pruned")]
+    rows = [
+        [Cell("wall time of all runs together"), _seconds(total_seconds(runs))],
+        [Cell("of it in training steps"), _seconds(training)],
+        [Cell("device time"), _seconds(math.fsum(device)) if device else Cell(MISSING)],
+        [Cell("from the first start to the last end"), _seconds(span)],
+        [Cell("trials an hour, completed or pruned"), _rate(len(ended), span)],
+        [Cell("peak memory of a run"), _peak(runs)],
+    ]
+    names = sorted({name for run in runs for name in run.metrics if name.startswith("cost/") and "bytes" in name})
+    for name in names:
+        values = [value for run in runs if (value := run.value(name)) is not None]
+        label = name.removeprefix("cost/").replace("_", " ")
+        rows.append([Cell(f"{label}, all runs"), Cell(byte_size(math.fsum(values)), math.fsum(values))])
+    return Table(key="totals", title="Totals", columns=["quantity", "value"], rows=rows, numeric=[False, True])
+
+
+def _seconds(value: float) -> Cell:
+    return Cell(duration(value), value) if value > 0 else Cell(MISSING)
+
+
+def _rate(count: int, span: float) -> Cell:
+    return Cell(f"{3600 * count / span:.1f}", 3600 * count / span) if span > 0 and count else Cell(MISSING)
+
+
+def _peak(runs: tuple[Run, ...]) -> Cell:
+    found = [value for run in runs if (value := run.value("cost/peak_memory_mib")) is not None]
+    return Cell(f"{max(found):,.0f} MiB", max(found)) if found else Cell(MISSING)
+
+
+def _by_kind(study: Study) -> Table:
+    """Wall time by kind of run, and its share of the study's total."""
+    total = total_seconds(study.runs)
+    rows = []
+    kinds = dict.fromkeys((*KINDS, *(run.kind for run in study.runs)))
+    for kind in kinds:
+        runs = tuple(run for run in study.runs if run.kind == kind)
+        if not runs and kind in ("seed", "confirm"):
+            continue
+        timed = tuple(run for run in runs if run.value("cost/seconds") is not None)
+        seconds = total_seconds(timed) if timed else None
+        cells = (count_cell(len(runs)), count_cell(len(timed)), seconds_cell(seconds))
+        rows.append([Cell(LABELS.get(kind, kind or "other")), *cells, share_cell(seconds, total)])
+    everything = sum(int(row[2].value or 0) for row in rows)
+    counts = (count_cell(len(study.runs)), count_cell(everything), seconds_cell(total), share_cell(total, total))
+    rows.append([Cell("together"), *counts])
+    columns = ["runs", "number", "with a recorded cost", "wall time", "share"]
+    title = "Cost by kind of run"
+    return Table(key="costs", title=title, columns=columns, rows=rows, numeric=[False, *[True] * 4])
+
+
+def _bars(study: Study) -> Plot | None:
+    """One column a run: wall seconds, the part spent in training steps below. Of many runs the longest."""
+    timed = [run for run in study.runs if run.value("cost/seconds") is not None]
+    if not timed:
+        return None
+    if len(timed) > MAX_BARS:
+        timed = sorted(timed, key=lambda run: -run.metrics["cost/seconds"])[:MAX_BARS]
+    seconds = [run.metrics["cost/seconds"] for run in timed]
+    training = [
+        min(run.value("cost/training_seconds") or 0.0, wall) for run, wall in zip(timed, seconds, strict=True)
+    ]
+    rest = [max(0.0, wall - part) for wall, part in zip(seconds, training, strict=True)]
+    total = total_seconds(study.runs)
+    places = [float(index) for index in range(len(timed))]
+    labels = [
+        f"{run.label}: {wall:.1f} s" + (f", {wall / total:.1%} of the study" if total else "")
+        for run, wall in zip(timed, seconds, strict=True)
+    ]
+    longest = max(range(len(timed)), key=seconds.__getitem__)
+    series = [
+        Series(name=name, x=places, y=heights, labels=labels, style="bars", look=look, faint=faint)
+        for name, heights, look, faint in (
+            ("training", training, BEST, False),
+            ("everything else", rest, MANY, False),
+        )
+    ]
+    return Plot(
+        key="cost",
+        title="What each run cost" if len(timed) == len(study.runs) else f"The {plural(len(timed), 'longest run')}",
+        description=f"Wall seconds of {plural(len(timed), 'run')}: training steps below, evaluation, data and start "
+        f"above. The longest is {timed[longest].label} with {seconds[longest]:.1f} s.",
+        x_label="",
+        y_label="wall seconds",
+        series=series,
+        x_ticks=[run.label for run in timed],
+        stacked=True,
+    )

@@ -1,0 +1,171 @@
+"""Learning curves: seeds as bands, single runs as lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from siclip_platform.report.blocks import Block, Section, Text
+from siclip_platform.report.looks import BEST, CONTROL, MANY, TEACHER
+from siclip_platform.report.plots import Plot, Series
+from siclip_platform.report.runs import TRAIN_LOSS, Curve, Run, Study
+from siclip_platform.report.settings import settings
+from siclip_platform.report.statistics import t_interval
+from siclip_platform.report.values import is_share, metric_cell, metric_label, plural
+
+LOOKS = {"best": BEST, "control": CONTROL, "teacher": TEACHER}
+MAX_LINES = 40
+MAX_BANDS = 12
+
+
+def curves(study: Study) -> Section:
+    drawn = [plot for plot in (_metric(study), _loss(study)) if plot]
+    if not drawn:
+        return Section("curves", "Learning curves", [Text("No run has logged a curve.")])
+    blocks: list[Block] = []
+    if _has_bands(study):
+        words = "A line is the mean over seeds, its band the 95 % t interval at each step."
+        blocks.append(Text(words, soft=True))
+    return Section("curves", "Learning curves", [*blocks, *drawn])
+
+
+def band(name: str, found: Sequence[Curve], look: int) -> Series:
+    """Mean over seeds at the steps that all have, with the t interval where there are two or more."""
+    by_step: dict[int, list[float]] = {}
+    for curve in found:
+        for step, value in curve:
+            by_step.setdefault(step, []).append(value)
+    steps = sorted(step for step, values in by_step.items() if len(values) == len(found))
+    estimates = [t_interval(by_step[step]) for step in steps]
+    several = len(found) > 1
+    return Series(
+        name=name,
+        x=[float(step) for step in steps],
+        y=[_finite(each.mean) for each in estimates],
+        low=[_finite(each.low) for each in estimates] if several else None,
+        high=[_finite(each.high) for each in estimates] if several else None,
+        look=look,
+        group=name,
+    )
+
+
+def line(name: str, curve: Curve, look: int, *, faint: bool = False, legend: bool = True) -> Series:
+    return Series(
+        name=name,
+        x=[float(step) for step, _ in curve],
+        y=[_finite(value) for _, value in curve],
+        look=look,
+        faint=faint,
+        legend=legend,
+        group="trials" if faint else None,
+    )
+
+
+def setting_bands(study: Study, metric: str) -> list[Series]:
+    """One band for each setting that has the curve."""
+    made: list[Series] = []
+    for setting in settings(study):
+        found = [run.curves[metric] for run in setting.by_seed.values() if metric in run.curves]
+        if found and len(made) < MAX_BANDS:
+            made.append(band(setting.name, found, len(made) + 1))
+    return made
+
+
+def _has_bands(study: Study) -> bool:
+    return study.type == "ablation"
+
+
+def _metric(study: Study) -> Plot | None:
+    """The study's metric against optimizer steps; the trials of a search share one legend entry."""
+    if _has_bands(study):
+        series = setting_bands(study, study.metric)
+        ends: list[str] = [
+            f"{each.name} ends at {metric_cell(study.metric, each.y[-1]).text}" for each in series if each.y
+        ]
+    else:
+        series = _trial_lines(study)
+        roles = [run for run in (study.control, study.best) if run and run.curves.get(study.metric)]
+        trials = sum(bool(run.curves.get(study.metric)) for run in study.trials)
+        ends = [plural(trials, "trial"), *_ends(roles, study.metric)] if series else []
+        series += [line(run.kind, run.curves[study.metric], LOOKS[run.kind]) for run in roles]
+        ends = ends or _ends(roles, study.metric)
+    if not series:
+        return None
+    label = metric_label(study.metric)
+    return Plot(
+        key="validation",
+        title=f"Learning curves: {label}",
+        description=f"{label[:1].upper()}{label[1:]} against optimizer steps: {', '.join(ends)}.",
+        x_label="optimizer step",
+        y_label=label,
+        series=series,
+        percent=is_share(study.metric),
+    )
+
+
+def _trial_lines(study: Study) -> list[Series]:
+    """The leaders' lines; of more than `MAX_LINES` trials the others as the range of their middle half."""
+    drawn = [trial for trial in study.trials if trial.curves.get(study.metric)]
+    if study.type == "runs":
+        return [line(run.label, run.curves[study.metric], index + 1) for index, run in enumerate(drawn[:MAX_LINES])]
+    lines, rest = drawn, list[Run]()
+    if len(drawn) > MAX_LINES:
+        chosen = {run.run_id for run in study.ranked[:MAX_LINES]}
+        lines = [trial for trial in drawn if trial.run_id in chosen]
+        rest = [trial for trial in drawn if trial.run_id not in chosen]
+    made = []
+    for index, trial in enumerate(lines):
+        each = line(trial.label, trial.curves[study.metric], MANY, faint=True, legend=False)
+        made.append(each if index else _first(each, rest))
+    return [*made, *([_middle_half(study, rest)] if rest else [])]
+
+
+def _first(series: Series, rest: Sequence[Run]) -> Series:
+    return replace(series, name="leading trials" if rest else "trials", legend=True)
+
+
+def _middle_half(study: Study, rest: Sequence[Run]) -> Series:
+    import numpy as np
+
+    by_step: dict[int, list[float]] = {}
+    for run in rest:
+        for step, value in run.curves[study.metric]:
+            if math.isfinite(value):
+                by_step.setdefault(step, []).append(value)
+    steps = sorted(step for step, values in by_step.items() if len(values) >= 4)
+    cuts = [np.quantile(by_step[step], [0.25, 0.5, 0.75]).tolist() for step in steps]
+    return Series(
+        name=f"median and middle half of {len(rest)} other trials still running at a step",
+        x=[float(step) for step in steps],
+        y=[cut[1] for cut in cuts],
+        low=[cut[0] for cut in cuts],
+        high=[cut[2] for cut in cuts],
+        look=4,
+        group="others",
+    )
+
+
+def _loss(study: Study) -> Plot | None:
+    if _has_bands(study):
+        series = setting_bands(study, TRAIN_LOSS)
+        described = f"Training loss of {plural(len(series), 'setting')} against optimizer steps."
+    else:
+        roles = [run for run in (study.control, study.best) if run and run.curves.get(TRAIN_LOSS)]
+        series = [line(run.kind, run.curves[TRAIN_LOSS], LOOKS[run.kind]) for run in roles]
+        described = f"Training loss against optimizer steps: {', '.join(_ends(roles, TRAIN_LOSS))}."
+    if not series:
+        return None
+    return Plot(
+        key="loss", title="Training loss", description=described, x_label="optimizer step", y_label="training loss",
+        series=series,
+    )  # fmt: skip
+
+
+def _ends(runs: Iterable[Run], name: str) -> list[str]:
+    ends = [(run.kind, *run.curves[name][-1]) for run in runs]
+    return [f"{kind} ends at {metric_cell(name, value).text} after {step:,} steps" for kind, step, value in ends]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,161 @@
+"""Who stands where: the leading setting, best against control and teacher, and every trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from siclip_platform.report.blocks import Block, Section, Text
+from siclip_platform.report.numbers import number
+from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.sections.summary import gap_of, total_seconds
+from siclip_platform.report.values import (
+    MISSING,
+    Cell,
+    Table,
+    count_cell,
+    metric_cell,
+    metric_label,
+    parameter_cell,
+    points,
+    seconds_cell,
+    text_cell,
+)
+from siclip_platform.report.winner import find_winner
+
+RECALLS = [f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)]
+TEST_METRICS = [f"test/{name}" for name in ("mean_recall@1", *RECALLS, "beats_all_negatives")]
+COUNTS = {
+    "cost/parameters_trainable": "trainable parameters",
+    "cost/parameters_image": "image tower parameters",
+    "cost/parameters_text": "text tower parameters",
+}
+SHOWN_PARAMETERS = 14
+
+
+def comparison(study: Study) -> Section | None:
+    """Best, control and teacher, where a study trained them."""
+    if study.best is None and study.control is None:
+        return None
+    tables = [_setting(study), _roles(study), *_differences(study)]
+    return Section("comparison", "Comparison", tables)
+
+
+def leaderboard(study: Study) -> Section:
+    explained = "One row per trial, with the last value it reported. Choose a heading to sort by it."
+    if study.type == "ablation":
+        explained = (
+            "One row per setting; with several seeds the figures are their means. Choose a heading to sort by it."
+        )
+    blocks: list[Block] = [Text(explained, soft=True)]
+    if study.best is None and study.control is None and study.searched and study.best_trial:
+        blocks.append(_setting(study))
+    return Section("leaderboard", "Leaderboard", [*blocks, trials(study)])
+
+
+def _setting(study: Study) -> Table:
+    """Searched parameters of the leader; every digit that was logged."""
+    source = study.best or study.best_trial
+    rows = [[Cell(path, path), text_cell(source.params.get(path) if source else None)] for path in study.searched]
+    status = find_winner(study).status
+    title = "Best setting" if status == "confirmed" else "Leading setting" if study.best else "Leading setting so far"
+    return Table(key="setting", title=title, columns=["parameter", "value"], rows=rows, numeric=[False, False])
+
+
+def _roles(study: Study) -> Table:
+    roles = (study.best, study.control, study.teacher)
+
+    def row(label: str, cells: Iterable[Cell], gap: Cell | None = None) -> list[Cell]:
+        return [Cell(label), *cells, gap or Cell("")]
+
+    def metrics(name: str) -> list[float | None]:
+        return [run.metrics.get(name) if run else None for run in roles]
+
+    rows = [
+        row("state", (text_cell(run.state if run else "no run") for run in roles)),
+        row("model", (text_cell(run.params.get("model.name") if run else None) for run in roles)),
+        row("optimizer steps", (count_cell(run.steps if run else None) for run in roles)),
+    ]
+    for name in dict.fromkeys((*TEST_METRICS, study.metric)):
+        gap = gap_of(study.best, study.control, name)
+        shown = Cell("") if gap is None else Cell(points(name, gap), gap)
+        rows.append(row(metric_label(name), (metric_cell(name, value) for value in metrics(name)), shown))
+    rows += [row(label, map(count_cell, metrics(name))) for name, label in COUNTS.items()]
+    rows.append(row("wall time", map(seconds_cell, metrics("cost/seconds"))))
+    rows.append(row("of it training", map(seconds_cell, metrics("cost/training_seconds"))))
+    columns = ["quantity", "best", "control", "teacher", "best − control"]
+    title = "Leading setting retrained (best), control and teacher side by side"
+    return Table(key="comparison", title=title, columns=columns, rows=rows, numeric=[False, *[True] * 4])
+
+
+def _differences(study: Study) -> list[Table]:
+    """Recipe fields in which best and control differ."""
+    if study.best is None or study.control is None:
+        return []
+    paths = sorted({*study.best.params, *study.control.params})
+    pairs = [(path, study.best.params.get(path), study.control.params.get(path)) for path in paths]
+    rows = [
+        [Cell(path, path), parameter_cell(best), parameter_cell(control)]
+        for path, best, control in pairs
+        if best != control
+    ]
+    title = "Recipe fields in which best and control differ"
+    columns = ["field", "best", "control"]
+    return [Table(key="differences", title=title, columns=columns, rows=rows, numeric=[False] * 3)]
+
+
+def trials(study: Study) -> Table:
+    """Every trial, the best value of the study's metric first, those without a value last; pruned ones are marked
+    by their state, since their value is one of a smaller budget."""
+    sign = 1 if study.mode == "min" else -1
+
+    def order(trial: Run) -> tuple[bool, float]:
+        value = trial.value(study.metric)
+        return (value is None, sign * (value or 0.0))
+
+    ranked = sorted(study.trials, key=order)
+    leader, total = None if study.type == "runs" else study.best_trial, total_seconds(study.runs)
+    paths = study.searched or _varying(study)
+    linked = any(trial.link for trial in ranked)
+    rows = []
+    for rank, trial in enumerate(ranked, 1):
+        label = f"{trial.label} (leader)" if trial is leader else trial.label
+        seconds = trial.metrics.get("cost/seconds")
+        rows.append(
+            [
+                Cell(label, trial.label, trial.link),
+                Cell(str(rank), rank) if trial.value(study.metric) is not None else Cell("—"),
+                text_cell(trial.state),
+                metric_cell(study.metric, trial.metrics.get(study.metric)),
+                count_cell(trial.steps),
+                seconds_cell(seconds),
+                share_cell(seconds, total),
+                *(parameter_cell(trial.params.get(path)) for path in paths),
+                text_cell(trial.run_id),
+            ]
+        )
+    text = {path for path in paths for trial in ranked if number(trial.params.get(path)) is None}
+    columns = ["trial", "rank", "state", metric_label(study.metric), "steps", "wall time", "share of study"]
+    return Table(
+        key="trials",
+        title={"search": "Trials", "ablation": "Settings"}.get(study.type, "Runs"),
+        columns=[*columns, *paths, "MLflow run"],
+        rows=rows,
+        numeric=[False, True, False, True, True, True, True, *(path not in text for path in paths), False],
+        sortable=True,
+        marked=frozenset(index for index, trial in enumerate(ranked) if trial is leader),
+        note="" if linked or not ranked else "The store has no pages of its own: give --mlflow-url to link the runs.",
+    )
+
+
+def _varying(study: Study) -> list[str]:
+    """Recipe fields in which the settings differ, without seeds and places."""
+    paths = sorted({path for trial in study.trials for path in trial.params})
+    found = [path for path in paths if len({trial.params.get(path) for trial in study.trials}) > 1]
+    return [path for path in found if not path.startswith("study.") and path != "training.seed"][:SHOWN_PARAMETERS]
+
+
+def share_cell(seconds: float | None, total: float) -> Cell:
+    if seconds is None or not math.isfinite(seconds) or total <= 0:
+        return Cell(MISSING)
+    return Cell(f"{100 * seconds / total:.1f} %", seconds / total)

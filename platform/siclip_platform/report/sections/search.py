@@ -1,0 +1,246 @@
+"""How the search went: best so far, which parameters matter, how two act together, and all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from siclip_platform.report.blocks import Block, Section, Text
+from siclip_platform.report.importance import MIN_TRIALS, Importance, importance
+from siclip_platform.report.looks import BEST, CONTROL, MANY
+from siclip_platform.report.numbers import is_log, number, numeric_range
+from siclip_platform.report.plots import Heatmap, Plot, Series
+from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.values import (
+    Cell,
+    Table,
+    is_share,
+    metric_cell,
+    metric_label,
+    parameter_cell,
+    plural,
+    short,
+)
+
+BINS = 4
+AXES = 10
+MAX_LINES = 240
+FEW = 50
+QUARTERS = ("best quarter", "second quarter", "third quarter", "worst quarter")
+
+
+def search(study: Study) -> Section | None:
+    if study.type != "search":
+        return None
+    scored = [run for run in study.trials if run.value(study.metric) is not None]
+    if not scored:
+        return Section("search", "Search", [Text("No trial has a value yet.")])
+    blocks: list[Block] = [_history(study, scored)]
+    found = importance(study)
+    if found is None:
+        blocks.append(
+            Text(
+                f"The importance of parameters needs {MIN_TRIALS} completed trials that differ in value and "
+                f"settings; the study has {plural(len(study.ranked), 'completed trial')}."
+            )
+        )
+    else:
+        blocks += _importance(study, found)
+    parallel = _parallel(study)
+    return Section("search", "Search", [*blocks, *([parallel] if parallel else [])])
+
+
+def _history(study: Study, scored: Sequence[Run]) -> Plot:
+    """Trials in the order of their start, completed and others apart, and the best completed value so far."""
+    early = datetime.min.replace(tzinfo=UTC)
+    ordered = sorted(scored, key=lambda run: run.started or early)
+    best: list[float] = []
+    for run in ordered:
+        value = run.metrics[study.metric]
+        before = best[-1] if best else math.nan
+        better = run.state == "completed" and (math.isnan(before) or study.gain(value - before) > 0)
+        best.append(value if better else before)
+    done = [index for index, run in enumerate(ordered) if run.state == "completed"]
+    other = [index for index in range(len(ordered)) if index not in set(done)]
+    series = [
+        Series(
+            name=name,
+            x=[float(index + 1) for index in places],
+            y=[ordered[index].metrics[study.metric] for index in places],
+            labels=[ordered[index].label for index in places],
+            style="points",
+            look=look,
+        )
+        for name, places, look in (("completed", done, BEST), ("stopped early or not ended", other, MANY))
+        if places
+    ]
+    known = [None if math.isnan(value) else value for value in best]
+    places = [float(index + 1) for index in range(len(ordered))]
+    series.append(Series(name="best so far", x=places, y=known, style="steps", look=CONTROL))
+    label = metric_label(study.metric)
+    last = metric_cell(study.metric, best[-1]).text
+    return Plot(
+        key="history",
+        title="Search history and best so far",
+        description=f"{label} of {plural(len(ordered), 'trial')} in the order of their start; the best so far ends "
+        f"at {last}.",
+        x_label="trial",
+        whole_x=True,
+        y_label=label,
+        series=series,
+        percent=is_share(study.metric),
+    )
+
+
+def _importance(study: Study, found: Importance) -> list[Block]:
+    paths = list(found.fanova)
+    top = paths[:12][::-1]
+    series = [
+        Series(
+            name=name, x=[shares.get(path, 0.0) for path in top], y=[index + shift for index in range(len(top))],
+            labels=top, style="points", look=look,
+        )
+        for name, shares, look, shift in (
+            ("fANOVA", found.fanova, BEST, 0.1),
+            ("PED-ANOVA", found.ped_anova, CONTROL, -0.1),
+        )
+    ]  # fmt: skip
+    shares = ", ".join(f"{path} {100 * share:.0f} %" for path, share in list(found.fanova.items())[:4])
+    plot = Plot(
+        key="importance",
+        title="Parameter importance",
+        description=f"Share of the variation between {found.trials} completed trials by fANOVA: {shares}.",
+        x_label="share of importance",
+        y_label="",
+        series=series,
+        y_ticks=top,
+        percent_x=True,
+        height=min(700, 170 + 34 * len(top)),
+    )
+    words = (
+        f"From {found.trials} completed trials. fANOVA explains all of the variation, PED-ANOVA what tells the best "
+        "tenth from the rest; where the two disagree, trust neither. A parameter that only acts under a condition "
+        "counts with its default where the condition fails."
+        + (" With so few trials both are rough." if found.trials < FEW else "")
+    )
+    if found.left_out:
+        words += f" Without variation: {', '.join(found.left_out)}."
+    table = Table(
+        key="importances",
+        title="Importance in figures",
+        columns=["parameter", "fANOVA", "PED-ANOVA"],
+        rows=[
+            [Cell(path, path), _share(found.fanova.get(path)), _share(found.ped_anova.get(path))] for path in paths
+        ],
+        numeric=[False, True, True],
+        sortable=True,
+    )
+    pair = interaction(study, *paths[:2]) if len(paths) > 1 else None
+    return [plot, Text(words, soft=True), table, *([pair] if pair else [])]
+
+
+def _share(value: float | None) -> Cell:
+    return Cell("—") if value is None else Cell(f"{100 * value:.1f} %", value)
+
+
+def interaction(study: Study, one: str, other: str) -> Heatmap:
+    """Mean of the metric in the cells of a grid over two parameters, and how many trials each rests on."""
+    runs = [run for run in study.ranked if one in run.params and other in run.params]
+    (names_x, place_x), (names_y, place_y) = _bins(runs, one), _bins(runs, other)
+    cells: dict[tuple[int, int], list[float]] = {}
+    for run in runs:
+        cells.setdefault((place_y(run), place_x(run)), []).append(run.metrics[study.metric])
+    grid = [[cells.get((row, column), []) for column in range(len(names_x))] for row in range(len(names_y))]
+    means = [[math.fsum(found) / len(found) if found else None for found in row] for row in grid]
+    texts = [
+        [
+            f"{metric_cell(study.metric, mean).text} (n={len(found)})" if found else ""
+            for mean, found in zip(*rows, strict=True)
+        ]
+        for rows in zip(means, grid, strict=True)
+    ]
+    return Heatmap(
+        key="interaction",
+        title="The two most important parameters together",
+        description=f"Mean {metric_label(study.metric)} of completed trials by {one} and {other}, and their number.",
+        x_label=one,
+        y_label=other,
+        x_ticks=names_x,
+        y_ticks=names_y,
+        values=means,
+        cells=texts,
+    )
+
+
+def _bins(runs: Sequence[Run], path: str) -> tuple[list[str], Callable[[Run], int]]:
+    """Names of the bins, and run → bin: a number's quarters between its extremes, or the values themselves."""
+    texts = list(dict.fromkeys(run.params[path] for run in runs))
+    bounds = numeric_range(runs, path)
+    if bounds is None or len(texts) <= BINS + 1:
+        ordered = sorted(texts, key=lambda text: (number(text) is None, number(text) or 0.0, text))
+        return [parameter_cell(text).text for text in ordered], lambda run: ordered.index(run.params[path])
+    low, high = bounds
+    scale: Callable[[float], float] = math.log if is_log(low, high) else float
+    width = (scale(high) - scale(low)) / BINS
+    back: Callable[[float], float] = math.exp if is_log(low, high) else float
+    edges = [back(scale(low) + index * width) for index in range(BINS + 1)]
+
+    def place(run: Run) -> int:
+        value = number(run.params[path]) or 0.0
+        return min(BINS - 1, int((scale(value) - scale(low)) / width))
+
+    return [f"{short(a)} – {short(b)}" for a, b in pairwise(edges)], place
+
+
+def _parallel(study: Study) -> Plot | None:
+    """A line per completed trial through its parameters; the best quarter stands out by colour and dash."""
+    runs = study.ranked
+    paths = [path for path in study.searched if len({run.params.get(path) for run in runs}) > 1][:AXES]
+    if len(runs) < 4 or not paths:
+        return None
+    stride = max(1.0, len(runs) / MAX_LINES)
+    drawn = [runs[int(index * stride)] for index in range(int(len(runs) / stride))]
+    scales = [_scale(runs, path) for path in paths]
+    series = []
+    for quarter, name in reversed(list(enumerate(QUARTERS))):
+        members = drawn[quarter * len(drawn) // 4 : (quarter + 1) * len(drawn) // 4]
+        x: list[float | None] = []
+        y: list[float | None] = []
+        for run in members:
+            x += [*map(float, range(len(paths))), None]
+            y += [*(scale(run) for scale, _ in scales), None]
+        look = (BEST, CONTROL, 4, MANY)[quarter]
+        series.append(Series(name=name, x=x, y=y, look=look, faint=quarter > 0))
+    marks = [(float(axis), place, text) for axis, (_, ends) in enumerate(scales) for place, text in ends]
+    return Plot(
+        key="parallel",
+        title="All searched parameters of completed trials",
+        description=f"Parallel coordinates of {plural(len(drawn), 'completed trial')} over {', '.join(paths)}, in "
+        f"quarters by {metric_label(study.metric)}; the lowest value of an axis is at the bottom.",
+        x_label="",
+        y_label="lowest to highest value tried",
+        series=series,
+        x_ticks=paths,
+        marks=marks,
+        height=440,
+    )
+
+
+def _scale(runs: Sequence[Run], path: str) -> tuple[Callable[[Run], float | None], list[tuple[float, str]]]:
+    """Run → height of its value on a parameter's axis from 0 to 1, and the labels (height, text) of the axis."""
+    bounds = numeric_range(runs, path)
+    if bounds is None or bounds[0] == bounds[1]:
+        texts = sorted({run.params.get(path, "—") for run in runs})
+        heights = {text: index / max(1, len(texts) - 1) for index, text in enumerate(texts)}
+        ends = [(height, text) for text, height in heights.items()] if len(texts) <= 8 else []
+        return lambda run: heights[run.params.get(path, "—")], ends
+    low, high = bounds
+    scale: Callable[[float], float] = math.log if is_log(low, high) else float
+
+    def height(run: Run) -> float | None:
+        value = number(run.params.get(path))
+        return None if value is None else (scale(value) - scale(low)) / (scale(high) - scale(low))
+
+    return height, [(-0.06, short(low)), (1.06, short(high))]

@@ -93,6 +93,35 @@ def test_the_models_are_kept_and_measured(runs: dict, out: Path, digits: Path) -
             assert run.data.metrics[name.replace("@", "_at_")] == pytest.approx(value, abs=1e-9)
 
 
+def test_the_dataset_and_the_best_model_are_logged(runs: dict, out: Path, digits: Path) -> None:
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    for kind in ("study", "trial", "best"):
+        (used,) = runs[kind][0].inputs.dataset_inputs
+        assert used.dataset.name == "digit-scenes"
+        assert used.dataset.digest == runs["study"][0].data.tags["siclip.dataset_hash"]
+    (model,) = client.search_logged_models([runs["best"][0].info.experiment_id])
+    assert (model.name, str(model.status)) == ("best", "READY")
+    assert model.source_run_id == runs["best"][0].info.run_id
+
+
+@pytest.mark.long
+def test_gone_on_with_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: Path) -> None:
+    command = [
+        sys.executable, "-m", "siclip_platform", "demo", "--out", str(out), "--data", str(digits),
+        "--trials", "3", "--steps", "12", "--teacher-steps", "12", "--resume", "wikd",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    after = {run.info.run_id: run for run in client.search_runs([runs["study"][0].info.experiment_id])}
+    assert len(after) == sum(map(len, runs.values()))
+    for before in (run for kind in runs.values() for run in kind):
+        run = after[before.info.run_id]
+        assert run.info.status == "FINISHED"
+        if before.data.tags["siclip.kind"] != "study":
+            assert (run.data, run.info.end_time) == (before.data, before.info.end_time)
+
+
 def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
     screen = (out / "stdout").read_text()
     for part in ("Best setting of 3 trials", "control", "MLflow:", str(out / "report.html")):

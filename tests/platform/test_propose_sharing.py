@@ -18,7 +18,7 @@ from siclip.models import count_parameters
 from siclip_platform.cli import main
 from siclip_platform.cli.model.sharing import space_text
 from siclip_platform.errors import UserError
-from siclip_platform.experiment import check_sharing
+from siclip_platform.options import check_sharing
 from siclip_platform.search import load_space
 from siclip_platform.stream import load_evaluation_set
 

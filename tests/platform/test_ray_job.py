@@ -25,6 +25,7 @@ from siclip_platform.tracking import default_tracking_uri
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as the README says
+SECRETS = ("MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -44,6 +45,7 @@ def env() -> Iterator[dict[str, str]]:
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **{name: f"{name.lower()}-{secrets.token_hex(16)}" for name in SECRETS},
     }
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
@@ -55,7 +57,7 @@ def env() -> Iterator[dict[str, str]]:
             head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
             wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, Path(folder) / "head.log")
-            yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+            yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD_FOLDER": folder}
         finally:
             head.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -104,6 +106,28 @@ def test_a_submitted_job_leaves_its_study_in_mlflow(
     kinds = [run.data.tags["siclip.kind"] for run in client.search_runs([experiment.experiment_id])]
     assert sorted(kinds) == ["best", "control", "study", "trial", "trial"]
     assert (tmp_path / "report.html").is_file()
+    assert_no_secret_in(env, tmp_path, done.stdout + done.stderr)
+
+
+def assert_no_secret_in(env: dict[str, str], out: Path, said: str) -> None:
+    """Neither in what the job said and wrote, nor in the head's logs, nor in what it tells about its jobs."""
+    held = {env[name] for name in (*SECRETS, "RAY_AUTH_TOKEN")}
+    listing = [sys.executable, "-c", JOBS]
+    jobs = subprocess.run(listing, env=env, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "tune_wikd" in jobs
+    texts = {"output": said.encode(), "job metadata": jobs.encode()}
+    files = [path for path in out.rglob("*") if path.is_file()]
+    files += [path for path in Path(env["HEAD_FOLDER"]).rglob("*") if path.is_file() and path.parent.name == "logs"]
+    assert {"mlflow.db", "report.html"} <= {path.name for path in files}
+    texts |= {str(path): path.read_bytes() for path in files}
+    found = [place for place, text in texts.items() for secret in held if secret.encode() in text]
+    assert found == []
+
+
+JOBS = """
+from ray.job_submission import JobSubmissionClient
+print([job.dict() for job in JobSubmissionClient().list_jobs()])
+"""
 
 
 def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

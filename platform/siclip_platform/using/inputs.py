@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from siclip_platform.datasets.manifest import MANIFEST, open_dataset
 from siclip_platform.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -45,7 +46,7 @@ def find_pieces(source: Path, kind: Kind | None, column: str | None, size: int) 
         raise UserError(f"{source} does not exist: name a folder of images, a Parquet file or folder, or a .txt file")
     if source.is_file() and source.suffix == ".txt":
         return [Piece("text", files=(str(source),), root=str(source.parent))]
-    tables = [source] if source.suffix == ".parquet" else sorted(source.rglob("*.parquet")) if source.is_dir() else []
+    tables = _tables(source)
     if tables:
         return [piece for table in tables for piece in _row_groups(table, kind, column)]
     images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
@@ -56,6 +57,16 @@ def find_pieces(source: Path, kind: Kind | None, column: str | None, size: int) 
         )
     names = [str(path.relative_to(source)) for path in images]
     return [Piece("image", files=tuple(names[i : i + size]), root=str(source)) for i in range(0, len(names), size)]
+
+
+def _tables(source: Path) -> list[Path]:
+    """A Parquet file; the shards that a dataset's manifest lists; or all Parquet files of a folder."""
+    if source.is_file():
+        return [source] if source.suffix == ".parquet" else []
+    if (source / MANIFEST).is_file():
+        dataset = open_dataset(source)
+        return [shard for split in dataset.split_names for shard in dataset.shards(split)]
+    return sorted(source.rglob("*.parquet"))
 
 
 def _row_groups(table: Path, kind: Kind | None, column: str | None) -> Iterator[Piece]:

@@ -1,0 +1,177 @@
+"""Bytes of a sample of CC12M-SYN on the disk under the choices that there are, from shards written for it.
+
+    python benchmarks/storage.py [--rows 300] [--pairs 10000000] [--report docs/results/storage.md]
+
+Peer: img2dataset's own figure for CC12M at 256 px, 331 GB for about 10 million images, which is stated there and not
+measured here. Images: crops of the three photographs that scikit-learn and matplotlib ship, through the import's own
+resizing and encoding. Captions: runs of consecutive words from the language reference that Python ships, of the
+lengths given. Embeddings: random unit vectors, which cannot be compressed, through the same code as ``data embed``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import pydoc_data.topics
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.cbook
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from siclip.data.crops import seeded_boxes
+from siclip.data.quantize import Numbers
+from siclip_platform.datasets.images import ImageRules, prepare_image
+from siclip_platform.datasets.manifest import write_shard
+from siclip_platform.datasets.schema import SCHEMA
+from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, write_sidecar_shard
+from siclip_platform.embedding.layout import EmbeddingLayout, embedding_table
+from siclip_platform.tracking import git_commit
+
+RESULT = Path(__file__).resolve().parent / "results" / "storage.json"
+STATED_IMAGE_BYTES = 331e9 / 10e6
+GROUP_ROWS = 250
+ORIGINAL_WORDS, SYNTHETIC_WORDS = 20, 10
+SIZES, QUALITIES = (256, 224), (95, 90, 80, 70)
+WIDTHS = (512, 768)
+
+
+def photographs() -> list[Image.Image]:
+    hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    return [*(Image.fromarray(array) for array in load_sample_images().images), Image.open(str(hopper))]
+
+
+def crops(count: int) -> list[bytes]:
+    """Windows of a quarter to all of a photograph's area, as PNG, so that only the import's JPEG loses anything."""
+    found = []
+    images = photographs()
+    for number in range(count):
+        image = images[number % len(images)]
+        box = seeded_boxes(image.height, image.width, 1, 0.25, 0, str(number))[0].tolist()
+        top, left, height, width = box
+        data = io.BytesIO()
+        image.crop((left, top, left + width, top + height)).save(data, "PNG", compress_level=1)
+        found.append(data.getvalue())
+    return found
+
+
+def texts(count: int, words: int, seed: int) -> list[str]:
+    corpus = " ".join(pydoc_data.topics.topics.values()).split()
+    starts = np.random.default_rng(seed).integers(0, len(corpus) - words, count)
+    return [" ".join(corpus[start : start + words]) for start in starts]
+
+
+def image_bytes(sources: list[bytes], size: int, quality: int) -> list[bytes]:
+    rules = ImageRules(size=size, quality=quality)
+    return [prepare_image(data, rules).data for data in sources]
+
+
+def shard_bytes(folder: Path, images: list[bytes]) -> tuple[float, float]:
+    """Bytes a row of a shard with these images and an original caption: of the image column, and of the rest."""
+    captions = texts(len(images), ORIGINAL_WORDS, seed=1)
+    rows = [
+        {
+            "id": f"{number:09d}", "image": data, "width": 256, "height": 256, "category": None,
+            "captions": [{"text": text, "source": "original", "model": None}], "meta": None,
+        }
+        for number, (data, text) in enumerate(zip(images, captions, strict=True))
+    ]  # fmt: skip
+    path = folder / "rows.parquet"
+    total = write_shard(pa.Table.from_pylist(rows, SCHEMA), path, GROUP_ROWS).bytes
+    metadata = pq.read_metadata(path)
+    column = metadata.schema.names.index("image")
+    groups = (metadata.row_group(index).column(column) for index in range(metadata.num_row_groups))
+    image = sum(group.total_compressed_size for group in groups)
+    return image / len(rows), (total - image) / len(rows)
+
+
+def caption_bytes(folder: Path, rows: int, each: int) -> float:
+    """Bytes a row of ``each`` synthetic captions beside the dataset."""
+    flat = iter(texts(rows * each, SYNTHETIC_WORDS, seed=2))
+    model = "coca_ViT-L-14:mscoco_finetuned_laion2B-s13B-b90k"
+    captions = [
+        {"captions": [{"text": next(flat), "source": "synthetic", "model": model} for _ in range(each)]}
+        for _ in range(rows)
+    ]
+    groups = [
+        pa.Table.from_pylist(captions[first : first + GROUP_ROWS], CAPTIONS_SCHEMA)
+        for first in range(0, rows, GROUP_ROWS)
+    ]
+    return write_sidecar_shard(folder / "captions.parquet", groups, CAPTIONS_SCHEMA).bytes / rows
+
+
+def embedding_bytes(folder: Path, rows: int, width: int, numbers: Numbers, crops_each: int, captions: int) -> float:
+    """Bytes a row of stored teacher embeddings."""
+    layout = EmbeddingLayout(
+        teacher="", key="", widths=(width, width), logit_scale=1, numbers=numbers, augmentations=crops_each,
+        image_size=(256, 256),
+    )  # fmt: skip
+    rng = np.random.default_rng(3)
+    groups = []
+    for first in range(0, rows, GROUP_ROWS):
+        some = min(GROUP_ROWS, rows - first)
+        vectors = torch.nn.functional.normalize(torch.randn(some * (crops_each + captions), width), dim=1)
+        boxes = rng.integers(0, 256, (some, crops_each, 4)).astype(np.int32)
+        cut = some * crops_each
+        groups.append(embedding_table(layout, vectors[:cut], boxes, vectors[cut:], [captions] * some))
+    return write_sidecar_shard(folder / "embeddings.parquet", groups, layout.schema).bytes / rows
+
+
+def measure(folder: Path, rows: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"images": [], "captions": [], "embeddings": []}
+    sources = crops(rows)
+    for size in SIZES:
+        for quality in QUALITIES:
+            images = image_bytes(sources, size, quality)
+            jpeg = sum(map(len, images)) / rows
+            stored, other = shard_bytes(folder, images)
+            found["images"].append(
+                {"size": size, "quality": quality, "jpeg_bytes": jpeg, "stored_bytes": stored, "other_bytes": other}
+            )
+            print(f"{size} px, quality {quality}: JPEG {jpeg:,.0f}, stored {stored:,.0f}, the rest {other:,.0f}")
+    for each in (1, 3, 5):
+        found["captions"].append({"captions": each, "bytes": caption_bytes(folder, rows, each)})
+    settings: list[tuple[Numbers, int]] = [("bf16", 1), ("bf16", 5), ("bf16", 10), ("int8", 5), ("int8", 10)]
+    for width in WIDTHS:
+        for numbers, augmentations in settings:
+            each = {"width": width, "numbers": numbers, "augmentations": augmentations, "captions": 4}
+            size_bytes = embedding_bytes(folder, rows, width, numbers, augmentations, 4)
+            found["embeddings"].append(each | {"bytes": size_bytes})
+            print(f"{each}: {size_bytes:,.0f} bytes")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=10_000_000, help="images of CC12M that can still be reached")
+    parser.add_argument("--report", type=Path, help="write the tables there as Markdown")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), options.rows)
+    machine = {"processor": platform.machine(), "cores": os.cpu_count()}
+    versions = {name: version(name) for name in ("pyarrow", "pillow", "simplejpeg", "torch")}
+    result = {
+        "machine": machine, "commit": git_commit(), "versions": versions, "rows": options.rows,
+        "pairs": options.pairs, "stated_image_bytes": STATED_IMAGE_BYTES, **found,
+    }  # fmt: skip
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    if options.report:
+        from storage_report import report
+
+        options.report.write_text(report(result))
+
+
+if __name__ == "__main__":
+    main()

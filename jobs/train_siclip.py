@@ -36,6 +36,7 @@ def train_siclip(
     changes: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for everything that is written.")] = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share a batch, each with a GPU.")] = 1,
     register: RegisterOption = None,
     tracking_uri: TrackingOption = None,
     address: AddressOption = None,
@@ -45,7 +46,7 @@ def train_siclip(
     chosen = read_recipe(recipe, preset, data, teacher, changes)
     options = Options(
         out=(out or default_out().with_name("train")).resolve(), tracking_uri=tracking_uri, address=address,
-        concurrent=1, verbose=verbose, register=register, data=Path(chosen.data.path),
+        concurrent=1, workers=workers, verbose=verbose, register=register, data=Path(chosen.data.path),
     )  # fmt: skip
 
     with open_experiment(options, name, chosen) as experiment:

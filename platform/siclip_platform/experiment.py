@@ -230,8 +230,9 @@ class Experiment:
     def _under_ray_train(self, name: str, recipe: Recipe, run: TrackedRun) -> Finished:
         with self.display.task(name, total=recipe.training.steps) as task:
             trained = run_with_ray_train(
-                recipe, name=name, storage=self.folder / "train", log=_both(run, task), worker_cpus=WORKER_CPUS
-            )
+                recipe, name=name, storage=self.folder / "train", log=_both(run, task), worker_cpus=WORKER_CPUS,
+                workers=self.options.workers,
+            )  # fmt: skip
         metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, Path(recipe.data.path), "test")
         return Finished(trained.checkpoint, metrics)
 

@@ -40,7 +40,7 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     name = options.resume or _new_name(name, uri, options)
     tracker = Tracker(uri, artifacts=options.out / "artifacts", spool=options.out / name)
     display = Display()
-    needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS)
+    needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS, workers=options.workers)
     try:
         experiment = Experiment(options, display, tracker, name)
         with ray_cluster(needs, options.address, options.verbose), display.live(), _ending(experiment):

@@ -25,7 +25,8 @@ class Options:
     ``concurrent``: trainings at the same time, None for as many as fit. ``seeds``: trainings of each setting.
     ``rerun``: train also what the MLflow store has finished. ``register``: the best model's name in MLflow's
     registry. ``disk_budget``: bytes that a study's checkpoints may take. ``resume``: the study to go on with.
-    ``space``: what is searched, a name in search_spaces/ or a file.
+    ``space``: what is searched, a name in search_spaces/ or a file. ``workers``: processes of a training under Ray
+    Train, each with a share of the batch.
     """
 
     out: Path
@@ -44,6 +45,7 @@ class Options:
     disk_budget: int | None = None
     resume: str | None = None
     space: str = "wikd"
+    workers: int = 1
 
     @property
     def dataset_folder(self) -> Path:

@@ -17,7 +17,6 @@ from siclip.config import LossConfig, TrainingConfig
 from siclip.models.clip import Clip
 from siclip.models.registry import model_config
 from siclip_platform.cli import app
-from siclip_platform.cli.plan import parse_bytes
 from siclip_platform.datasets.composition import DigitScenesConfig, compose_shard, shard_specs
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.errors import UserError
@@ -251,11 +250,3 @@ def test_what_does_not_fit_exits_with_1() -> None:
     assert result.exit_code == 1
     assert "It does not fit." in result.output
     assert "GB short" in result.output
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("1TB", 10**12), ("500 GB", 500 * 10**9), ("1.5tb", 1500 * 10**9), ("2TiB", 2 * 2**40), ("7mib", 7 * 2**20)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from siclip_platform.embedding.layout import EmbeddingLayout, UsedCaptions
 from siclip_platform.errors import UserError
 from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
+from siclip_platform.search.identity import identity as identity_of
 from siclip_platform.stream import Stream
 
 MODEL = model_config("siclip-nano")
@@ -107,7 +109,14 @@ def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / file.name).write_bytes(file.read_bytes())
     dataset = open_dataset(place)
     written(dataset, "captions", "written", CAPTIONS_SCHEMA, {}, more_captions)
-    written(dataset, "embeddings", "teacher", EMBEDDINGS, {"layout": layout(open_sidecar(dataset, "captions", "written"))}, embeddings)
+    written(
+        dataset,
+        "embeddings",
+        "teacher",
+        EMBEDDINGS,
+        {"layout": layout(open_sidecar(dataset, "captions", "written"))},
+        embeddings,
+    )
     return place
 
 
@@ -172,3 +181,18 @@ def test_embeddings_made_with_other_captions_are_refused(folder: Path) -> None:
     changes = {"data.captions": ["others"], "data.teacher_embeddings": "teacher"}
     with pytest.raises(UserError, match=r"made with the caption sets \['written'\], and data.captions names"):
         Stream.of(recipe(folder, **changes), MODEL)
+
+
+def test_a_training_is_known_by_what_lies_beside_its_data_not_by_where(folder: Path, tmp_path: Path) -> None:
+    named = {"data.teacher_embeddings": "teacher"}
+    known = identity_of(recipe(folder, **named))
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert identity_of(recipe(moved, **named, **{"data.reader": "ray", "data.concurrent_reads": 3})) == known
+    again = moved / "captions" / "written" / "manifest.json"
+    again.write_text(again.read_text().replace('"version": "1"', '"version": "2"'))
+    other = tmp_path / "other"
+    shutil.copytree(moved, other)
+    assert identity_of(recipe(other)) != identity_of(recipe(folder))
+    mixed = recipe(folder, **{"data.mix": [{"path": str(folder)}]})
+    assert identity_of(mixed) not in {known, identity_of(recipe(folder))}

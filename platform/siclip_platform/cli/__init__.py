@@ -31,13 +31,13 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 COMMANDS = (
-    *(experiments.train, tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
+    *(tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
     *(using.embed, using.search, plan.plan, doctor.doctor),
 )
 for command in COMMANDS:
     app.command()(command)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-for job in (experiments.demo, ablate.ablate):
+for job in (experiments.demo, experiments.train, ablate.ablate):
     app.command(context_settings=PASSED_ON | {"help_option_names": []})(job)
 app.command(context_settings=PASSED_ON)(submit.submit)
 

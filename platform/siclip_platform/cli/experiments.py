@@ -29,40 +29,19 @@ VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
 
 def demo(context: typer.Context) -> None:
     """Run jobs/tune_wikd.py on the embedded default, digit scenes; takes the job's options (--help)."""
-    job = _find_job("tune_wikd.py")
+    run_job("tune_wikd.py", context)
+
+
+def train(context: typer.Context) -> None:
+    """Run jobs/train_siclip.py: one recipe, trained, tracked and measured; takes the job's options (--help)."""
+    run_job("train_siclip.py", context)
+
+
+def run_job(name: str, context: typer.Context) -> None:
+    """A script of ``jobs/`` in this process, with the options that the command was given."""
+    job = _find_job(name)
     sys.argv = [str(job), *context.args]
     runpy.run_path(str(job), run_name="__main__")
-
-
-def train(
-    recipe: RecipeOption = None,
-    preset: PresetOption = None,
-    data: DataOption = None,
-    teacher: TeacherOption = None,
-    changes: SetOption = None,
-    out: OutOption = Path("runs/train"),
-    name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
-    register: RegisterOption = None,
-    tracking_uri: TrackingOption = None,
-    address: AddressOption = None,
-    verbose: VerboseOption = False,
-) -> None:
-    """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
-    chosen = read_recipe(recipe, preset, data, teacher, changes)
-    from siclip_platform.opening import open_experiment
-    from siclip_platform.options import Options
-
-    options = Options(
-        out=out.resolve(), tracking_uri=tracking_uri, address=address, concurrent=1, verbose=verbose,
-        register=register, data=Path(chosen.data.path),
-    )  # fmt: skip
-    with open_experiment(options, name, chosen) as experiment:
-        experiment.dataset()
-        finished = experiment.train({"train": chosen})["train"]
-    for key, value in sorted(finished.metrics.items()):
-        if key.startswith("test/"):
-            experiment.display.say(f"{key}: {value:.4f}")
-    experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.uri}")
 
 
 def read_recipe(

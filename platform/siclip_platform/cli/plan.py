@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siclip_platform.errors import UserError
-
 if TYPE_CHECKING:
     from siclip_platform.plan.calibration import TeacherSource
     from siclip_platform.recipe import Recipe
-
-UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class TeacherChoice(StrEnum):
@@ -69,6 +65,7 @@ def plan(
     Exit code 1 where it does not fit.
     """
     from siclip.models.clip import Clip
+    from siclip_platform.options import parse_bytes
     from siclip_platform.plan import Job, make_plan
     from siclip_platform.plan.calibration import calibrate as time_steps
     from siclip_platform.plan.calibration import calibration_trainer, two_sizes
@@ -100,20 +97,6 @@ def plan(
         show(result)
     if not result.fits:
         raise typer.Exit(1)
-
-
-def parse_bytes(text: str) -> int:
-    """``1TB``, ``500 GB``, ``2TiB`` → bytes.
-
-    Raises:
-        UserError: it is not a number with one of these units.
-    """
-    cleaned = text.strip().upper().replace(" ", "")
-    for unit in sorted(UNITS, key=len, reverse=True):
-        number = cleaned.removesuffix(unit)
-        if cleaned != number and number.replace(".", "", 1).isdigit():
-            return int(float(number) * UNITS[unit])
-    raise UserError(f"{text!r} is not a size: write a number with a unit, {', '.join(UNITS)}, such as 1TB")
 
 
 def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:

@@ -12,10 +12,13 @@ import json
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import siclip
 from siclip.checkpoints.formats import load_model
+from siclip.models.hashing import weights_hash as hash_of
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipe import Recipe
 
 DIGITS = 16
@@ -30,7 +33,7 @@ def identity(recipe: Recipe) -> str:
         UserError: the dataset or a teacher cannot be read.
     """
     tree = recipe.model_dump(mode="json")
-    tree["data"] |= {"path": dataset_hash(recipe), "concurrent_reads": None}
+    tree["data"] |= {"concurrent_reads": None, "reader": None, **_beside(recipe)}
     tree["data"]["trunk_cache"] = tree["data"]["trunk_cache"] is not None
     tree["training"]["checkpoint_every"] = None
     tree["teacher"] = weights_hash(recipe.teacher) if recipe.teacher else None
@@ -41,6 +44,24 @@ def identity(recipe: Recipe) -> str:
 def dataset_hash(recipe: Recipe) -> str:
     """The hash of the manifest of the recipe's dataset."""
     return _dataset_hash(recipe.data.path)
+
+
+def _beside(recipe: Recipe) -> dict[str, Any]:
+    """Captions and embeddings beside the dataset, and the datasets mixed into it, by their hashes."""
+    data = recipe.data
+    embeddings = data.teacher_embeddings
+    mixed = [part.model_dump(mode="json") | _named(part.path, part.captions, embeddings) for part in data.mix]
+    return {**_named(data.path, data.captions, embeddings), "mix": mixed}
+
+
+@lru_cache(maxsize=16)
+def _named(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict[str, Any]:
+    dataset = open_dataset(Path(path))
+    return {
+        "path": dataset.hash,
+        "captions": [open_sidecar(dataset, "captions", name).hash for name in captions],
+        "teacher_embeddings": open_sidecar(dataset, "embeddings", embeddings).hash if embeddings else None,
+    }
 
 
 @lru_cache(maxsize=16)
@@ -60,11 +81,7 @@ def weights_hash(name: str) -> str:
 @lru_cache(maxsize=16)
 def _weights_hash(path: Path, size: int, modified: int) -> str:
     model = load_model(path)
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:DIGITS]
+    return hashlib.sha256(f"{model.config.model_dump_json()} {hash_of(model)}".encode()).hexdigest()[:DIGITS]
 
 
 @cache

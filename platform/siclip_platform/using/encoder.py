@@ -5,7 +5,6 @@ Shapes: N inputs, D embed_dim.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from siclip.data.batch import to_float_images
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
 from siclip.models.clip import Clip
+from siclip.models.hashing import weights_hash
 from siclip.tokenizer import tokenize
 
 Embeddings = npt.NDArray[np.float32]
@@ -70,15 +70,6 @@ class Encoder:
         """(N, D), unit length; a text longer than the model's context is cut."""
         tokens = tokenize(list(texts), self.model.config.text.context_length).to(self.device)
         return _array(self.model.encode_text(tokens, normalize=True))
-
-
-def weights_hash(model: Clip) -> str:
-    """First 16 hex digits of the SHA-256 of names and values of a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _array(embeddings: torch.Tensor) -> Embeddings:

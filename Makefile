@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/siclip-platform demo --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not long"
 
 fast-test: install
 	$(BIN)/python -m pytest -q -m "not gpu and not slow and not chaos and not long"

@@ -190,7 +190,7 @@ def _by_stage(model: Clip, batch: int, reading: Callable[[], int]) -> list[int]:
     image, text = model.config.image, model.config.text
     device = model.logit_scale.device
     images = torch.zeros(batch, 3, image.image_size, image.image_size, device=device)
-    tokens = torch.zeros(batch, text.context_length, dtype=torch.long, device=device)
+    tokens = torch.arange(batch * text.context_length, device=device).view(batch, -1) % text.vocab_size  # no padding
     with ExitStack() as hooks:
         for index, stage in enumerate(stages):
             for module in stage.parts.modules():

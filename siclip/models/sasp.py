@@ -134,7 +134,7 @@ class SasPBlock(nn.Module):
         def spread(tokens: Tensor) -> Tensor:
             """(B·own + common, C) → (B, T, C)."""
             front, end = torch.split(tokens, [batch * own, common])
-            return torch.cat([front.view(batch, own, -1), end.expand(batch, -1, -1)], dim=1)
+            return torch.cat([front.view(batch, own, tokens.shape[-1]), end.expand(batch, -1, -1)], dim=1)
 
         y = self.norm(torch.cat([x[:, :own].flatten(0, 1), x[0, own:]]).unsqueeze(0)).squeeze(0)
         query, key, value = (self._heads(spread(part)) for part in (self.qk.query(y), self.qk.key(y), y))

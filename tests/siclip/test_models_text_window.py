@@ -98,6 +98,14 @@ def gradients_of(text: TextTower, features: Tensor, ids: Tensor) -> tuple[Tensor
     return out.detach(), {name: p.grad.clone() for name, p in text.named_parameters() if p.grad is not None}
 
 
+def test_texts_that_are_all_the_same_are_computed_as_one_and_each() -> None:
+    text = tower("siclip-nano")
+    ids = padded(12)[:1].expand(3, -1)
+    features = text.trunk(ids).detach()
+    assert text._common_tokens(features) == LENGTH
+    torch.testing.assert_close(text.head(features, ids), text.head(features[:1], ids[:1]).expand(3, -1))
+
+
 @pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "batch"}])
 def test_padding_that_all_texts_share_is_computed_once_with_the_same_outcome(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch

@@ -255,6 +255,7 @@ def test_a_continued_run_has_the_uninterrupted_ones_weights_and_average(saved_at
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+@pytest.mark.long
 def test_compiled_heads_train_what_plain_ones_train() -> None:
     assert run(student(compile=True), 2) == pytest.approx(run(student(), 2), rel=1e-4)
 

@@ -29,17 +29,20 @@ SECRETS = ("MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ports: each is held until all are found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[dict[str, str]]:
     """A head on ports and in a temp directory of its own, and the environment that reaches it."""
     scripts = Path(sys.executable).parent
-    dashboard = free_port()
+    port, dashboard, client, agent = free_ports(4)
     env = {
         **os.environ,
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
@@ -49,9 +52,9 @@ def env() -> Iterator[dict[str, str]]:
     }
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
-            *RAY, "start", "--head", "--block", CPUS, f"--port={free_port()}",
-            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}",
+            *RAY, "start", "--head", "--block", CPUS, f"--port={port}",
+            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
         ]  # fmt: skip
         with (Path(folder) / "head.log").open("w") as log:
             head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -21,6 +21,7 @@ from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.restart import replay_into
 from siclip_platform.search.retention import newest_checkpoint, sweep
 from siclip_platform.search.reuse import Reuse
+from siclip_platform.search.secrets import keep_secrets_from_metadata
 from siclip_platform.search.study import StudyPlan, StudyResult, outcome
 from siclip_platform.search.trial import CHECKPOINTS, REPLAY, SECONDS, run_trial
 
@@ -233,6 +234,7 @@ def _leave_failures_to_us() -> None:
 
 def _tuner(conductor: Conductor) -> tune.Tuner:
     plan = conductor.plan
+    keep_secrets_from_metadata()
     trainable = tune.with_parameters(
         run_trial,
         recipe_json=plan.base.model_dump_json(),

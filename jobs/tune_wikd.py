@@ -14,13 +14,7 @@ import typer
 from siclip_platform.cli.guard import guarded
 from siclip_platform.opening import open_experiment
 from siclip_platform.options import Options, check_sharing, default_out
-from siclip_platform.presets import (
-    STUDENT_STEPS,
-    TEACHER_STEPS,
-    digits_student,
-    digits_teacher,
-    without_distillation,
-)
+from siclip_platform.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher, without_distillation
 from siclip_platform.report import write_report
 from siclip_platform.search import load_space
 from siclip_platform.summary import print_summary
@@ -42,6 +36,7 @@ def tune_wikd(
     address: Annotated[str | None, Opt(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")] = None,
     verbose: Annotated[bool, Opt(help="Show what Ray says.")] = False,
     seeds: Annotated[int, Opt(min=1, help="Trainings of each setting; their mean is compared.")] = 1,
+    confirm: Annotated[int, Opt(min=0, help="Fresh seeds that best and control are trained with at the end.")] = 0,
     register: Annotated[str | None, Opt(help="Name of the best model in MLflow's registry.")] = None,
     resume: Annotated[str | None, Opt(metavar="STUDY", help="Go on with this study; other options as then.")] = None,
 ) -> None:
@@ -66,6 +61,7 @@ def tune_wikd(
         best = study.best
         recipes = {"best": best.recipe, "control": without_distillation(best.recipe)}
         finished = experiment.train(recipes, best_trial=best.trial_id)
+        experiment.confirm(recipes["best"], recipes["control"], confirm, best.trial_id)
 
     report = write_report(experiment.tracker.uri, out, study=experiment.name)
     print_summary(experiment, study, finished, report)

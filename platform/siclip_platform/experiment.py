@@ -196,10 +196,39 @@ class Experiment:
 
         What an earlier start of this study finished is taken as it is. A name is a kind, or one with ``-`` and more.
         """
-        span = self.timeline.span(" and ".join(recipes))
-        with span, ThreadPoolExecutor(max_workers=self.options.trainings) as pool:
-            jobs = {name: pool.submit(self._train, name, recipe, tags) for name, recipe in recipes.items()}
-            return {name: job.result() for name, job in jobs.items()}
+        with self.timeline.span(" and ".join(recipes)):
+            finished = self._train_all({name: (recipe, tags) for name, recipe in recipes.items()})
+        if "best" in finished:
+            self._log_summary(finished["best"].checkpoint)
+        return finished
+
+    def confirm(self, best: Recipe, control: Recipe, seeds: int, trial: str) -> None:
+        """Train both anew with so many seeds that the study has not used: only those can call the selected one best.
+
+        ``trial``: the one that was selected.
+        """
+        used = self.options.seed + self.options.seeds
+        jobs: dict[str, tuple[Recipe, dict[str, str]]] = {}
+        for seed in range(used, used + seeds):
+            for setting, recipe in (("best", best), ("control", control)):
+                tags = {"best_trial": trial} if setting == "best" else {"setting": setting}
+                again = recipe.updated({"training.seed": seed})
+                jobs[f"confirm-{setting}-{seed}"] = (again, {**tags, "seed": str(seed)})
+        with self.timeline.span("confirmation"):
+            self._train_all(jobs)
+
+    def _train_all(self, jobs: Mapping[Any, tuple[Recipe, Mapping[str, str]]]) -> dict[Any, Finished]:
+        with ThreadPoolExecutor(max_workers=self.options.trainings) as pool:
+            running = {name: pool.submit(self._train, name, *job) for name, job in jobs.items()}
+            return {name: job.result() for name, job in running.items()}
+
+    def _log_summary(self, checkpoint: Path) -> None:
+        """What the data are and what the best model finds in them, for a report that has the store alone."""
+        from siclip_platform.report.data_summary import summarize_dataset, write_summary
+
+        if self.study_run is not None and self._dataset is not None and "test" in self._dataset.split_names:
+            summary = summarize_dataset(self._dataset, checkpoint=checkpoint)
+            self.study_run.artifact(write_summary(summary, self.folder))
 
     def _train(self, name: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
         key, kept = f"{self.key}/{name}", self.folder / f"{name}.json"

@@ -88,7 +88,7 @@ def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple
 
 def _split(study: Study) -> tuple[list[Run], list[Run]]:
     """Confirming runs of the baseline or control, and those of the selected setting; with fresh seeds only."""
-    names = {*BASELINES, study.baseline}
+    names = {*BASELINES, study.baseline} - {"", None}
     used = {run.seed for run in study.leaves}
     done = [run for run in study.confirms if run.state == "completed" and (run.seed is None or run.seed not in used)]
     rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]

@@ -56,7 +56,7 @@ def train_siclip(
     for key, value in sorted(finished.metrics.items()):
         if key.startswith("test/"):
             experiment.display.say(f"{key}: {value:.4f}")
-    experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.uri}")
+    experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.address}")
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

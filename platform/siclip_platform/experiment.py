@@ -220,7 +220,11 @@ class Experiment:
     def _train_all(self, jobs: Mapping[Any, tuple[Recipe, Mapping[str, str]]]) -> dict[Any, Finished]:
         with ThreadPoolExecutor(max_workers=self.options.trainings) as pool:
             running = {name: pool.submit(self._train, name, *job) for name, job in jobs.items()}
-            return {name: job.result() for name, job in running.items()}
+            try:
+                return {name: job.result() for name, job in running.items()}
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # those that wait for their turn never start
+                raise
 
     def _log_summary(self, checkpoint: Path) -> None:
         """What the data are and what the best model finds in them, for a report that has the store alone."""

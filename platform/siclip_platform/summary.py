@@ -38,8 +38,8 @@ def print_summary(
     for name, title in ROWS.items():
         table.add_row(title, *(_show(run.metrics.get(name)) for run in finished.values()))
     experiment.display.table(table)
-    say(f"MLflow:  {experiment.tracker.uri}")
-    say(f"Look:    mlflow ui --backend-store-uri {experiment.tracker.uri}")
+    say(f"MLflow:  {experiment.tracker.address}")
+    say(f"Look:    mlflow ui --backend-store-uri {experiment.tracker.address}")
     say(f"Report:  {report.html}")
 
 

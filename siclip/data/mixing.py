@@ -50,5 +50,5 @@ class Mixture:
 
 def mixture(rows: Sequence[int], weights: Sequence[float]) -> Mixture:
     """Sources of so many samples; a weight is how often a sample of it comes for one time at weight 1."""
-    exact = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    exact = [Fraction(str(weight)) for weight in weights]
     return Mixture(tuple(weight * count for weight, count in zip(exact, rows, strict=True)))

@@ -99,7 +99,7 @@ def _say(experiment: Experiment, study: StudyResult) -> None:
     say = experiment.display.say
     say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
     say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
-    say(f"MLflow: {experiment.tracker.uri}")
+    say(f"MLflow: {experiment.tracker.address}")
 
 
 def resumed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,11 @@ from siclip.config import Config
 from siclip.data.images import BROKEN, JPEG_SIGNATURE, decode_image
 from siclip_platform.datasets.sources.sample import Reason, Rejection
 from siclip_platform.errors import UserError
+
+LONGEST_SIDE = 65_500
+"""Pixels: what JPEG can hold."""
+DECODING = (*BROKEN, TypeError, KeyError, AttributeError, OverflowError, zlib.error)
+"""What Pillow's plugins raise besides for damaged files."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 SIGNATURES = (JPEG_SIGNATURE, b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
@@ -108,7 +114,7 @@ def _header(data: bytes, rules: ImageRules) -> _Header:
         if data.startswith(SIGNATURES) and (data[:4] != b"RIFF" or data[8:12] in (b"WEBP", b"")):
             raise _broken(data, f"its header cannot be read, {begins}") from None
         raise Rejection(Reason.NOT_AN_IMAGE, begins) from None
-    except BROKEN as error:
+    except DECODING as error:
         raise _broken(data, str(error)) from None
 
 
@@ -117,6 +123,8 @@ def _check_size(image: Image.Image, rules: ImageRules) -> None:
     if width * height > rules.max_pixels:
         detail = f"{width} × {height} pixels, more than {rules.max_pixels}"
         raise Rejection(Reason.DECOMPRESSION_BOMB, detail)
+    if max(width, height) > LONGEST_SIDE:
+        raise Rejection(Reason.DECOMPRESSION_BOMB, f"{width} × {height} pixels, a side above {LONGEST_SIDE}")
     if min(width, height) < rules.min_side:
         raise Rejection(Reason.TOO_SMALL, f"{width} × {height} pixels, a side below {rules.min_side}")
 
@@ -154,7 +162,7 @@ def _pixels(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
             .removesuffix(". Leave the sample out or encode it again as JPEG, PNG or WebP")
         )
         raise _broken(data, message) from None
-    except BROKEN as error:
+    except DECODING as error:
         raise _broken(data, str(error)) from None
 
 

@@ -32,6 +32,7 @@ from siclip_platform.datasets.manifest import (
 )
 from siclip_platform.datasets.parts import ORDER, VALIDATION, ImportConfig, PieceJob, import_piece, libraries
 from siclip_platform.datasets.sources.find import Source
+from siclip_platform.datasets.sources.places import without_credentials
 from siclip_platform.datasets.stage import Pool, Record, Task, locked, run_stage, sha256_of
 from siclip_platform.errors import UserError
 
@@ -203,7 +204,7 @@ class _Job:
 
 
 def _name(root: str) -> str:
-    return Path(root.partition("?")[0].rstrip("/")).stem or "imported"
+    return Path(without_credentials(root).partition("?")[0].rstrip("/")).stem or "imported"
 
 
 def _check_folder(folder: Path) -> None:

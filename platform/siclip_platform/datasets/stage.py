@@ -168,6 +168,9 @@ def _claimed(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir()}
+        names -= {
+            name for name in names if name.startswith(".") and name.endswith(".tmp")
+        }  # of a run that was killed
         if names - {DONE, LOCK} and PLAN not in names:
             raise UserError(f"{folder} is not empty and holds no unfinished work: name an empty or a new folder")
         (folder / DONE).mkdir(exist_ok=True)

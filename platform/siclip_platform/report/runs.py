@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,7 +53,7 @@ class Run:
     def seed(self) -> int | None:
         """The tag, or without it the recipe's seed."""
         text = self.tag("seed") or self.params.get("training.seed") or ""
-        return int(text) if text.lstrip("-").isdecimal() else None
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
     @property
     def steps(self) -> int | None:

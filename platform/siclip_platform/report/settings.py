@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,7 +110,7 @@ def _by_seed(runs: Iterable[Run]) -> dict[int, Run]:
 
 def _order(trial: Run, index: int) -> int:
     text = trial.tag("setting_order") or ""
-    return int(text) if text.lstrip("-").isdecimal() else index
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else index
 
 
 def baseline_of(study: Study, found: list[Setting]) -> Setting | None:

@@ -93,7 +93,9 @@ def _split(study: Study) -> tuple[list[Run], list[Run]]:
     done = [run for run in study.confirms if run.state == "completed" and (run.seed is None or run.seed not in used)]
     rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]
     ids = {run.run_id for run in rivals}
-    return rivals, [run for run in done if run.run_id not in ids]
+    own = [run for run in done if run.run_id not in ids]
+    now = study.best.tag("best_trial") if study.best else None  # a study that grew may have confirmed another before
+    return rivals, [run for run in own if not now or (run.tag("setting") or run.tag("best_trial")) in (now, None, "")]
 
 
 def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[Run]]:
@@ -102,8 +104,10 @@ def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[
         return (rivals[0].tag("setting") or "baseline") + " with the same fresh seeds", rivals
     baseline = baseline_of(study, settings(study))
     if baseline is not None:
-        return f"{baseline.name} with the study's seeds", list(baseline.by_seed.values())
-    return ("the control run", [study.control]) if study.control else ("", [])
+        done = [run for run in baseline.by_seed.values() if run.state == "completed"]
+        return f"{baseline.name} with the study's seeds", done
+    control = study.control
+    return ("the control run", [control]) if control and control.state == "completed" else ("", [])
 
 
 def _metric(study: Study, own: Sequence[Run], others: Sequence[Run]) -> str:

@@ -158,7 +158,7 @@ def print_ablation(
         if trial is not None:
             table.add_row(setting.label, f"{trial.value:.4f}", f"{trial.value - reference:+.4f}", trial.state)
     experiment.display.table(table)
-    say(f"MLflow:  {experiment.tracker.uri}")
+    say(f"MLflow:  {experiment.tracker.address}")
     say(f"Report:  {report.html}")
 
 

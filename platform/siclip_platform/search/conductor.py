@@ -218,7 +218,7 @@ def conduct(plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> StudyRe
         if interrupted:
             recorder.interrupt()
         return conductor.result(interrupted)
-    except KeyboardInterrupt:
+    except BaseException:
         recorder.interrupt()
         raise
     finally:

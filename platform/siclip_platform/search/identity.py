@@ -23,7 +23,18 @@ from siclip_platform.recipe import Recipe
 
 DIGITS = 16
 OPEN_CLIP = "open_clip:"
-PLATFORM = ("recipe", "trainer", "ray_trainer", "stream", "trunk_cache", "datasets", "search/lane")
+PLATFORM = (
+    "recipe",
+    "trainer",
+    "ray_trainer",
+    "stream",
+    "trunk_cache",
+    "datasets",
+    "search/lane",
+    "teacher_sources",
+    "embedding",
+    "evaluation/budget",
+)
 
 
 def identity(recipe: Recipe) -> str:

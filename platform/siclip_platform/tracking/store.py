@@ -50,8 +50,8 @@ def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
         except (urllib.error.URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
-                f"the MLflow server at {uri} does not answer within {timeout_seconds:g} s ({reason}); start it, "
-                "correct --tracking-uri, or leave it out for an sqlite store in the output folder"
+                f"the MLflow server at {without_password(uri)} does not answer within {timeout_seconds:g} s "
+                f"({reason}); start it, correct --tracking-uri, or leave it out for an sqlite store in --out"
             ) from None
     else:
         raise UserError(f"tracking URI {uri!r}: write sqlite:///ABSOLUTE/PATH/mlflow.db or http(s)://SERVER:PORT")

@@ -142,6 +142,11 @@ class Tracker:
         self.sender.start()
 
     @property
+    def address(self) -> str:
+        """The store as it may be shown: without a password."""
+        return without_password(self.uri)
+
+    @property
     def client(self) -> Any:
         """MLflow's own client, for reading."""
         return self.sender.client

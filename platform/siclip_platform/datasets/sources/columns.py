@@ -6,12 +6,10 @@ import base64
 import math
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import Any
 
 from siclip.config import Config
-from siclip_platform.datasets.sources.places import READING
+from siclip_platform.datasets.sources.places import READING, without_credentials
 from siclip_platform.datasets.sources.sample import Caption, Reason, Rejection, Sample, captions_of
 from siclip_platform.errors import UserError
 
@@ -107,7 +105,7 @@ def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(value)
     except READING as error:
-        raise Rejection(Reason.MISSING_IMAGE, f"{value}: {error}") from None
+        raise Rejection(Reason.MISSING_IMAGE, f"{without_credentials(value)}: {error}") from None
 
 
 def plain(value: Any) -> Any:
@@ -120,6 +118,4 @@ def plain(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, datetime | date | time | Decimal):
-        return str(value)
-    return value
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

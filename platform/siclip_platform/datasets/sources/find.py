@@ -146,6 +146,8 @@ def _arrow_pieces(place: Place, files: Files, columns: Columns) -> list[Piece]:
             text = json.loads(read_bytes(place.filesystem, posixpath.join(folder, state)))
             if text.get("_indices_data_files"):
                 raise UserError(f"{state} orders its rows by another file: flatten_indices() and save it again")
+            if posixpath.basename(name) not in {file["filename"] for file in text.get("_data_files", [])}:
+                continue  # what map and filter left beside the data
         try:
             names = arrow_names(place.filesystem, posixpath.join(folder, name))
         except READING:

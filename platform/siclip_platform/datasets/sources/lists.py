@@ -28,7 +28,7 @@ def rows_with_offsets(stream: Any, name: str, header: tuple[str, ...]) -> Iterat
             if line.strip():
                 yield lines.bytes, _json_row(line)
         return
-    reader = csv.reader(lines, delimiter=DELIMITERS[name[-4:].lower()])
+    reader = _reader(lines, name)
     while True:
         try:
             fields = next(reader)
@@ -50,8 +50,13 @@ def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
             if isinstance(row, dict):
                 return tuple(row), 0
         return (), 0
-    fields = next(csv.reader(lines, delimiter=DELIMITERS[name[-4:].lower()]), [])
+    fields: list[str] = next(_reader(lines, name), [])
     return tuple(field.removeprefix("\ufeff") for field in fields), lines.bytes
+
+
+def _reader(lines: _Lines, name: str) -> Any:
+    """``strict``: a quotation mark that does not close, or has more behind it, makes a damaged row."""
+    return csv.reader(lines, delimiter=DELIMITERS[name[-4:].lower()], strict=True)
 
 
 def list_samples(

@@ -127,7 +127,12 @@ def _put(group: _Group, extension: str, data: bytes) -> None:
 
 def _sample(group: _Group, source: str) -> Sample:
     files = group.files
-    image = next((files[name] for name in IMAGES if name in files), None)
+    images = [name for name in IMAGES if name in files]
+    image = files[images[0]] if images else None
+    if len(images) > 1 and group.rejected is None:
+        group.rejected = Rejection(
+            Reason.DAMAGED_ROW, f"there are {' and '.join(f'{group.key}.{i}' for i in images)}"
+        )
     captions: tuple[Caption, ...] = ()
     meta: dict[str, Any] = {}
     category = None

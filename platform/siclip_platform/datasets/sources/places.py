@@ -63,9 +63,11 @@ class Place:
         try:
             info = self.filesystem.get_file_info(self.path)
         except READING as error:
-            raise UserError(f"{self.root} cannot be read: {error}") from None
+            raise UserError(f"{without_credentials(self.root)} cannot be read: {error}") from None
         if info.type not in (pafs.FileType.File, pafs.FileType.Directory):
-            raise UserError(f"there is nothing at {self.root}: name a file or a folder that exists")
+            raise UserError(
+                f"there is nothing at {without_credentials(self.root)}: name a file or a folder that exists"
+            )
         return info
 
 
@@ -76,7 +78,17 @@ def read_bytes(filesystem: Any, path: str) -> bytes:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
+    *folders, file = name.split("/")
+    return file.startswith(".") or any(part.startswith((".", "_")) for part in folders)
+
+
+def without_credentials(uri: str) -> str:
+    """A URI without its user, password or key, and without its query: what may be written down."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return uri
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 @cache
@@ -89,7 +101,7 @@ def _open(root: str) -> tuple[Any, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return _from_fsspec(root)
     except READING as error:
-        raise UserError(f"{root} cannot be opened: {error}") from None
+        raise UserError(f"{without_credentials(root)} cannot be opened: {error}") from None
 
 
 def _from_fsspec(root: str) -> tuple[Any, str]:
@@ -99,6 +111,6 @@ def _from_fsspec(root: str) -> tuple[Any, str]:
         filesystem, path = fsspec.core.url_to_fs(root)
     except (ImportError, *READING) as error:
         raise UserError(
-            f"{root} cannot be opened: {error}. Install what fsspec needs for it, or copy it here"
+            f"{without_credentials(root)} cannot be opened: {error}. Install what fsspec needs, or copy it here"
         ) from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path

@@ -23,9 +23,8 @@ def parquet_samples(
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), use_threads=False):
-                for row in batch.to_pylist():
-                    yield row_sample(row, columns, name, str(number), read)
-                    number += 1
+                yield from _rows(batch, columns, name, number, read)
+                number += batch.num_rows
     except READING as error:
         yield _damage(name, number, error)
 
@@ -38,11 +37,22 @@ def arrow_samples(
     try:
         with filesystem.open_input_file(path) as stream:
             for batch in _batches(stream):
-                for row in batch.to_pylist():
-                    yield row_sample(row, columns, name, str(number), read)
-                    number += 1
+                yield from _rows(batch, columns, name, number, read)
+                number += batch.num_rows
     except READING as error:
         yield _damage(name, number, error)
+
+
+def _rows(batch: Any, columns: Columns, name: str, first: int, read: Callable[[str], bytes]) -> Iterator[Sample]:
+    """The rows of a batch; one whose values cannot be read, such as text that is not UTF-8, is rejected alone."""
+    for number in range(batch.num_rows):
+        try:
+            [row] = batch.slice(number, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            rejected = Rejection(Reason.DAMAGED_ROW, f"a value cannot be read: {error}")
+            yield Sample(name, str(first + number), "", rejected=rejected)
+        else:
+            yield row_sample(row, columns, name, str(first + number), read)
 
 
 def parquet_layout(filesystem: Any, path: str) -> tuple[list[str], list[int]]:

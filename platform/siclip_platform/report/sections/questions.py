@@ -95,7 +95,12 @@ def _scaling(study: Study) -> list[Block]:
     path = _varied(study, SIZES)
     if path is None:
         return [Text("The settings do not differ in one number, so there is no scaling curve.")]
-    by_size = {x: list(setting.values(study.metric).values()) for x, setting in _positions(study, path)}
+    by_size: dict[float, list[float]] = {}
+    for size, setting in _positions(study, path):
+        if size > 0:  # a limit of 0 means all, and its number is not in the recipe
+            by_size.setdefault(size, []).extend(setting.values(study.metric).values())
+    if not by_size:
+        return [Text(f"No setting has a number above 0 for {path}, so there is no scaling curve.")]
     share = is_share(study.metric)
     if study.higher_is_better and not share:
         return [

@@ -38,7 +38,8 @@ def composition_statistics(
     """Metrics as functions of the items looked at.
 
     ``accuracy_KIND``: the true caption beats all false ones of that kind, over the items that have some.
-    ``accuracy``: the mean over kinds. ``beats_all_negatives``: it beats those of every kind, over all items.
+    ``accuracy``: the mean over kinds. ``beats_all_negatives``: it beats those of every kind, over the items
+    that have one; an item without false captions counts nowhere.
 
     Args:
         image, text: (I, D), (T, D) unit embeddings that the items' indices point into.
@@ -49,9 +50,10 @@ def composition_statistics(
     all_right = np.empty(len(items))
     for index, item in enumerate(items):
         for kind, false in item.false:
-            right[kind][index] = _chance_of_right(item, false, image, text, score)
+            if false:
+                right[kind][index] = _chance_of_right(item, false, image, text, score)
         every = tuple(caption for _, false in item.false for caption in false)
-        all_right[index] = _chance_of_right(item, every, image, text, score)
+        all_right[index] = _chance_of_right(item, every, image, text, score) if every else np.nan
 
     def mean(found: Floats) -> Statistic:
         return lambda units: _mean_of_known(found[units])

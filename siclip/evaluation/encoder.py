@@ -103,9 +103,10 @@ class OpenClipEncoder(_Base):
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """16 hex digits of the SHA-256 of the model's weights: what its embeddings may be cached under."""
-    digest = hashlib.sha256()
-    for name, value in encoder.towers()[0].state_dict().items():
+    """16 hex digits of the SHA-256 of the model's weights, form and tokenizer: what embeddings are cached under."""
+    model, _, _, tokens = encoder.towers()
+    digest = hashlib.sha256(f"{model!r} {tokens.tolist()}".encode())
+    for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -101,7 +101,7 @@ def _by_head(
     places[~is_right.any(dim=1)] = 0  # any place will do: these keep their plain rank
     new = ranks_of_scores(logits, places)
     # A right answer that ties at the cut and was left out stands behind all that were taken.
-    passed = np.maximum(top - plain.greater[rows], 0)
+    passed = np.clip(top - plain.greater[rows], 0, plain.tied[rows])
     behind = Ranks(plain.greater[rows] + passed, plain.tied[rows] - passed, plain.right[rows])
     names = ("greater", "tied", "right")
     return Ranks(*(np.where(kept, getattr(new, name), getattr(behind, name)) for name in names))

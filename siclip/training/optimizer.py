@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from siclip.config import TrainingConfig
 
@@ -29,7 +30,32 @@ def make_optimizer(
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer.register_step_pre_hook(same_layout)
+    return optimizer
+
+
+@torch.no_grad()
+def same_layout(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Give gradients and moments the memory layout of their parameter, before a step.
+
+    The fused step goes through all of them in the order of memory: on the CPU it does not look at strides, on a GPU
+    it refuses. Reduced gradients and moments of a checkpoint from another device may lie otherwise.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = _laid_out_as(parameter, parameter.grad)
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = _laid_out_as(parameter, value)
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

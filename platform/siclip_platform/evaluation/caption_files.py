@@ -31,7 +31,7 @@ def find_annotations(folder: Path) -> Path | None:
         for base in (folder, folder / "annotations"):
             found = sorted(base.glob(pattern))
             if found:
-                return found[0]
+                return next((path for path in found if "train" not in path.stem), found[0])
     return None
 
 

@@ -47,7 +47,10 @@ def read_image_folder(folder: Path, split: str, set_name: str) -> Classification
 
 def _class_folders(folder: Path, split: str) -> list[Path]:
     base = folder / split if (folder / split).is_dir() else folder
-    return sorted(each for each in base.iterdir() if each.is_dir())
+    folders = sorted(each for each in base.iterdir() if each.is_dir())
+    if all(each.name.isdecimal() for each in folders):  # ImageNetV2's are numbers: 2 comes before 10
+        folders.sort(key=lambda each: int(each.name))
+    return folders
 
 
 def _images(folder: Path) -> list[Path]:

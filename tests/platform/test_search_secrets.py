@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from types import ModuleType
 from typing import Any
 
 import pytest
 import ray
-from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.execution import class_cache
 
-from siclip_platform.search.secrets import SECRETS, keep_secrets_from_metadata
+from siclip_platform.search import secrets
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
 
-def test_tune_passes_no_key_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def as_installed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Ray's module anew, and ours at work on it: the one that is imported may have been changed by a search."""
+    spec = importlib.util.spec_from_file_location("class_cache_as_installed", class_cache.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(secrets, "class_cache", module)
+    return module
+
+
+def passed_on(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a trial's actor is asked for with."""
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(ray, "remote", lambda **options: asked.append(options) or (lambda trainable: trainable))
-    for name in SECRETS:
-        monkeypatch.setenv(name, f"hidden {name}")
-    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    _ActorClassCache().get(object)
-    assert any("hidden" in value for value in asked[0]["runtime_env"]["env_vars"].values())  # why this is needed
-    keep_secrets_from_metadata()
-    _ActorClassCache().get(object)
-    passed_on = asked[1]["runtime_env"]["env_vars"]
-    assert not SECRETS & set(passed_on)
-    assert passed_on["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "remote", lambda **options: asked.append(options) or (lambda trainable: trainable))
+        module._ActorClassCache().get(object)
+    variables: dict[str, str] = asked[0]["runtime_env"]["env_vars"]
+    return variables
+
+
+def test_tune_passes_no_key_on(as_installed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set(as_installed.ENV_VARS_TO_PROPAGATE)
+    keys = {name for name in names if SECRET.search(name)}
+    for name in names:
+        monkeypatch.setenv(name, f"value of {name}")
+    assert keys <= set(passed_on(as_installed, monkeypatch)) and keys  # why this is needed
+    secrets.keep_secrets_from_metadata()
+    assert {n: v for n, v in passed_on(as_installed, monkeypatch).items() if n in names} == {
+        name: f"value of {name}" for name in names - keys
+    }

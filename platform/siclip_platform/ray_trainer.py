@@ -24,7 +24,7 @@ from siclip.training.trainer import Trainer, TrainingDiverged
 from siclip_platform.divergence import keeping_ids
 from siclip_platform.recipe import Recipe
 from siclip_platform.stream import Stream
-from siclip_platform.stream.ray_reader import ray_batches
+from siclip_platform.stream.ray_reader import check_reader_nodes, ray_batches
 from siclip_platform.trainer import CHECKPOINT, Log, prepare, recipe_model, start_blocks
 from siclip_platform.trunk_cache import CachedStream
 
@@ -106,7 +106,7 @@ class _Batches:
         assert self.stream is not None
         size = self.recipe.training.batch_size
         if self.recipe.data.reader == "ray" and isinstance(self.stream, Stream):
-            return ray_batches(self.stream, size, start, stop, *self.place)
+            return ray_batches(self.stream, size, start, stop, *self.place, nodes=self.recipe.data.reader_nodes)
         return self.stream.batches(size, start, stop, *self.place)
 
 
@@ -185,10 +185,11 @@ def run_with_ray_train(
     from ray.util.queue import Queue
 
     _check_workers(recipe, workers)
+    check_reader_nodes(recipe.data.reader_nodes)
     use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     resources = {"CPU": worker_cpus} | ({"GPU": 1} if use_gpu else {})
-    queue = Queue(actor_options={"num_cpus": 0})
-    failures = Queue(actor_options={"num_cpus": 0}) if workers > 1 else None
+    queue = Queue(actor_options=_beside_driver())
+    failures = Queue(actor_options=_beside_driver()) if workers > 1 else None
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
@@ -219,6 +220,15 @@ def run_with_ray_train(
     metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
     with result.checkpoint.as_directory() as folder:
         return TrainedModel(_keep(Path(folder) / CHECKPOINT, storage.parent / f"{name}.pt"), metrics)
+
+
+def _beside_driver() -> dict[str, Any]:
+    """Options of an actor that must outlive every other node: it runs on that of the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def _check_workers(recipe: Recipe, workers: int) -> None:

@@ -43,7 +43,8 @@ class DataConfig(Config):
     rearrange samples within a window so that no batch has a caption twice. ``augment``: see `AugmentConfig`.
     ``scaled_decode``: a JPEG at least twice as large as needed is decoded at a lower scale (faster, pixels differ a
     little). ``reader``: what makes batches under Ray Train, threads of the training process or Ray Data tasks; both
-    give the same. ``concurrent_reads``: so many of them.
+    give the same. ``concurrent_reads``: so many of them. ``reader_nodes``: labels of the nodes that those tasks run
+    on, of any if none is named.
 
     ``trunk_cache``: a folder where the outputs of a frozen trunk are kept; written by the first run that names it,
     read by all others of the same trunk and data. ``augmentations``: so many fixed random crops of each image are
@@ -64,6 +65,7 @@ class DataConfig(Config):
     window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
     reader: Literal["threads", "ray"] = "threads"
     concurrent_reads: int = Field(2, ge=1, description="threads or tasks that read and decode at the same time")
+    reader_nodes: dict[str, str] = Field({}, description="by the label's name, as ray start --labels gives it")
     trunk_cache: str | None = None
     augmentations: int = Field(1, ge=1)
 
@@ -84,6 +86,8 @@ class DataConfig(Config):
                 "trunk_cache keeps features of one dataset's own captions and plain images: leave out mix, captions, "
                 "teacher_embeddings and augment"
             )
+        if self.reader_nodes and self.reader != "ray":
+            raise ValueError("reader_nodes place the tasks of Ray Data: set reader to ray, or leave reader_nodes out")
         if self.teacher_embeddings and not self.augment.is_off:
             raise ValueError("teacher_embeddings are of stored crops, which are replayed: leave out augment")
         return self

@@ -25,6 +25,7 @@ NOT_SEARCHED = {
     "data.path": "scores on different data do not compare",
     "data.reader": "it changes nothing that is computed",
     "data.concurrent_reads": "it changes nothing that is computed",
+    "data.reader_nodes": "it changes nothing that is computed",
     "teacher": "a checkpoint is a path, not a range",
 }
 

@@ -44,7 +44,7 @@ def identity(recipe: Recipe) -> str:
         UserError: the dataset or a teacher cannot be read.
     """
     tree = recipe.model_dump(mode="json")
-    tree["data"] |= {"concurrent_reads": None, "reader": None, **_beside(recipe)}
+    tree["data"] |= {"concurrent_reads": None, "reader": None, "reader_nodes": None, **_beside(recipe)}
     tree["data"]["trunk_cache"] = tree["data"]["trunk_cache"] is not None
     tree["training"]["checkpoint_every"] = None
     tree["teacher"] = weights_hash(recipe.teacher) if recipe.teacher else None

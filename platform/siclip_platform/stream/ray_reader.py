@@ -9,25 +9,55 @@ from typing import Any
 from siclip.data.background import InBackground
 from siclip.data.batch import Batch
 from siclip_platform.cluster import DATA_CPUS
+from siclip_platform.errors import UserError
 from siclip_platform.stream.stream import Columns, Range, Stream, regrouped, shares
 
 TASKS = 1024  # of one Ray Data execution: it plans all of its tasks before the first
 
 
 def ray_batches(
-    stream: Stream, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1
+    stream: Stream,
+    batch_size: int,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    workers: int = 1,
+    *,
+    nodes: Mapping[str, str] | None = None,
 ) -> Iterator[Batch]:
-    """As `Stream.batches`. Reading starts at once, in the background. Needs a connected Ray."""
+    """As `Stream.batches`. Reading starts at once, in the background. Needs a connected Ray.
+
+    ``nodes``: labels of the nodes that the tasks run on. What a lost node had made is made again, in its place.
+    """
     ranges = shares(batch_size, start, stop, rank, workers)
-    pieces = _executions(stream, ranges)
+    pieces = _executions(stream, ranges, nodes)
     sizes = (last - first for first, last in shares(batch_size, start, stop, rank, workers))
     return InBackground(map(Batch.from_arrays, regrouped(pieces, sizes)))
 
 
-def _executions(stream: Stream, ranges: Iterator[Range]) -> Iterator[Mapping[str, Any]]:
+def check_reader_nodes(nodes: Mapping[str, str]) -> None:
+    """Make sure that a node of the connected cluster has these labels: without one, reading would wait for ever.
+
+    Raises:
+        UserError: there is none.
+    """
+    import ray
+
+    if not any(nodes.items() <= node["Labels"].items() for node in ray.nodes() if node["Alive"]):
+        wanted = ",".join(f"{name}={value}" for name, value in nodes.items())
+        raise UserError(
+            f"no node of the cluster has the labels of data.reader_nodes: start one with ray start --labels {wanted}, "
+            "or leave data.reader_nodes out"
+        )
+
+
+def _executions(
+    stream: Stream, ranges: Iterator[Range], nodes: Mapping[str, str] | None
+) -> Iterator[Mapping[str, Any]]:
     tasks = tasks_of(stream, ranges)
     while some := list(islice(tasks, TASKS)):
-        yield from ray_dataset(stream, some).iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        dataset = ray_dataset(stream, some, nodes)
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
 
 
 def tasks_of(stream: Stream, ranges: Iterator[Range]) -> Iterator[list[Range]]:
@@ -62,19 +92,22 @@ def _position_of(stream: Stream, count: int, start: int, stop: int) -> int:
     return max(low, start + 1)
 
 
-def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]]) -> Any:
+def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]], nodes: Mapping[str, str] | None = None) -> Any:
     """A `ray.data.Dataset` of the samples at these positions, in order; what a task makes comes range by range."""
     import ray
     from ray.data import DataContext, TaskPoolStrategy
 
     def read(row: Mapping[str, Any]) -> Iterator[Columns]:
         windows = stream.windows()
-        for start, stop in tasks[int(row["id"][0])]:
+        for start, stop in tasks[int(row["item"][0])]:
             yield stream.columns(start, stop, windows)
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks))
+    numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))  # takes no tasks itself
     pool = TaskPoolStrategy(size=stream.concurrent_reads)
-    return dataset.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=DATA_CPUS, compute=pool)
+    return numbers.map_batches(
+        read, batch_size=1, batch_format="numpy", num_cpus=DATA_CPUS, compute=pool,
+        label_selector=dict(nodes) if nodes else None,
+    )  # fmt: skip

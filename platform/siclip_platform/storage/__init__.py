@@ -1,0 +1,24 @@
+"""Places by path or URI: a folder of this machine, or object storage.
+
+``s3://`` takes its endpoint from ``AWS_ENDPOINT_URL`` (or ``?endpoint_override=HOST:PORT&scheme=http``), its region
+from ``AWS_REGION`` (or ``?region=``), its keys from the environment, a profile or a role. ``gs://``, ``abfs://`` and
+``hdfs://`` are pyarrow's; every other scheme is looked up in fsspec.
+"""
+
+from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads
+from siclip_platform.storage.filesystem import open_filesystem
+from siclip_platform.storage.place import Place, RemotePath, Stat, located, place, refuse_credentials
+
+__all__ = [
+    "Place",
+    "RemotePath",
+    "Stat",
+    "check_writable",
+    "copy_file",
+    "fetched",
+    "in_threads",
+    "located",
+    "open_filesystem",
+    "place",
+    "refuse_credentials",
+]

@@ -18,7 +18,7 @@ from siclip_platform.cluster import Needs
 FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "cluster"
 CLUSTER_FIELDS = {"rayVersion", "authOptions", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
 JOB_FIELDS = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
-GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+GROUP_FIELDS = {"groupName", "labels", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -88,6 +88,7 @@ def test_only_the_gpu_group_has_a_card_and_a_search_fits(cluster: dict[str, Any]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     cpus = sum(int(container(group)["resources"]["limits"]["cpu"]) for group in cluster["workerGroupSpecs"])
     assert cpus >= Needs(concurrent=2, worker_cpus=1.0).cpus
+    assert [group["labels"] for group in cluster["workerGroupSpecs"]] == [{"pool": "data"}, {"pool": "gpu"}]
     images = {container(group)["image"] for group in groups(cluster).values()}
     assert images == {"IMAGE"}
 

@@ -46,7 +46,7 @@ def check_reader_nodes(nodes: Mapping[str, str]) -> None:
     if not any(nodes.items() <= node["Labels"].items() for node in ray.nodes() if node["Alive"]):
         wanted = ",".join(f"{name}={value}" for name, value in nodes.items())
         raise UserError(
-            f"no node of the cluster has the labels of data.reader_nodes: start one with ray start --labels {wanted}, "
+            f"no node of the cluster has the labels of data.reader_nodes: start one with ray start --labels {wanted} "
             "or leave data.reader_nodes out"
         )
 

@@ -110,13 +110,22 @@ def _count_rows(mask: Tensor) -> Ints:
 
 
 def _first_of_equals(rows: Tensor) -> Tensor | None:
-    """For each row the index of the first row equal to it; None if all are different."""
+    """For each row the index of the first row equal to it; None if all are different.
+
+    Rows are told apart by hashes of their bytes, so that no copy of them is sorted; only those that share one are
+    compared.
+    """
     array = np.ascontiguousarray(rows.cpu().numpy())
-    keys = array.view(np.dtype((np.void, array.itemsize * array.shape[1]))).ravel()
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    if len(first) == len(array):
+    hashes = np.fromiter((hash(row.tobytes()) for row in array), np.int64, len(array))
+    _, place, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[place] > 1)
+    if not len(shared):
         return None
-    return torch.from_numpy(first[inverse]).to(rows.device)
+    keys = array[shared].view(np.dtype((np.void, array.itemsize * array.shape[1]))).ravel()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    firsts = np.arange(len(array))
+    firsts[shared] = shared[first[inverse]]
+    return torch.from_numpy(firsts).to(rows.device)
 
 
 def _log_choose(n: Any, k: Any) -> Any:

@@ -23,7 +23,7 @@ class SuiteSet:
 
     ``metric``: what DataComp averages. ``classes``: how many class names it must have, 0 where it has none.
     ``groups``: column of the metadata (``.npy`` beside each image) whose groups the worst-group metric compares;
-    ``groups_at``: the k of its accuracy. ``aliases``: further folder names.
+    ``groups_at``: the k of its accuracy. ``aliases``: further folder names. ``images``: how many a retrieval set has.
     """
 
     key: str
@@ -34,6 +34,7 @@ class SuiteSet:
     groups: int | None = None
     groups_at: int = 1
     aliases: tuple[str, ...] = ()
+    images: int = 0
 
     @property
     def name(self) -> str:
@@ -85,6 +86,7 @@ SETS: tuple[SuiteSet, ...] = (
         _RECALL,
         task="retrieval",
         aliases=("flickr30k", "wds_flickr30k", "wds_flickr30k_test"),
+        images=1_000,
     ),
     SuiteSet(
         "retrieval/mscoco_2014_5k_test_image_text_retrieval",
@@ -92,6 +94,7 @@ SETS: tuple[SuiteSet, ...] = (
         _RECALL,
         task="retrieval",
         aliases=("mscoco", "wds_mscoco_captions", "wds_mscoco_captions_test", "mscoco_captions"),
+        images=5_000,
     ),
     SuiteSet("misc/winogavil", "WinoGAViL", _JACCARD, task="winogavil"),
     SuiteSet("wilds/iwildcam", "iWildCam", "F1-macro_all", 182),

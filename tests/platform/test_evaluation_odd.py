@@ -1,26 +1,45 @@
-"""Evaluation sets as they are published: numbered class folders, several annotation files, kinds without captions."""
+"""Evaluation sets as they are published: class folders by number or WordNet id, several annotation files, kinds
+without captions; and files beside them that are not as they should be."""
 
 from __future__ import annotations
 
+import inspect
 import io
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from siclip.checkpoints.formats import load_model
+from siclip.errors import UserError
+from siclip.evaluation.classification import ClassEmbeddings
 from siclip.evaluation.composition import CompositionItem, composition_statistics
+from siclip.evaluation.encoder import ClipEncoder
 from siclip_platform.evaluation.caption_files import find_annotations
-from siclip_platform.evaluation.image_folder import _class_folders
+from siclip_platform.evaluation.find import find_sets
+from siclip_platform.evaluation.image_folder import _class_folders, read_image_folder
+from siclip_platform.evaluation.measure import Subject
+from siclip_platform.evaluation.prompts import class_prompts
+from siclip_platform.evaluation.record import as_dict
+from siclip_platform.evaluation.results import Sampling
+from siclip_platform.evaluation.runner import run_suite
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG")
+    return out.getvalue()
 
 
 def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(out, "PNG")
     for label in range(12):
         (tmp_path / str(label)).mkdir()
-        (tmp_path / str(label) / "a.png").write_bytes(out.getvalue())
+        (tmp_path / str(label) / "a.png").write_bytes(png())
     assert [each.name for each in _class_folders(tmp_path, "test")] == [str(label) for label in range(12)]
 
 
@@ -46,3 +65,75 @@ def test_items_without_false_captions_count_nowhere() -> None:
         "accuracy": 0.5, "accuracy_swap": 0.5, "beats_all_negatives": 0.5,
     }  # fmt: skip
     assert math.isnan(found["beats_all_negatives"](np.array([2, 3])))
+
+
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-o", "imagenet-r"])
+def test_wordnet_ids_are_prompted_as_clip_benchmark_does(tmp_path: Path, name: str) -> None:
+    builder = pytest.importorskip("clip_benchmark.datasets.builder")
+    found = re.search(rf"{name.replace('-', '_')}_wnids = [\[{{](.*?)[\]}}]", inspect.getsource(builder), re.DOTALL)
+    assert found
+    wnids = re.findall(r"n\d{8}", found[1])
+    assert len(wnids) == 200
+    for wnid in wnids:
+        (tmp_path / name / wnid).mkdir(parents=True)
+        (tmp_path / name / wnid / "a.png").write_bytes(png())
+    theirs = builder.build_dataset(name, root=str(tmp_path / name), split="test")
+    ours = read_image_folder(tmp_path / name, "test", name)
+    assert list(ours.classnames) == theirs.classes
+    assert list(ours.templates) == theirs.templates
+    assert "WordNet" in ours.prompts
+    (tmp_path / name / "n99999999").mkdir()  # of no class of ImageNet-1k: then none is renamed
+    assert read_image_folder(tmp_path / name, "test", name).classnames == tuple(sorted([*wnids, "n99999999"]))
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
+    for name in ("cat", "wild dog", ".cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ein Bild ü.png").write_bytes(png())
+    (tmp_path / "cat" / "._ein Bild ü.png").write_bytes(b"what macOS leaves in archives")
+    data = read_image_folder(tmp_path, "test", "mine")
+    assert data.classnames == ("cat", "wild dog")
+    assert [sample.key for sample in data.samples()] == ["cat/ein Bild ü.png", "wild dog/ein Bild ü.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("classnames.txt", b"caf\xe9\ndog\n", "classnames.txt is not UTF-8"),
+        ("zeroshot_classification_templates.txt", b"a photo of a {}\n", r"need \{c\} where the class name goes"),
+        ("zeroshot_classification_prompts.json", b'["a cat"]', "is no object of prompts"),
+        ("zeroshot_classification_prompts.json", b'{"cat": "a cat", "dog": ["a dog"]}', "is no object of prompts"),
+        ("zeroshot_classification_prompts.json", b'{"cat": ["a cat"]}', "no prompts for class 'dog'"),
+        ("zeroshot_classification_prompts.json", b"{", "is not JSON"),
+    ],
+)
+def test_prompt_files_are_checked_before_an_image_is_read(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        class_prompts(tmp_path, "mine")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path: Path) -> None:
+    (tmp_path / "classnames.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert class_prompts(tmp_path, "mine").classnames == ("cat", "dog")
+
+
+def test_a_set_named_mscoco_says_that_it_is_not_karpathys(nano_teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mscoco"
+    folder.mkdir()
+    for index in range(2):
+        (folder / f"{index}.jpg").write_bytes(png())
+    images = [
+        {"filename": f"{index}.jpg", "split": "test", "sentences": [{"raw": "a"}, {"raw": "b"}]} for index in range(2)
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    encoder = ClipEncoder(load_model(nano_teacher), "model", torch.device("cpu"))
+    subject = Subject(encoder, ClassEmbeddings(encoder))
+    sets = find_sets("mscoco", tmp_path)
+    result = run_suite([subject], sets, split="test", suite=False, sampling=Sampling(resamples=2))
+    found = as_dict(result, {})["sets"]["mscoco"]
+    assert (found["samples"], found["captions"]) == (2, 4)
+    assert found["note"] == "MSCOCO as the field measures it has 5,000 images, here are 2"

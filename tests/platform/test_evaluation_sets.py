@@ -25,7 +25,8 @@ from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.evaluation.find import find_sets, open_set
 from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.models import open_model
-from siclip_platform.evaluation.runner import SetResult, run_suite
+from siclip_platform.evaluation.results import SetResult
+from siclip_platform.evaluation.runner import run_suite
 from siclip_platform.evaluation.sets import CompositionData, CueData, RetrievalData, Sample
 
 CPU = torch.device("cpu")

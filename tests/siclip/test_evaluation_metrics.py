@@ -82,6 +82,19 @@ def test_chunks_equal_the_full_matrix(
     assert retrieval_metrics(*captioned) == pytest.approx(whole, abs=1e-12)
 
 
+def test_equal_candidates_are_found_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = unit(40, 8)
+    rows[[3, 17, 30]] = rows[20].clone()
+    rows[39] = rows[0]
+    expected = [next(j for j in range(40) if torch.equal(rows[j], rows[i])) for i in range(40)]
+    for hashing in (hash, len):  # also where hashes of different rows are the same
+        monkeypatch.setitem(ranks.__dict__, "hash", hashing)
+        found = ranks._first_of_equals(rows)
+        assert found is not None and found.tolist() == expected
+    monkeypatch.undo()
+    assert ranks._first_of_equals(unit(5, 8)) is None
+
+
 def test_the_expected_values_are_those_of_breaking_ties_at_random() -> None:
     """All orders of five candidates of which three tie, two of them right."""
     scores, right = [0.9, 0.5, 0.5, 0.5, 0.1], {1, 2}

@@ -20,17 +20,15 @@ def is_image_folder(folder: Path, split: str) -> bool:
 def read_image_folder(folder: Path, split: str, set_name: str) -> ClassificationData:
     """Labels are the class folders in the order of their names.
 
-    Class names are those of ``classnames.txt``, in that order, else the folders' names with spaces for underscores.
+    Class names are those of ``classnames.txt``, in that order, else those of `class_prompts`. What is hidden is left
+    out.
 
     Raises:
         UserError: there is another number of names than of folders.
     """
     folders = _class_folders(folder, split)
-    prompts = class_prompts(folder, set_name)
-    names, source = prompts.classnames, prompts.source
-    if names is None:
-        names = tuple(each.name.replace("_", " ") for each in folders)
-        source = f"names of the class folders, {source}"
+    prompts = class_prompts(folder, set_name, [each.name for each in folders])
+    names = prompts.classnames or ()
     if len(names) != len(folders):
         raise UserError(
             f"{folder}: {len(names)} class names and {len(folders)} class folders: one name a line, in the order of "
@@ -42,16 +40,17 @@ def read_image_folder(folder: Path, split: str, set_name: str) -> Classification
             for path in _images(each):
                 yield Sample(f"{each.name}/{path.name}", path.read_bytes(), label=label)
 
-    return ClassificationData(f"{folder.name}", samples, names, prompts.templates, source)
+    return ClassificationData(folder.name, samples, names, prompts.templates, prompts.source)
 
 
 def _class_folders(folder: Path, split: str) -> list[Path]:
     base = folder / split if (folder / split).is_dir() else folder
-    folders = sorted(each for each in base.iterdir() if each.is_dir())
+    folders = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
     if all(each.name.isdecimal() for each in folders):  # ImageNetV2's are numbers: 2 comes before 10
         folders.sort(key=lambda each: int(each.name))
     return folders
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    found = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in found if not path.name.startswith("."))

@@ -54,13 +54,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one model on one set, as functions of ``units`` samples. ``keys``: which samples, for pairing."""
+    """Metrics of one model on one set, as functions of ``units`` samples. ``keys``: which samples, for pairing.
+    ``captions``: how many captions a retrieval set has."""
 
     statistics: Mapping[str, Statistic]
     units: int
     keys: tuple[str, ...]
     unreadable: tuple[str, ...]
     prompts: str = ""
+    captions: int = 0
 
 
 def measure(subject: Subject, data: Data, known: SuiteSet | None) -> Measured:
@@ -108,7 +110,7 @@ def _retrieval(subject: Subject, data: RetrievalData, encoded: Encoded) -> Measu
     if subject.head is not None:
         again = rerank_retrieval(encoded.images, text, owner, subject.head, subject.top)
         statistics |= again.statistics(HEAD)
-    return _measured(statistics, encoded)
+    return _measured(statistics, encoded, captions=len(texts))
 
 
 def _composition(subject: Subject, data: CompositionData, encoded: Encoded) -> Measured:
@@ -166,6 +168,8 @@ def _stacked(encoded: Encoded, place: str) -> np.ndarray:
     return np.stack([np.asarray(sample.array).reshape(-1) for sample in encoded.samples])
 
 
-def _measured(statistics: Mapping[str, Statistic], encoded: Encoded, prompts: str = "") -> Measured:
+def _measured(
+    statistics: Mapping[str, Statistic], encoded: Encoded, prompts: str = "", captions: int = 0
+) -> Measured:
     keys = tuple(sample.key for sample in encoded.samples)
-    return Measured(statistics, len(keys), keys, tuple(encoded.unreadable), prompts)
+    return Measured(statistics, len(keys), keys, tuple(encoded.unreadable), prompts, captions)

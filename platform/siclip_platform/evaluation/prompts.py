@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siclip.evaluation.classification import Templates
+from siclip.evaluation.classification import Templates, prompts_of
 from siclip_platform.errors import UserError
 
 CLASSNAMES = "classnames.txt"
@@ -15,6 +17,8 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 PROMPTS = "zeroshot_classification_prompts.json"
 IMAGENETS = ("imagenet1k", "imagenet_sketch", "imagenetv2")
 """The sets that have all 1000 classes in open_clip's order."""
+SAME_TEMPLATES = (*IMAGENETS, "imagenet-a", "imagenet-o", "imagenet-r", "objectnet")
+"""The sets for which CLIP_benchmark takes the 80 templates of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +30,57 @@ class ClassPrompts:
     source: str
 
 
-def class_prompts(folder: Path, set_name: str) -> ClassPrompts:
-    """What the folder says; where it says nothing, open_clip's names for the ImageNet sets and its 80 ImageNet
-    templates for them, and its 7 simple ones for other sets.
+def class_prompts(folder: Path, set_name: str, class_folders: Sequence[str] = ()) -> ClassPrompts:
+    """What the folder says. Where it says nothing: open_clip's names for the ImageNet sets and for class folders
+    named by WordNet ids, else the names of the class folders; open_clip's 80 ImageNet templates for what is
+    ImageNet's, its 7 simple ones for other sets.
 
     Raises:
-        UserError: a file is empty, has an empty line among others, or is no JSON.
+        UserError: a file is empty, not UTF-8 or not of its form, or a class would have no prompt.
     """
     import open_clip
 
-    full = set_name in IMAGENETS
-    names = _lines(folder / CLASSNAMES)
-    sources = [CLASSNAMES if names else "open_clip's class names" if full else ""]
-    if names is None and full:
-        names = tuple(open_clip.IMAGENET_CLASSNAMES)
-    templates: Templates | None = _json(folder / PROMPTS) or _lines(folder / TEMPLATES)
-    sources.append(PROMPTS if isinstance(templates, dict) else TEMPLATES)
+    names, source = _lines(folder / CLASSNAMES), CLASSNAMES
+    by_id = imagenet_names(class_folders)
+    if names is None and set_name in IMAGENETS:
+        names, source = tuple(open_clip.IMAGENET_CLASSNAMES), "open_clip's class names"
+    elif names is None and by_id:
+        names, source = by_id, "open_clip's names of the WordNet ids"
+    elif names is None and class_folders:
+        names, source = tuple(name.replace("_", " ") for name in class_folders), "names of the class folders"
+    templates: Templates | None = _json(folder / PROMPTS)
+    place = PROMPTS
     if templates is None:
-        own = open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES
+        templates, place = _lines(folder / TEMPLATES), TEMPLATES
+    if templates is None:
+        every = set_name in SAME_TEMPLATES or by_id
+        own = open_clip.OPENAI_IMAGENET_TEMPLATES if every else open_clip.SIMPLE_IMAGENET_TEMPLATES
         templates = tuple(template("{c}") for template in own)
-        sources[-1] = f"open_clip's {len(templates)} ImageNet templates"
-    return ClassPrompts(names, templates, ", ".join(source for source in sources if source))
+        place = f"open_clip's {len(templates)} ImageNet templates"
+    _check(names or (), templates, folder)
+    return ClassPrompts(names, templates, f"{source}, {place}" if names else place)
+
+
+def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...] | None:
+    """open_clip's names of ImageNet's classes by their WordNet ids (``n01440764``), as CLIP_benchmark takes them for
+    ImageNet-A, -O and -R; None where one is no class of ImageNet-1k."""
+    if not wnids or not all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids):
+        return None
+    import open_clip
+    from timm.data import ImageNetInfo
+
+    known = dict(zip(ImageNetInfo("imagenet-1k").label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
+    return tuple(known[wnid] for wnid in wnids) if known.keys() >= set(wnids) else None
+
+
+def _check(names: Sequence[str], templates: Templates, folder: Path) -> None:
+    """Every class has a prompt; told before anything is computed."""
+    any_name = () if isinstance(templates, Mapping) else ("",)
+    try:
+        for name in names or any_name:
+            prompts_of(name, templates)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
 
 
 def class_prompts_missing(folder: Path) -> str:
@@ -56,7 +90,7 @@ def class_prompts_missing(folder: Path) -> str:
 def _lines(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = tuple(line.strip() for line in _text(path).splitlines())
     while lines and not lines[-1]:
         lines = lines[:-1]
     if not lines or "" in lines:
@@ -69,7 +103,19 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    return tree
+    whole = isinstance(tree, dict) and all(
+        isinstance(own, list) and all(isinstance(prompt, str) for prompt in own) for own in tree.values()
+    )
+    if not whole:
+        raise UserError(f'{path} is no object of prompts: write {{"CLASS NAME": ["prompt", "prompt"], …}}')
+    return dict(tree)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None

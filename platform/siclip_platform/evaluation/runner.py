@@ -4,59 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from siclip.errors import UserError
-from siclip.evaluation.bootstrap import Interval, intervals, paired_differences
-from siclip.evaluation.suite import SETS, Average, average
+from siclip.evaluation.bootstrap import intervals, paired_differences
+from siclip.evaluation.suite import SETS, average
 from siclip_platform.evaluation.find import Found, open_set
+from siclip_platform.evaluation.kept import KeptResults
 from siclip_platform.evaluation.measure import Measured, Subject, measure
+from siclip_platform.evaluation.results import STANDARD, Sampling, SetResult, SuiteResult
 from siclip_platform.evaluation.sets import Data
 
-State = Literal["measured", "missing", "failed"]
 MAIN = ("acc1", "mean_recall@1", "accuracy", "group_score", "mean_average_precision", "avg_jaccard_score")
 """What stands for a set that is not one of the 38, in this order."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Of the bootstrap."""
-
-    resamples: int = 1000
-    confidence: float = 0.95
-    seed: int = 0
-
-
-@dataclass
-class SetResult:
-    """One set. ``metrics``: model → metric → figure with interval; ``differences``: the same of each further model
-    minus the first, paired. ``units``: samples measured. ``unreadable``: keys of images that could not be read."""
-
-    name: str
-    title: str
-    state: State
-    main: str = ""
-    reason: str = ""
-    units: int = 0
-    unreadable: tuple[str, ...] = ()
-    prompts: str = ""
-    seconds: float = 0.0
-    metrics: dict[str, dict[str, Interval]] = field(default_factory=dict)
-    differences: dict[str, dict[str, Interval]] = field(default_factory=dict)
-
-    def main_value(self, model: str) -> float | None:
-        found = self.metrics.get(model, {}).get(self.main)
-        return found.value if found else None
-
-
-@dataclass
-class SuiteResult:
-    """``averages``: model → the mean over the 38 or over those of them that were measured; empty for other sets."""
-
-    models: list[str]
-    sets: list[SetResult]
-    averages: dict[str, Average]
 
 
 def run_suite(
@@ -65,14 +24,16 @@ def run_suite(
     *,
     split: str,
     suite: bool,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = STANDARD,
     progress: Callable[[SetResult], None] = lambda result: None,
+    kept: KeptResults | None = None,
 ) -> SuiteResult:
     """Measure every set that is there. A set that cannot be measured does not stop the others.
 
     Args:
         suite: the sets are DataComp's 38, whose average is formed.
         progress: told of each set as it is done.
+        kept: gives the sets that an earlier run measured, and takes each as it is measured.
 
     Raises:
         UserError: the only set that was asked for cannot be measured.
@@ -80,7 +41,10 @@ def run_suite(
     models = [subject.encoder.name for subject in subjects]
     results = []
     for each in found:
-        result = _run_set(subjects, each, split, sampling, alone=len(found) == 1)
+        earlier = kept.find(each) if kept and each.folder else None
+        result = earlier or _run_set(subjects, each, split, sampling, alone=len(found) == 1)
+        if kept and not earlier and result.state == "measured":
+            kept.keep(each, result)
         progress(result)
         results.append(result)
     measured = [result for result in results if result.state == "measured"]
@@ -117,6 +81,8 @@ def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sa
         if alone:
             raise UserError(reason)
         return SetResult(found.name, title, "failed", reason=reason)
+    if found.known and found.known.images not in (0, result.units):
+        result.note = f"{title} as the field measures it has {found.known.images:,} images, here are {result.units:,}"
     result.seconds = time.perf_counter() - started
     return result
 
@@ -139,5 +105,6 @@ def _measure_part(
         drawn = paired_differences(first.statistics, outcome.statistics, first.units, **options)  # type: ignore[arg-type]
         result.differences.setdefault(subject.encoder.name, {}).update(drawn)
     result.units = max(result.units, first.units)
+    result.captions = max(result.captions, first.captions)
     result.unreadable = tuple(dict.fromkeys((*result.unreadable, *first.unreadable)))
     result.prompts = first.prompts or result.prompts

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.cost import Cost
-from siclip_platform.evaluation.runner import SetResult, SuiteResult
+from siclip_platform.evaluation.results import SetResult, SuiteResult
 
 SHOWN = 3
 
@@ -34,17 +34,21 @@ def show(result: SuiteResult, costs: Mapping[str, Cost], console: Console, *, co
 def _main_table(result: SuiteResult, measured: list[SetResult]) -> Table:
     table = Table("set", "metric", "samples", *_model_columns(result))
     for each in measured:
-        table.add_row(each.title, each.main, f"{each.units:,}", *_cells(result, each, each.main))
+        table.add_row(each.title, each.main, _count(each), *_cells(result, each, each.main))
     return table
 
 
 def _set_table(result: SuiteResult, each: SetResult) -> Table:
-    table = Table("metric", *_model_columns(result), title=f"{each.title}, {each.units:,} samples")
+    table = Table("metric", *_model_columns(result), title=f"{each.title}, {_count(each)} samples")
     for metric in next(iter(each.metrics.values())):
         table.add_row(metric, *_cells(result, each, metric))
     if each.prompts:
         table.caption = f"class names and prompts: {each.prompts}"
     return table
+
+
+def _count(each: SetResult) -> str:
+    return f"{each.units:,}" + (f" ({each.captions:,} captions)" if each.captions else "")
 
 
 def _model_columns(result: SuiteResult) -> list[str]:
@@ -71,7 +75,12 @@ def _print_left_out(result: SuiteResult, console: Console) -> None:
     missing = [each for each in result.sets if each.state == "missing"]
     if missing:
         console.print(f"Missing, {len(missing)} of {len(result.sets)}: {', '.join(each.name for each in missing)}")
+    kept = [each.name for each in result.sets if each.kept]
+    if kept:
+        console.print(f"Kept from an earlier run (--fresh measures again): {', '.join(kept)}")
     for each in result.sets:
+        if each.note:
+            console.print(f"Note: {each.note}")
         if each.state == "failed":
             console.print(f"Not measured: {each.name}: {each.reason}")
         if each.unreadable:

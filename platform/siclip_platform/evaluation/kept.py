@@ -1,0 +1,94 @@
+"""Finished sets of a suite, kept on disk: an evaluation that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from siclip.evaluation.encoder import fingerprint
+from siclip.models.hashing import weights_hash
+from siclip_platform.datasets.manifest import read_manifest, replacing
+from siclip_platform.errors import UserError
+from siclip_platform.evaluation.find import Found
+from siclip_platform.evaluation.measure import Subject
+from siclip_platform.evaluation.results import Sampling, SetResult
+
+VERSION = "1"  # raise it whenever the same model and files give other figures
+LIBRARIES = ("siclip-platform", "torch", "torchvision", "open_clip_torch", "pillow")
+
+
+class KeptResults:
+    """Results by what they follow from: the weights and names of the models, the split, the bootstrap, the versions
+    of libraries, and the names, sizes and times of the set's files. A file of the folder holds one set."""
+
+    def __init__(
+        self, folder: Path, subjects: Sequence[Subject], split: str, sampling: Sampling, *, fresh: bool = False
+    ) -> None:
+        """``fresh``: find nothing, and write anew.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; name a folder with --cache") from None
+        self.folder, self.fresh = folder, fresh
+        self._common = {
+            "version": VERSION,
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "models": [_model(subject) for subject in subjects],
+            "split": split,
+            "sampling": asdict(sampling),
+        }
+
+    def find(self, found: Found) -> SetResult | None:
+        """The result of an earlier run, marked as kept; None where there is none, or a file that is damaged."""
+        if self.fresh:
+            return None
+        try:
+            tree = json.loads(self._path(found).read_bytes())
+            return replace(TypeAdapter(SetResult).validate_python(tree), kept=True)
+        except (FileNotFoundError, ValueError, ValidationError):
+            return None
+
+    def keep(self, found: Found, result: SetResult) -> None:
+        """Write a set that was measured, whole or not at all."""
+        with replacing(self._path(found)) as temporary:
+            temporary.write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+    def _path(self, found: Found) -> Path:
+        assert found.folder is not None
+        key = {**self._common, "set": found.name, "known": found.known is not None, "files": _files(found.folder)}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in found.name)
+        return self.folder / f"{safe}-{digest}.json"
+
+
+def _model(subject: Subject) -> dict[str, object]:
+    encoder = subject.encoder
+    head = None if subject.head is None else [weights_hash(subject.head), subject.top]
+    return {"name": encoder.name, "weights": fingerprint(encoder), "device": encoder.device.type, "head": head}
+
+
+def _files(folder: Any) -> str:
+    """A hash of the names, sizes and times of change of all files below a folder; of a dataset by URI, its own."""
+    if not isinstance(folder, Path):
+        return read_manifest(folder).hash
+    digest = hashlib.sha256()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            state = path.stat() if path.exists() else None  # a link may lead nowhere
+            line = f"{path.relative_to(folder)}\0{state and (state.st_size, state.st_mtime_ns)}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

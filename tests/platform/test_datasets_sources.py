@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -234,15 +235,57 @@ def test_a_cut_tar_gives_what_lies_before_the_cut(tmp_path: Path, compressed: bo
 def test_a_damaged_file_among_others_is_one_row_of_the_ledger(tmp_path: Path) -> None:
     write_parquet(tmp_path)
     (tmp_path / "00001.parquet").write_bytes(b"PAR1 and then nothing")
-    data = bytearray((tmp_path / "00000.parquet").read_bytes())
     samples = read(tmp_path)
     assert [s.rejected and s.rejected.reason.value for s in samples] == [*[None] * 5, "damaged source"]
-    (tmp_path / "00001.parquet").unlink()
-    offset = pq.ParquetFile(tmp_path / "00000.parquet").metadata.row_group(3).column(1).data_page_offset
-    data[offset : offset + 30] = b"\xff" * 30
-    (tmp_path / "00000.parquet").write_bytes(data)
-    samples = read(tmp_path, rows=1)
-    assert [s.rejected and s.rejected.reason.value for s in samples] == [*[None] * 3, "damaged source", None]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1_000], ids=lambda rows: f"{rows} rows a piece")
+def test_a_damaged_page_costs_the_rest_of_its_row_group_row_by_row(tmp_path: Path, rows: int) -> None:
+    path, count = tmp_path / "0.parquet", 900
+    table = pa.table({
+        "id": [str(n) for n in range(count)], "image": [image("ant") + bytes([n % 251]) * 500 for n in range(count)],
+        "text": [f"caption {n}" for n in range(count)],
+    })  # fmt: skip
+    options = {"compression": "none", "use_dictionary": False, "data_page_size": 20_000}
+    pq.write_table(table, path, row_group_size=300, **options)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    offset = column.data_page_offset + column.total_compressed_size - 25_000  # in the last pages
+    data[offset : offset + 24_000] = b"\xff" * 24_000
+    path.write_bytes(data)
+    samples = read(path, rows=rows)
+    assert [sample.place for sample in samples] == [str(n) for n in range(count)]
+    lost = [int(sample.place) for sample in samples if sample.rejected]
+    assert lost == list(range(lost[0], 600)), "of the second row group alone, and what was read stays"
+    assert lost[0] > 300
+    assert {s.rejected.reason.value for s in samples if s.rejected} == {"damaged source"}
+    good = [(s.id, s.captions[0].text) for s in samples if not s.rejected]
+    assert good == [(str(n), f"caption {n}") for n in range(count) if n not in lost]
+
+
+def test_captions_of_a_json_are_one_or_many(tmp_path: Path) -> None:
+    values = {
+        "a": {"caption": "one"},
+        "b": {"captions": ["one", "two"]},
+        "c": {"caption": ["one", " "], "x": math.nan},
+    }
+    for name, value in values.items():
+        (tmp_path / f"{name}.png").write_bytes(image(name))
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    samples = read(tmp_path)
+    assert [[caption.text for caption in sample.captions] for sample in samples] == [["one"], ["one", "two"], ["one"]]
+    assert samples[2].meta["x"] == "NaN", "meta stays JSON"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "has no header of columns"), (b"path,caption\ra.png,x\r", "line ends of Unix or Windows"),
+     ("path,caption\na.png,x\n".encode("utf-16"), "looks like UTF-16")],
+)  # fmt: skip
+def test_a_list_without_a_header_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=problem):
+        read(tmp_path / "a.csv")
 
 
 def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from siclip_platform.datasets.sources.columns import Columns, row_sample
 from siclip_platform.datasets.sources.sample import Reason, Rejection, Sample
+from siclip_platform.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -42,7 +43,11 @@ def rows_with_offsets(stream: Any, name: str, header: tuple[str, ...]) -> Iterat
 
 
 def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
-    """Names of the columns and the bytes that the header takes (0 for JSON lines, whose first row tells them)."""
+    """Names of the columns and the bytes that the header takes (0 for JSON lines, whose first row tells them).
+
+    Raises:
+        UserError: there is no header that can be read.
+    """
     lines = _Lines(io.BufferedReader(stream, BUFFER))
     if name.lower().endswith(JSON_LINES):
         for line in lines:
@@ -50,7 +55,16 @@ def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
             if isinstance(row, dict):
                 return tuple(row), 0
         return (), 0
-    fields: list[str] = next(_reader(lines, name), [])
+    try:
+        fields: list[str] = next(_reader(lines, name))
+    except (StopIteration, csv.Error) as error:
+        reason = str(error) or "it is empty"
+        raise UserError(
+            f"{name} has no header of columns ({reason}): save it as UTF-8 with a first line of names and the "
+            "line ends of Unix or Windows"
+        ) from None
+    if "\0" in "".join(fields):
+        raise UserError(f"{name} is not UTF-8 but looks like UTF-16: save it as UTF-8")
     return tuple(field.removeprefix("\ufeff") for field in fields), lines.bytes
 
 
@@ -88,7 +102,7 @@ class _Lines:
 
 def _json_row(line: str) -> Row:
     try:
-        row = json.loads(line.removeprefix("\ufeff"))
+        row = json.loads(line.removeprefix("\ufeff"), parse_constant=str)
     except (ValueError, RecursionError) as error:
         return Rejection(Reason.DAMAGED_ROW, f"is not JSON: {error}")
     return row if isinstance(row, dict) else Rejection(Reason.DAMAGED_ROW, "is no JSON object")

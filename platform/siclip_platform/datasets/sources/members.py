@@ -22,7 +22,7 @@ from siclip_platform.datasets.sources.sample import (
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif")
 TEXTS = ("txt", "caption", "text")
-CAPTION_KEYS = ("caption", "text", "txt")
+CAPTION_KEYS = ("caption", "captions", "text", "txt")
 MAX_MEMBER_BYTES = 256 * 2**20
 BROKEN_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, *READING)
 
@@ -160,7 +160,7 @@ def _meta(data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {}
     try:
-        value = json.loads(decode_text(data, "the .json"))
+        value = json.loads(decode_text(data, "the .json"), parse_constant=str)  # no NaN, which is no JSON
     except (ValueError, RecursionError) as error:
         raise Rejection(Reason.DAMAGED_ROW, f"the .json is none: {error}") from None
     return value if isinstance(value, dict) else {"json": value}

@@ -18,15 +18,33 @@ BATCH_ROWS = 256
 def parquet_samples(
     filesystem: Any, path: str, name: str, groups: range, first: int, columns: Columns, read: Callable[[str], bytes]
 ) -> Iterator[Sample]:
-    """The rows of some row groups, in order; the first is row ``first`` of the file. What is damaged is rejected."""
-    number = first
+    """The rows of some row groups, in order; the first is row ``first`` of the file.
+
+    In a row group that is damaged, each row from the damage on is rejected; the next row group is read again.
+    """
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=list(groups), use_threads=False):
-                yield from _rows(batch, columns, name, number, read)
-                number += batch.num_rows
+            for group in groups:
+                end = first + file.metadata.row_group(group).num_rows
+                yield from _group(file, group, name, range(first, end), columns, read)
+                first = end
     except READING as error:
-        yield _damage(name, number, error)
+        yield _damage(name, first, error)
+
+
+def _group(
+    file: Any, group: int, name: str, numbers: range, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """``numbers``: of the row group's rows in the file."""
+    number = numbers.start
+    try:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
+            yield from _rows(batch, columns, name, number, read)
+            number += batch.num_rows
+    except READING as error:
+        detail = f"row group {group} is damaged: {error}"
+        for lost in range(number, numbers.stop):
+            yield Sample(name, str(lost), "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
 
 
 def arrow_samples(

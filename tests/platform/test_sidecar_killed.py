@@ -1,4 +1,4 @@
-"""Captioning and embedding survive a killed worker and a killed driver; what is finished is not done again."""
+"""Import, captioning and embedding survive a killed worker or driver; what is finished is not done again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from captioning_parts import fitted_coca, shapes_dataset
+from pair_shards import write_pairs
 
 from siclip_platform.captioning.caption import CaptionShard, caption_dataset
 from siclip_platform.captioning.config import CaptionConfig
-from siclip_platform.datasets.stage import Made, Pool, Task
+from siclip_platform.datasets import ingest
+from siclip_platform.datasets.parts import ImportConfig
+from siclip_platform.datasets.sources.columns import Columns
+from siclip_platform.datasets.sources.find import find_source
+from siclip_platform.datasets.stage import Made, Pool, Task, Work
 from siclip_platform.embedding.config import EmbedConfig
 from siclip_platform.embedding.embed import EmbedShard, embed_dataset, plan_embedding
 
@@ -131,3 +138,44 @@ def test_a_killed_worker_is_replaced(
     attempts = (data / "attempts").read_text().split()
     assert (data / "killed").exists()
     assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1
+
+
+def killed_at(log: Path, whole: Work, at: str) -> Work:
+    """Work that logs every task and kills its own process at one task, once, when its files lie there."""
+
+    def work(folder: Path, task: Task) -> Made:
+        with (log / folder.name).open("a") as attempts:
+            attempts.write(f"{task.name}\n")
+        made = whole(folder, task)
+        marker = log / f"killed in {folder.name}"
+        if at in (task.name, "") and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+def test_a_killed_worker_costs_an_import_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both stages: one where pieces become shards, one where shards with duplicates are written again."""
+    write_pairs(tmp_path / "source", 120, 12, 0.2)
+    config = ImportConfig(shard_rows=12, drop_duplicates=True)
+    source = find_source(str(tmp_path / "source"), None, Columns(), 12)
+
+    def run(folder: str, pool: Pool) -> ingest.Imported:
+        return ingest.import_dataset(source, tmp_path / folder, config, max_bad_share=1, pool=pool)
+
+    wanted = run("undisturbed", Pool(here=True))
+    log = tmp_path / "log"
+    log.mkdir()
+    monkeypatch.setattr(ingest, "import_piece", killed_at(log, ingest.import_piece, "00007"))
+    monkeypatch.setattr(ingest, "filter_shard", killed_at(log, ingest.filter_shard, ""))
+    found = run("killed", Pool())
+    assert (found.dataset.hash, found.read, found.rejected) == (wanted.dataset.hash, wanted.read, wanted.rejected)
+    pieces = Counter((log / "parts").read_text().split())
+    assert pieces == {f"{number:05d}": 2 if number == 7 else 1 for number in range(10)}
+    again = Counter((log / "kept").read_text().split())
+    assert sorted(again.values()) == [*[1] * (len(again) - 1), 2]

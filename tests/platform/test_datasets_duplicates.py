@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from siclip_platform.datasets import duplicates
 from siclip_platform.datasets.duplicates import near, repeated
 from siclip_platform.datasets.ingest import Imported, import_dataset
 from siclip_platform.datasets.parts import ImportConfig, perceptual_hash
@@ -34,10 +35,14 @@ def hash_lists(draw: st.DrawFn) -> list[int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(hash_lists(), st.integers(0, 8), st.data())
-def test_near_duplicates_are_those_of_a_double_loop(hashes: list[int], most: int, data: st.DataObject) -> None:
+@given(hash_lists(), st.integers(0, 8), st.integers(1, 4), st.data())
+def test_near_duplicates_are_those_of_a_double_loop(
+    hashes: list[int], most: int, shared: int, data: st.DataObject
+) -> None:
     kept = np.array([data.draw(st.booleans()) for _ in hashes], bool)
-    dropped, stays = near(np.array(hashes, np.uint64), kept, most)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_bands", lambda rows, most: most + shared)
+        dropped, stays = near(np.array(hashes, np.uint64), kept, most)
     staying: list[int] = []
     expected = {}
     for position in np.flatnonzero(kept):
@@ -50,6 +55,26 @@ def test_near_duplicates_are_those_of_a_double_loop(hashes: list[int], most: int
     for position, keeper in zip(dropped.tolist(), stays.tolist(), strict=True):
         assert keeper in staying
         assert (hashes[position] ^ hashes[keeper]).bit_count() <= most
+
+
+@pytest.mark.parametrize("most", [1, 4, 8])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_every_near_pair_is_found_once(most: int, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(most)
+    centres = rng.integers(0, 2**64, 40, dtype=np.uint64)
+    turned = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (400, 5), dtype=np.uint64), axis=1)
+    values = np.unique(np.concatenate([centres, centres[rng.integers(0, 40, 400)] ^ turned]))
+    monkeypatch.setattr(duplicates, "_bands", lambda rows, most: most + shared)
+    found = list(duplicates._pairs(values, most))
+    distance = np.bitwise_count(values[:, None] ^ values[None, :])
+    expected = np.argwhere(np.tril(distance <= most, -1))
+    assert found == [tuple(pair) for pair in expected.tolist()]
+    assert len(found) > (20 if most > 1 else -1)
+
+
+def test_large_sets_are_cut_into_more_bands() -> None:
+    assert [duplicates._bands(12_000_000, most) - most for most in (4, 8)] == [2, 4]
+    assert duplicates._bands(100, 8) == 9
 
 
 def test_of_repeated_values_the_first_that_is_kept_stays() -> None:

@@ -1,13 +1,15 @@
 """Rows that stand more than once in a whole import: by id, by bytes, by perceptual hash. The first one stays.
 
-Near duplicates are those whose 64-bit hashes differ in ``most`` bits or fewer. By the pigeonhole principle two such
-hashes agree in at least one of ``most + 1`` bands of bits, so only rows that share a band are compared.
+Near duplicates are those whose 64-bit hashes differ in ``most`` bits or fewer. Cut into n > ``most`` bands of bits,
+two such hashes agree in at least n − ``most`` of them (multi-index hashing, Norouzi et al., arXiv 1307.2982), so only
+rows that share so many bands are compared. n is the number that makes the least work of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 
 Positions = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
-BLOCK = 2**20  # comparisons at a time
+SORTING = 3  # what a row costs in a sort, in comparisons of two hashes
 
 
 def repeated(values: pa.ChunkedArray, kept: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
@@ -57,24 +59,42 @@ def near(hashes: Hashes, kept: npt.NDArray[np.bool_], most: int) -> tuple[Positi
 def _pairs(values: Hashes, most: int) -> Iterator[tuple[int, int]]:
     """(later, earlier) of distinct values that differ in ``most`` bits or fewer; sorted."""
     found: list[npt.NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
-    edges = np.linspace(0, 64, most + 2).astype(int)
-    for low, high in pairwise(edges):
-        band = (values >> np.uint64(low)) & np.uint64(2 ** int(high - low) - 1)
-        order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order], prepend=band[order][:1] ^ np.uint64(1)))
-        for bucket in np.split(order, starts[1:]):
-            found.extend(_within(values, bucket, most))
-    pairs = np.unique(np.concatenate(found), axis=0)
-    for later, earlier in pairs:
+    for shared, skipped in _shared_bits(_bands(len(values), most), most):
+        keys = values & shared
+        order = np.argsort(keys)
+        keys, hashes = keys[order], values[order]
+        at, step = np.arange(len(order) - 1), 1
+        while len(at := at[keys[at] == keys[at + step]]):  # rows that share it with the one so many steps on
+            difference = hashes[at] ^ hashes[at + step]
+            close = np.bitwise_count(difference) <= most
+            for band in skipped:
+                close &= (difference & band) != 0
+            pairs = np.stack([order[at[close]], order[at[close] + step]], axis=1)
+            found.append(np.sort(pairs, axis=1)[:, ::-1])
+            step += 1
+            at = at[at + step < len(order)]
+    pairs = np.concatenate(found)
+    for later, earlier in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
         yield int(later), int(earlier)
 
 
-def _within(values: Hashes, bucket: Positions, most: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Pairs (later, earlier) of a bucket, whose numbers rise."""
-    rows = max(BLOCK // max(len(bucket), 1), 1)
-    for start in range(1, len(bucket), rows):
-        later = bucket[start : start + rows]
-        distance = np.bitwise_count(values[later][:, None] ^ values[bucket][None, :])
-        close, other = np.nonzero(distance <= most)
-        pairs = np.stack([later[close], bucket[other]], axis=1)
-        yield pairs[pairs[:, 0] > pairs[:, 1]]
+def _shared_bits(bands: int, most: int) -> Iterator[tuple[np.uint64, list[np.uint64]]]:
+    """The bits of every ``bands - most`` bands, and the bands that were skipped before the last of them.
+
+    A pair that agrees in a skipped one belongs to an earlier choice, so that each pair is found once.
+    """
+    edges = np.linspace(0, 64, bands + 1).astype(int).tolist()
+    masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
+    for chosen in combinations(range(bands), bands - most):
+        shared = np.bitwise_or.reduce([masks[band] for band in chosen])
+        yield shared, [masks[band] for band in range(chosen[-1]) if band not in chosen]
+
+
+def _bands(rows: int, most: int) -> int:
+    """How many bands to cut: more choices of bands, each with fewer rows that share it."""
+
+    def work(bands: int) -> float:
+        shared = bands - most
+        return comb(bands, shared) * (SORTING * rows + rows**2 / 2 / 2 ** (64 * shared / bands))
+
+    return min(range(most + 1, most + 9), key=work)

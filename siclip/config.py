@@ -124,12 +124,30 @@ class ModelConfig(Config):
     text: TextTowerConfig = TextTowerConfig()
 
 
+LossTerm = Literal[
+    "contrastive",
+    "feature_distillation",
+    "contrastive_relational",
+    "relational_temperature",
+    "interactive_contrastive",
+    "pair_matching",
+]
+
+
+class LossStage(Config):
+    """From the optimizer step on that follows ``step`` done ones, these weights (and τ) hold; others stay."""
+
+    step: int = Field(ge=1)
+    weights: dict[LossTerm, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
 class LossConfig(Config):
     """Weights of the objective's parts and their options. A weight of 0 leaves a part out.
 
     ``base``: what the part ``contrastive`` is, CLIP's softmax or SigLIP's sigmoid. ``relational_temperature``: τ of
     CRD. ``pair_matching_warmup``: share of the training over which the weight of pair matching rises linearly from
-    0; at 0 it is there from the start.
+    0; at 0 it is there from the start. ``schedule``: stages in the order of their steps; a weight that is 0 at the
+    start stays so, as its part is not built.
     """
 
     base: ContrastiveBase = "clip"
@@ -143,6 +161,25 @@ class LossConfig(Config):
     pair_head: PairHead = "product"
     negatives: MiningStrategy = "sampled"
     false_negative_similarity: float = Field(0.9, gt=0, le=1)
+    schedule: tuple[LossStage, ...] = ()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> LossConfig:
+        steps = [stage.step for stage in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"schedule: steps {steps} do not rise; order the stages, one for each step")
+        absent = sorted({name for stage in self.schedule for name in stage.weights if not getattr(self, name)})
+        if absent:
+            raise ValueError(
+                f"schedule: {', '.join(absent)} is 0 at the start, so the part is not there; set it above 0"
+            )
+        return self
+
+    def at(self, step: int) -> LossConfig:
+        """The weights of the optimizer step that follows ``step`` done ones."""
+        begun = [stage for stage in self.schedule if stage.step <= step]
+        changed = {str(name): weight for stage in begun for name, weight in stage.weights.items()}
+        return self.model_copy(update=changed) if changed else self
 
     @property
     def needs_teacher(self) -> bool:

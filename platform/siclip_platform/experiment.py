@@ -27,6 +27,7 @@ from siclip_platform.search.study import StudyPlan, StudyResult
 from siclip_platform.timeline import Timeline
 from siclip_platform.tracking import Kind, TrackedRun, Tracker
 from siclip_platform.tracking.store import without_password
+from siclip_platform.trained import Trained
 
 WORKER_CPUS = 1.0
 LOGGED_MODELS = ("best", "train")
@@ -57,6 +58,7 @@ class Experiment:
         self.tags: dict[str, str] = {"study": name}
         self.study_run: TrackedRun | None = None
         self.timeline = Timeline()
+        self._trained = Trained(self.folder)
         self._dataset: Dataset | None = None
 
     def dataset(self) -> Dataset:
@@ -72,20 +74,28 @@ class Experiment:
         return self._dataset
 
     def begin_study(self, space: SearchSpace, base: Recipe, **tags: str) -> None:
-        """Open the MLflow run of a search, the parent of all that follow."""
+        """Open the MLflow run of a search, the parent of all that follow.
+
+        Raises:
+            UserError: the sampler or the scheduler cannot work on the space with these options.
+        """
+        from siclip_platform.search.defaults import check_strategy, rungs_of
+
+        options = self.options
+        check_strategy(space, base, trials=options.trials, seed=options.seed, backend=options.backend)
         params = {
             "study.space": space.name,
             "study.space_hash": space.hash,
             "study.metric": space.metric,
             "study.mode": space.mode,
-            "study.trials": self.options.trials,
-            "study.seed": self.options.seed,
-            "study.seeds": self.options.seeds,
+            "study.sampler": space.sampler.name,
+            "study.scheduler": space.scheduler.name,
+            "study.trials": options.trials,
+            "study.seed": options.seed,
+            "study.seeds": options.seeds,
         }
-        from siclip_platform.search.defaults import rungs_of
-
         searched, budgets = json.dumps(space.paths), json.dumps(rungs_of(space, base))
-        if not self.options.resume:
+        if not options.resume:
             self.keep(base)
         self.begin(base, params, {"study_type": "search", "searched": searched, "rungs": budgets, **tags})
 
@@ -109,26 +119,35 @@ class Experiment:
             concurrent=options.concurrent, search_seed=options.seed, backend=options.backend,
             disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register,
             tracking_uri=without_password(self.tracker.uri), data=str(options.data) if options.data else None,
+            sampler=options.sampler, scheduler=options.scheduler,
             options=more,
         ).write(self.folder)  # fmt: skip
 
     def search(self, space: SearchSpace, base: Recipe) -> StudyResult:
         """Run a search around ``base``, which is the first trial; trials share the machine as the planner says."""
-        from siclip_platform.search.defaults import scheduler_of, searcher_of
+        from siclip_platform.search.defaults import population_of, scheduler_of, searcher_of
 
-        trials, seed = self.options.trials, self.options.seed
+        trials, seed, backend = self.options.trials, self.options.seed, self.options.backend
+        population = population_of(space, base, trials=trials, seed=seed, backend=backend)
         if self.options.resume and (self.folder / JOURNAL).is_file():
-            self._check_same(base)
+            self._check_same(base, grows=population is None)
         else:
             self.keep(base)
             (self.folder / SPACE).write_text(space_text(self.options.space))
         return self.study(
-            base, metric=space.metric, mode=space.mode, trials=trials, scheduler=scheduler_of(space, base, seed),
+            base, metric=space.metric, mode=space.mode, trials=trials, population=population,
+            scheduler=scheduler_of(space, base, seed),
             searcher=searcher_of(space, base, name=self.name, trials=trials, seed=seed, folder=self.folder),
         )  # fmt: skip
 
-    def _check_same(self, base: Recipe) -> None:
-        then = read_study(self.folder).base
+    def _check_same(self, base: Recipe, grows: bool) -> None:
+        study = read_study(self.folder)
+        if not grows and study.trials != self.options.trials:
+            raise UserError(
+                f"study {self.name} is a population of {study.trials}, which trains side by side: go on with as "
+                f"many, not with --trials {self.options.trials}, or begin a new study"
+            )
+        then = study.base
         if then != base:
             now, before = base.flat(), then.flat()
             changed = ", ".join(path for path in now if now[path] != before.get(path))
@@ -187,14 +206,15 @@ class Experiment:
         assert self.study_run is not None
         best = result.best
         if best.checkpoint is not None:
-            self.study_run.model(best.checkpoint, "best", register=self.options.register)
+            self.study_run.model(best.checkpoint, "best", of=best.recipe.hash, register=self.options.register)
         elif self.options.register:
             self.display.say(f"{best.trial_id} was taken over and has no checkpoint here: nothing is registered")
 
     def train(self, recipes: Mapping[Any, Recipe], **tags: str) -> dict[Any, Finished]:
         """Train these under Ray Train, as many at a time as the options say, and measure each on the test split.
 
-        What an earlier start of this study finished is taken as it is. A name is a kind, or one with ``-`` and more.
+        What an earlier start of this study finished with the same recipe is taken as it is. A name is a kind, or one
+        with ``-`` and more.
         """
         with self.timeline.span(" and ".join(recipes)):
             finished = self._train_all({name: (recipe, tags) for name, recipe in recipes.items()})
@@ -235,9 +255,22 @@ class Experiment:
             self.study_run.artifact(write_summary(summary, self.folder))
 
     def _train(self, name: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
-        key, kept = f"{self.key}/{name}", self.folder / f"{name}.json"
-        if self.tracker.spool.ended(key) == "FINISHED" and kept.is_file():
-            return Finished(self.folder / f"{name}.pt", json.loads(kept.read_text()))
+        """What the name stood for before, with another recipe, stays and is marked."""
+        stem = self._trained.stem(name, recipe)
+        finished = self._known(stem) or self._train_anew(name, stem, recipe, tags)
+        others = self._trained.superseded(name)
+        for other in (*others, *([stem] if others else [])):
+            self.tracker.supersede(f"{self.key}/{other}", "" if other == stem else f"{self.key}/{stem}")
+        return finished
+
+    def _known(self, stem: str) -> Finished | None:
+        kept = self.folder / f"{stem}.json"
+        if self.tracker.spool.ended(f"{self.key}/{stem}") != "FINISHED" or not kept.is_file():
+            return None
+        return Finished(self.folder / f"{stem}.pt", json.loads(kept.read_text()))
+
+    def _train_anew(self, name: str, stem: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
+        key, kept = f"{self.key}/{stem}", self.folder / f"{stem}.json"
         kind = cast(Kind, name.partition("-")[0])
         all_tags = {**self.tags, **tags, "recipe_hash": recipe.hash}
         run = self.tracker.start(
@@ -245,7 +278,7 @@ class Experiment:
         )
         self._log_dataset(run)
         try:
-            finished = self._under_ray_train(name, recipe, run)
+            finished = self._under_ray_train(stem, recipe, run)
             with replacing(kept) as temporary:
                 temporary.write_text(json.dumps(finished.metrics))
             run.artifact(finished.checkpoint)

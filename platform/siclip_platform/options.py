@@ -25,8 +25,10 @@ class Options:
     ``concurrent``: trainings at the same time, None for as many as fit. ``seeds``: trainings of each setting.
     ``rerun``: train also what the MLflow store has finished. ``register``: the best model's name in MLflow's
     registry. ``disk_budget``: bytes that a study's checkpoints may take. ``resume``: the study to go on with.
-    ``space``: what is searched, a name in search_spaces/ or a file. ``workers``: processes of a training under Ray
-    Train, each with a share of the batch.
+    ``space``: what is searched, a name in search_spaces/ or a file; ``sampler`` and ``scheduler`` come before its
+    own. ``workers``: processes of a training under Ray Train, each with a share of the batch. ``checkpoints``: where
+    those under Ray Train go and finished ones are copied to, None for ``out``. ``artifacts``: the URI where MLflow
+    keeps a new experiment's files, None for ``out`` or what the server says.
     """
 
     out: Path
@@ -45,6 +47,8 @@ class Options:
     disk_budget: int | None = None
     resume: str | None = None
     space: str = "wikd"
+    sampler: str | None = None
+    scheduler: str | None = None
     workers: int = 1
 
     @property

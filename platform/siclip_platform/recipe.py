@@ -153,6 +153,9 @@ class Recipe(Config):
                 "training.thaw_step has nothing to thaw: it needs model.inherit true and model.freeze 'inherited' or "
                 "'before_sasp'; or set it to 0"
             )
+        late = [stage.step for stage in self.loss.schedule if stage.step >= self.training.steps]
+        if late:
+            raise ValueError(f"loss.schedule: step {late[0]} is not before training.steps {self.training.steps}")
         if self.data.trunk_cache:
             self._check_cached_trunk()
         elif self.data.augmentations > 1:

@@ -70,6 +70,7 @@ class Objective(nn.Module):
     def __init__(self, config: LossConfig, embed_dim: int, teacher_embed_dims: tuple[int, int] | None) -> None:
         super().__init__()
         self.config = config
+        self.now = config.at(0)
         self.embed_dim = embed_dim
         self.teacher_embed_dims = teacher_embed_dims
         if not (config.contrastive > 0 or config.distils or config.pair_matching > 0):
@@ -86,6 +87,11 @@ class Objective(nn.Module):
             image_dim, text_dim = teacher_embed_dims
         self.image_projection = _projection(embed_dim, image_dim)
         self.text_projection = _projection(embed_dim, text_dim)
+
+    def begin(self, step: int) -> None:
+        """The schedule's weights after ``step`` optimizer steps hold from now on."""
+        if self.config.schedule:
+            self.now = self.config.at(step)
 
     def forward(
         self,
@@ -128,7 +134,7 @@ class Objective(nn.Module):
         return {"loss": loss} | {name: value.detach() for name, value in (parts | weighted | diagnostics).items()}
 
     def _weight(self, part: str, progress: float) -> float:
-        weight: float = getattr(self.config, part)
+        weight: float = getattr(self.now, part)
         warmup = self.config.pair_matching_warmup
         if part == "pair_matching" and warmup > 0:
             return weight * min(1.0, progress / warmup)
@@ -155,7 +161,7 @@ class Objective(nn.Module):
                 teacher.text,
                 student.logit_scale,
                 teacher.logit_scale,
-                config.relational_temperature,
+                self.now.relational_temperature,
             )
         if self.interactive_logit_scale is not None:
             parts["interactive_contrastive"] = interactive_contrastive_loss(

@@ -24,6 +24,13 @@ def identity(
     }
 
 
+def begun(run: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """An identity without the stages of the loss schedule that are to come after ``step`` steps: they may change."""
+    loss = dict(run.get("loss") or {})
+    loss["schedule"] = [stage for stage in loss.get("schedule", ()) if stage["step"] < step]
+    return {**run, "loss": loss}
+
+
 def check_same(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Whether a training state is of this run.
 

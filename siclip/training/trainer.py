@@ -24,7 +24,7 @@ from siclip.teachers import Teacher
 from siclip.training.batch_norms import check_exactness, fix_statistics, moving_statistics, restore_statistics
 from siclip.training.calibration import calibrate
 from siclip.training.diverged import SkippedBatch, TrainingDiverged
-from siclip.training.identity import LACKING, check_same, identity
+from siclip.training.identity import LACKING, begun, check_same, identity
 from siclip.training.memory import card_name, find_micro_batch_size, moments_held
 from siclip.training.monitor import SAMPLES, divergences, gains
 from siclip.training.optimizer import learning_rate, make_optimizer
@@ -150,6 +150,7 @@ class Trainer:
         generator.manual_seed((self.config.seed << 32) + self.step)
         step = replace(self._step, micro_batch_size=micro_batch_size)
         progress = self.step / self.config.steps
+        self.objective.begin(self.step)
         return step.gradients(batch, generator, progress=progress, scale=self.scaler.scale)
 
     def _probe(self, batch: Batch) -> None:
@@ -264,7 +265,7 @@ class Trainer:
         """
         if lacks := _STATE - state.keys():
             raise UserError(f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, {LACKING}")
-        check_same(state["identity"], self.identity)
+        check_same(*(begun(one, state["step"]) for one in (state["identity"], self.identity)))
         if self.cursor_of and state.get("cursor"):
             check_cursor(state["cursor"], self.cursor_of(0))
 

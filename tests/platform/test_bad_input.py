@@ -109,6 +109,9 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, digits: Path) -> None:
         (["report", "--out", "empty"], "no MLflow store"),
         (["train", "--trials", "3"], "--trials"),
         (["tune", "--space", "nope", "--preset", "digits-student", "--data", "."], "nope"),
+        (["tune", "--sampler", "gpp", "--preset", "digits-student", "--data", "."], "did you mean 'gp'"),
+        (["tune", "--scheduler", "pbt", "--preset", "digits-student", "--data", "."], "'loss.pair_head' must stay"),
+        (["tune", "--resume", "wikd", "--sampler", "gp"], "leave both options out"),
     ],
 )
 def test_the_command_line(

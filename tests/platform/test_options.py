@@ -49,8 +49,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_study_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path, digits: Path) -> None:
     for name, kind in (("first", "search"), ("second", "ablation")):
         StudyFile(
-            name=name, kind=kind, key="k", base=base_recipe(digits), trials=4, seeds=2, tracking_uri="sqlite:////x.db"
-        ).write(tmp_path / name)
+            name=name, kind=kind, key="k", base=base_recipe(digits), trials=4, seeds=2, sampler="gp", scheduler="pbt",
+            tracking_uri="sqlite:////x.db",
+        ).write(tmp_path / name)  # fmt: skip
     asked = {"out": tmp_path, "address": None, "verbose": False, "concurrent": None}
     with pytest.raises(UserError, match=r"no study 'third'.*there are first, second"):
         resumed("third", None, asked, None)
@@ -59,3 +60,4 @@ def test_a_study_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path, digits
     options, base = resumed("first", 9, asked, None)
     assert (options.trials, options.seeds, options.resume, base) == (9, 2, "first", base_recipe(digits))
     assert options.space == str(tmp_path / "first" / "space.yaml")
+    assert (options.sampler, options.scheduler) == ("gp", "pbt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from siclip_platform.errors import UserError
@@ -9,6 +11,7 @@ from siclip_platform.metrics import METRICS
 from siclip_platform.search.definition import Constraint, Objective, SearchSpace
 from siclip_platform.search.parsing import parse_space
 from siclip_platform.search.policy import SamplerConfig, SchedulerConfig
+from siclip_platform.search.space import load_space
 
 HEAD = """\
 name: t
@@ -60,6 +63,42 @@ def test_several_objectives_are_not_stopped_early() -> None:
         parse("objectives: {cost/seconds: min}\nscheduler: {name: asha}\n")
 
 
+def test_a_population_changes_nothing_but_loss_weights() -> None:
+    head = HEAD.replace("values: [0, 1]", "values: [0.5, 1]")
+    weights = "\n".join(head.splitlines()[:5])
+    space = parse_space(f"{weights}\nscheduler: {{name: pbt}}\n", "space.yaml", METRICS, None)
+    assert (space.scheduler.name, space.scheduler.quantile) == ("pbt", 0.25)
+    with pytest.raises(UserError, match=r"^space.yaml:6: .*'loss.pair_head' must stay as it is"):
+        parse_space(f"{head}scheduler: {{name: pbt}}\n", "space.yaml", METRICS, None)
+    for part, line, words in (
+        ('constraints: {cost/seconds: "<= 3"}', 6, "does not look at constraints"),
+        ("objectives: {cost/seconds: min}", 6, "several objectives"),
+        ("sampler: {name: grid}", 6, "not with a grid"),
+    ):
+        with pytest.raises(UserError, match=rf"^space.yaml:{line}: .*{words}"):
+            parse_space(f"{weights}\nscheduler: {{name: pbt}}\n{part}\n", "space.yaml", METRICS, None)
+
+
+def test_the_options_sampler_and_scheduler_come_before_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(HEAD + "sampler: {name: gp, startup_trials: 5}\nscheduler: {name: asha, min_steps: 7}\n")
+    space = load_space(str(path), sampler="random", scheduler="median")
+    assert (space.sampler, space.scheduler) == (SamplerConfig(name="random"), SchedulerConfig(name="median"))
+    same = load_space(str(path), sampler="gp", scheduler="asha")
+    assert (same.sampler.startup_trials, same.scheduler.min_steps) == (5, 7)
+    for options, words in (
+        ({"sampler": "gpp"}, "--sampler: unknown sampler 'gpp'; did you mean 'gp'"),
+        ({"scheduler": "ash"}, "--scheduler: unknown scheduler 'ash'; did you mean 'asha'"),
+        ({"scheduler": "pbt"}, "'loss.pair_head' must stay as it is"),
+        ({"sampler": "cmaes"}, "needs two or more numeric ranges"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_space(str(path), **options)
+    path.write_text(HEAD + "objectives: {cost/seconds: min}\n")
+    with pytest.raises(UserError, match="several objectives"):
+        load_space(str(path), scheduler="asha")
+
+
 def test_the_hash_follows_what_is_searched_for_not_how() -> None:
     plain = parse("").hash
     assert parse("sampler: {name: random}\npoints: [{loss.pair_matching: 1}]\n").hash == plain
@@ -85,7 +124,8 @@ BAD_PARTS = {
     "sampler without name": ("sampler: {startup_trials: 3}", 7, "lacks name"),
     "sampler's number": ("sampler:\n  name: tpe\n  startup_trials: 0", 9, "greater than or equal to 1"),
     "unknown scheduler": ("scheduler: {name: ash}", 7, "did you mean 'asha'"),
-    "population": ("scheduler: {name: pbt}", 7, "choose one of asha, hyperband, median, none"),
+    "population's weight": ("scheduler: {name: pbt}", 5, "'loss.pair_matching' in mid-training, where no part may"),
+    "population's number": ("scheduler: {name: pbt, quantile: 0.6}", 7, "less than or equal to 0.5"),
     "scheduler's key": ("scheduler: {name: asha, grace: 3}", 7, "unknown key 'grace'"),
     "scheduler's number": ("scheduler: {name: asha, reduction_factor: 2.5}", 7, "integer"),
 }  # fmt: skip

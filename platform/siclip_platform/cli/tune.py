@@ -35,6 +35,10 @@ ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trials at the
 RerunOption = Annotated[bool, typer.Option("--rerun", help="Train also what the MLflow store has finished.")]
 DiskOption = Annotated[str | None, typer.Option(help="What a study's checkpoints may take, for example 20GB.")]
 ResumeOption = Annotated[str | None, typer.Option(metavar="STUDY", help="Go on with this study of --out.")]
+SamplerOption = Annotated[str | None, typer.Option(help="tpe, random, grid, gp, cmaes; default: the space's.")]
+SchedulerOption = Annotated[
+    str | None, typer.Option(help="asha, hyperband, median, pbt, none; default: the space's.")
+]
 BackendOption = Annotated[str, typer.Option(help="process: trials in reused processes; train: each under Ray Train.")]
 
 
@@ -46,6 +50,8 @@ def tune(
     teacher: TeacherOption = None,
     changes: SetOption = None,
     trials: Annotated[int | None, typer.Option(min=1, help=f"Trials in all; default {TRIALS}.")] = None,
+    sampler: SamplerOption = None,
+    scheduler: SchedulerOption = None,
     seeds: SeedsOption = 1,
     concurrent: ConcurrentOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
@@ -64,6 +70,8 @@ def tune(
     from siclip_platform.search import load_space
 
     asked: dict[str, Any] = {"out": out.resolve(), "address": address, "verbose": verbose, "concurrent": concurrent}
+    if resume and (sampler or scheduler):
+        raise UserError("--resume goes on with the sampler and scheduler of the study: leave both options out")
     if resume:
         options, base = resumed(resume, trials, asked, tracking_uri)
     else:
@@ -71,9 +79,10 @@ def tune(
         options = Options(
             **asked, tracking_uri=tracking_uri, trials=trials or TRIALS, seed=seed, seeds=seeds, space=space,
             backend=_backend(backend), rerun=rerun, register=register, data=Path(base.data.path),
-            disk_budget=parse_bytes(disk_budget) if disk_budget else None,
+            disk_budget=parse_bytes(disk_budget) if disk_budget else None, sampler=sampler, scheduler=scheduler,
         )  # fmt: skip
-    chosen = load_space(options.space, check_value=check_sharing(base.model.name))
+    check = check_sharing(base.model.name)
+    chosen = load_space(options.space, check_value=check, sampler=options.sampler, scheduler=options.scheduler)
     _search(options, chosen, base)
 
 
@@ -121,7 +130,8 @@ def resumed(
         **asked | {"concurrent": asked["concurrent"] or study.concurrent},
         tracking_uri=tracking_uri or study.tracking_uri, trials=trials or study.trials, seed=study.search_seed,
         seeds=study.seeds, space=str(folder / SPACE), backend=_backend(study.backend), rerun=study.rerun, resume=name,
-        register=study.register_as, data=Path(study.data) if study.data else None, disk_budget=study.disk_budget,
+        sampler=study.sampler, scheduler=study.scheduler, register=study.register_as,
+        data=Path(study.data) if study.data else None, disk_budget=study.disk_budget,
     )  # fmt: skip
     return options, study.base
 

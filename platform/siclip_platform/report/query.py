@@ -152,8 +152,15 @@ def _of(children: Iterable[Run], kind: str) -> list[Run]:
 
 
 def _chosen(runs: list[Run]) -> Run | None:
-    """The newest, a completed one first."""
-    return max(enumerate(runs), key=lambda item: (item[1].state == "completed", item[0]))[1] if runs else None
+    """The newest, a completed one first, before it one that no other was trained in place of."""
+    if not runs:
+        return None
+
+    def rank(item: tuple[int, Run]) -> tuple[bool, bool, int]:
+        place, run = item
+        return run.state == "completed", not run.tag("superseded_by"), place
+
+    return max(enumerate(runs), key=rank)[1]
 
 
 def _with_artifacts(study: Study) -> list[Run]:

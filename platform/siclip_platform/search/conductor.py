@@ -118,6 +118,10 @@ class Conductor:
         self.recorder.note(name, notes)
         self.journal.result(name, step, means, {seed: each["metrics"] for seed, each in seeds.items()})
 
+    def heard(self, tune_id: str, result: dict[str, Any]) -> None:
+        """Pass a result on to the searcher."""
+        self.plan.searcher.on_trial_result(self.names[tune_id], result)
+
     def ended(self, tune_id: str, error: bool) -> None:
         entry = self.journal.entries[self.names[tune_id]]
         if entry.state:
@@ -176,7 +180,7 @@ class _Settings(Searcher):
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         told = {key: value for key, value in result.items() if not key.startswith(INSIDE)}
-        self.conductor.plan.searcher.on_trial_result(self.conductor.names[trial_id], told)
+        self.conductor.heard(trial_id, told)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         self.conductor.ended(trial_id, error)
@@ -206,10 +210,10 @@ class _Watch(Callback):
         self.conductor.reported(trial.trial_id, result)
 
 
-def conduct(plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> StudyResult:
+def conduct(conductor: Conductor) -> StudyResult:
     """See `siclip_platform.search.study.run_study`."""
     _leave_failures_to_us()
-    conductor = Conductor(plan, recorder, rerun)
+    recorder = conductor.recorder
     try:
         conductor.catch_up()
         if conductor.remaining > 0:

@@ -7,8 +7,10 @@ from typing import Any
 
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
+from siclip_platform.search.samplers import check_sampler
 from siclip_platform.search.schedulers import make_scheduler, rungs
 from siclip_platform.search.searcher import make_searcher
+from siclip_platform.search.turns import Population, make_population, turn_steps
 
 
 def searcher_of(space: SearchSpace, base: Recipe, *, name: str, trials: int, seed: int, folder: Path) -> Any:
@@ -29,6 +31,26 @@ def scheduler_of(space: SearchSpace, base: Recipe, seed: int) -> Any:
     return make_scheduler(space.scheduler, space, steps=base.training.steps, seed=seed)
 
 
+def population_of(space: SearchSpace, base: Recipe, *, trials: int, seed: int, backend: str) -> Population | None:
+    """The population that the space asks for, if it asks for one; see `make_population`."""
+    if space.scheduler.name != "pbt":
+        return None
+    return make_population(space, base, trials=trials, seed=seed, backend=backend)
+
+
+def check_strategy(space: SearchSpace, base: Recipe, *, trials: int, seed: int, backend: str) -> None:
+    """Before anything is computed: the sampler and the scheduler can work on the space and the recipe.
+
+    Raises:
+        UserError: they cannot.
+    """
+    check_sampler(space.sampler, space)
+    population_of(space, base, trials=trials, seed=seed, backend=backend)
+    make_scheduler(space.scheduler, space, steps=base.training.steps, seed=seed)
+
+
 def rungs_of(space: SearchSpace, base: Recipe) -> list[int]:
-    """The budgets, in steps, at which a trial may be stopped; its whole budget last."""
+    """The budgets, in steps, at which a trial may be stopped or take over from another; its whole budget last."""
+    if space.scheduler.name == "pbt":
+        return turn_steps(space.scheduler, base.training)
     return rungs(space.scheduler, base.training.steps)

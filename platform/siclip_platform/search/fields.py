@@ -21,6 +21,7 @@ NOT_SEARCHED = {
     "evaluation.validation_samples": "scores of different samples do not compare",
     "evaluation.subset_seed": "scores of different samples do not compare",
     "evaluation.max_share": "it changes nothing that is computed",
+    "loss.schedule": "scheduler {name: pbt} finds schedules of the loss weights",
     "training.seed": "it is no setting, and scores of different seeds do not compare",
     "data.path": "scores on different data do not compare",
     "data.reader": "it changes nothing that is computed",

@@ -37,6 +37,10 @@ class StudyFile(Config):
     register_as: str | None = None
     tracking_uri: str
     data: str | None = None
+    checkpoints: str | None = None
+    artifacts: str | None = None
+    sampler: str | None = None
+    scheduler: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

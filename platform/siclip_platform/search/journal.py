@@ -20,7 +20,9 @@ class Entry:
     """What the journal knows of one trial. ``results``: (step, mean metrics, metrics of each seed) in order.
 
     ``attempts``: the ids that Tune gave the trial, one for each time the driver was started. ``state`` is None while
-    the trial is not over. ``told``: the optimizer has heard of the end.
+    the trial is not over. ``told``: the optimizer has heard of the end. ``takeovers``: (step, parent) of a
+    population's member, each with ``values`` of the parent's from then on; ``lineage``: those that its training
+    state comes from.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Entry:
     seconds: float = 0.0
     reason: str = ""
     told: bool = False
+    takeovers: list[tuple[int, str]] = field(default_factory=list)
+    lineage: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def number(self) -> int:
@@ -51,7 +55,7 @@ def trial_name(number: int) -> str:
 class Journal:
     """Entries by trial name, in the order of suggestion; every change is a line of ``folder/journal.jsonl``.
 
-    ``sequence``: (trial, index of its result) in the order in which results came.
+    ``sequence``: (trial, index of its result) in the order in which results came. ``turns``: a population's, by step.
 
     A line that a kill cut short is taken off when the journal is opened again.
 
@@ -64,6 +68,7 @@ class Journal:
         self.path = folder / FILE
         self.entries: dict[str, Entry] = {}
         self.sequence: list[tuple[str, int]] = []
+        self.turns: list[int] = []
         for event in self._read():
             self._apply(event)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -85,7 +90,7 @@ class Journal:
                 ) from None
 
     def _apply(self, event: Mapping[str, Any]) -> None:
-        name = event["trial"]
+        name = event.get("trial", "")
         match event["event"]:
             case "suggested":
                 self.entries[name] = Entry(name, event["values"])
@@ -102,31 +107,44 @@ class Journal:
                 entry.seconds, entry.reason = event["seconds"], event["reason"]
             case "told":
                 self.entries[name].told = True
+            case "turned":
+                self.turns.append(event["step"])
+                for child, (parent, values) in event["changes"].items():
+                    taken, entry = (event["step"], parent), self.entries[child]
+                    entry.values = values
+                    entry.takeovers.append(taken)
+                    entry.lineage = [*self.entries[parent].lineage, taken]
 
-    def _write(self, event: str, trial: str, durable: bool = False, **what: Any) -> None:
-        record = {"event": event, "trial": trial, **what}
+    def _write(self, event: str, durable: bool = False, **what: Any) -> None:
+        record = {"event": event, **what}
         os.write(self._file, (json.dumps(record) + "\n").encode())
         if durable:
             os.fsync(self._file)
         self._apply(record)
 
     def suggested(self, trial: str, values: Mapping[str, Any]) -> None:
-        self._write("suggested", trial, values=dict(values))
+        self._write("suggested", trial=trial, values=dict(values))
 
     def started(self, trial: str, tune_id: str) -> None:
-        self._write("started", trial, tune=tune_id)
+        self._write("started", trial=trial, tune=tune_id)
 
     def result(
         self, trial: str, step: int, metrics: Mapping[str, float], seeds: Mapping[str, Mapping[str, float]]
     ) -> None:
         """A step that is reported again keeps its first figures."""
-        self._write("result", trial, step=step, metrics=dict(metrics), seeds={k: dict(v) for k, v in seeds.items()})
+        each = {seed: dict(figures) for seed, figures in seeds.items()}
+        self._write("result", trial=trial, step=step, metrics=dict(metrics), seeds=each)
 
     def ended(self, trial: str, state: State, steps: int, seconds: float, reason: str = "") -> None:
-        self._write("ended", trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason)
+        self._write("ended", trial=trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason)
 
     def told(self, trial: str) -> None:
-        self._write("told", trial)
+        self._write("told", trial=trial)
+
+    def turned(self, step: int, changes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+        """A turn of a population, whole: member → whose training state it takes over, and its values from then on."""
+        plain = {child: [parent, dict(values)] for child, (parent, values) in changes.items()}
+        self._write("turned", durable=True, step=step, changes=plain)
 
     def finished(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.state]

@@ -74,20 +74,23 @@ class Lane:
     """The milestones of one seed, in order: those that are known already, then those of its training.
 
     The training goes on only while the next milestone is waited for, so that several seeds share one process. One
-    that runs out of memory is started once more with half the micro-batch; ``notes`` then say so. ``close`` ends it.
+    that runs out of memory is, with ``again``, started once more with half the micro-batch; ``notes`` then say so.
+    ``close`` ends it.
 
     ``place``: the folder for its checkpoints ``seed-S.step-N.pt``, of which the last two are kept.
     """
 
     def __init__(
-        self, recipe: Recipe, seed: int, run: Run, place: Path, checkpoint: Path | None, known: Sequence[Milestone]
-    ) -> None:
+        self, recipe: Recipe, seed: int, run: Run, place: Path, checkpoint: Path | None, known: Sequence[Milestone],
+        again: bool = True,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
         self.seed = seed
         self.run = run
         self.place = place
         self.checkpoint = checkpoint
         self.known = list(known)
+        self.again = again
         self.notes: dict[str, str] = {}
         self._training: _Training | None = None
 
@@ -115,8 +118,9 @@ class Lane:
         training = self.recipe.training
         size = training.micro_batch_size
         size = size if isinstance(size, int) and size else training.batch_size
-        if attempt or size % 2:
+        if attempt or size % 2 or not self.again:
             why = "also with half the micro-batch" if attempt else f"a micro-batch of {size} cannot be halved"
+            why = why if self.again else "and all members of a population have the same micro-batch"
             raise OutOfMemory(f"out of memory, {why}: {message}")
         self.recipe = self.recipe.updated({"training.micro_batch_size": size // 2})
         self.checkpoint = None  # it is of a run with the whole micro-batch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from siclip_platform.search.study import StudyPlan, StudyResult
 from siclip_platform.tracking import TrackedRun, Tracker
 
 Figures = Mapping[str, Any]
+
+
+def _weights(recipe: Recipe, step: int, paths: Sequence[str]) -> dict[str, float]:
+    now = recipe.loss.at(step)
+    return {path: getattr(now, path.removeprefix("loss.")) for path in paths}
 
 
 class Recorder:
@@ -90,6 +96,32 @@ class Recorder:
         """What happened to the trial, as tags."""
         if notes:
             self._trials[name].tag(**notes)
+
+    def schedule(self, plan: StudyPlan, entry: Entry) -> None:
+        """A member of a population: its weights by step, and in tags the schedule that its training state is of.
+
+        The tag ``schedule`` holds a list of stages: ``step``, ``weights`` by path, and ``parent``, the member whose
+        training state was taken over there.
+        """
+        run = self._trials[entry.name]
+        recipe = plan.recipe(entry.values)
+        parents = dict(entry.lineage)
+        starts = [0, *parents]
+        paths = plan.population.space.paths if plan.population else ()
+        weights = {step: _weights(recipe, step, paths) for step in starts}
+        stages = [{"step": step, "weights": weights[step], "parent": parents.get(step)} for step in starts]
+        own = entry.takeovers[-1][0] if entry.takeovers else 0
+        run.log(own, {f"schedule/{path}": weight for path, weight in weights[starts[-1]].items()})
+        run.flush()
+        run.tag(schedule=json.dumps(stages), recipe_hash=recipe.hash)
+
+    def turn(self, step: int, changes: int, finished: int) -> None:
+        """How far a population is."""
+        if self.task is not None:
+            self.task.update(finished, f"after {step} steps {changes} took over from better ones")
+
+    def artifact(self, name: str, path: Path) -> None:
+        self._trials[name].artifact(path)
 
     def end(self, plan: StudyPlan, entry: Entry) -> None:
         """The state, the reason, the rung at which it was stopped, the costs; closes the runs."""

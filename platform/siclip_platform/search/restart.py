@@ -22,8 +22,7 @@ class _Past:
 def replay_into(plan: StudyPlan, journal: Journal) -> None:
     """Give ASHA the results of the trials that are over, in the order in which they came.
 
-    Those in flight report theirs again. Other schedulers that compare trials (median stopping, Hyperband, PBT) begin
-    anew with the trials that remain.
+    Those in flight report theirs again. The median rule begins anew with the trials that remain.
     """
     if not isinstance(plan.scheduler, AsyncHyperBandScheduler):
         return

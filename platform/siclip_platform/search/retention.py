@@ -26,6 +26,12 @@ def newest_checkpoint(folder: Path, entry: Entry, seed: int, until: int | None =
     return max(found, key=step_of, default=None)
 
 
+def checkpoint_at(folder: Path, entry: Entry, seed: int, step: int) -> Path | None:
+    """The checkpoint of one seed of a trial after exactly so many steps."""
+    names = [folder / CHECKPOINTS / attempt / f"seed-{seed}.step-{step}.pt" for attempt in reversed(entry.attempts)]
+    return next((path for path in names if path.is_file()), None)
+
+
 def sweep(plan: StudyPlan, journal: Journal) -> list[str]:
     """Remove checkpoints until the study's fit in its budget; returns the trials that lost theirs.
 

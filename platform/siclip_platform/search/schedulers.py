@@ -37,7 +37,7 @@ def make_scheduler(config: SchedulerConfig, space: SearchSpace, *, steps: int, s
     Raises:
         UserError: several objectives with early stopping, or ``min_steps`` is not below ``steps``.
     """
-    if config.name == "none":
+    if config.name in ("none", "pbt"):  # a population's turns are its conductor's
         return FIFOScheduler()
     if space.objectives:
         raise UserError(

@@ -26,6 +26,8 @@ from siclip_platform.search.simulator_curves import Landscape
 
 Tell = Literal["pruned", "complete"]
 TELLS: tuple[str, ...] = get_args(Tell)
+REPLAYED = tuple(name for name in SCHEDULERS if name != "pbt")
+"""A population's curves follow from its schedules, which no recorded curve knows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def parse_policy(text: str) -> Policy:
     sampler, _, rest = text.partition("+")
     scheduler, _, tell = rest.partition("+")
     for word, words, what in (
-        (sampler, SAMPLERS, "sampler"), (scheduler, SCHEDULERS, "scheduler"), (tell or "pruned", TELLS, "tell"),
+        (sampler, SAMPLERS, "sampler"), (scheduler, REPLAYED, "scheduler"), (tell or "pruned", TELLS, "tell"),
     ):  # fmt: skip
         if word not in words:
             hint = closest(word, words) or f"; choose one of {', '.join(words)}"

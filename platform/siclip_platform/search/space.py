@@ -11,6 +11,7 @@ from siclip_platform.errors import UserError
 from siclip_platform.metrics import METRICS
 from siclip_platform.search.definition import Condition, Parameter, SearchSpace
 from siclip_platform.search.parsing import CheckValue, parse_space
+from siclip_platform.search.strategy import with_policy
 
 __all__ = ["CheckValue", "Condition", "Parameter", "SearchSpace", "load_space", "space_folders"]
 
@@ -19,24 +20,31 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def load_space(
-    name_or_path: str, *, metrics: Collection[str] = METRICS, check_value: CheckValue | None = None
+    name_or_path: str,
+    *,
+    metrics: Collection[str] = METRICS,
+    check_value: CheckValue | None = None,
+    sampler: str | None = None,
+    scheduler: str | None = None,
 ) -> SearchSpace:
     """Read and validate a search space.
 
     ``name_or_path`` is looked for as a path, then in ``./search_spaces``, in the checkout and among the
     packaged spaces, with ``.yaml`` added where it has no suffix. ``check_value(path, value)`` is asked about
     every choice value and end of a range that its recipe field accepts, and returns why it is wrong, or None.
+    ``sampler`` and ``scheduler``: names that come before the file's.
 
     Raises:
         UserError: there is no such space (with the places looked at and the spaces there are), or the file is
-            wrong (with one line ``file:line: problem; remedy`` for each problem).
+            wrong (with one line ``file:line: problem; remedy`` for each problem), or the sampler or scheduler that
+            was asked for cannot search it.
     """
     source = _find(name_or_path)
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"search space {source} cannot be read: {error}; it must be a UTF-8 text file") from None
-    return parse_space(text, str(source), metrics, check_value)
+    return with_policy(parse_space(text, str(source), metrics, check_value), sampler, scheduler)
 
 
 def space_folders() -> list[Traversable]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from siclip.config import Config
+from siclip.config import Config, LossTerm
+from siclip_platform.errors import UserError
 from siclip_platform.search.definition import Constraint, Mode, Objective, Scalar, SearchSpace
 from siclip_platform.search.document import Document, Problem, closest
 from siclip_platform.search.policy import SAMPLERS, SCHEDULERS, SamplerConfig, SchedulerConfig
+from siclip_platform.search.samplers import check_sampler
 
 PARTS = ("objectives", "constraints", "points", "sampler", "scheduler")
+SCHEDULED: tuple[str, ...] = tuple(f"loss.{name}" for name in get_args(LossTerm))
+"""What may change while a training runs."""
 COSTS = ("cost/seconds", "cost/parameters_trainable", "cost/parameters_image", "cost/parameters_text")
 """What a trial reports beside the metrics of its evaluations."""
 
@@ -40,14 +45,17 @@ class StrategyReader:
             with self.document.noting():
                 self.parts[key] = readers[key](node)
         if self.parts.get("objectives"):
-            scheduler = self.parts.setdefault("scheduler", SchedulerConfig(name="none"))
-            with self.document.noting():
-                if scheduler.name != "none":
-                    raise Problem(
-                        nodes["scheduler"],
-                        f"scheduler {scheduler.name!r} stops trials by one figure and this space has several "
-                        "objectives; write {name: none}",
-                    )
+            self.parts.setdefault("scheduler", SchedulerConfig(name="none"))
+        if "scheduler" in nodes and "scheduler" in self.parts:
+            for path, conflict in conflicts(replace(self.space, **self.parts)):
+                with self.document.noting():
+                    raise Problem(self._place(path) or nodes["scheduler"], conflict)
+
+    def _place(self, path: str) -> yaml.Node | None:
+        """Where a parameter's name stands in the file."""
+        parts = {key: value for key, _, value in self.document.items(self.document.root, "the search space")}
+        found = {key: node for key, node, _ in self.document.items(parts["parameters"], "parameters")}
+        return found.get(path)
 
     def _metric(self, name: str, node: yaml.Node) -> str:
         if name not in self.figures:
@@ -115,12 +123,6 @@ class StrategyReader:
         values: dict[str, Any] = {}
         for key, value_node in fields.items():
             values[key] = self.document.scalar(value_node, f"{key} of {what}")
-            if key == "name" and values[key] == "pbt":
-                raise Problem(
-                    value_node,
-                    "population based training changes a trial's settings while it runs, and a trial here is one "
-                    f"setting; choose one of {', '.join(names)}",
-                )
             if key == "name" and values[key] not in names:
                 hint = closest(str(values[key]), names) or f"; choose one of {', '.join(names)}"
                 raise Problem(value_node, f"unknown {what} {values[key]!r}{hint}")
@@ -130,6 +132,56 @@ class StrategyReader:
             first = error.errors()[0]
             place = fields.get(str(first["loc"][0]), node) if first["loc"] else node
             raise Problem(place, f"{'.'.join(map(str, first['loc']))} of {what}: {first['msg']}; change it") from None
+
+
+def conflicts(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    """What keeps the space's scheduler from its work, with the remedy; before each its path in the recipe, or ""."""
+    name = space.scheduler.name
+    if space.objectives and name != "none":
+        what = "compares" if name == "pbt" else "stops"
+        yield "", f"scheduler {name!r} {what} trials by one figure and this space has several objectives; write none"
+    if name != "pbt":
+        return
+    if space.constraints:
+        yield "", "scheduler 'pbt' does not look at constraints; leave them out, or choose another"
+    if space.sampler.name == "grid":
+        yield "", "scheduler 'pbt' begins with as many settings as there are trials, not with a grid; choose random"
+    for parameter in space.parameters:
+        numbers = parameter.numeric and all(value > 0 for value in parameter.sample_values)
+        if parameter.path not in SCHEDULED:
+            yield (
+                parameter.path,
+                f"scheduler 'pbt' changes settings in mid-training, and {parameter.path!r} must stay as it is there; "
+                f"search only {', '.join(SCHEDULED)}, and set it in the recipe",
+            )
+        elif parameter.when or not numbers:
+            yield (
+                parameter.path,
+                f"scheduler 'pbt' changes {parameter.path!r} in mid-training, where no part may come or go; give it "
+                "numbers above 0 and no `when`",
+            )
+
+
+def with_policy(space: SearchSpace, sampler: str | None, scheduler: str | None) -> SearchSpace:
+    """The space with another sampler or scheduler, as the options name them; of the same name it keeps its own.
+
+    Raises:
+        UserError: there is no such one, or it cannot work on the space.
+    """
+    for what, name, names in (("sampler", sampler, SAMPLERS), ("scheduler", scheduler, SCHEDULERS)):
+        if name is not None and name not in names:
+            hint = closest(name, names) or f"; choose one of {', '.join(names)}"
+            raise UserError(f"--{what}: unknown {what} {name!r}{hint}")
+    if sampler and sampler != space.sampler.name:
+        space = replace(space, sampler=SamplerConfig.model_validate({"name": sampler}))
+    if scheduler and scheduler != space.scheduler.name:
+        space = replace(space, scheduler=SchedulerConfig.model_validate({"name": scheduler}))
+    if sampler or scheduler:
+        problems = [f"space {space.name!r}: {problem}" for _, problem in conflicts(space)]
+        if problems:
+            raise UserError("\n".join(problems))
+        check_sampler(space.sampler, space)
+    return space
 
 
 def _number(text: str) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.journal import Entry, State
+from siclip_platform.search.turns import Population
 
 __all__ = ["Backend", "State", "StudyPlan", "StudyResult", "TrialOutcome", "run_study"]
 
@@ -37,9 +38,9 @@ class StudyPlan:
     error)`` give it the means over the seeds, with ``step``.
 
     ``scheduler``: a ready `ray.tune.schedulers.TrialScheduler` on ``step``, with its own metric and mode; None runs
-    every trial to its end. ``resumes``: it pauses trials or copies one to another (Hyperband, PBT), so each report
-    carries a checkpoint. ``changes_settings``: it changes a trial's values while it runs (PBT), so a trial has no
-    identity and is never taken over.
+    every trial to its end. ``resumes``: it pauses trials, so each report carries a checkpoint. ``population``: the
+    trials are the members of one; a trial's values then change while it runs, so it has no identity and is never
+    taken over.
 
     ``trials``: how many in all, with those of an earlier start. ``seeds``: trainings of each setting, with
     ``base.training.seed`` and the numbers after it; they advance together and their mean is what is told.
@@ -58,7 +59,7 @@ class StudyPlan:
     searcher: Any
     scheduler: Any = None
     resumes: bool = False
-    changes_settings: bool = False
+    population: Population | None = None
     seeds: int = 1
     concurrent: int = 1
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
@@ -68,6 +69,10 @@ class StudyPlan:
     keep_checkpoints: int = 3
     disk_budget: int | None = None
     run: Any = None
+
+    @property
+    def changes_settings(self) -> bool:
+        return self.population is not None
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -145,8 +150,9 @@ def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyRe
     Raises:
         UserError: the recipe is not evaluated while it trains.
     """
-    from siclip_platform.search.conductor import conduct
+    from siclip_platform.search.conductor import Conductor, conduct
+    from siclip_platform.search.population import PopulationConductor
 
     if not plan.base.training.evaluate_every:
         raise UserError("a study compares trials as they train: set training.evaluate_every above 0")
-    return conduct(plan, recorder, rerun)
+    return conduct((PopulationConductor if plan.population else Conductor)(plan, recorder, rerun))

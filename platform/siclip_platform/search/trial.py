@@ -38,7 +38,8 @@ def run_trial(
 
     Before it starts, the driver may leave ``folder/replay/TUNE_ID.json``: for a seed, the milestones that are known
     already and a checkpoint to go on from. A report holds the means, ``step``, ``cost/seconds`` and under ``seeds``
-    each seed's own figures since the last report. ``resumes``: every report carries a checkpoint of all seeds.
+    each seed's own figures since the last report. With ``until`` in that file the trial ends after so many steps, and
+    one that runs out of memory is not started once more. ``resumes``: every report carries a checkpoint of all seeds.
 
     Raises:
         TrialDiverged: ``metric`` is not finite; the report with it has been made.
@@ -60,6 +61,8 @@ def run_trial(
             _report(result, lanes if resumes else [])
             if not math.isfinite(result.get(metric, 0.0)):
                 raise TrialDiverged(f"{metric} is {result[metric]} at step {moments[0].step}")
+            if moments[0].step >= known.get("until", math.inf):
+                return
     finally:
         for lane in lanes:
             lane.close()
@@ -76,7 +79,7 @@ def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, 
         shutil.copyfile(restored / f"seed-{seed}.pt", checkpoint)
     return Lane(
         recipe.updated({"training.seed": seed}), seed, run, place, checkpoint,
-        [Milestone(**moment) for moment in replay.get("milestones", [])],
+        [Milestone(**moment) for moment in replay.get("milestones", [])], again="until" not in known,
     )  # fmt: skip
 
 

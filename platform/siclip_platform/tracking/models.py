@@ -38,7 +38,7 @@ def log_model(client: Any, experiment_id: str, run_id: str, key: str, what: Mapp
     """Log and, where ``what["register"]`` is a name, register it. Doing so again changes nothing."""
     from mlflow.entities import LoggedModelStatus
 
-    tag = f"{key}/{what['name']}"
+    tag = "/".join(part for part in (key, what["name"], what.get("of", "")) if part)
     found = client.search_logged_models([experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{tag}'")
     model = found[0] if found else client.create_logged_model(
         experiment_id, name=what["name"], source_run_id=run_id, model_type=FLAVOR,
@@ -85,5 +85,5 @@ def _register(client: Any, name: str, model: Any, run_id: str) -> None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     versions = client.search_model_versions(f"name = '{name}'")
-    if all(version.run_id != run_id for version in versions):
+    if all(version.source != model.artifact_location for version in versions):
         client.create_model_version(name, source=model.artifact_location, run_id=run_id, model_id=model.model_id)

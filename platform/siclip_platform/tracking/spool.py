@@ -92,6 +92,10 @@ class Spool:
         rows = [(run, op, json.dumps(payload)) for op, payload in events]
         self._data.executemany("INSERT INTO events (run, op, payload) VALUES (?, ?, ?)", rows)
 
+    def knows(self, key: str) -> bool:
+        """Whether a run was begun by this key."""
+        return bool(self._do("SELECT 1 FROM runs WHERE key = ?", (key,)))
+
     def run_id(self, key: str) -> str | None:
         rows = self._do("SELECT run_id FROM runs WHERE key = ?", (key,))
         return rows[0][0] if rows else None

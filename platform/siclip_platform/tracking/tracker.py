@@ -93,10 +93,15 @@ class TrackedRun:
         self._spool.put(self.key, ("artifact", {"path": str(path)}))
 
     def model(
-        self, checkpoint: Path, name: str, *, register: str | None = None, metrics: Mapping[str, float] | None = None
-    ) -> None:
-        """A checkpoint as a logged model with a signature; ``register``: its name in the model registry."""
-        self._spool.put(self.key, ("model", model_payload(checkpoint, name, register, metrics or {})))
+        self, checkpoint: Path, name: str, *, of: str = "", register: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
+        """A checkpoint as a logged model with a signature; ``register``: its name in the model registry.
+
+        ``of``: tells models of one name apart where the run may get several; the same one is logged once.
+        """
+        payload = model_payload(checkpoint, name, register, metrics or {}) | {"of": of}
+        self._spool.put(self.key, ("model", payload))
 
     def finish(self, state: State, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str) -> None:
         """The final figures, the state and further tags, and close the run; nothing if it is closed already."""
@@ -189,6 +194,16 @@ class Tracker:
         if ended == "KILLED" or (ended and reopen):
             self.spool.put(key, ("reopen", {}), ("tags", _tags({"state": "running"})))
         return run
+
+    def supersede(self, key: str, by: str) -> None:
+        """Mark a run with the key of the one that was made in place of it, and close it if it still was open.
+
+        ``by`` empty: it stands for itself again.
+        """
+        if self.spool.knows(key):
+            run = TrackedRun(self, key, known=True)
+            run.finish("interrupted")
+            run.tag(superseded_by=by)
 
     def run_id(self, key: str, timeout_seconds: float = 60) -> str:
         until = time.monotonic() + timeout_seconds

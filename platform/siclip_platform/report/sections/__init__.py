@@ -11,6 +11,7 @@ from siclip_platform.report.sections.data import data
 from siclip_platform.report.sections.leaderboard import comparison, leaderboard
 from siclip_platform.report.sections.questions import question
 from siclip_platform.report.sections.reproduce import reproduce
+from siclip_platform.report.sections.schedules import schedules
 from siclip_platform.report.sections.search import search
 from siclip_platform.report.sections.sharing import sharing
 from siclip_platform.report.sections.summary import summary
@@ -18,8 +19,8 @@ from siclip_platform.report.sections.tradeoff import tradeoff
 from siclip_platform.report.sections.training import divergence, pair_matching
 
 ORDER = (
-    summary, question, ablation, confirmation, comparison, leaderboard, curves, search, tradeoff, sharing, divergence,
-    pair_matching, failures, data, compute, reproduce,
+    summary, question, ablation, confirmation, comparison, leaderboard, schedules, curves, search, tradeoff, sharing,
+    divergence, pair_matching, failures, data, compute, reproduce,
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from siclip_platform.report.looks import BEST, MANY
 from siclip_platform.report.plots import Plot, Series
 from siclip_platform.report.runs import Run, Study
 from siclip_platform.report.sections.leaderboard import share_cell
-from siclip_platform.report.sections.summary import total_seconds
+from siclip_platform.report.sections.price import total_seconds
+from siclip_platform.report.sections.schedules import is_population
 from siclip_platform.report.store import json_list
 from siclip_platform.report.values import (
     MISSING,
@@ -41,9 +42,9 @@ def failures(study: Study) -> Section:
         blocks.append(Text(f"Most frequent: {counted}."))
     rungs = [text for text in map(str, json_list(study.run.tag("rungs"))) if text]
     if rungs:
-        blocks.append(
-            Text(f"Trials were compared, and the weaker ones stopped, at {', '.join(rungs)} steps.", soft=True)
-        )
+        what = "took over from better ones" if is_population(study) else "stopped"
+        words = f"Trials were compared, and the weaker ones {what}, at {', '.join(rungs)} steps."
+        blocks.append(Text(words, soft=True))
     return Section("failures", "Pruned, failed and unfinished", [*blocks, table])
 
 

@@ -13,6 +13,7 @@ from siclip_platform.report.looks import BEST, CONTROL, MANY
 from siclip_platform.report.numbers import is_log, number, numeric_range
 from siclip_platform.report.plots import Heatmap, Plot, Series
 from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.sections.schedules import is_population
 from siclip_platform.report.values import (
     Cell,
     Table,
@@ -38,6 +39,11 @@ def search(study: Study) -> Section | None:
     if not scored:
         return Section("search", "Search", [Text("No trial has a value yet.")])
     blocks: list[Block] = [_history(study, scored)]
+    if is_population(study):
+        words = (
+            "Members changed their settings as they trained, so what a parameter is worth cannot be read off them."
+        )
+        return Section("search", "Search", [*blocks, Text(words)])
     found = importance(study)
     if found is None:
         blocks.append(

@@ -48,7 +48,7 @@ class DataConfig(Config):
 
     ``trunk_cache``: a folder where the outputs of a frozen trunk are kept; written by the first run that names it,
     read by all others of the same trunk and data. ``augmentations``: so many fixed random crops of each image are
-    kept there; 1: the plain image.
+    kept there; 1: the plain image. With ``teacher_embeddings`` the crops that they are of are kept.
     """
 
     path: str
@@ -81,10 +81,13 @@ class DataConfig(Config):
     def _parts_agree(self) -> DataConfig:
         if self.unique_captions and self.mix:
             raise ValueError("unique_captions are arranged within one dataset: leave out unique_captions or mix")
-        if self.trunk_cache and (self.mix or self.captions or self.teacher_embeddings or not self.augment.is_off):
+        if self.trunk_cache and (self.mix or not self.augment.is_off):
             raise ValueError(
-                "trunk_cache keeps features of one dataset's own captions and plain images: leave out mix, captions, "
-                "teacher_embeddings and augment"
+                "trunk_cache keeps features of one dataset, of plain images or fixed crops: leave out mix and augment"
+            )
+        if self.teacher_embeddings and self.augmentations > 1:
+            raise ValueError(
+                "teacher_embeddings bring their own crops, which a trunk cache keeps: leave out augmentations"
             )
         if self.reader_nodes and self.reader != "ray":
             raise ValueError("reader_nodes place the tasks of Ray Data: set reader to ray, or leave reader_nodes out")
@@ -169,7 +172,8 @@ class Recipe(Config):
             "training.thaw_step 0": self.training.thaw_step > 0,
             "model.block_regression_steps 0": self.model.block_regression_steps > 0,
             "model.context_length null": self.model.context_length is not None,
-            "distil_from to checkpoints of the same trunk": any(s.startswith("open_clip:") for s in self.distil_from),
+            "distil_from to checkpoints of the same trunk": not self.data.teacher_embeddings
+            and any(s.startswith("open_clip:") for s in self.distil_from),
         }
         needs = [what for what, problem in wrong.items() if problem]
         if needs:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from siclip.checkpoints.formats import load_model
 from siclip.config import ModelConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
@@ -22,9 +22,11 @@ from siclip.training.block_regression import check_blocks, fit_blocks
 from siclip.training.loop import Reporter, train
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
+from siclip_platform.checkpoints import read_model
 from siclip_platform.divergence import keeping_ids
 from siclip_platform.evaluation.budget import Budgeted
 from siclip_platform.recipe import Recipe
+from siclip_platform.storage import place
 from siclip_platform.stream import Stream, validation_set
 from siclip_platform.teacher_sources import check_teachers_are_used, teacher_source
 from siclip_platform.trunk_cache import CachedStream, build_trunk_cache
@@ -95,7 +97,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
         UserError: the teacher's checkpoint is missing or does not fit.
     """
     model = recipe_model(recipe)
-    teacher = load_model(Path(recipe.teacher)) if recipe.teacher else None
+    teacher = read_model(recipe.teacher) if recipe.teacher else None
     if recipe.model.block_regression_steps and teacher is not None:
         check_blocks(model, teacher.config)
     return make_trainer(
@@ -147,7 +149,13 @@ def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
                 "leaves them out: distil from the model that the student inherits from, or leave the cache out"
             )
     cache = build_trunk_cache(
-        trainer.model, Path(data.path), "train", Path(data.trunk_cache), augmentations=data.augmentations
+        trainer.model,
+        place(data.path),
+        "train",
+        Path(data.trunk_cache),
+        augmentations=data.augmentations,
+        captions=data.captions,
+        crops=data.teacher_embeddings,
     )
     return CachedStream(stream, cache)
 
@@ -158,8 +166,11 @@ def start_blocks(recipe: Recipe, prepared: Prepared, reporter: Reporter) -> None
     trainer = prepared.trainer
     if not steps or trainer.step or not recipe.teacher:
         return
-    teacher = load_model(Path(recipe.teacher)).to(trainer.device)
+    teacher = read_model(recipe.teacher).to(trainer.device)
     batches = prepared.stream.batches(size, 0, steps * size)
+    first = next(batches)
+    trainer.probe(first)  # one block at a time needs less than a step
+    batches = chain([first], batches)
     losses = fit_blocks(
         trainer.model,
         teacher,

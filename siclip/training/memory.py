@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from siclip.data.batch import Batch
 from siclip.errors import UserError
 
 
@@ -39,6 +41,17 @@ def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device:
                 "take a batch_size with more factors of 2, or a smaller model"
             )
         size //= 2
+
+
+def with_longest_captions(batch: Batch) -> Batch:
+    """The batch with captions that fill the context and have nothing in common: those take the most memory."""
+    end = batch.tokens.max()
+    tokens = torch.randint_like(batch.tokens, max(1, int(end)))
+    tokens[:, -1] = end
+    features = batch.features
+    if features is not None:
+        features = replace(features, text=torch.randn_like(features.text))
+    return replace(batch, tokens=tokens, features=features)
 
 
 def is_limited(device: torch.device) -> bool:

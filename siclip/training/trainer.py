@@ -25,7 +25,7 @@ from siclip.training.batch_norms import check_exactness, fix_statistics, moving_
 from siclip.training.calibration import calibrate
 from siclip.training.diverged import SkippedBatch, TrainingDiverged
 from siclip.training.identity import LACKING, begun, check_same, identity
-from siclip.training.memory import card_name, find_micro_batch_size, moments_held
+from siclip.training.memory import card_name, find_micro_batch_size, moments_held, with_longest_captions
 from siclip.training.monitor import SAMPLES, divergences, gains
 from siclip.training.optimizer import learning_rate, make_optimizer
 from siclip.training.step import Step, trunk_features
@@ -115,12 +115,11 @@ class Trainer:
         """
         self._thaw_when_due()
         batch = batch.to(self.device)
+        self.probe(batch)
         if self.step == 0 and self.config.batch_norm == "eval":
             with self.autocast():
                 calibrate(self.model, batch, self.micro_batch_size)
             self._set_mode()
-        if self.probes:
-            self._probe(batch)
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -153,14 +152,20 @@ class Trainer:
         self.objective.begin(self.step)
         return step.gradients(batch, generator, progress=progress, scale=self.scaler.scale)
 
-    def _probe(self, batch: Batch) -> None:
-        """Find the micro-batch that fits, with everything trained that ever will be; no state changes."""
+    def probe(self, batch: Batch) -> None:
+        """With ``micro_batch_size: auto`` and no size found yet, find the one that fits; nothing else changes.
+
+        It is tried with captions as long as the context and with everything trained that ever will be.
+        """
+        if not self.probes:
+            return
         thawed, devices = self.thawed, [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), moments_held(self.optimizer):
             self._thaw(bool(self.thawing))
             statistics = moving_statistics(self.model)
+            longest = with_longest_captions(batch.to(self.device))
             self.micro_batch_size = find_micro_batch_size(
-                lambda size: self._gradients(batch, size), len(batch), self.device
+                lambda size: self._gradients(longest, size), len(batch), self.device
             )
             restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from siclip.checkpoints.formats import load_model, read_checkpoint, save_checkpoint
+from siclip.data.batch import Batch
 from siclip.models import create_model
 from siclip.training.block_regression import fit_blocks
 from siclip.training.loop import Save
@@ -80,6 +82,22 @@ def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe,
     losses = fit_blocks(prepared.trainer.model, teacher, batches)
     assert [local.figures[0][f"train/block_regression_{which}"] for which in ("first", "last")] == losses[::2]
     assert local.figures[1]["train/loss"] == float(prepared.trainer.train_step(batches[0])["loss"])
+
+
+def test_block_regression_takes_the_micro_batch_that_fits_and_every_batch(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, int]] = []
+
+    def fit(model: object, teacher: object, batches: Iterator[Batch], **named: Any) -> list[float]:
+        fitted.append((named["micro_batch_size"], len({int(i) for batch in batches for i in batch.image_ids})))
+        return [0.0]
+
+    monkeypatch.setattr("siclip.training.trainer.find_micro_batch_size", lambda run, size, device: size // 4)
+    monkeypatch.setattr("siclip_platform.trainer.fit_blocks", fit)
+    whole = {"training.micro_batch_size": "auto", "training.batch_norm": "eval"}
+    start_blocks(recipe.updated(whole), prepare(recipe.updated(whole)), Record(tmp_path))
+    assert fitted == [(8, 32 * recipe.model.block_regression_steps)]
 
 
 def test_a_run_that_goes_on_is_not_fitted_again(recipe: Recipe, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from siclip.checkpoints.formats import load_model
+from siclip.data.batch import to_float_images
 from siclip.data.captions import stable_id
 from siclip.data.crops import replay_crop, seeded_boxes
 from siclip.data.images import decode_image
@@ -34,6 +36,8 @@ from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.identity import identity as identity_of
 from siclip_platform.stream import Stream
+from siclip_platform.trainer import prepare
+from siclip_platform.trunk_cache import CachedStream, build_trunk_cache
 
 MODEL = model_config("siclip-nano")
 CROPS, WIDTH = 3, 8
@@ -164,6 +168,46 @@ def test_embeddings_are_of_the_crop_and_the_caption_that_the_batch_holds(folder:
                 written_ones += text.startswith("written for")
                 assert (embedding(text) - batch.teacher_text[place]).abs().max() < 0.005
     assert len(crops) == 2 * CROPS and written_ones > 20
+
+
+def test_a_trunk_cache_keeps_the_crops_of_the_embeddings_and_the_captions_beside(
+    folder: Path, nano_teacher: Path, tmp_path: Path
+) -> None:
+    """Batch for batch what the stream of images gives, with the trunk's output of its very pixels in their place."""
+    model = load_model(nano_teacher).eval()
+    named = {"data.teacher_embeddings": "teacher", "data.synthetic_share": 0.7, "data.scaled_decode": False}
+    plain = Stream.of(recipe(folder, **named), MODEL)
+    cache = build_trunk_cache(model, folder, "train", tmp_path, captions=("written",), crops="teacher")
+    assert cache.key.augmentations == CROPS
+    for ours, theirs in zip(CachedStream(plain, cache).batches(40, 0, 480), plain.batches(40, 0, 480), strict=True):
+        for name in ("tokens", "image_ids", "caption_ids", "teacher_image", "teacher_text"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        with torch.no_grad():
+            computed = model.trunk(to_float_images(theirs.images), theirs.tokens)
+        for stored, expected in ((ours.features.image, computed.image), (ours.features.text, computed.text)):
+            torch.testing.assert_close(stored.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_a_cache_of_other_crops_is_refused(folder: Path, nano_teacher: Path, tmp_path: Path) -> None:
+    own_crops = build_trunk_cache(load_model(nano_teacher), folder, "train", tmp_path, augmentations=CROPS)
+    stream = Stream.of(recipe(folder, **{"data.teacher_embeddings": "teacher"}), MODEL)
+    with pytest.raises(UserError, match="another set of crops"):
+        CachedStream(stream, own_crops)
+
+
+def test_a_run_from_a_trunk_cache_takes_its_teacher_from_the_embeddings(
+    folder: Path, nano_teacher: Path, tmp_path: Path
+) -> None:
+    """With no computing teacher the first loss is that of images and stored embeddings, but for bf16."""
+    base = recipe(folder, **{"data.teacher_embeddings": "teacher", "data.scaled_decode": False})
+    base = base.updated({"teacher": str(nano_teacher), "training.evaluate_every": 0})
+    first = [
+        prepared.trainer.train_step(next(iter(prepared.stream.batches(40, 0, 40))))["loss"].item()
+        for prepared in (prepare(base), prepare(base.updated({"data.trunk_cache": str(tmp_path)})))
+    ]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    with pytest.raises(UserError, match="bring their own crops"):
+        base.updated({"data.trunk_cache": str(tmp_path), "data.augmentations": 2})
 
 
 def test_a_sidecar_counts_for_the_cursor(folder: Path) -> None:

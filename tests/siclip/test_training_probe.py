@@ -50,6 +50,7 @@ class Card:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.fits: Fits = lambda step, size: True
+        self.fits_batch: Callable[[Batch], bool] = lambda data: True
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     def limited(step: Step, data: Batch, *rest: Any, **named: Any) -> Any:
         size = step.micro_batch_size or len(data)
         found.sizes.append(size)
-        if not found.fits(step, size):
+        if not (found.fits(step, size) and found.fits_batch(data)):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return gradients(step, data, *rest, **named)
 
@@ -77,6 +78,19 @@ def test_the_size_that_fits_is_found_on_the_first_batch_and_trains_what_that_siz
     assert losses == [float(set_.train_step(batch(i))["loss"]) for i in range(3)]
     state = set_.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in auto.model.state_dict().items())
+
+
+def test_it_is_the_longest_captions_that_must_fit(card: Card) -> None:
+    """As many pairs fit as with captions that leave no padding; those of the first batch are short."""
+    auto = student(micro_batch_size="auto")
+    short = batch(0)
+    short.tokens[:, 5:] = 0
+    lengths: list[int] = []
+    card.fits_batch = lambda data: lengths.append(int((data.tokens != 0).sum(dim=1).min())) or True
+    auto.train_step(short)
+    padded_ones = (short.tokens == 0).sum(dim=1)
+    assert lengths[0] >= 18 and lengths[1] <= 5  # a drawn id may be 0
+    assert (padded_ones >= 15).all()  # the batch itself is as it was
 
 
 def test_a_probe_leaves_statistics_and_random_state_as_they_are(card: Card) -> None:

@@ -21,8 +21,9 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredPair:
-    """The crop that a sample gets, and the teacher's embeddings (D,) of that crop and of its caption."""
+    """The crop that a sample gets, its number, and the teacher's embeddings (D,) of it and of the caption."""
 
+    crop: int
     box: Box
     image: Vector
     text: Vector
@@ -44,6 +45,7 @@ class StoredGroup:
         image = _numbers(self._columns["image"][row]).reshape(self.crops, -1)[crop]
         text = _numbers(self._columns["text"][row].values[caption])
         return StoredPair(
+            crop=crop,
             box=(top, left, height, width),
             image=self._vector(image, "image_scale", row, crop),
             text=self._vector(text, "text_scale", row, caption),

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from siclip.models.registry import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import MixedDataset, Recipe
+from siclip_platform.storage import place
 from siclip_platform.stream.source import Source
 from siclip_platform.stream.stored import StoredPair
 from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, caption_of
@@ -65,7 +65,7 @@ class Stream:
         parts = [MixedDataset(path=data.path, limit=data.limit, captions=data.captions), *data.mix]
         sources = tuple(
             Source.of(
-                Path(part.path),
+                place(part.path),
                 split,
                 seed,
                 data.window_row_groups,
@@ -150,15 +150,16 @@ class Stream:
         """The columns of `Batch` for the positions start ≤ p < stop; ``images`` is where the pixels go."""
         samples = self.samples(start, stop, windows)
         chosen = [caption_of(sample, self.captions, self.seed) for sample in samples]
-        pairs = [sample.stored(index, self.seed) for sample, (index, _) in zip(samples, chosen, strict=True)]
+        pairs = self.stored(samples, [index for index, _ in chosen])
         if images is None:
             images = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
-        for place, (sample, pair) in enumerate(zip(samples, pairs, strict=True)):
-            images[place] = self._pixels(sample, pair)
-        teacher: Columns = {}
-        if stored := [pair for pair in pairs if pair is not None]:
-            teacher = {f"teacher_{of}": np.stack([getattr(pair, of) for pair in stored]) for of in ("image", "text")}
-        return {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher
+        for index, (sample, pair) in enumerate(zip(samples, pairs, strict=True)):
+            images[index] = self._pixels(sample, pair)
+        return {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher_columns(pairs)
+
+    def stored(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[StoredPair | None]:
+        """What is stored of samples with the captions of these indices."""
+        return [sample.stored(index, self.seed) for sample, index in zip(samples, captions, strict=True)]
 
     def _pixels(self, sample: Sample, stored: StoredPair | None) -> np.ndarray:
         place, size = f"sample {sample.id}", self.image_size
@@ -189,6 +190,14 @@ class Stream:
 
 def _behind(source: Source, window: Window) -> Any:
     return lambda: source.order.window_at(window.position + window.rows)
+
+
+def teacher_columns(pairs: Sequence[StoredPair | None]) -> Columns:
+    """``teacher_image`` and ``teacher_text`` of `Batch`; nothing where nothing is stored."""
+    stored = [pair for pair in pairs if pair is not None]
+    if not stored:
+        return {}
+    return {f"teacher_{of}": np.stack([getattr(pair, of) for pair in stored]) for of in ("image", "text")}
 
 
 def shares(batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Range]:

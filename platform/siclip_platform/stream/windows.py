@@ -9,21 +9,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from siclip.data.captions import choose_caption, stable_id
 from siclip.data.config import CaptionPolicy
 from siclip.data.order import RowGroup, Window
 from siclip.data.unique import arranged, tail
+from siclip_platform.datasets.parquet import parquet_file
+from siclip_platform.storage import RemotePath, in_threads
 from siclip_platform.stream.source import Source
 from siclip_platform.stream.stored import StoredGroup, StoredPair
 
 Places = npt.NDArray[np.int64]
+EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,20 @@ class Sample:
 
 
 class Rows:
-    """The rows of a window, as they lie in the files; ``fields`` of `datasets.schema` are read."""
+    """The rows of a window, as they lie in the files; ``fields`` of `datasets.schema` are read.
+
+    Stored embeddings, where the source has some, come with the images, or where ``fields`` names `EMBEDDINGS`.
+    """
 
     def __init__(self, source: Source, window: Window, fields: Sequence[str]) -> None:
         self.source = source
         self.window = window
-        self._columns = [_read(source, group, fields) for group in window.groups]
-        self._captions = [
-            [s.read(source.split, g.shard, g.index)["captions"].combine_chunks() for s in source.captions]
-            for g in window.groups
-        ]
-        stored = source.embeddings if "image" in fields else None
-        self._stored = stored and [StoredGroup(stored, source.split, g.shard, g.index) for g in window.groups]
+        read = list(
+            in_threads(lambda g: _read(source, g, fields), window.groups, isinstance(source.folder, RemotePath))
+        )
+        self._columns = [group.columns for group in read]
+        self._captions = [group.captions for group in read]
+        self._stored = [group.stored for group in read if group.stored is not None]
         self._starts = np.cumsum([0, *(group.rows for group in window.groups)])
 
     def __getitem__(self, row: int) -> Sample:
@@ -91,11 +95,24 @@ def caption_of(sample: Sample, policy: CaptionPolicy, seed: int) -> tuple[int, s
     return index, str(sample.captions[index]["text"])
 
 
-def _read(source: Source, group: RowGroup, fields: Sequence[str]) -> dict[str, Any]:
-    with pq.ParquetFile(source.shards[group.shard]) as file:
-        table = file.read_row_group(group.index, columns=list(fields))
-    columns = {name: table[name].combine_chunks() for name in fields}
-    return {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
+class _Group(NamedTuple):
+    """What is read of one row group: its columns, the captions beside it, the embeddings beside it."""
+
+    columns: dict[str, Any]
+    captions: list[Any]
+    stored: StoredGroup | None
+
+
+def _read(source: Source, group: RowGroup, fields: Sequence[str]) -> _Group:
+    own = [name for name in fields if name != EMBEDDINGS]
+    with parquet_file(source.shards[group.shard]) as file:
+        table = file.read_row_group(group.index, columns=own)
+    columns = {name: table[name].combine_chunks() for name in own}
+    columns = {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
+    where = (source.split, group.shard, group.index)
+    captions = [sidecar.read(*where)["captions"].combine_chunks() for sidecar in source.captions]
+    stored = source.embeddings if {"image", EMBEDDINGS} & set(fields) else None
+    return _Group(columns, captions, StoredGroup(stored, *where) if stored else None)
 
 
 class LoadedWindow:

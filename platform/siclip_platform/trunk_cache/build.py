@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
 from siclip_platform.datasets.manifest import MANIFEST, open_dataset, replacing
+from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place
 from siclip_platform.trunk_cache.files import (
     CacheManifest,
     CacheShard,
@@ -38,12 +40,14 @@ Progress = Callable[[int, int], None]
 
 def build_trunk_cache(
     model: Clip,
-    dataset_folder: Path,
+    dataset_folder: str | Place,
     split: str,
     root: Path,
     *,
     augmentations: int = 1,
     augmentation_seed: int = 0,
+    captions: Sequence[str] = (),
+    crops: str | None = None,
     batch: int = 64,
     verify: bool = False,
     progress: Progress | None = None,
@@ -57,16 +61,21 @@ def build_trunk_cache(
     Args:
         augmentations: K, fixed random crops of every image; 1 for the plain image.
         augmentation_seed: draws the crops; without a meaning for K = 1.
+        captions: names of caption sets beside the dataset whose texts are kept too.
+        crops: name of an embedding set beside it, whose crops the images get in place of ``augmentations``.
         batch: inputs that go through a trunk at once.
         verify: read an existing cache whole and compare its checksums, not the sizes alone.
         progress: called in this process after every batch that is computed; never if the cache was complete.
 
     Raises:
-        UserError: the dataset cannot be read, has no such split or no samples in it, ``augmentations`` is below 1,
-            ``root`` cannot be written, or its disk has not enough space: that is told before anything is computed.
+        UserError: the dataset or what lies beside it cannot be read, has no such split or no samples in it,
+            ``augmentations`` is below 1, ``root`` cannot be written, or its disk has not enough space: that is told
+            before anything is computed.
     """
     dataset = open_dataset(dataset_folder)
-    key = TrunkCacheKey.of(model, dataset, split, augmentations, augmentation_seed)
+    texts = [open_sidecar(dataset, "captions", name) for name in captions]
+    boxes = open_sidecar(dataset, "embeddings", crops) if crops else None
+    key = TrunkCacheKey.of(model, dataset, split, augmentations, augmentation_seed, texts, boxes)
     if dataset.rows(split) == 0:
         raise UserError(f"split {split!r} of dataset {dataset.folder} has no samples: name a split that has some")
     folder = root.absolute() / f"trunk-{key.hash}"
@@ -78,8 +87,8 @@ def build_trunk_cache(
         if found:
             return found
         sources = (
-            image_source(model, dataset, split, key.augmentations, key.augmentation_seed, batch),
-            text_source(model, dataset, split, batch),
+            image_source(model, dataset, split, key, boxes, batch),
+            text_source(model, dataset, split, texts, batch),
         )
         return _build(folder, key, sources, verify, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -13,6 +14,8 @@ from siclip.config import Config
 from siclip.data.transforms import TRAIN_SCALE
 from siclip.models.clip import Clip
 from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.datasets.sidecar import Sidecar
+from siclip_platform.embedding.layout import EmbeddingLayout
 from siclip_platform.errors import UserError
 
 
@@ -38,8 +41,10 @@ def trunk_hash(model: Clip) -> str:
 class TrunkCacheKey(Config):
     """All that the features depend on; another key is another cache.
 
-    ``dataset`` is the hash of its manifest, ``trunk`` that of the weights. With ``augmentations`` K = 1 an image is
-    fitted as for evaluation; with K > 1 it has K fixed random crops, drawn by (``augmentation_seed``, id, k).
+    ``dataset`` is the hash of its manifest, ``trunk`` that of the weights, ``captions`` those of the caption sets
+    beside the dataset whose texts are kept too. With ``augmentations`` K = 1 an image is fitted as for evaluation;
+    with K > 1 it has K fixed random crops, drawn by (``augmentation_seed``, id, k). With ``crops``, the hash of an
+    embedding set, it has the K crops that those embeddings are of.
     """
 
     trunk: str
@@ -49,21 +54,32 @@ class TrunkCacheKey(Config):
     context_length: int
     augmentations: int = Field(1, ge=1)
     augmentation_seed: int = 0
+    captions: tuple[str, ...] = ()
+    crops: str | None = None
     preprocessing: str = f"shorter side bilinear, centre crop; crops of {TRAIN_SCALE} of the area, bilinear"
     tokenizer: str = "CLIP byte pairs"
     dtype: str = "bfloat16"
-    version: int = 1  # raise it whenever the same key would give other features or other files
+    version: int = 2  # raise it whenever the same key would give other features or other files
 
     @classmethod
     def of(
-        cls, model: Clip, dataset: Dataset, split: str, augmentations: int = 1, augmentation_seed: int = 0
+        cls,
+        model: Clip,
+        dataset: Dataset,
+        split: str,
+        augmentations: int = 1,
+        augmentation_seed: int = 0,
+        captions: Sequence[Sidecar] = (),
+        crops: Sidecar | None = None,
     ) -> TrunkCacheKey:
-        """The key of a model's trunk and a split.
+        """The key of a model's trunk, a split, and what lies beside it; ``crops`` decides the augmentations.
 
         Raises:
             UserError: there is no such split, or fewer than one augmentation is asked for.
         """
         dataset.entries(split)
+        if crops is not None:
+            augmentations, augmentation_seed = EmbeddingLayout.of(crops.manifest).augmentations, 0
         if augmentations < 1:
             raise UserError(f"augmentations is {augmentations}: an image needs at least 1 variant")
         return cls(
@@ -74,6 +90,8 @@ class TrunkCacheKey(Config):
             context_length=model.config.text.context_length,
             augmentations=augmentations,
             augmentation_seed=augmentation_seed if augmentations > 1 else 0,
+            captions=tuple(sidecar.hash for sidecar in captions),
+            crops=None if crops is None else crops.hash,
         )
 
     @property

@@ -20,8 +20,8 @@ from siclip.data.captions import uniform
 from siclip.data.cursor import Cursor
 from siclip_platform.errors import UserError
 from siclip_platform.stream import Columns, Stream
-from siclip_platform.stream.stream import shares
-from siclip_platform.stream.windows import Windows, caption_of
+from siclip_platform.stream.stream import shares, teacher_columns
+from siclip_platform.stream.windows import EMBEDDINGS, Sample, Windows, caption_of
 from siclip_platform.trunk_cache.files import TrunkCache
 
 Rows = npt.NDArray[np.int64]
@@ -32,7 +32,8 @@ class CachedStream:
     """The samples, order and captions of ``stream``, with the features of ``cache``; picklable.
 
     Raises:
-        UserError: the cache is of another image size, context length or number of samples than the stream.
+        UserError: the cache is of another image size, context length or number of samples than the stream, or of
+            other crops than its stored embeddings.
     """
 
     stream: Stream
@@ -41,7 +42,9 @@ class CachedStream:
     def __post_init__(self) -> None:
         key, stream = self.cache.key, self.stream
         samples = sum(shard.rows for shard in self.cache.manifest.images) // key.augmentations
+        stored = stream.sources[0].embeddings
         pairs = {
+            "set of crops": (key.crops, stored and stored.hash),
             "image size": (key.image_size, stream.image_size),
             "context length": (key.context_length, stream.context_length),
             "number of samples": (samples, stream.sources[0].rows),
@@ -56,16 +59,23 @@ class CachedStream:
     def columns(self, start: int, stop: int, windows: Windows) -> Columns:
         """As `Stream.columns`, but with ``image_rows`` (rows of the cache's images) in place of ``images``.
 
-        Where the cache has several variants of an image, (seed, epoch, sample id) decides which one is taken.
+        Where the cache has several variants of an image, (seed, epoch, sample id) decides which one is taken: with
+        stored embeddings the crop that training from images would replay.
         """
         stream, variants = self.stream, self.cache.key.augmentations
         samples = stream.samples(start, stop, windows)
-        chosen = [
-            sample.number * variants + int(uniform(stream.seed, sample.epoch, sample.id, "variant") * variants)
-            for sample in samples
+        captions = [caption_of(sample, stream.captions, stream.seed) for sample in samples]
+        pairs = stream.stored(samples, [index for index, _ in captions])
+        rows = [
+            sample.number * variants + (self._variant(sample) if pair is None else pair.crop)
+            for sample, pair in zip(samples, pairs, strict=True)
         ]
-        texts = [caption_of(sample, stream.captions, stream.seed)[1] for sample in samples]
-        return stream.texts(samples, texts) | {"image_rows": np.array(chosen, dtype=np.int64)}
+        columns = stream.texts(samples, [text for _, text in captions]) | teacher_columns(pairs)
+        return columns | {"image_rows": np.array(rows, dtype=np.int64)}
+
+    def _variant(self, sample: Sample) -> int:
+        variants = self.cache.key.augmentations
+        return int(uniform(self.stream.seed, sample.epoch, sample.id, "variant") * variants)
 
     def batches(self, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
         """As `Stream.batches`, with ``features`` in bf16 and no images, made when they are asked for.
@@ -77,7 +87,7 @@ class CachedStream:
             StoredFeatures([self.cache.folder / shard.path for shard in shards])
             for shards in (self.cache.manifest.images, self.cache.manifest.texts)
         )
-        windows = self.stream.windows(("id", "captions"))
+        windows = self.stream.windows(("id", "captions", EMBEDDINGS))
         for first, last in shares(batch_size, start, stop, rank, workers):
             columns = self.columns(first, last, windows)
             text_rows = texts.find(columns["caption_ids"])
@@ -91,7 +101,7 @@ class CachedStream:
                         "this dataset"
                     )
             features = TrunkFeatures(images.take(columns["image_rows"]), texts.take(text_rows))
-            yield replace(Batch.from_arrays(columns), features=features)
+            yield replace(Batch.from_arrays(columns), features=features).staged()
 
     def cursor(self, position: int) -> Cursor:
         """As `Stream.cursor`."""

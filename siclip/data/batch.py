@@ -83,6 +83,10 @@ class Batch:
         """In page-locked memory, from where a copy to a CUDA device does not hold up the caller."""
         return self._changed(lambda value: value.pin_memory())
 
+    def staged(self) -> Batch:
+        """`pinned` where there is a CUDA device to copy to, else itself."""
+        return self.pinned() if torch.cuda.is_available() else self
+
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
         """With every part that there is changed."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}

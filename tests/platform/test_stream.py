@@ -15,7 +15,7 @@ from siclip.models import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
-from siclip_platform.stream import Stream, load_evaluation_set
+from siclip_platform.stream import Stream, load_evaluation_set, ray_reader
 from siclip_platform.stream.ray_reader import ray_batches
 
 MODEL = model_config("siclip-nano")
@@ -95,3 +95,29 @@ def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path,
     share = list(ray_batches(tasks, 50, 250, 600, rank=1, workers=2))
     assert len(share) == 7
     assert all(same(a, b[slice(25, 50)]) for a, b in zip(share, local[5:], strict=True))
+
+
+@pytest.mark.gpu
+def test_what_goes_to_a_gpu_is_page_locked(digits: Path) -> None:
+    batch = next(Stream.of(recipe(digits), MODEL).batches(50, 0, 50))
+    assert batch.images is not None and batch.images.is_pinned() and batch.tokens.is_pinned()
+
+
+def test_batches_of_ray_data_are_page_locked_for_a_gpu(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream.of(recipe(digits), MODEL)
+    columns = stream.columns(0, 50, stream.windows())
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(ray_reader, "_executions", lambda *_: iter([columns]))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    list(ray_batches(stream, 50, 0, 50))
+    assert not pinned
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    [batch] = ray_batches(stream, 50, 0, 50)
+    assert {id(tensor) for tensor in pinned} == {
+        id(getattr(batch, name)) for name in ("images", "tokens", "image_ids", "caption_ids")
+    }

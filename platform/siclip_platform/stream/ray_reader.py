@@ -32,7 +32,7 @@ def ray_batches(
     ranges = shares(batch_size, start, stop, rank, workers)
     pieces = _executions(stream, ranges, nodes)
     sizes = (last - first for first, last in shares(batch_size, start, stop, rank, workers))
-    return InBackground(map(Batch.from_arrays, regrouped(pieces, sizes)))
+    return InBackground(Batch.from_arrays(columns).staged() for columns in regrouped(pieces, sizes))
 
 
 def check_reader_nodes(nodes: Mapping[str, str]) -> None:

@@ -46,8 +46,7 @@ class ThreadedBatches(Iterator[Batch]):
             raise
         self._fill()
         columns = {name: np.concatenate([part[name] for part in made]) for name in made[0] if name != "images"}
-        batch = Batch.from_arrays({"images": images} | columns)
-        return batch.pinned() if self._pin else batch
+        return Batch.from_arrays({"images": images} | columns).staged()
 
     def close(self) -> None:
         """Make nothing more; the threads end."""

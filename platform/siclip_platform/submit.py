@@ -24,22 +24,29 @@ SUCCEEDED = "SUCCEEDED"
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent: a command line, and the runtime environment it runs in."""
+    """What is sent: a command line, the runtime environment it runs in, and how many cards its own process takes."""
 
     job: str
     entrypoint: str
     runtime_env: Mapping[str, Any]
     address: str
+    gpus: float = 0
 
 
 def compose(
-    job: str, arguments: Sequence[str], *, address: str | None, tracking_uri: str | None, installed: bool
+    job: str,
+    arguments: Sequence[str],
+    *,
+    address: str | None,
+    tracking_uri: str | None,
+    installed: bool,
+    gpus: float = 0,
 ) -> Submission:
     """A submission of a job by name, from this checkout.
 
-    ``installed``: the cluster has the packages, so no code is sent along. ``tracking_uri``: given to the job as its
-    ``--tracking-uri``. A job's command line and environment can be read by all who reach the cluster, so no
-    secret may stand in them.
+    ``installed``: the cluster has the packages, so no code is sent along and the job is that of the installation
+    there. ``tracking_uri``: given to the job as its ``--tracking-uri``. A job's command line and environment can be
+    read by all who reach the cluster, so no secret may stand in them.
 
     Raises:
         UserError: there is no such job, or a secret stands in the tracking URI.
@@ -51,14 +58,16 @@ def compose(
     for word in words:
         _refuse_password(word)
     runtime_env: dict[str, Any] = {}
+    command = ["-m", "siclip_platform", "job", script.stem]
     if not installed:
         runtime_env = yaml.safe_load((CHECKOUT / "jobs" / RUNTIME_ENV).read_text()) | {"working_dir": str(CHECKOUT)}
-    command = str(script.relative_to(CHECKOUT)) if not installed else str(script)
+        command = [str(script.relative_to(CHECKOUT))]
     return Submission(
         job=script.stem,
-        entrypoint=shlex.join(["python", command, *words]),
+        entrypoint=shlex.join(["python", *command, *words]),
         runtime_env=runtime_env,
         address=address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS,
+        gpus=gpus,
     )
 
 
@@ -103,6 +112,7 @@ def submit(submission: Submission, say: Callable[[str], None], follow: bool = Tr
             entrypoint=submission.entrypoint,
             runtime_env=dict(submission.runtime_env) or None,
             metadata={"siclip.job": submission.job},
+            entrypoint_num_gpus=submission.gpus or None,
         )
     except (RayError, RuntimeError, ConnectionError) as error:
         raise _refused(submission.address, error) from None

@@ -33,7 +33,11 @@ def test_an_installed_cluster_gets_no_code(monkeypatch: pytest.MonkeyPatch) -> N
     found = compose("tune_wikd.py", [], address=None, tracking_uri=None, installed=True)
     assert found.runtime_env == {}
     assert found.address == "http://head:8265"
-    assert Path(shlex.split(found.entrypoint)[1]).is_file()
+    words = shlex.split(found.entrypoint)
+    assert words[:3] == ["python", "-m", "siclip_platform"]
+    monkeypatch.setattr("sys.argv", [])
+    result = CliRunner().invoke(app, [*words[3:], "--trials", "0"])
+    assert result.exit_code == 2 and "--trials" in result.output  # the job's own options are read
 
 
 def test_an_unknown_job_is_told_those_there_are() -> None:

@@ -40,6 +40,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 for job in (experiments.demo, experiments.train, ablate.ablate):
     app.command(context_settings=PASSED_ON | {"help_option_names": []})(job)
 app.command(context_settings=PASSED_ON)(submit.submit)
+app.command(context_settings=PASSED_ON)(submit.job)
 
 
 def main() -> NoReturn:

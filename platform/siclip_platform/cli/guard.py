@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import typer
 from pydantic import ValidationError
 
 from siclip.errors import UserError
@@ -27,6 +28,13 @@ def guarded(app: Callable[[], object]) -> NoReturn:
         problems = [f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors()]
         _refuse("\n".join(problems))
     sys.exit(0)
+
+
+def as_app(job: Callable[..., None]) -> typer.Typer:
+    """A job's function with the command line that its annotations make."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(job)
+    return app
 
 
 def _refuse(message: str) -> NoReturn:

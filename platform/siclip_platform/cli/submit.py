@@ -1,10 +1,21 @@
-"""``siclip-platform submit``."""
+"""``siclip-platform submit`` and ``job``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from siclip_platform.cli.experiments import run_job
+
+
+def job(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A script in jobs/, such as tune_wikd; its own options follow it.")],
+) -> None:
+    """Run a job in this process, from this checkout or installation: what submit --installed runs on a cluster."""
+    run_job(f"{Path(name).stem}.py", context)
 
 
 def submit(
@@ -15,6 +26,10 @@ def submit(
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store, given on to the job.")] = None,
     installed: Annotated[bool, typer.Option(help="The cluster has the packages: send no code along.")] = False,
+    gpus: Annotated[
+        float,
+        typer.Option(min=0, help="Cards of the job's own process: for evaluate_siclip, which starts no others."),
+    ] = 0,
     follow: Annotated[bool, typer.Option(help="Show what the job says until it ends.")] = True,
 ) -> None:
     """Submit a job to a Ray cluster, with this checkout's code, and follow its output.
@@ -24,7 +39,9 @@ def submit(
     from siclip_platform.submit import SUCCEEDED, compose
     from siclip_platform.submit import submit as send
 
-    submission = compose(job, context.args, address=address, tracking_uri=tracking_uri, installed=installed)
+    submission = compose(
+        job, context.args, address=address, tracking_uri=tracking_uri, installed=installed, gpus=gpus
+    )
     status = send(submission, typer.echo, follow)
     typer.echo(f"status: {status}")
     if follow and status != SUCCEEDED:

@@ -128,14 +128,13 @@ def test_bad_input(
     code, out, error = run(arguments, monkeypatch, capsys)
     assert code == 2
     assert out == ""
-    assert said in error
+    assert said in error and "Traceback" not in error
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["siclip-s1"], ["siclip-nano", "--text-sharing", "x"], ["truncated.pt"]])
-def test_bad_input_ends_without_a_traceback(arguments: list[str], tmp_path: Path, nano_teacher: Path) -> None:
+def test_bad_input_ends_without_a_traceback(tmp_path: Path, nano_teacher: Path) -> None:
     (tmp_path / "truncated.pt").write_bytes(nano_teacher.read_bytes()[:1000])
-    command = [sys.executable, "-m", "siclip_platform", "model", "describe", *arguments]
+    command = [sys.executable, "-m", "siclip_platform", "model", "describe", "truncated.pt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -53,7 +53,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_onnx_is_written_without_noise(tmp_path: Path, student: Path) -> None:
+def test_onnx_is_written_without_noise(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    shallow = {"image": {"layers": (1, 1, 1), "sharing": "none"}, "text": {"layers": 1, "sharing": "none"}}
+    student = tmp_path_factory.mktemp("shallow") / "student.pt"
+    save_checkpoint(student, create_model("siclip-nano", **shallow))
     done = run(tmp_path, student, "out", "--format", "onnx")
     assert (done.returncode, done.stderr) == (0, "")
     *written, difference, card = done.stdout.splitlines()

@@ -68,35 +68,18 @@ def check_onnx(folder: Path, model: Clip) -> None:
             np.testing.assert_allclose(found, embeddings, rtol=0, atol=1e-4 * np.abs(embeddings).max())
 
 
+SHARED = {"image_sharing": "block:0-0", "text_sharing": "block:0-0-0-0"}
+SMALL = {"image": {"layers": (1, 1, 1), "sharing": "none"}, "text": {"layers": 1, "sharing": "none"}}
+
+
 @pytest.mark.slow
-def test_siclip_nano_runs_in_onnxruntime_at_any_batch(tmp_path: Path) -> None:
-    model = trained_like("siclip-nano").train()
+def test_siclip_nano_runs_in_onnxruntime_at_any_batch_and_its_files_tell_how(tmp_path: Path) -> None:
+    """Also: they hold shared weights once."""
+    model = trained_like("siclip-nano", **SHARED).train()
     check_onnx(tmp_path / "onnx", model)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-s0", "mobileclip-s0"])
-def test_models_run_in_onnxruntime_at_any_batch(tmp_path: Path, name: str) -> None:
-    check_onnx(tmp_path / "onnx", trained_like(name))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "layer", "rms"])
-def test_every_option_of_the_blocks_can_be_exported(tmp_path: Path, norm: str) -> None:
-    image = {"sasp": {"norm": norm, "first_value": True, "ffn": "plain"}, "sharing": "block:0-0"}
-    text = {"sasp": {"norm": norm, "first_value": True}, "sharing": "mlp:0-0-1-1"}
-    check_onnx(tmp_path / "onnx", trained_like("siclip-nano", image=image, text=text))
-
-
-@pytest.mark.slow
-def test_the_files_hold_shared_weights_once_and_tell_how_to_be_used(tmp_path: Path) -> None:
-    model = create_model("siclip-nano", image_sharing="block:0-0", text_sharing="block:0-0-0-0")
-    mode = model.training
-    files = export_onnx(model, tmp_path / "onnx").files
-    assert model.training == mode
     for path, tower, bare in (
-        (files[0], model.reparameterize().image_encoder, (3, 64, 64)),
-        (files[1], model.reparameterize().text_encoder, (20,)),
+        (tmp_path / "onnx" / "image.onnx", model.reparameterize().image_encoder, (3, 64, 64)),
+        (tmp_path / "onnx" / "text.onnx", model.reparameterize().text_encoder, (20,)),
     ):
         weights = 4 * sum({t.untyped_storage().data_ptr(): t.numel() for t in tower.state_dict().values()}.values())
         assert weights < path.stat().st_size + 4096 and path.stat().st_size < weights + 100_000
@@ -114,6 +97,26 @@ def test_the_files_hold_shared_weights_once_and_tell_how_to_be_used(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["siclip-s0", *(pytest.param(name, marks=pytest.mark.long) for name in ("mobileclip-nano", "mobileclip-s0"))],
+)
+def test_models_run_in_onnxruntime_at_any_batch(tmp_path: Path, name: str) -> None:
+    check_onnx(tmp_path / "onnx", trained_like(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("image_norm", "text_norm"),
+    [("layer", "batch"), ("rms", "rms"), pytest.param("batch", "layer", marks=pytest.mark.long)],
+)
+def test_every_option_of_the_blocks_can_be_exported(tmp_path: Path, image_norm: str, text_norm: str) -> None:
+    image = {"sasp": {"norm": image_norm, "first_value": True, "ffn": "plain"}, "sharing": "block:0-0"}
+    text = {"sasp": {"norm": text_norm, "first_value": True}, "sharing": "mlp:0-0-1-1"}
+    check_onnx(tmp_path / "onnx", trained_like("siclip-nano", image=image, text=text))
+
+
+@pytest.mark.slow
 def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Clip.reparameterize
 
@@ -122,7 +125,7 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
         deployable.text_encoder.final_layer_norm.bias.data[0] += 0.05
         return deployable
 
-    model = create_model("siclip-nano")
+    model = create_model("siclip-nano", **SMALL)
     monkeypatch.setattr(Clip, "reparameterize", wrong)
     with pytest.raises(UserError, match=r"refused, nothing was written: the text embeddings .* limit is 1e-04"):
         export_onnx(model, tmp_path / "onnx")
@@ -131,7 +134,7 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    model = create_model("siclip-nano")
+    model = create_model("siclip-nano", **SMALL)
     model.image_encoder.model.head.fc.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"image embeddings .* by nan"):
         export_onnx(model, tmp_path / "onnx")

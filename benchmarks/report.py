@@ -1,11 +1,14 @@
-"""The report of a large study: time to make it, size of its page. The store is synthetic.
+"""The report of a large study, and of small ones: time to make it, size of its page. The stores are synthetic.
 
     python benchmarks/report.py [--trials 2000] [--points 100] [--store FOLDER] [--repeats 3]
+    python benchmarks/report.py --small
 
 Fills an MLflow sqlite store with a search of that many trials and evaluations in each (a few minutes; kept in --store
 and used again), makes its report in a process of its own, and sets it against the peer that a user has without it:
 reading the same runs with `mlflow.search_runs` into a table, without curves or drawing. Report and peer take turns.
-Prints a table and writes benchmarks/results/report.json.
+Prints a table and writes benchmarks/results/report.json. --small: a search of the demo's size (eight trials, teacher,
+best, control) and an ablation (six settings, three seeds, five fresh ones of two), into report_small.json; there CPU
+seconds stand beside wall seconds, since other programs lengthen only the latter.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from report_store import SyntheticStore, add_search
+from report_store import Ablation, SyntheticStore, add_ablation, add_search
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +35,8 @@ from siclip_platform.tracking import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "report.json"
+SMALL = RESULT.with_name("report_small.json")
+SETTINGS = ("baseline", "+ inheritance", "+ FD", "+ CRD", "+ ICL", "+ PM")
 REPORT = "import sys; from siclip_platform.cli import main; sys.argv[0] = 'siclip-platform'; main()"
 PEER = (
     "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]); "
@@ -44,7 +50,13 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100, help="evaluations in a trial")
     parser.add_argument("--store", type=Path, help="keep the store here, or use the one that is here")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--small", action="store_true", help="a demo and an ablation in place of the large study"
+    )
     options = parser.parse_args()
+    if options.small:
+        small(options.repeats)
+        return
     with tempfile.TemporaryDirectory() as folder:
         place = (options.store or Path(folder)).resolve()
         uri = fill(place, options.trials, options.points)
@@ -65,6 +77,31 @@ def fill(folder: Path, trials: int, points: int) -> str:
     return store.uri
 
 
+def small(repeats: int) -> None:
+    """Reports of a demo's study and of an ablation, each in a process of its own; they take turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = SyntheticStore(Path(folder))
+        add_search(store, store.experiment("demo"), "demo", trials=8)
+        plan = Ablation({name: 0.2 + 0.02 * place for place, name in enumerate(SETTINGS)}, confirm=SETTINGS[-1])
+        add_ablation(store, store.experiment("ablation"), "ablation", plan)
+        runs: dict[str, list[dict[str, float]]] = {"demo": [], "ablation": []}
+        for _ in range(repeats):
+            for name, found in runs.items():
+                command = [sys.executable, "-c", REPORT, "report", "--tracking-uri", store.uri, "--study", name]
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                seconds = timed([*command, "--out", f"{folder}/{name}"])
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                found.append({"wall_seconds": seconds, "cpu_seconds": cpu})
+        sizes = {name: Path(folder, name, "report.html").stat().st_size for name in runs}
+    medians = {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+    }
+    result = {**provenance(), "runs": runs, "median": medians, "html_bytes": sizes}
+    SMALL.write_text(json.dumps(result, indent=2) + "\n")
+    Console().print(medians, f"written to {SMALL.relative_to(ROOT)}")
+
+
 def measure(uri: str, out: Path) -> dict[str, float]:
     """Wall seconds of the report and of the peer, each with its imports."""
     report = [sys.executable, "-c", REPORT, "report", "--tracking-uri", uri, "--out", str(out)]
@@ -81,9 +118,7 @@ def summarize(runs: list[dict[str, float]], out: Path, options: argparse.Namespa
     ratios = [run["report_seconds"] / run["peer_seconds"] for run in runs]
     files = [path for path in (out / "report_files").rglob("*") if path.is_file()]
     return {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("mlflow", "optuna", "plotly", "matplotlib")},
-        "commit": git_commit(),
+        **provenance(),
         "trials": options.trials,
         "points": options.points,
         "runs": runs,
@@ -92,6 +127,14 @@ def summarize(runs: list[dict[str, float]], out: Path, options: argparse.Namespa
         "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
         "html_bytes": (out / "report.html").stat().st_size,
         "files_bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    return {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("mlflow", "optuna", "plotly", "matplotlib")},
+        "commit": git_commit(),
     }
 
 

@@ -178,6 +178,7 @@ def _costs(order: int, steps: int = 100, text: int = 39_285_352) -> dict[str, fl
     return {
         "cost/seconds": 12.0 + order, "cost/training_seconds": 9.0 + order, "cost/steps": float(steps),
         "cost/parameters_image": float(image), "cost/parameters_text": float(text), "cost/peak_memory_mib": 512.0,
+        "cost/device_seconds_cuda": 9.0 + order, "cost/checkpoint_bytes": 8e6,
     }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class Opened:
         self.page.on("console", lambda message: self.messages.append(message.text))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
+        self.page.goto(path.as_uri(), timeout=120_000)
         self.plots = self.page.locator(".plot").count()
         self.page.wait_for_function(
             "count => document.querySelectorAll('.plot[data-drawn]').length === count", arg=self.plots, timeout=90_000

@@ -158,7 +158,9 @@ def test_trials_are_ranked_with_their_figures(demo: tuple[Page, str]) -> None:
 
 def test_summary_names_leader_control_steps_and_seed(demo: tuple[Page, str]) -> None:
     text = demo[0].text
-    assert "trial t0, with validation mean R@1 43.1 %" in text
+    setting = "loss.feature_distillation 1235, loss.negatives hardest, training.learning_rate 0.00123"
+    assert f"trial t0 ({setting}), with validation mean R@1 43.1 %" in text
+    assert "feature_distillation 1235, negatives hardest, learning_rate 0.00123 · not repeated" in text
     assert "same number of optimizer steps (best 240, control 240)" in text
     assert "test mean R@1 47.0 % against 18.9 % (+28.1 points)" in text
     assert "the leading setting and the control (trained without distillation) reach" in text

@@ -182,9 +182,12 @@ def test_a_study_answers_its_question(pages: dict[str, Page], name: str, title: 
 def test_answers_hold_the_figures(store: SyntheticStore, pages: dict[str, Page]) -> None:
     assert "Pairs that share weights drift apart: change +0.0" in pages["divergence"].text
     values = logged(store, "pm", "seed", "test/beats_all_negatives")
-    gap = np.mean([values["+ FD", seed] - values["from scratch", seed] for seed in range(3)])
-    row = next(row for row in pages["pm"].tables["beyond"] if row[1][0] == "+ FD")
-    assert float(row[3][1]) == pytest.approx(gap)
+    expected = stats.ttest_rel(*([values[name, seed] for seed in range(3)] for name in ("+ PM", "+ CRD")))
+    rows = {row[0][0]: row for row in pages["pm"].tables["beyond"][1:]}  # the one setting with it, beside the nearest
+    assert [cell[0] for cell in rows["test beats all negatives"][1:3]] == ["+ PM", "+ CRD"]
+    gap = np.mean([values["+ PM", seed] - values["+ CRD", seed] for seed in range(3)])
+    assert float(rows["test beats all negatives"][4][1]) == pytest.approx(gap)
+    assert float(rows["test beats all negatives"][6][1]) == pytest.approx(expected.pvalue * len(rows))
     ratio: dict[str, Any] = pages["ratio"].figures()["plot-ratio"]["data"][0]
     assert ratio["x"] == [0.0, 0.5, 1.0]
     ranked = [float(row[2][1]) for row in pages["ablation"].tables["ranked"][1:]]
@@ -195,6 +198,17 @@ def test_answers_hold_the_figures(store: SyntheticStore, pages: dict[str, Page])
     assert set(shared) == set(PATTERNS[:4])
     diagrams = [a["aria-label"] for tag, a in pages["ablation"].tags if tag == "svg"]
     assert "text qk:0-0-1-1: weights A A B B" in diagrams and "image qk:0-0: weights A A" in diagrams
+
+
+def test_device_time_and_bytes_are_sums_over_runs(store: SyntheticStore, pages: dict[str, Page]) -> None:
+    page = pages["ablation"]
+    totals = dict(zip(page.column("totals", "quantity"), page.column("totals", "value"), strict=True))
+    key = "cost/device_seconds_cuda"
+    seconds = [value for kind in ("seed", "confirm") for value in logged(store, "ablation", kind, key).values()]
+    assert len(seconds) == 4 * 4 + 2 * 5
+    assert totals["device time, GPU, 26 runs"] == f"{sum(seconds):.1f} s"
+    assert totals["last checkpoint of each run, 26 runs"] == "208.0 MB"
+    assert totals["dataset on the disk"] == "not recorded"
 
 
 def test_data_are_said_to_be_missing(pages: dict[str, Page]) -> None:

@@ -209,6 +209,28 @@ def test_a_true_gain_is_found_and_confirmed() -> None:
     assert undecided and all("not distinguishable with 5 seeds: " in row.words for row in undecided)
 
 
+def test_fresh_seeds_of_an_earlier_leader_do_not_count() -> None:
+    """A search went on after its leader had been confirmed, and another trial leads now."""
+
+    def run(kind: str, trial: str, value: float, seed: int, **tags: str) -> Run:
+        named = {f"siclip.{key}": text for key, text in {"seed": str(seed), "best_trial": trial, **tags}.items()}
+        named |= {"siclip.trial": trial} if kind == "trial" else {}
+        return Run(run_id=f"{kind}{trial}{seed}{tags}", name=trial, kind=kind, state="completed", tags=named,
+                   metrics={MEAN_RECALL: value})  # fmt: skip
+
+    frame = Run(run_id="study", name="grown", kind="study", state="completed")
+    fresh = [run("confirm", "a", 0.5 + seed / 1000, seed) for seed in (1, 2, 3)]
+    rivals = [run("confirm", "a", 0.3 + seed / 900, seed, setting="baseline") for seed in (1, 2, 3)]
+    trials = (run("trial", "a", 0.5, 0), run("trial", "b", 0.4, 0))
+    study = Study(run=frame, experiment="", trials=trials, confirms=(*fresh, *rivals))
+    assert (find_winner(study).status, find_winner(study).name) == ("confirmed", "a")
+    grown = Study(**{**vars(study), "trials": (*trials, run("trial", "c", 0.6, 0))})
+    assert (find_winner(grown).status, find_winner(grown).name) == ("not repeated", "c")
+    again = [run("confirm", "c", 0.3 + seed / 800, seed) for seed in (1, 2, 3)]
+    again += [run("confirm", "c", 0.4 + seed / 900, seed, setting="baseline") for seed in (1, 2, 3)]
+    assert find_winner(Study(**{**vars(grown), "confirms": (*study.confirms, *again)})).status == "contradicted"
+
+
 def test_seeds_of_the_selection_confirm_nothing() -> None:
     """A confirmation with a seed that the study used is the same run again."""
     study = noise_study(np.random.default_rng(5), 3, 3, fresh=3)

@@ -76,6 +76,27 @@ def test_best_without_control_and_with_an_infinite_metric(store: SyntheticStore,
     assert page.tables["comparison"][1][2][0] == "no run"
 
 
+def test_one_completed_trial(store: SyntheticStore, tmp_path: Path) -> None:
+    """With a value it leads and is not called best; without the study's metric nothing does."""
+    tags = {"siclip.study": "one", "siclip.searched": json.dumps(["loss.x"])}
+    for name, metrics in (("one", {METRIC: 0.25}), ("none", {"train/loss": 1.0})):
+        experiment = store.experiment(f"one trial, {name}")
+        study = store.run(experiment, "study", tags=tags, params={"study.metric": METRIC})
+        params = {"loss.x": 1, "training.seed": 0}
+        store.run(experiment, "trial", parent=study, tags={"siclip.trial": "a"}, metrics=metrics, params=params)
+    page, twin = report(store.uri, tmp_path, experiment="one trial, one")
+    for text in (page.text, twin):
+        assert "ran 1 trial (1 completed)" in text
+        assert "has not been re-run with fresh seeds, so it is not called best" in text
+        assert "the study has 1 completed trial." in text
+    assert page.column("trials", "trial") == ["a (leader)"]
+    page, twin = report(store.uri, tmp_path, experiment="one trial, none")
+    for text in (page.text, twin):
+        assert "No completed trial with a value is known as the best one" in text
+        assert "Nothing is called best." in text
+    assert page.column("trials", "validation mean R@1") == ["not recorded"]
+
+
 def test_an_ablation_that_is_half_done(store: SyntheticStore, tmp_path: Path) -> None:
     """One seed, a setting whose run failed, one without the metric, and a baseline that has not run."""
     experiment = store.experiment("half ablation")

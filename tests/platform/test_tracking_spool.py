@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from mlflow_server import free_port, server
 
 from siclip_platform.errors import UserError
 from siclip_platform.tracking import Tracker, default_tracking_uri, sync
@@ -256,35 +254,6 @@ def test_a_checkpoint_becomes_one_logged_model_with_a_signature_also_in_the_regi
     assert signature.inputs.inputs[0].shape[1] == 3
     assert (folder / "model.pt").read_bytes() == nano_teacher.read_bytes()
     tracker.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def server(port: int, folder: Path) -> Iterator[None]:
-    """A real MLflow server on the loopback interface, ended by a kill."""
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(120):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ from siclip_platform.report.blocks import Block, Drawn, Section
 from siclip_platform.report.plots import Heatmap, Plot
 from siclip_platform.report.runs import Study
 from siclip_platform.report.sections import sections
-from siclip_platform.report.sections.summary import total_seconds
+from siclip_platform.report.sections.price import total_seconds
 from siclip_platform.report.values import Cell, Table, duration, metric_cell, metric_label
 from siclip_platform.report.winner import find_winner
 

@@ -152,6 +152,13 @@ def level_with(study: Study, leader: str) -> list[str]:
     return [name for name, p in zip(others, corrected, strict=True) if not p < ALPHA]
 
 
+def seeds_between(one: Mapping[int, float], other: Mapping[int, float]) -> int | None:
+    """Further seeds that would show the measured difference of two settings, alone tested, with 80 % power."""
+    pairs = len(one.keys() & other.keys())
+    needed = seeds_needed(_standardized(one, other)) if pairs > 1 else None
+    return max(1, needed - pairs) if needed else None
+
+
 def judge(
     estimate: Estimate, difference: Difference | None, p: float, sign: int = 1, *, have_baseline: bool = True
 ) -> Verdict:

@@ -94,8 +94,26 @@ def _split(study: Study) -> tuple[list[Run], list[Run]]:
     rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]
     ids = {run.run_id for run in rivals}
     own = [run for run in done if run.run_id not in ids]
-    now = study.best.tag("best_trial") if study.best else None  # a study that grew may have confirmed another before
-    return rivals, [run for run in own if not now or (run.tag("setting") or run.tag("best_trial")) in (now, None, "")]
+    now = _repeated(study, own)
+    return [run for run in rivals if run.tag("best_trial") in (now, None)], [run for run in own if _of(run) == now]
+
+
+def _of(run: Run) -> str | None:
+    """Which trial or setting a confirming run repeats."""
+    return run.tag("best_trial") or run.tag("setting")
+
+
+def _repeated(study: Study, own: Sequence[Run]) -> str | None:
+    """What the confirmations that count repeat: a study that grew may have confirmed another setting before.
+
+    Of a search only its best trial counts; of an ablation the newest repeated setting.
+    """
+    found = [_of(run) for run in own]
+    leader = study.best_trial
+    if study.type == "search" and leader is not None:
+        names = [leader.tag("trial"), leader.run_id, leader.name, leader.label]
+        return next((name for name in names if name in found), None)
+    return found[-1] if found else None
 
 
 def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[Run]]:

@@ -9,7 +9,7 @@ from siclip_platform.report.blocks import Block, Section, Text
 from siclip_platform.report.looks import BEST, CONTROL
 from siclip_platform.report.plots import Plot, Series
 from siclip_platform.report.runs import Study
-from siclip_platform.report.settings import Comparison, compare_settings, judge
+from siclip_platform.report.settings import Comparison, Verdict, compare_settings, judge
 from siclip_platform.report.statistics import Estimate, holm
 from siclip_platform.report.values import (
     MISSING,
@@ -31,6 +31,8 @@ EXPLAINED = (
     "size, in standard deviations of the difference. “About m more” seeds would find the measured difference with "
     "80 % power at the corrected level."
 )
+
+MEASURED = ("test/", "eval/", "validation/")
 
 
 def ablation(study: Study) -> Section | None:
@@ -174,8 +176,8 @@ def _known(value: float) -> float | None:
 
 
 def other_metrics(study: Study) -> list[str]:
-    """Test and benchmark figures beside the study's own metric, of a baseline that has them."""
-    names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(("test/", "eval/"))})
+    """What was measured beside the study's own metric."""
+    names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(MEASURED)})
     wanted = [name for name in names if name != study.metric]
     preferred = [name for name in wanted if name.endswith(("mean_recall@1", "beats_all_negatives", "acc1", "acc"))]
     return (preferred or wanted)[:12]
@@ -190,10 +192,6 @@ def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) ->
     rows = []
     for (metric, row), p in zip(pairs, corrected, strict=True):
         gap = row.difference
-        verdict = judge(row.estimate, gap, p)
-        sign = {"better": "▲ higher", "worse": "▼ lower", "no figures": "? no figures"}.get(
-            verdict, "≈ no difference shown"
-        )
         rows.append(
             [
                 Cell(metric_label(metric), metric),
@@ -202,7 +200,7 @@ def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) ->
                 Cell(points(metric, gap.mean), gap.mean) if gap else Cell("—"),
                 Cell(interval(metric, gap.low, gap.high) or "—") if gap else Cell("—"),
                 Cell(probability(p), None if math.isnan(p) else p),
-                Cell(sign, verdict),
+                higher_or_lower(judge(row.estimate, gap, p)),
             ]
         )
     return Table(
@@ -214,6 +212,12 @@ def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) ->
         sortable=True,
         note="Paired by seed; p is corrected by Holm over all rows of this table.",
     )
+
+
+def higher_or_lower(verdict: Verdict) -> Cell:
+    """The verdict on a figure that is not the study's, so that higher need not be better."""
+    signs = {"better": "▲ higher", "worse": "▼ lower", "no figures": "? no figures"}
+    return Cell(signs.get(verdict, "≈ no difference shown"), verdict)
 
 
 def _raw_p(row: Comparison) -> float:

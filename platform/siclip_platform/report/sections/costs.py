@@ -28,7 +28,14 @@ from siclip_platform.report.values import (
 
 KINDS = ("teacher", "trial", "seed", "best", "control", "confirm")
 LABELS = {"trial": "trials", "seed": "trials' seeds", "confirm": "fresh seeds"}
-
+DEVICE = "cost/device_seconds"
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+DATASET = "cost/dataset_bytes"
+BYTES = {
+    DATASET: "dataset on the disk",
+    "cost/checkpoint_bytes": "last checkpoint of each run",
+    "cost/artifact_bytes": "files logged to MLflow",
+}
 MAX_BARS = 60
 
 
@@ -88,7 +95,6 @@ def _totals(study: Study) -> Table:
     """Wall and device time, trials an hour, bytes, memory: what was recorded of each."""
     runs = study.runs
     training = math.fsum(value for run in runs if (value := run.value("cost/training_seconds")) is not None)
-    device = [value for run in runs if (value := run.value("cost/device_seconds")) is not None]
     ends = [run.ended for run in runs if run.ended]
     starts = [run.started for run in runs if run.started]
     span = (max(ends) - min(starts)).total_seconds() if ends and starts else 0.0
@@ -96,17 +102,58 @@ def _totals(study: Study) -> Table:
     rows = [
         [Cell("wall time of all runs together"), _seconds(total_seconds(runs))],
         [Cell("of it in training steps"), _seconds(training)],
-        [Cell("device time"), _seconds(math.fsum(device)) if device else Cell(MISSING)],
+        *_device_time(runs),
         [Cell("from the first start to the last end"), _seconds(span)],
         [Cell("trials an hour, completed or pruned"), _rate(len(ended), span)],
         [Cell("peak memory of a run"), _peak(runs)],
     ]
-    names = sorted({name for run in runs for name in run.metrics if name.startswith("cost/") and "bytes" in name})
-    for name in names:
+    rows += _bytes((study.run, *runs))
+    return Table(
+        key="totals", title="Totals", columns=["quantity", "value"], rows=rows, numeric=[False, True],
+        note="Device time is that of training steps, summed over devices; evaluations and starts are not in it.",
+    )  # fmt: skip
+
+
+def _device_time(runs: tuple[Run, ...]) -> list[list[Cell]]:
+    """A row for each kind of device, by the metrics ``cost/device_seconds_KIND``."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name in run.metrics:
+            value = run.value(name)
+            if name.startswith(DEVICE) and value is not None:
+                found.setdefault(name.removeprefix(DEVICE).strip("_"), []).append(value)
+    if not found:
+        return [[Cell("device time"), Cell(MISSING)]]
+    return [
+        [
+            Cell(f"device time, {DEVICES.get(kind, kind) or 'all devices'}, {plural(len(values), 'run')}"),
+            _seconds(math.fsum(values)),
+        ]
+        for kind, values in sorted(found.items())
+    ]
+
+
+def _bytes(runs: tuple[Run, ...]) -> list[list[Cell]]:
+    """What runs wrote, summed over them; of the datasets the largest, since all runs of a study read one."""
+    rows = [[Cell(label), Cell(MISSING)] for label in BYTES.values()]
+    places = {name: index for index, name in enumerate(BYTES)}
+    for name in sorted(
+        {name for run in runs for name in run.metrics if name.startswith("cost/") and "bytes" in name}
+    ):
         values = [value for run in runs if (value := run.value(name)) is not None]
-        label = name.removeprefix("cost/").replace("_", " ")
-        rows.append([Cell(f"{label}, all runs"), Cell(byte_size(math.fsum(values)), math.fsum(values))])
-    return Table(key="totals", title="Totals", columns=["quantity", "value"], rows=rows, numeric=[False, True])
+        if not values:
+            continue
+        amount = max(values) if name == DATASET else math.fsum(values)
+        counted = "" if name == DATASET else f", {plural(len(values), 'run')}"
+        row = [
+            Cell(f"{BYTES.get(name) or name.removeprefix('cost/').replace('_', ' ')}{counted}"),
+            Cell(byte_size(amount), amount),
+        ]
+        if name in places:
+            rows[places[name]] = row
+        else:
+            rows.append(row)
+    return rows
 
 
 def _seconds(value: float) -> Cell:
@@ -129,7 +176,7 @@ def _by_kind(study: Study) -> Table:
     kinds = dict.fromkeys((*KINDS, *(run.kind for run in study.runs)))
     for kind in kinds:
         runs = tuple(run for run in study.runs if run.kind == kind)
-        if not runs and kind in ("seed", "confirm"):
+        if not runs:
             continue
         timed = tuple(run for run in runs if run.value("cost/seconds") is not None)
         seconds = total_seconds(timed) if timed else None

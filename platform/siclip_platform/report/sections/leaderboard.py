@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from siclip_platform.report.blocks import Block, Section, Text
 from siclip_platform.report.numbers import number
 from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.sections.summary import gap_of, total_seconds
+from siclip_platform.report.sections.price import total_seconds
+from siclip_platform.report.sections.summary import gap_of
 from siclip_platform.report.values import (
     MISSING,
     Cell,
@@ -77,10 +78,12 @@ def _roles(study: Study) -> Table:
         row("optimizer steps", (count_cell(run.steps if run else None) for run in roles)),
     ]
     for name in dict.fromkeys((*TEST_METRICS, study.metric)):
+        if all(value is None for value in metrics(name)):
+            continue
         gap = gap_of(study.best, study.control, name)
         shown = Cell("") if gap is None else Cell(points(name, gap), gap)
         rows.append(row(metric_label(name), (metric_cell(name, value) for value in metrics(name)), shown))
-    rows += [row(label, map(count_cell, metrics(name))) for name, label in COUNTS.items()]
+    rows += [row(label, map(count_cell, metrics(name))) for name, label in COUNTS.items() if any(metrics(name))]
     rows.append(row("wall time", map(seconds_cell, metrics("cost/seconds"))))
     rows.append(row("of it training", map(seconds_cell, metrics("cost/training_seconds"))))
     columns = ["quantity", "best", "control", "teacher", "best − control"]
@@ -135,7 +138,15 @@ def trials(study: Study) -> Table:
             ]
         )
     text = {path for path in paths for trial in ranked if number(trial.params.get(path)) is None}
-    columns = ["trial", "rank", "state", metric_label(study.metric), "steps", "wall time", "share of study"]
+    columns = [
+        "trial",
+        "rank",
+        "state",
+        metric_label(study.metric),
+        "steps",
+        "wall time",
+        "share of study",
+    ]
     return Table(
         key="trials",
         title={"search": "Trials", "ablation": "Settings"}.get(study.type, "Runs"),

@@ -6,31 +6,28 @@ import math
 from collections.abc import Callable, Sequence
 
 from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.looks import BEST, CONTROL
-from siclip_platform.report.numbers import is_log, number
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.power_law import PowerLaw, fit_power_law
+from siclip_platform.report.numbers import number
 from siclip_platform.report.runs import HEADLINE, Run, Study
-from siclip_platform.report.sections.ablation import effects_table
+from siclip_platform.report.sections.ablation import MEASURED, higher_or_lower
+from siclip_platform.report.sections.scaling import scaling
 from siclip_platform.report.sections.training import DIVERGENCE, shares_weights
-from siclip_platform.report.settings import Setting, compare_settings, settings
-from siclip_platform.report.statistics import t_interval
+from siclip_platform.report.sections.varied import against_number, varied_number
+from siclip_platform.report.settings import Setting, compare_settings, judge, settings
+from siclip_platform.report.statistics import holm, paired_difference, t_interval
 from siclip_platform.report.values import (
     Cell,
     Table,
     count_cell,
-    is_share,
+    interval,
     metric_cell,
     metric_label,
-    plural,
     points,
-    short,
+    probability,
 )
 
-SIZES = ("data.pairs", "data.samples", "data.limit", "data.max_samples", "data.train_samples", "data.first")
 RATIOS = ("data.synthetic_share",)
+PAIR_WEIGHT = "loss.pair_matching"
 RETRIEVAL = ("retrieval", "mean_recall@1")
-FURTHER = 10
 
 
 def question(study: Study) -> Section | None:
@@ -40,121 +37,6 @@ def question(study: Study) -> Section | None:
         return None
     title, answer = found
     return Section("question", title, answer(study))
-
-
-def _varied(study: Study, preferred: Sequence[str]) -> str | None:
-    """The numeric parameter that the settings are about: a preferred one, else the only numeric one that varies."""
-    made = settings(study)
-
-    def numeric(path: str) -> bool:
-        values = [number(setting.trial.params.get(path)) for setting in made]
-        return None not in values and len(set(values)) > 1
-
-    wanted = next((path for path in preferred if numeric(path)), None)
-    if wanted:
-        return wanted
-    paths = {path for setting in made for path in setting.trial.params if path != "training.seed"}
-    found = [path for path in sorted(paths) if numeric(path) and not path.startswith("study.")]
-    return found[0] if len(found) == 1 else None
-
-
-def _positions(study: Study, path: str) -> list[tuple[float, Setting]]:
-    pairs = [(number(setting.trial.params.get(path)), setting) for setting in settings(study)]
-    return sorted(((x, setting) for x, setting in pairs if x is not None), key=lambda pair: pair[0])
-
-
-def _against(study: Study, path: str, key: str) -> Plot:
-    """The metric's mean over seeds, with intervals, against a numeric parameter."""
-    found = [(x, t_interval(list(setting.values(study.metric).values()))) for x, setting in _positions(study, path)]
-    known = [(x, each) for x, each in found if each.count]
-    low, high = (min(x for x, _ in known), max(x for x, _ in known)) if known else (0.0, 0.0)
-    shown = ", ".join(f"{short(x)}: {metric_cell(study.metric, each.mean).text}" for x, each in known)
-    return Plot(
-        key=key,
-        title=f"{metric_label(study.metric)} against {path}",
-        description=f"Mean over seeds with its 95 % interval. {shown or 'No completed run.'}",
-        x_label=path,
-        y_label=metric_label(study.metric),
-        x_log=is_log(low, high),
-        percent=is_share(study.metric),
-        series=[
-            Series(
-                name="mean and 95 % interval",
-                x=[x for x, _ in known],
-                y=[each.mean for _, each in known],
-                low=[each.low if math.isfinite(each.low) else None for _, each in known],
-                high=[each.high if math.isfinite(each.high) else None for _, each in known],
-                style="points",
-                look=BEST,
-            )
-        ],
-    )
-
-
-def _scaling(study: Study) -> list[Block]:
-    path = _varied(study, SIZES)
-    if path is None:
-        return [Text("The settings do not differ in one number, so there is no scaling curve.")]
-    by_size: dict[float, list[float]] = {}
-    for size, setting in _positions(study, path):
-        if size > 0:  # a limit of 0 means all, and its number is not in the recipe
-            by_size.setdefault(size, []).extend(setting.values(study.metric).values())
-    if not by_size:
-        return [Text(f"No setting has a number above 0 for {path}, so there is no scaling curve.")]
-    share = is_share(study.metric)
-    if study.higher_is_better and not share:
-        return [
-            _against(study, path, "scaling"),
-            Text(f"{study.metric} is not an error or a share, so no law is fitted."),
-        ]
-    errors = {
-        x: [1 - value if share and study.higher_is_better else value for value in values]
-        for x, values in by_size.items()
-    }
-    law = fit_power_law({x: values for x, values in errors.items() if values})
-    if law is None:
-        few = f"A power law needs three sizes with a figure; there are {sum(bool(v) for v in errors.values())}."
-        return [_against(study, path, "scaling"), Text(few)]
-    return [
-        Text(_law_words(law, errors, path, share)),
-        _law_plot(study, law, errors, path, share),
-        _against(study, path, "sizes"),
-    ]
-
-
-def _law_words(law: PowerLaw, errors: dict[float, list[float]], path: str, share: bool) -> str:
-    further = FURTHER * max(errors)
-    low, high = law.interval(further)
-    what = "1 − share" if share else "error"
-    sure = "Its interval excludes 0: more data helps." if law.low > 0 else "Its interval holds 0: no gain is shown."
-    return (
-        f"{what} = {law.scale:.3g} · N^−{law.exponent:.3f}, N = {path}; 95 % bootstrap interval of the exponent "
-        f"{law.low:.3f} to {law.high:.3f}. {sure} Were the law to hold, {short(further)} would give "
-        f"{law.at(further):.3g} ({low:.3g} to {high:.3g}); {law.sizes} sizes cannot show whether it does beyond them."
-    )
-
-
-def _law_plot(study: Study, law: PowerLaw, errors: dict[float, list[float]], path: str, share: bool) -> Plot:
-    sizes = sorted(errors)
-    grid = [sizes[0] * (FURTHER * sizes[-1] / sizes[0]) ** (index / 64) for index in range(65)]
-    edges = [law.interval(size) for size in grid]
-    label = f"1 − {metric_label(study.metric)}" if share and study.higher_is_better else metric_label(study.metric)
-    measured = [(size, error) for size in sizes for error in errors[size]]
-    return Plot(
-        key="scaling",
-        title=f"{label} against {path}",
-        description=f"Measured {plural(len(measured), 'run')} and the fitted power law with exponent "
-        f"{law.exponent:.3f}, drawn on to {FURTHER} times the largest size.",
-        x_label=path,
-        y_label=label,
-        x_log=True,
-        y_log=True,
-        series=[
-            Series(name="power law, 95 % interval", x=grid, y=[law.at(size) for size in grid],
-                   low=[low for low, _ in edges], high=[high for _, high in edges], look=CONTROL, group="law"),
-            Series(name="runs", x=[x for x, _ in measured], y=[y for _, y in measured], style="points", look=BEST),
-        ],
-    )  # fmt: skip
 
 
 def _sharing(study: Study) -> list[Block]:
@@ -194,25 +76,70 @@ def _first(setting: Setting, metric: str) -> float | None:
 
 
 def _pair_matching(study: Study) -> list[Block]:
-    names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(("test/", "eval/"))})
+    names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(MEASURED)})
     beyond = [
         name for name in names if not any(part in name for part in RETRIEVAL) and not name.endswith(("acc1", "acc5"))
     ]
     if not beyond:
         return [Text("No figure beyond retrieval and classification was logged: evaluate composition or re-ranking.")]
-    table = effects_table(study, beyond[:12], "beyond", "Beyond retrieval and classification")
-    known = [(row[0].text, row[1].text, row[6].text) for row in table.rows]
-    higher = [f"{figure} with {setting}" for figure, setting, verdict in known if verdict.startswith("▲")]
-    words = (
-        f"Pair matching raises {'; '.join(higher)}."
-        if higher
-        else "No gain beyond retrieval is shown by these seeds."
-    )
-    return [Text(words), table]
+    pairs = _with_and_without(settings(study))
+    if not pairs:
+        return [Text(f"No setting trains with pair matching beside one without: {PAIR_WEIGHT} tells which do.")]
+    table = _pair_table(pairs, beyond[:12])
+    known = [(row[0].text, row[1].text, row[2].text, row[7].text) for row in table.rows]
+    told = []
+    for sign, verb in (("▲", "raises"), ("▼", "lowers")):
+        found = [f"{figure} ({one} against {other})" for figure, one, other, verdict in known if verdict[:1] == sign]
+        told += [f"Pair matching {verb} {'; '.join(found)}."] if found else []
+    return [Text(" ".join(told) or "No difference beyond retrieval is shown by these seeds."), table]
+
+
+def _with_and_without(found: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+    """Each setting with pair matching beside that without it from which it differs in the fewest parameters, of
+    equals the nearest above it."""
+
+    def weight(setting: Setting) -> float | None:
+        return number(setting.trial.params.get(PAIR_WEIGHT))
+
+    def apart(one: Setting, other: Setting) -> tuple[int, int]:
+        mine, theirs = one.trial.params, other.trial.params
+        return sum(mine.get(path) != theirs.get(path) for path in {*mine, *theirs}), abs(one.order - other.order)
+
+    without = [setting for setting in found if weight(setting) == 0]
+    having = [setting for setting in found if (weight(setting) or 0) > 0]
+    return [(one, min(without, key=lambda other: apart(one, other))) for one in having if without]
+
+
+def _pair_table(pairs: Sequence[tuple[Setting, Setting]], metrics: Sequence[str]) -> Table:
+    compared = [(metric, one, other) for metric in metrics for one, other in pairs]
+    gaps = [paired_difference(one.values(metric), other.values(metric)) for metric, one, other in compared]
+    corrected = holm([gap.p if gap else math.nan for gap in gaps])
+    rows = []
+    for (metric, one, other), gap, p in zip(compared, gaps, corrected, strict=True):
+        estimate = t_interval(list(one.values(metric).values()))
+        rows.append(
+            [
+                Cell(metric_label(metric), metric),
+                Cell(one.name, one.name, one.trial.link),
+                Cell(other.name, other.name, other.trial.link),
+                metric_cell(metric, estimate.mean if estimate.count else None),
+                Cell(points(metric, gap.mean), gap.mean) if gap else Cell("—"),
+                Cell(interval(metric, gap.low, gap.high) or "—") if gap else Cell("—"),
+                Cell(probability(p), None if math.isnan(p) else p),
+                higher_or_lower(judge(estimate, gap, p)),
+            ]
+        )
+    return Table(
+        key="beyond", title="Beyond retrieval and classification", rows=rows, sortable=True,
+        columns=["figure", "with", "without", "mean with", "difference", "its 95 % interval", "Holm p", "verdict"],
+        numeric=[False, False, False, True, True, False, True, False],
+        note="Each setting with pair matching against the one without it that is nearest to it in its parameters. "
+        "Paired by seed; p is corrected by Holm over all rows of this table.",
+    )  # fmt: skip
 
 
 def _ratio(study: Study) -> list[Block]:
-    path = _varied(study, RATIOS)
+    path = varied_number(study, RATIOS)
     if path is None:
         return [Text("The settings do not differ in one number, so there is no curve over the ratio.")]
     better = [row.setting.name for row in compare_settings(study) if row.verdict == "better"]
@@ -221,7 +148,7 @@ def _ratio(study: Study) -> list[Block]:
         if better
         else "No ratio is shown to be better than the baseline."
     )
-    return [Text(words), _against(study, path, "ratio")]
+    return [Text(words), against_number(study, path, "ratio")]
 
 
 def _divergence(study: Study) -> list[Block]:
@@ -294,7 +221,7 @@ def _teacher_name(trial: Run) -> str:
 
 
 _ANSWERS: dict[str, tuple[str, Callable[[Study], list[Block]]]] = {
-    "scaling": ("How quality scales with the number of pairs", _scaling),
+    "scaling": ("How quality scales with the number of pairs", scaling),
     "sharing": ("Which sharing pattern is best", _sharing),
     "pair_matching": ("Whether pair matching helps beyond retrieval", _pair_matching),
     "caption_ratio": ("What ratio of synthetic captions", _ratio),

@@ -90,8 +90,8 @@ def _history(study: Study, scored: Sequence[Run]) -> Plot:
     return Plot(
         key="history",
         title="Search history and best so far",
-        description=f"{label} of {plural(len(ordered), 'trial')} in the order of their start; the best so far ends "
-        f"at {last}.",
+        description=f"{label[:1].upper()}{label[1:]} of {plural(len(ordered), 'trial')} in the order of their start; "
+        f"the best so far ends at {last}.",
         x_label="trial",
         whole_x=True,
         y_label=label,

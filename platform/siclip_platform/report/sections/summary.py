@@ -5,19 +5,19 @@ Every figure in the sentences was logged by a run or is computed from such figur
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 from siclip_platform.report.advice import next_steps
 from siclip_platform.report.blocks import Block, Notes, Section, Text, Tile, Tiles
 from siclip_platform.report.runs import HEADLINE, Run, Study
+from siclip_platform.report.sections.price import cost_sentence, cost_tile, price_sentence
 from siclip_platform.report.settings import compare_settings, level_with
 from siclip_platform.report.values import (
     MISSING,
-    duration,
     interval,
     metric_cell,
     metric_label,
+    parameter_cell,
     plural,
     points,
     probability,
@@ -25,6 +25,7 @@ from siclip_platform.report.values import (
 from siclip_platform.report.winner import Winner, find_winner
 
 DISTILLATION = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
+SHOWN_VALUES = 6
 STATUS = {
     "confirmed": "confirmed with fresh seeds",
     "not confirmed": "fresh seeds do not confirm it",
@@ -36,7 +37,8 @@ STATUS = {
 
 def summary(study: Study) -> Section:
     winner, steps = find_winner(study), next_steps(study)
-    sentences = [_ran(study), *_found(study, winner), *_teacher(study), cost_sentence(study)]
+    sentences = [_ran(study), *_found(study, winner), *_teacher(study), *price_sentence(study, winner)]
+    sentences.append(cost_sentence(study))
     blocks: list[Block] = [Tiles(_tiles(study, winner, steps)), *map(Text, sentences)]
     if steps:
         blocks.append(Text("What to try next: " + " ".join(steps)))
@@ -45,24 +47,34 @@ def summary(study: Study) -> Section:
     return Section("summary", "Summary", blocks)
 
 
-def total_seconds(runs: tuple[Run, ...]) -> float:
-    """Sum of the recorded wall times."""
-    return math.fsum(value for run in runs if (value := run.value("cost/seconds")) is not None)
-
-
 def _tiles(study: Study, winner: Winner, steps: list[str]) -> list[Tile]:
     aim = f"{metric_label(study.metric)}, {'lower' if study.mode == 'min' else 'higher'} is better"
     named = winner.name or "none yet"
-    first = "Best setting" if winner.status == "confirmed" else "Leading setting, not shown to be the best"
-    seconds, timed = total_seconds(study.runs), sum(run.value("cost/seconds") is not None for run in study.runs)
+    level = _level_names(study, winner)
+    first = "Leading setting, not shown to be the best"
+    if winner.status == "confirmed":
+        first = "Leading setting, shown to be better than the baseline" if level else "Best setting"
+    told = f" · not told apart from {', '.join(level)}" if level else ""
     advice = steps[0] if steps else "Nothing is open."
     return [
-        Tile(first, named, f"{STATUS[winner.status]} · {aim}"),
+        Tile(first, named, " · ".join([*_values(study, winner), f"{STATUS[winner.status]}{told}", aim])),
         _gain_tile(study, winner),
-        Tile("Cost of the study", duration(seconds) if timed else MISSING, f"{plural(len(study.runs), 'run')}, "
-             f"{timed} with a recorded time"),
+        cost_tile(study, winner),
         Tile("Next", advice.partition(":")[0], advice.partition(":")[2].strip()[:160]),
     ]  # fmt: skip
+
+
+def _values(study: Study, winner: Winner) -> list[str]:
+    """What a search's leading trial has set, by the last part of each name, or by all of it if that is not unique."""
+    if study.type != "search" or winner.trial is None:
+        return []
+    paths = [path for path in study.searched if path in winner.trial.params][:SHOWN_VALUES]
+    last = Counter(path.rpartition(".")[2] for path in study.searched)
+    names = [short_name if last[short_name := path.rpartition(".")[2]] == 1 else path for path in paths]
+    pairs = zip(names, paths, strict=True)
+    more = len(study.searched) - len(paths)
+    shown = [f"{name} {parameter_cell(winner.trial.params[path]).text}" for name, path in pairs]
+    return [", ".join([*shown, *([f"{more} more"] if more > 0 and shown else [])])] if shown else []
 
 
 def _gain_tile(study: Study, winner: Winner) -> Tile:
@@ -126,10 +138,14 @@ def _found(study: Study, winner: Winner) -> list[str]:
 
 def _level(study: Study, winner: Winner) -> list[str]:
     """Who shares the lead: a higher mean alone is no order."""
+    names = _level_names(study, winner)
+    return [f"Not told apart from the leader {winner.name} by these seeds: {', '.join(names)}."] if names else []
+
+
+def _level_names(study: Study, winner: Winner) -> list[str]:
     if winner.comparison is None or winner.comparison.verdict == "baseline":
         return []
-    names = level_with(study, winner.name)
-    return [f"Not told apart from the leader {winner.name} by these seeds: {', '.join(names)}."] if names else []
+    return level_with(study, winner.name)
 
 
 def _ablation(study: Study) -> list[str]:
@@ -175,11 +191,17 @@ def curse_sentence(winner: Winner, study: Study) -> str:
     figures = f"{points(winner.metric, gap.mean)} {metric_label(winner.metric)} against {winner.against}" + (
         f" (95 % interval {known})" if known else ""
     )
-    if winner.status == "confirmed":
-        return f"{winner.name} is the best: {seeds}, not used to select it, give {figures}."
-    if winner.status == "contradicted":
-        return f"{winner.name} is not the best: {seeds} give {figures}, so its lead in the selection was luck."
-    return f"{winner.name} is not called best: {seeds} give {figures}, which does not exclude no gain at all."
+    level = ", ".join(_level_names(study, winner))
+    told = "is confirmed" if level else "is the best"
+    but = f" It is not called best, since the study's seeds do not tell it apart from {level}." if level else ""
+    return {
+        "confirmed": f"{winner.name} {told}: {seeds}, not used to select it, give {figures}.{but}",
+        "contradicted": f"{winner.name} is not the best: {seeds} give {figures}, so its lead in the selection was "
+        "luck.",
+    }.get(
+        winner.status,
+        f"{winner.name} is not called best: {seeds} give {figures}, which does not exclude no gain at all.",
+    )
 
 
 def _leader(study: Study) -> str:
@@ -187,7 +209,9 @@ def _leader(study: Study) -> str:
     if trial is None:
         return "No completed trial with a value is known as the best one."
     value = metric_cell(study.metric, trial.metrics.get(study.metric)).text
-    text = f"The leading setting is that of trial {trial.label}, with {metric_label(study.metric)} {value}"
+    own = [f"{path} {parameter_cell(trial.params[path]).text}" for path in study.searched if path in trial.params]
+    setting = f" ({', '.join(own[:SHOWN_VALUES])})" if own else ""
+    text = f"The leading setting is that of trial {trial.label}{setting}, with {metric_label(study.metric)} {value}"
     if study.best is None:
         return f"{text}; it has not been trained again yet, so no test figures exist."
     steps = study.best.steps
@@ -251,13 +275,3 @@ def _teacher(study: Study) -> list[str]:
     figures = [f"{metric_label(name)} {metric_cell(name, teacher.metrics.get(name)).text}" for name in HEADLINE]
     steps = f"{teacher.steps:,} steps" if teacher.steps is not None else "steps not recorded"
     return [f"For reference, the teacher ({steps}, state: {teacher.state}): {'; '.join(figures)}."]
-
-
-def cost_sentence(study: Study) -> str:
-    total, search = total_seconds(study.runs), total_seconds(study.leaves)
-    if total <= 0:
-        return "No run has recorded what it cost."
-    return (
-        f"The runs took {duration(total)} together, {duration(search)} of it ({100 * search / total:.1f} %) "
-        f"in the {'search' if study.type == 'search' else 'compared runs'}."
-    )

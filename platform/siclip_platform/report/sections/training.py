@@ -123,8 +123,8 @@ def pair_matching(study: Study) -> Section | None:
         plots.append(
             Plot(
                 key=name.rpartition("/")[2].replace("_", "-"),
-                title=PAIRS[name][:1].upper() + PAIRS[name][1:],
-                description=f"{PAIRS[name]} against optimizer steps; at the end: {ends}.",
+                title=PAIRS[name].capitalize(),
+                description=f"{PAIRS[name].capitalize()} against optimizer steps; at the end: {ends}.",
                 x_label="optimizer step",
                 y_label=PAIRS[name],
                 series=series,

@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: install demo test check fast-test long-test docs lock head clean
+.PHONY: install demo test chromium check audit fast-test long-test docs lock head clean
 
 install: .venv/.installed
 
@@ -19,8 +19,16 @@ install: .venv/.installed
 demo: install
 	$(BIN)/siclip-platform demo --out $(OUT)
 
-test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not long"
+# In CI also with a browser, for the tests of the report's pages.
+test: install $(if $(filter true,$(CI)),chromium)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not long"
+
+# Debian's chromium, where it is missing and can be installed; those tests are skipped without it.
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && \
+		timeout 60 apt-get update -qq && timeout 240 apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	} || echo "no Chromium, and it could not be installed (apt-get install chromium): the report's browser tests are skipped"
 
 fast-test: install
 	$(BIN)/python -m pytest -q -m "not gpu and not slow and not chaos and not long"
@@ -28,10 +36,14 @@ fast-test: install
 long-test: install
 	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
 
+# The audit waits for a server while ruff and mypy compute; what it finds is listed and fails nothing.
 check: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py & audit=$$!; \
+		$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy; status=$$?; wait $$audit; exit $$status
+
+# The same list, with exit code 1 where something is found.
+audit: install
+	$(BIN)/python scripts/audit.py --strict
 
 # The documentation site, into runs/site; a broken link is an error.
 docs: install

@@ -42,6 +42,7 @@ def ablate_siclip(
     concurrent: Annotated[int | None, Opt(min=1, help="Trainings at the same time; default: what fits.")] = None,
     seed: Annotated[int, Opt(min=0, help="The first seed; the others follow it.")] = 0,
     rerun: Annotated[bool, Opt("--rerun", help="Train also what the MLflow store has finished.")] = False,
+    confirm: Annotated[int, Opt(min=0, help="Fresh seeds for the leading setting and the baseline at the end.")] = 0,
     tracking_uri: Annotated[str | None, Opt(help="MLflow store; default: sqlite in --out.")] = None,
     address: Annotated[str | None, Opt(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")] = None,
     verbose: Annotated[bool, Opt(help="Show what Ray says.")] = False,
@@ -62,7 +63,7 @@ def ablate_siclip(
         experiment.dataset()
         begin_ablation(experiment, chosen, settings, base)
         teachers = train_teachers(experiment, chosen, settings, teaching)
-        result = run_ablation(experiment, chosen, settings, base, teachers)
+        result = run_ablation(experiment, chosen, settings, base, teachers, confirm)
 
     report = write_report(experiment.tracker.uri, options.out, study=experiment.name)
     print_ablation(experiment, chosen, settings, result, report)

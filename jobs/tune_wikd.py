@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from siclip_platform.cli.guard import guarded
+from siclip_platform.confirmation import confirm as fresh_seeds
 from siclip_platform.opening import open_experiment
 from siclip_platform.options import Options, check_sharing, default_out
 from siclip_platform.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher, without_distillation
@@ -61,7 +62,7 @@ def tune_wikd(
         best = study.best
         recipes = {"best": best.recipe, "control": without_distillation(best.recipe)}
         finished = experiment.train(recipes, best_trial=best.trial_id)
-        experiment.confirm(recipes["best"], recipes["control"], confirm, best.trial_id)
+        fresh_seeds(experiment, recipes["best"], recipes["control"], confirm, best.trial_id)
 
     report = write_report(experiment.tracker.uri, out, study=experiment.name)
     print_summary(experiment, study, finished, report)

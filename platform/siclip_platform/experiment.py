@@ -106,6 +106,9 @@ class Experiment:
             self.name, "study", params={**params, **base.flat()}, tags=tags, key=self.key, reopen=True
         )
         self._log_dataset(self.study_run)
+        if self._dataset is not None:
+            size = sum(shard.bytes for split in self._dataset.manifest.splits.values() for shard in split)
+            self.study_run.log(0, {"cost/dataset_bytes": float(size)})
 
     def _log_dataset(self, run: TrackedRun) -> None:
         if self._dataset is not None and not run.known:
@@ -209,6 +212,7 @@ class Experiment:
             self.study_run.model(best.checkpoint, "best", of=best.recipe.hash, register=self.options.register)
         elif self.options.register:
             self.display.say(f"{best.trial_id} was taken over and has no checkpoint here: nothing is registered")
+        self.log_summary(best.checkpoint)
 
     def train(self, recipes: Mapping[Any, Recipe], **tags: str) -> dict[Any, Finished]:
         """Train these under Ray Train, as many at a time as the options say, and measure each on the test split.
@@ -217,27 +221,13 @@ class Experiment:
         with ``-`` and more.
         """
         with self.timeline.span(" and ".join(recipes)):
-            finished = self._train_all({name: (recipe, tags) for name, recipe in recipes.items()})
+            finished = self.train_all({name: (recipe, tags) for name, recipe in recipes.items()})
         if "best" in finished:
-            self._log_summary(finished["best"].checkpoint)
+            self.log_summary(finished["best"].checkpoint)
         return finished
 
-    def confirm(self, best: Recipe, control: Recipe, seeds: int, trial: str) -> None:
-        """Train both anew with so many seeds that the study has not used: only those can call the selected one best.
-
-        ``trial``: the one that was selected.
-        """
-        used = self.options.seed + self.options.seeds
-        jobs: dict[str, tuple[Recipe, dict[str, str]]] = {}
-        for seed in range(used, used + seeds):
-            for setting, recipe in (("best", best), ("control", control)):
-                tags = {"best_trial": trial} if setting == "best" else {"setting": setting}
-                again = recipe.updated({"training.seed": seed})
-                jobs[f"confirm-{setting}-{seed}"] = (again, {**tags, "seed": str(seed)})
-        with self.timeline.span("confirmation"):
-            self._train_all(jobs)
-
-    def _train_all(self, jobs: Mapping[Any, tuple[Recipe, Mapping[str, str]]]) -> dict[Any, Finished]:
+    def train_all(self, jobs: Mapping[Any, tuple[Recipe, Mapping[str, str]]]) -> dict[Any, Finished]:
+        """`train` with tags for each."""
         with ThreadPoolExecutor(max_workers=self.options.trainings) as pool:
             running = {name: pool.submit(self._train, name, *job) for name, job in jobs.items()}
             try:
@@ -246,8 +236,8 @@ class Experiment:
                 pool.shutdown(wait=False, cancel_futures=True)  # those that wait for their turn never start
                 raise
 
-    def _log_summary(self, checkpoint: Path) -> None:
-        """What the data are and what the best model finds in them, for a report that has the store alone."""
+    def log_summary(self, checkpoint: Path | None) -> None:
+        """What the data are and what a model finds in them, for a report that has the store alone."""
         from siclip_platform.report.data_summary import summarize_dataset, write_summary
 
         if self.study_run is not None and self._dataset is not None and "test" in self._dataset.split_names:

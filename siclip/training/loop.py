@@ -15,6 +15,7 @@ from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.training.memory import peak_memory
 from siclip.training.trainer import Trainer
+from siclip.training.workers import workers
 
 Save = Callable[[Path], None]
 Batches = Callable[[int, int], Iterator[Batch]]
@@ -54,13 +55,15 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
             values = {f"train/{name}": _number(value) for name, value in figures.items()}
             with clock.paused():
                 values |= {f"train/{name}": value for name, value in trainer.diagnose(batch).items()}
-            reporter.log(step, values | clock.read() | {"cost/peak_memory_mib": peak_memory(trainer.device) / 2**20})
+            costs = clock.read()
+            costs[f"cost/device_seconds_{trainer.device.type}"] = costs["cost/training_seconds"] * workers()
+            reporter.log(step, values | costs | {"cost/peak_memory_mib": peak_memory(trainer.device) / 2**20})
         evaluates = evaluate is not None and (last or _due(step, config.evaluate_every))
         saves = last or _due(step, config.checkpoint_every)
         if evaluates or saves:
             with clock.paused():
                 metrics = evaluate(trainer.result) if evaluates and evaluate else {}
-                reporter.milestone(step, metrics, _saver(trainer) if saves else None)
+                reporter.milestone(step, metrics, _saver(trainer, reporter) if saves else None)
         if last:
             return
     raise RuntimeError(f"the data ended at step {trainer.step} of {config.steps}")
@@ -91,8 +94,12 @@ def _number(value: Tensor | float) -> float:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _saver(trainer: Trainer) -> Save:
-    return lambda path: save_checkpoint(path, trainer.result, trainer.state_dict())
+def _saver(trainer: Trainer, reporter: Reporter) -> Save:
+    def save(path: Path) -> None:
+        save_checkpoint(path, trainer.result, trainer.state_dict())
+        reporter.log(trainer.step, {"cost/checkpoint_bytes": float(path.stat().st_size)})
+
+    return save
 
 
 class _Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -131,3 +132,17 @@ def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
         assert chatter not in noise, noise
     html = (out / "report.html").read_text()
     assert "control" in html and (out / "report.md").exists()
+
+
+def test_the_report_tells_all_that_the_demo_cost(runs: dict, out: Path, digits: Path) -> None:
+    with (out / "report_files" / "data" / "totals.csv").open(encoding="utf-8-sig", newline="") as file:
+        totals = {row[0]: row[1:] for row in csv.reader(file)}
+    assert not any("not recorded" in cells for cells in totals.values()), totals
+    shards = sum(path.stat().st_size for path in digits.rglob("*.parquet"))
+    checkpoints = sum((out / "wikd" / f"{kind}.pt").stat().st_size for kind in ("teacher", "best", "control"))
+    (study,) = runs["study"]
+    assert study.data.metrics["cost/dataset_bytes"] == shards
+    kept = [run for kind in ("teacher", "best", "control") for run in runs[kind]]
+    assert sum(run.data.metrics["cost/checkpoint_bytes"] for run in kept) == checkpoints
+    for run in (*kept, *runs["trial"]):
+        assert run.data.metrics["cost/device_seconds_cpu"] == run.data.metrics["cost/training_seconds"] > 0

@@ -142,7 +142,8 @@ class Figures:
         self.seconds: list[float] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.seconds.append(metrics["cost/training_seconds"])
+        if "cost/training_seconds" in metrics:
+            self.seconds.append(metrics["cost/training_seconds"])
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         if save and self.folder:

@@ -34,6 +34,7 @@ SeedsOption = Annotated[int, typer.Option(min=1, help="Trainings of each setting
 ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trials at the same time; default: what fits.")]
 RerunOption = Annotated[bool, typer.Option("--rerun", help="Train also what the MLflow store has finished.")]
 DiskOption = Annotated[str | None, typer.Option(help="What a study's checkpoints may take, for example 20GB.")]
+ConfirmOption = Annotated[int, typer.Option(min=0, help="Fresh seeds for the best trial and the recipe at the end.")]
 ResumeOption = Annotated[str | None, typer.Option(metavar="STUDY", help="Go on with this study of --out.")]
 SamplerOption = Annotated[str | None, typer.Option(help="tpe, random, grid, gp, cmaes; default: the space's.")]
 SchedulerOption = Annotated[
@@ -58,6 +59,7 @@ def tune(
     backend: BackendOption = "process",
     rerun: RerunOption = False,
     register: RegisterOption = None,
+    confirm: ConfirmOption = 0,
     disk_budget: DiskOption = None,
     resume: ResumeOption = None,
     out: OutOption = Path("runs/tune"),
@@ -83,7 +85,7 @@ def tune(
         )  # fmt: skip
     check = check_sharing(base.model.name)
     chosen = load_space(options.space, check_value=check, sampler=options.sampler, scheduler=options.scheduler)
-    _search(options, chosen, base)
+    _search(options, chosen, base, confirm)
 
 
 def _backend(name: str) -> Backend:
@@ -92,7 +94,8 @@ def _backend(name: str) -> Backend:
     return cast(Backend, name)
 
 
-def _search(options: Options, space: Any, base: Recipe) -> None:
+def _search(options: Options, space: Any, base: Recipe, confirm: int) -> None:
+    from siclip_platform.confirmation import confirm_search
     from siclip_platform.opening import open_experiment
 
     with open_experiment(options, space.name, base) as experiment:
@@ -100,6 +103,7 @@ def _search(options: Options, space: Any, base: Recipe) -> None:
         experiment.begin_study(space, base)
         study = experiment.search(space, base)
         experiment.log_best(study)
+        confirm_search(experiment, study, base, confirm)
     _say(experiment, study)
 
 

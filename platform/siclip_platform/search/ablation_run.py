@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from siclip_platform.confirmation import confirm_ablation, trial_settings
 from siclip_platform.errors import UserError
 from siclip_platform.options import Options
 from siclip_platform.presets import digits_student, digits_teacher
@@ -96,9 +97,12 @@ def check_settings(settings: Sequence[Setting], base: Recipe, trains_teachers: b
 
 def run_ablation(
     experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe,
-    teachers: Mapping[str, Path],
+    teachers: Mapping[str, Path], confirm: int = 0,
 ) -> StudyResult:  # fmt: skip
-    """Train every setting with the same seeds; each is a trial that carries its name and place as tags."""
+    """Train every setting with the same seeds; each is a trial that carries its name and place as tags.
+
+    ``confirm``: fresh seeds with which the leading setting and the baseline are then trained again.
+    """
     from siclip_platform.search.settings_searcher import SettingsSearch
 
     if OWN_TEACHER in teachers:
@@ -110,7 +114,7 @@ def run_ablation(
         name, place = order[_key(trial)]
         return {"setting": name, "setting_order": str(place)}
 
-    return experiment.study(
+    result = experiment.study(
         base,
         title=f"{len(settings)} settings with {experiment.options.seeds} seeds",
         metric=ablation.metric,
@@ -119,6 +123,9 @@ def run_ablation(
         searcher=SettingsSearch(values, ablation.metric, mode_of(ablation)),
         tags=tags,
     )
+    experiment.log_summary(result.best.checkpoint)
+    confirm_ablation(experiment, ablation, settings, result, confirm)
+    return result
 
 
 def begin_ablation(experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe) -> None:
@@ -146,8 +153,7 @@ def print_ablation(
 ) -> None:
     """One row a setting: the metric's mean over the seeds, and the difference to the baseline."""
     say = experiment.display.say
-    by_number = {int(trial.trial_id.rpartition("-")[2]): trial for trial in result.trials}
-    by_name = {setting.name: by_number[n] for n, setting in enumerate(settings) if n in by_number}
+    by_name = trial_settings(settings, result)
     reference = by_name[ablation.baseline].value if ablation.baseline in by_name else float("nan")
     table = Table(title=f"{ablation.metric}, mean of {experiment.options.seeds} seeds; intervals: the report")
     table.add_column("setting")

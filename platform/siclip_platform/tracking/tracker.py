@@ -46,6 +46,7 @@ class TrackedRun:
         self._last = self._spool.last_steps(key)
         self._held: list[tuple[str, float, int, int]] = []
         self._lock = threading.Lock()
+        self._files = [0, 0]
 
     @property
     def run_id(self) -> str:
@@ -90,6 +91,7 @@ class TrackedRun:
 
     def artifact(self, path: Path) -> None:
         """A file, which must stay where it is until it is sent."""
+        self._weigh(path)
         self._spool.put(self.key, ("artifact", {"path": str(path)}))
 
     def model(
@@ -100,8 +102,15 @@ class TrackedRun:
 
         ``of``: tells models of one name apart where the run may get several; the same one is logged once.
         """
+        self._weigh(checkpoint)
         payload = model_payload(checkpoint, name, register, metrics or {}) | {"of": of}
         self._spool.put(self.key, ("model", payload))
+
+    def _weigh(self, path: Path) -> None:
+        """Count a file into ``cost/artifact_bytes``; those that an earlier start sent are not counted twice."""
+        number, size = self._files
+        self._files = [number + 1, size + path.stat().st_size]
+        self.log(number, {"cost/artifact_bytes": float(self._files[1])})
 
     def finish(self, state: State, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str) -> None:
         """The final figures, the state and further tags, and close the run; nothing if it is closed already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from siclip.config import LossConfig, TrainingConfig
@@ -49,9 +49,17 @@ def without_distillation(recipe: Recipe) -> Recipe:
 
     A teacher beside the one that it inherits from is left out, for nothing would look at it.
     """
-    off = {f"loss.{name}": 0.0 for name in DISTILLATION}
+    off: dict[str, object] = {f"loss.{name}": 0.0 for name in DISTILLATION}
+    if recipe.loss.schedule:
+        off["loss.schedule"] = _without(DISTILLATION, recipe.loss)
     left = recipe.loss.model_copy(update=dict.fromkeys(DISTILLATION, 0.0))
     return recipe.updated(off if left.needs_teacher else off | {"distil_from": []})
+
+
+def _without(terms: Collection[str], loss: LossConfig) -> list[object]:
+    """The schedule's stages without these weights."""
+    kept = [(stage.step, {k: v for k, v in stage.weights.items() if k not in terms}) for stage in loss.schedule]
+    return [{"step": step, "weights": weights} for step, weights in kept if weights]
 
 
 def preset(name: str, data: Path, **options: object) -> Recipe:

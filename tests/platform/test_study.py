@@ -14,10 +14,12 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 from ray.tune import ExperimentAnalysis
 from ray.tune.schedulers import ASHAScheduler
 
+from siclip.checkpoints.formats import read_checkpoint
 from siclip_platform.metrics import METRICS
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.journal import Journal
@@ -245,6 +247,30 @@ def test_a_stopped_trial_has_given_its_memory_back_before_the_next_starts(
     held = [runs[trial.trial_id].data.metrics["train/held_before"] for trial in result.trials]
     assert held == [0.0] * 6
     assert len({runs[trial.trial_id].data.metrics["train/process"] for trial in result.trials}) == 1
+
+
+def test_trials_under_ray_train_are_those_of_a_process(
+    own_ray: None, out: Path, tracker: Tracker, digits: Path
+) -> None:
+    """The same metrics and the same weights, costs among the figures, and nothing of Ray Train's left on the disk."""
+    base = parts.base_recipe(digits, steps=4, threads=1).updated({"evaluation.validation_samples": 20})
+    found = {}
+    for backend, resources in (("process", {"CPU": 1.0}), ("train", {"CPU": 0.01})):
+        folder = out / f"backend-{backend}"
+        plan = parts.plan(folder, digits, [0.1], base=base, run=None, backend=backend, resources=resources)
+        result, runs = run(tracker, f"backend-{backend}", plan, rerun=True)
+        (trial,) = result.trials
+        assert (trial.state, trial.reason, trial.steps) == ("completed", "", 4)
+        metrics = runs["trial-000"].data.metrics
+        assert metrics["cost/parameters_trainable"] > 0 and metrics["cost/seconds"] > 0
+        validation = {name: curve(tracker, runs["trial-000"], name) for name in metrics if name.startswith("valid")}
+        assert trial.checkpoint is not None
+        found[backend] = (validation, read_checkpoint(trial.checkpoint)["model"])
+        assert [path.name for path in folder.rglob("*.pt")] == ["seed-0.step-4.pt"]
+    process, train = found["process"], found["train"]
+    assert process[0] == train[0] and len(process[0]) > 5
+    assert all(curve.keys() == {2, 4} for curve in train[0].values())
+    assert all(torch.equal(value, train[1][name]) for name, value in process[1].items())
 
 
 class Away:

@@ -104,6 +104,17 @@ def test_another_best_is_trained_in_place_of_the_first_and_the_first_is_kept(
     assert read().best.tag("best_trial") == "trial-000"
 
 
+def test_the_control_of_a_schedule_keeps_what_is_no_distillation(digits: Path) -> None:
+    stages = [
+        {"step": 4, "weights": {"feature_distillation": 500.0, "contrastive": 2.0}},
+        {"step": 8, "weights": {"interactive_contrastive": 0.5}},
+    ]
+    best = digits_student(digits, Path("teacher.pt")).updated({"loss.schedule": stages})
+    loss = without_distillation(best).loss
+    assert not loss.distils and loss.at(0).contrastive == 1.0
+    assert [(stage.step, stage.weights) for stage in loss.schedule] == [(4, {"contrastive": 2.0})]
+
+
 def test_a_best_that_a_kill_left_unfinished_is_closed_when_another_is_trained(
     out: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,10 +108,15 @@ def _search(options: Options, space: Any, base: Recipe, confirm: int) -> None:
 
 
 def _say(experiment: Experiment, study: StudyResult) -> None:
+    from siclip_platform.search.folder import RECIPES
+
     best = study.best
     say = experiment.display.say
     say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
-    say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
+    if best.recipe.loss.schedule:
+        say(f"to train it: siclip-platform train --recipe {experiment.folder / RECIPES / best.trial_id}.yaml")
+    else:
+        say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
     say(f"MLflow: {experiment.tracker.address}")
 
 

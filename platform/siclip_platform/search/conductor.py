@@ -19,7 +19,7 @@ from siclip_platform.search.journal import Entry, Journal, State, trial_name
 from siclip_platform.search.ray_lane import train_with_ray
 from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.restart import replay_into
-from siclip_platform.search.retention import newest_checkpoint, sweep
+from siclip_platform.search.retention import TRAIN, newest_checkpoint, sweep
 from siclip_platform.search.reuse import Reuse
 from siclip_platform.search.secrets import keep_secrets_from_metadata
 from siclip_platform.search.study import StudyPlan, StudyResult, outcome
@@ -271,7 +271,7 @@ def _run_of(plan: StudyPlan) -> Any:
     """None is the training in the trial's own process."""
     if plan.backend == "process":
         return None
-    storage = str(plan.folder.resolve() / "train")
+    storage = str(plan.folder.resolve() / TRAIN)
     return functools.partial(train_with_ray, storage=storage, worker_cpus=plan.worker_cpus)
 
 

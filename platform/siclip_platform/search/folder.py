@@ -15,6 +15,8 @@ from siclip_platform.recipe import Recipe
 
 FILE = "study.json"
 SPACE = "space.yaml"
+RECIPES = "schedules"
+"""Of a population: a recipe for each member, with its schedule."""
 
 
 class StudyFile(Config):

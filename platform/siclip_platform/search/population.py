@@ -17,14 +17,13 @@ from ray.tune.search import Searcher
 
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.search.conductor import Conductor
+from siclip_platform.search.folder import RECIPES
 from siclip_platform.search.journal import Entry, trial_name
 from siclip_platform.search.lane import step_of
 from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.retention import checkpoint_at
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial import CHECKPOINTS, REPLAY
-
-RECIPES = "schedules"
 
 
 class PopulationConductor(Conductor):

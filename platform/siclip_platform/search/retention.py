@@ -13,6 +13,8 @@ from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial import CHECKPOINTS
 
 log = logging.getLogger(__name__)
+TRAIN = "train"
+"""Where Ray Train keeps those of trainings that run."""
 
 
 def newest_checkpoint(folder: Path, entry: Entry, seed: int, until: int | None = None) -> Path | None:
@@ -55,7 +57,7 @@ def sweep(plan: StudyPlan, journal: Journal) -> list[str]:
         over = plan.disk_budget is not None and _bytes(plan.folder) > plan.disk_budget
         if not over and (entry.state == "completed" or plan.disk_budget is not None):
             continue
-        if _remove(plan.folder, entry):
+        if _remove(plan, entry):
             removed.append(entry.name)
     if plan.disk_budget is not None and _bytes(plan.folder) > plan.disk_budget:
         log.warning(
@@ -65,8 +67,10 @@ def sweep(plan: StudyPlan, journal: Journal) -> list[str]:
     return removed
 
 
-def _remove(folder: Path, entry: Entry) -> bool:
-    places = [folder / CHECKPOINTS / attempt for attempt in entry.attempts]
+def _remove(plan: StudyPlan, entry: Entry) -> bool:
+    places = [plan.folder / CHECKPOINTS / attempt for attempt in entry.attempts]
+    if plan.backend == "train":
+        places += [plan.folder / TRAIN / plan.recipe(entry.values, seed).hash for seed in plan.seed_numbers]
     there = [place for place in places if place.is_dir()]
     for place in there:
         shutil.rmtree(place, ignore_errors=True)
@@ -76,7 +80,7 @@ def _remove(folder: Path, entry: Entry) -> bool:
 def _bytes(folder: Path) -> int:
     """Of all checkpoints; one that goes away meanwhile counts nothing."""
     total = 0
-    for path in (folder / CHECKPOINTS).rglob("*.pt"):
+    for path in (*(folder / CHECKPOINTS).rglob("*.pt"), *(folder / TRAIN).rglob("*.pt")):
         try:
             total += path.stat().st_size
         except FileNotFoundError:

@@ -191,6 +191,17 @@ def test_too_many_bad_rows_stop_and_what_is_done_is_reused(tmp_path: Path, monke
     assert imported.dataset.rows("train") == 48
 
 
+def test_an_import_without_a_usable_row_is_no_dataset(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+        (tmp_path / f"{number}.txt").write_text("a caption")
+    with pytest.raises(UserError, match=r"none of the 3 rows can be used: .*ledger.parquet says why"):
+        run_import(tmp_path, tmp_path / "out", ImportConfig())
+    assert len(pq.read_table(tmp_path / "out" / "ledger.parquet")) == 3
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        open_dataset(tmp_path / "out")
+
+
 def test_a_finished_import_is_returned_and_another_refused(tmp_path: Path) -> None:
     write_pairs(tmp_path / "source", 20, 10, 0)
     config = ImportConfig(shard_rows=10)

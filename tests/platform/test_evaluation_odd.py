@@ -96,6 +96,14 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -
     assert [sample.key for sample in data.samples()] == ["cat/ein Bild ü.png", "wild dog/ein Bild ü.png"]
 
 
+@pytest.mark.parametrize(("suite", "problem"), [(" , ", "names no set"), ("a,b/a", "names 'a' twice")])
+def test_results_have_one_name_each(tmp_path: Path, suite: str, problem: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match=problem):
+        find_sets(suite, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [

@@ -69,8 +69,8 @@ def import_dataset(
         progress: called in this process with (pieces done, all pieces).
 
     Raises:
-        UserError: ``folder`` cannot be written or holds something else, or more than ``max_bad_share`` of the
-            rows are bad.
+        UserError: ``folder`` cannot be written or holds something else, more than ``max_bad_share`` of the rows
+            are bad, or none is left.
     """
     folder = folder.absolute()
     if config.validation_share and config.split == VALIDATION:
@@ -128,6 +128,10 @@ class _Job:
         shards = self._without_duplicates(records, drops)
         ledger = self._write_ledger(range(len(records)), drops)
         self.tally.check(self.max_bad_share, self.folder, finished=True)
+        if not self.tally.written:
+            raise UserError(
+                f"none of the {self.tally.read:,} rows can be used: {self.folder / LEDGER} says why of each"
+            )
         splits: dict[str, list[ShardEntry]] = {}
         for split, path, entry in shards:
             _link(path, self.folder / entry.path)

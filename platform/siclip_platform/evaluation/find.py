@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from siclip_platform.evaluation.datasets import read_dataset
 from siclip_platform.evaluation.image_folder import is_image_folder, read_image_folder
 from siclip_platform.evaluation.sets import Data
 from siclip_platform.evaluation.webdataset_layout import SHARDS, read_webdataset
+from siclip_platform.storage import Place, RemotePath
 
 LAYOUTS = (
     "SPLIT/nshards.txt (webdataset), manifest.json (a dataset of ours), captions_*.json, dataset_*.json, *.token or "
@@ -27,17 +29,21 @@ class Found:
     """A set that was asked for. ``folder``: None where it is not on disk. ``known``: its entry if it is one of 38."""
 
     name: str
-    folder: Path | None
+    folder: Place | None
     known: SuiteSet | None
 
 
-def find_sets(suite: str | None, data: Path) -> list[Found]:
+def find_sets(suite: str | None, data: Place) -> list[Found]:
     """``suite``: ``datacomp``, or names separated by commas: of the 38 sets, or of folders in ``data``; None takes
     ``data`` itself as the one set.
 
     Raises:
         UserError: the folder is not there, or a name is neither one of the 38 nor a folder in it.
     """
+    if isinstance(data, RemotePath):
+        if suite is not None:
+            raise UserError(f"--suite reads local folders, and {data} is a URI: copy the sets here, or leave it out")
+        return [Found(data.name, data, find_set(data.name))]
     if not data.is_dir():
         raise UserError(f"data folder {data} does not exist: name one with --data")
     if suite is None:
@@ -45,7 +51,13 @@ def find_sets(suite: str | None, data: Path) -> list[Found]:
     sets = suite_sets(suite)
     if sets is not None:
         return [Found(known.name, _folder_of(known, data), known) for known in sets]
-    return [_find(name.strip(), data) for name in suite.split(",") if name.strip()]
+    found = [_find(name.strip(), data) for name in suite.split(",") if name.strip()]
+    twice = [name for name, count in Counter(each.name for each in found).items() if count > 1]
+    if not found:
+        raise UserError(f"--suite {suite!r} names no set: write names separated by commas")
+    if twice:
+        raise UserError(f"--suite {suite!r} names {twice[0]!r} twice: figures are told apart by the names of sets")
+    return found
 
 
 def _find(name: str, data: Path) -> Found:
@@ -71,10 +83,10 @@ def open_set(found: Found, split: str) -> list[Data]:
     """
     folder = found.folder
     assert folder is not None
+    if isinstance(folder, RemotePath) or (folder / MANIFEST).is_file():
+        return [part for part in read_dataset(folder, split) if part is not None]
     if (folder / split / SHARDS).is_file():
         return [_checked(read_webdataset(folder, split, found.name), found)]
-    if (folder / MANIFEST).is_file():
-        return [part for part in read_dataset(folder, split) if part is not None]
     if (folder / FILE).is_file():
         return [read_cues(folder)]
     annotations = find_annotations(folder)

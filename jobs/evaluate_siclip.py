@@ -1,18 +1,17 @@
 """Measure models on evaluation sets: classification, retrieval, composition, with confidence intervals.
 
 python jobs/evaluate_siclip.py runs/train/train/train.pt --data eval-sets --suite datacomp
-ray job submit -- python jobs/evaluate_siclip.py /shared/best.pt --data /shared/eval-sets --suite datacomp
+ray job submit -- python jobs/evaluate_siclip.py /shared/best.pt --recipe /shared/siclip-s0.yaml
+
+With a recipe: on its dataset, its teacher beside the model.
 """
 
 from __future__ import annotations
 
-import typer
-
 from siclip_platform.cli.evaluate import evaluate
-from siclip_platform.cli.guard import guarded
+from siclip_platform.cli.guard import as_app, guarded
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(evaluate)
+app = as_app(evaluate)
 
 if __name__ == "__main__":
     guarded(app)

@@ -2,55 +2,55 @@
 
 python jobs/train_siclip.py --preset digits-teacher --data data/digits
 ray job submit -- python jobs/train_siclip.py --recipe /shared/siclip-s0.yaml --out /shared/runs/siclip-s0
+python jobs/train_siclip.py --recipe siclip-s0.yaml --data s3://bucket/cc12m --checkpoints s3://bucket/runs
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from siclip_platform.cli.experiments import (
-    AddressOption,
-    DataOption,
-    PresetOption,
-    RecipeOption,
-    RegisterOption,
-    SetOption,
-    TeacherOption,
-    TrackingOption,
-    VerboseOption,
-    read_recipe,
-)
-from siclip_platform.cli.guard import guarded
+from siclip_platform.cli import experiments as cli
+from siclip_platform.cli.guard import as_app, guarded
+from siclip_platform.cli.tune import ResumeOption, resumed
 from siclip_platform.opening import open_experiment
 from siclip_platform.options import Options, default_out
+from siclip_platform.storage import place
 
 
 def train_siclip(
-    recipe: RecipeOption = None,
-    preset: PresetOption = None,
-    data: DataOption = None,
-    teacher: TeacherOption = None,
-    changes: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for everything that is written.")] = None,
+    recipe: cli.RecipeOption = None,
+    preset: cli.PresetOption = None,
+    data: cli.DataOption = None,
+    teacher: cli.TeacherOption = None,
+    changes: cli.SetOption = None,
+    out: cli.JobOutOption = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share a batch, each with a GPU.")] = 1,
-    register: RegisterOption = None,
-    tracking_uri: TrackingOption = None,
-    address: AddressOption = None,
-    verbose: VerboseOption = False,
+    register: cli.RegisterOption = None,
+    checkpoints: cli.CheckpointsOption = None,
+    artifacts: cli.ArtifactsOption = None,
+    resume: ResumeOption = None,
+    tracking_uri: cli.TrackingOption = None,
+    address: cli.AddressOption = None,
+    verbose: cli.VerboseOption = False,
 ) -> None:
     """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
-    chosen = read_recipe(recipe, preset, data, teacher, changes)
-    options = Options(
-        out=(out or default_out().with_name("train")).resolve(), tracking_uri=tracking_uri, address=address,
-        concurrent=1, workers=workers, verbose=verbose, register=register, data=Path(chosen.data.path),
-    )  # fmt: skip
+    asked: dict[str, Any] = cli.where_to_keep(checkpoints, artifacts) | {
+        "out": (out or default_out().with_name("train")).resolve(), "address": address, "verbose": verbose,
+        "concurrent": 1, "workers": workers,
+    }  # fmt: skip
+    if resume:
+        options, chosen = resumed(resume, None, asked, tracking_uri, kind="train")
+    else:
+        chosen = cli.read_recipe(recipe, preset, data, teacher, changes)
+        options = Options(**asked, tracking_uri=tracking_uri, register=register, data=place(chosen.data.path))
 
     with open_experiment(options, name, chosen) as experiment:
         experiment.dataset()
+        if not resume:
+            experiment.keep(chosen, kind="train")
         finished = experiment.train({"train": chosen})["train"]
 
     for key, value in sorted(finished.metrics.items()):
@@ -59,8 +59,7 @@ def train_siclip(
     experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.address}")
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(train_siclip)
+app = as_app(train_siclip)
 
 if __name__ == "__main__":
     guarded(app)

@@ -19,11 +19,12 @@ from siclip_platform.options import Options, command_line
 from siclip_platform.ray_trainer import run_with_ray_train
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
-from siclip_platform.search.folder import SPACE, StudyFile, read_study
+from siclip_platform.search.folder import FILE, SPACE, StudyFile, read_study
 from siclip_platform.search.identity import weights_hash
 from siclip_platform.search.journal import FILE as JOURNAL
 from siclip_platform.search.space import space_text
 from siclip_platform.search.study import StudyPlan, StudyResult
+from siclip_platform.storage import copy_file
 from siclip_platform.timeline import Timeline
 from siclip_platform.tracking import Kind, TrackedRun, Tracker
 from siclip_platform.tracking.store import without_password
@@ -68,7 +69,7 @@ class Experiment:
             from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
 
             with self.timeline.span("dataset"), self.display.task("digit scenes") as task:
-                build_digit_scenes(folder, DigitScenesConfig(), task.progress)
+                build_digit_scenes(self.options.built_folder.resolve(), DigitScenesConfig(), task.progress)
         self._dataset = open_dataset(folder)
         self.tags["dataset_hash"] = self._dataset.hash
         return self._dataset
@@ -123,8 +124,11 @@ class Experiment:
             disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register,
             tracking_uri=without_password(self.tracker.uri), data=str(options.data) if options.data else None,
             sampler=options.sampler, scheduler=options.scheduler,
+            checkpoints=str(options.checkpoints) if options.checkpoints else None, artifacts=options.artifacts,
             options=more,
         ).write(self.folder)  # fmt: skip
+        if options.checkpoints:
+            copy_file(self.folder / FILE, options.checkpoints / self.name / FILE)
 
     def search(self, space: SearchSpace, base: Recipe) -> StudyResult:
         """Run a search around ``base``, which is the first trial; trials share the machine as the planner says."""
@@ -284,12 +288,15 @@ class Experiment:
         return finished
 
     def _under_ray_train(self, name: str, recipe: Recipe, run: TrackedRun) -> Finished:
+        kept = self.options.checkpoints / self.name if self.options.checkpoints else None
         with self.display.task(name, total=recipe.training.steps) as task:
             trained = run_with_ray_train(
                 recipe, name=name, storage=self.folder / "train", log=_both(run, task), worker_cpus=WORKER_CPUS,
-                workers=self.options.workers,
+                workers=self.options.workers, checkpoints=kept / "train" if kept else None,
             )  # fmt: skip
-        metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, Path(recipe.data.path), "test")
+            if kept:
+                copy_file(trained.checkpoint, kept / f"{name}.pt")
+        metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, recipe.data.path, "test")
         return Finished(trained.checkpoint, metrics)
 
 

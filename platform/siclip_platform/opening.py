@@ -13,8 +13,10 @@ from siclip_platform.errors import UserError
 from siclip_platform.experiment import WORKER_CPUS, Experiment
 from siclip_platform.options import Options, unused_name
 from siclip_platform.recipe import Recipe
+from siclip_platform.search.folder import FILE, read_study
+from siclip_platform.storage import check_writable
 from siclip_platform.tracking import Tracker, check_tracking, default_tracking_uri
-from siclip_platform.tracking.store import study_names, without_password
+from siclip_platform.tracking.store import check_artifacts, study_names, without_password
 from siclip_platform.trainer import check
 
 STOPPED = 130
@@ -34,11 +36,15 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output folder {options.out} cannot be made: {error.strerror}; name another --out") from None
+    if options.checkpoints:
+        check_writable(options.checkpoints, "--checkpoints")
+    if options.artifacts:
+        check_artifacts(options.artifacts)
     for recipe in recipes:
         check(recipe, with_data=options.data is not None)
     uri = options.tracking_uri or default_tracking_uri(options.out)
     name = options.resume or _new_name(name, uri, options)
-    tracker = Tracker(uri, artifacts=options.out / "artifacts", spool=options.out / name)
+    tracker = Tracker(uri, artifacts=options.artifacts or options.out / "artifacts", spool=options.out / name)
     display = Display()
     needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS, workers=options.workers)
     try:
@@ -48,7 +54,9 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         experiment.timeline.write(options.out)
     except KeyboardInterrupt:
         _close(tracker, display, options.out / name, 5)
-        display.say(f"stopped. To go on: siclip-platform tune --resume {name} --out {options.out}")
+        display.say(
+            f"stopped. To go on: siclip-platform {_command(options.out / name)} --resume {name} --out {options.out}"
+        )
         raise SystemExit(STOPPED) from None
     except BaseException:
         _close(tracker, display, options.out / name, 10)
@@ -56,9 +64,15 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     _close(tracker, display, options.out / name, 60)
 
 
+def _command(folder: Path) -> str:
+    """What goes on with a study."""
+    kind = read_study(folder).kind if (folder / FILE).is_file() else "search"
+    return {"search": "tune", "ablation": "ablate"}.get(kind, kind)
+
+
 def _new_name(name: str, uri: str, options: Options) -> str:
     check_tracking(uri)
-    return unused_name(name, study_names(uri, options.out / "artifacts"), options.out)
+    return unused_name(name, study_names(uri, options.artifacts or options.out / "artifacts"), options.out)
 
 
 @contextmanager

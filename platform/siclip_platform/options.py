@@ -14,6 +14,7 @@ from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.search.study import Backend
+from siclip_platform.storage import Place
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -32,8 +33,8 @@ class Options:
     """
 
     out: Path
-    data: Path | None = None
-    teacher: Path | None = None
+    data: Place | None = None
+    teacher: Place | None = None
     tracking_uri: str | None = None
     address: str | None = None
     trials: int = 8
@@ -50,11 +51,18 @@ class Options:
     sampler: str | None = None
     scheduler: str | None = None
     workers: int = 1
+    checkpoints: Place | None = None
+    artifacts: str | None = None
 
     @property
-    def dataset_folder(self) -> Path:
+    def dataset_folder(self) -> Place:
         """``data``, or where the embedded default is built."""
-        return (self.data or self.out / "digit-scenes").resolve()
+        return (self.data or self.built_folder).resolve()
+
+    @property
+    def built_folder(self) -> Path:
+        """Where the embedded default is built."""
+        return self.out / "digit-scenes"
 
     @property
     def trainings(self) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from siclip.config import LossConfig, TrainingConfig
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import DataConfig, EvaluationConfig, Recipe, StudentConfig
+from siclip_platform.storage import Place
 
 TEACHER_STEPS = 200
 STUDENT_STEPS = 48
 
 
-def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
+def digits_teacher(data: Place, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
     """``mobileclip-nano`` from scratch with the contrastive loss alone."""
     return Recipe(
         data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
@@ -24,7 +24,7 @@ def digits_teacher(data: Path, *, steps: int = TEACHER_STEPS, seed: int = 0) -> 
     )
 
 
-def digits_student(data: Path, teacher: Path | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0) -> Recipe:
+def digits_student(data: Place, teacher: Place | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0) -> Recipe:
     """``siclip-nano`` that inherits the teacher's trunk, keeps it frozen, and is distilled in three spaces."""
     return Recipe(
         data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
@@ -62,7 +62,7 @@ def _without(terms: Collection[str], loss: LossConfig) -> list[object]:
     return [{"step": step, "weights": weights} for step, weights in kept if weights]
 
 
-def preset(name: str, data: Path, **options: object) -> Recipe:
+def preset(name: str, data: Place, **options: object) -> Recipe:
     """A shipped recipe by name.
 
     Raises:

@@ -23,6 +23,7 @@ from siclip.training.loop import Save, resume, train
 from siclip.training.trainer import Trainer, TrainingDiverged
 from siclip_platform.divergence import keeping_ids
 from siclip_platform.recipe import Recipe
+from siclip_platform.storage import Place, RemotePath
 from siclip_platform.stream import Stream
 from siclip_platform.stream.ray_reader import check_reader_nodes, ray_batches
 from siclip_platform.trainer import CHECKPOINT, Log, prepare, recipe_model, start_blocks
@@ -166,14 +167,22 @@ def _take_over_weights(trainer: Trainer) -> None:
 
 
 def run_with_ray_train(
-    recipe: Recipe, *, name: str, storage: Path, log: Log, worker_cpus: float = 1.0, workers: int = 1
+    recipe: Recipe,
+    *,
+    name: str,
+    storage: Path,
+    log: Log,
+    worker_cpus: float = 1.0,
+    workers: int = 1,
+    checkpoints: Place | None = None,
 ) -> TrainedModel:
     """Train on Ray Train workers (each with a GPU where the cluster has that many); each reads its share of a batch.
 
     Several workers compute what one does with the whole batch, but for the order in which sums are taken.
 
-    Needs a connected Ray. A run of the same name in the same storage goes on from its last checkpoint. A worker that
-    is lost is started again, twice at the most; a recipe that cannot succeed is not.
+    Needs a connected Ray. A run of the same name in the same storage goes on from its last checkpoint;
+    ``checkpoints`` is where Ray Train keeps them, if not in ``storage``. A worker that is lost is started again,
+    twice at the most; a recipe that cannot succeed is not.
 
     Raises:
         UserError: the recipe does not fit its data or teacher, or the batch cannot be divided.
@@ -202,7 +211,7 @@ def run_with_ray_train(
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage),
+            **_storage(checkpoints or storage),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=3),
         ),
@@ -230,6 +239,13 @@ def _beside_driver() -> dict[str, Any]:
 
     here = ray.get_runtime_context().get_node_id()
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
+def _storage(where: Place) -> dict[str, Any]:
+    """Fields of Ray's `RunConfig`; a store's filesystem is ours, with bounded waiting, and holds no keys."""
+    if isinstance(where, RemotePath):
+        return {"storage_path": where.path, "storage_filesystem": where.filesystem}
+    return {"storage_path": str(where)}
 
 
 def _check_workers(recipe: Recipe, workers: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import yaml
 
 from siclip_platform.cluster import check_address, prepare_environment
 from siclip_platform.errors import UserError
+from siclip_platform.storage import refuse_credentials
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -87,6 +89,9 @@ def find_job(name: str) -> Path:
 
 def _refuse_password(word: str) -> None:
     value = word.partition("=")[2] if word.startswith("--") else word
+    found = re.search(r"[a-zA-Z][\w+.-]*://\S+", word)
+    if found and found[0].startswith("s3:"):
+        refuse_credentials(found[0])
     if "://" in value and urlsplit(value).password:
         raise UserError(
             "an argument of the job holds a password in a URL, and whoever reaches the cluster can read a job's "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from siclip.teachers import StoredTeacher, Teacher, TeacherEnsemble
 from siclip_platform.datasets.manifest import open_dataset
@@ -69,7 +68,7 @@ def _stored(recipe: Recipe) -> StoredTeacher:
     """The teacher of the embeddings beside every dataset of a recipe: it must be one and the same."""
     name = recipe.data.teacher_embeddings
     assert name
-    folders = [Path(recipe.data.path), *(Path(part.path) for part in recipe.data.mix)]
+    folders = [recipe.data.path, *(part.path for part in recipe.data.mix)]
     sidecars = [open_sidecar(open_dataset(folder), "embeddings", name) for folder in folders]
     first, *others = (_made_by(sidecar) for sidecar in sidecars)
     for sidecar, made_by in zip(sidecars[1:], others, strict=True):

@@ -55,7 +55,7 @@ def caption_dataset(
         UserError: the dataset, the model or the teacher cannot be opened, or the folder holds other captions.
     """
     dataset = open_dataset(folder)
-    sidecar_folder(dataset.folder, "captions", name)
+    sidecar_folder(dataset.local_folder, "captions", name)
     chosen = chosen_splits(dataset, splits)
     captioner, pool = CoCaCaptioner(config), pool or Pool(actors=1)
     recipe: dict[str, Any] = {
@@ -67,7 +67,7 @@ def caption_dataset(
     del captioner
     if config.similarity:
         recipe["teacher"] = EmbeddingTeacher(config.similarity.teacher).identity
-    arguments = (str(dataset.folder), config.model_dump_json(), pool.gpus > 0)
+    arguments = (str(dataset.local_folder), config.model_dump_json(), pool.gpus > 0)
     pool = Pool(cpus=pool.cpus, gpus=pool.gpus, actors=max(pool.actors, 1), arguments=arguments, here=pool.here)
     return make_sidecar(dataset, "captions", name, VERSION, recipe, chosen, CaptionShard, pool, progress)
 

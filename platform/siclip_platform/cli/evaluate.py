@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siclip_platform.cli.experiments import PresetOption, RecipeOption, SetOption, recipe_beside
 from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:
+    from siclip.evaluation.cost import Cost
+    from siclip_platform.evaluation.find import Found
+    from siclip_platform.evaluation.kept import KeptResults
     from siclip_platform.evaluation.measure import Subject
-    from siclip_platform.evaluation.runner import SuiteResult
+    from siclip_platform.evaluation.results import Sampling, SetResult, SuiteResult
+    from siclip_platform.storage import Place
+
+DEFAULT_CACHE = Path("runs/evaluate")
+"""Of an evaluation of several sets, which may be stopped half-way."""
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint that training wrote, or open_clip:NAME:TAG.")],
-    data: Annotated[Path, typer.Option(help="The folder of the sets; without --suite, of the one set.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint, file or URI, or open_clip:NAME:TAG.")],
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The folder of the sets; without --suite, of the one set, or the URI of a dataset."),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Measured beside the model; default: the recipe's.")] = None,
+    changes: SetOption = None,
     suite: Annotated[
         str | None, typer.Option(help="datacomp (the 38 sets), or names of sets or folders, by commas.")
     ] = None,
@@ -30,27 +46,59 @@ def evaluate(
     cost: Annotated[bool, typer.Option("--cost", help="Also measure size, latency and memory.")] = False,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    cache: Annotated[Path | None, typer.Option(help="A folder that keeps class embeddings.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keeps finished sets and class embeddings; of several sets: runs/evaluate.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure finished sets again.")] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="Also log to this MLflow store.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Zero-shot classification, retrieval and composition of a model, with confidence intervals.
 
+    A recipe stands for its dataset and its teacher.
+
     A checkpoint of ours on a dataset of ours alone: retrieval R@1/5/10 both ways, and how often a caption beats every
     false one.
     """
-    models = [model, *(compare or [])]
+    from rich.console import Console
+
+    from siclip_platform.evaluation.find import find_sets
+    from siclip_platform.evaluation.kept import KeptResults
+    from siclip_platform.evaluation.record import as_dict, record
+    from siclip_platform.evaluation.results import Sampling
+    from siclip_platform.evaluation.show import show
+    from siclip_platform.storage import place
+
+    wanted = recipe_beside(recipe, preset, data, teacher, changes)
+    data = wanted.data.path if wanted else data
+    teacher = wanted.teacher if wanted else teacher
+    if data is None:
+        raise UserError("name the folder of the sets with --data, or a recipe with --recipe")
+    models = [model, *(compare or []), *([teacher] if teacher else [])]
     if len(set(models)) != len(models):
         raise UserError("the same model is named twice: name another with --compare")
+    where = place(data)
     plain = suite is None and len(models) == 1 and not (pair_matching or cost or cache or tracking_uri)
-    if plain and not model.startswith("open_clip:") and (data / "manifest.json").is_file():
-        _print_metrics(Path(model), data, split, as_json)
+    if plain and not model.startswith("open_clip:") and (where / "manifest.json").is_file():
+        _print_metrics(model, where, split, as_json)
         return
-    subjects, found = _prepare(models, data, suite, pair_matching, top, cache, tracking_uri)
-    _run(subjects, found, data, suite, split, cost, resamples, seed, tracking_uri, as_json)
+    found = find_sets(suite, where)
+    cache = cache or (DEFAULT_CACHE if len(found) > 1 else None)
+    subjects = _prepare(models, pair_matching, top, cache, tracking_uri)
+    sampling = Sampling(resamples=resamples, seed=seed)
+    kept = KeptResults(cache, subjects, split, sampling, fresh=fresh) if cache else None
+    result = _measure(subjects, found, suite, split, sampling, kept)
+    costs = _costs(subjects) if cost else {}
+    if as_json:
+        typer.echo(json.dumps(as_dict(result, costs), indent=2))
+    else:
+        show(result, costs, Console(highlight=False), confidence=sampling.confidence)
+    if tracking_uri:
+        record(tracking_uri, result, costs, data=where, split=split, suite=suite or where.name)
+    _refuse_half_done(result)
 
 
-def _print_metrics(checkpoint: Path, data: Path, split: str, as_json: bool) -> None:
+def _print_metrics(checkpoint: str, data: Place, split: str, as_json: bool) -> None:
     from siclip_platform.evaluation import evaluate_checkpoint
 
     metrics = evaluate_checkpoint(checkpoint, data, split)
@@ -62,28 +110,22 @@ def _print_metrics(checkpoint: Path, data: Path, split: str, as_json: bool) -> N
 
 
 def _prepare(
-    models: list[str],
-    data: Path,
-    suite: str | None,
-    pair_matching: bool,
-    top: int,
-    cache: Path | None,
-    tracking_uri: str | None,
-) -> tuple[list[Subject], list[Any]]:
-    """Everything that can be wrong is found before anything is measured."""
+    models: list[str], pair_matching: bool, top: int, cache: Path | None, tracking_uri: str | None
+) -> list[Subject]:
+    """Everything that can be wrong with the models and the store is found before anything is measured."""
     import torch
 
     from siclip.evaluation.classification import ClassEmbeddings
     from siclip.evaluation.reranking import load_pair_head
-    from siclip_platform.evaluation.find import find_sets
     from siclip_platform.evaluation.measure import Subject
     from siclip_platform.evaluation.models import OPEN_CLIP, open_model
+    from siclip_platform.storage import fetched
     from siclip_platform.tracking import check_tracking
 
-    missing = [name for name in models if not name.startswith(OPEN_CLIP) and not Path(name).is_file()]
+    local = [name for name in models if not name.startswith(OPEN_CLIP) and "://" not in name]
+    missing = [name for name in local if not Path(name).is_file()]
     if missing:
         raise UserError(f"checkpoint {missing[0]} does not exist")
-    found = find_sets(suite, data)
     if tracking_uri:
         check_tracking(tracking_uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,49 +134,43 @@ def _prepare(
         encoder = open_model(name, device)
         if pair_matching and name.startswith(OPEN_CLIP):
             raise UserError(f"{name} has no pair-matching head: leave out --pair-matching or the model")
-        head = load_pair_head(name) if pair_matching else None
+        with fetched(name) if pair_matching else nullcontext() as path:
+            head = load_pair_head(path) if path else None
         subjects.append(Subject(encoder, ClassEmbeddings(encoder, cache), head, top))
-    return subjects, found
+    return subjects
 
 
-def _run(
+def _measure(
     subjects: list[Subject],
-    found: list[Any],
-    data: Path,
+    found: list[Found],
     suite: str | None,
     split: str,
-    cost: bool,
-    resamples: int,
-    seed: int,
-    tracking_uri: str | None,
-    as_json: bool,
-) -> None:
+    sampling: Sampling,
+    kept: KeptResults | None,
+) -> SuiteResult:
+    """Measure the sets and say of each how it ended."""
     from rich.console import Console
 
-    from siclip.evaluation.cost import measure_cost, reference
     from siclip.evaluation.suite import suite_sets
-    from siclip_platform.evaluation.record import as_dict, record
-    from siclip_platform.evaluation.runner import Sampling, run_suite
-    from siclip_platform.evaluation.show import show
+    from siclip_platform.evaluation.runner import run_suite
 
-    sampling = Sampling(resamples=resamples, seed=seed)
+    console = Console(stderr=True, highlight=False)
+
+    def progress(each: SetResult) -> None:
+        if len(found) > 1:
+            console.print(f"{each.name}: {'kept from an earlier run' if each.kept else each.state}")
+
     whole = suite is not None and suite_sets(suite) is not None
-    progress = Console(stderr=True, highlight=False)
-    result = run_suite(
-        subjects, found, split=split, suite=whole, sampling=sampling,
-        progress=lambda each: progress.print(f"{each.name}: {each.state}") if len(found) > 1 else None,
+    return run_suite(
+        subjects, found, split=split, suite=whole, sampling=sampling, progress=progress, kept=kept
     )  # fmt: skip
-    costs = {}
-    if cost:
-        against = reference(subjects[0].encoder.device)
-        costs = {each.encoder.name: measure_cost(each.encoder, against) for each in subjects}
-    if as_json:
-        typer.echo(json.dumps(as_dict(result, costs), indent=2))
-    else:
-        show(result, costs, Console(highlight=False), confidence=sampling.confidence)
-    if tracking_uri:
-        record(tracking_uri, result, costs, data=data, split=split, suite=suite or data.name)
-    _refuse_half_done(result)
+
+
+def _costs(subjects: list[Subject]) -> dict[str, Cost]:
+    from siclip.evaluation.cost import measure_cost, reference
+
+    against = reference(subjects[0].encoder.device)
+    return {each.encoder.name: measure_cost(each.encoder, against) for each in subjects}
 
 
 def _refuse_half_done(result: SuiteResult) -> None:

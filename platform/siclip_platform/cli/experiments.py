@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -17,12 +17,26 @@ if TYPE_CHECKING:
 
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
 PresetOption = Annotated[str | None, typer.Option(help="A shipped recipe: digits-teacher, digits-student.")]
-DataOption = Annotated[Path | None, typer.Option(help="The dataset folder; overrides the recipe's.")]
-TeacherOption = Annotated[Path | None, typer.Option(help="The teacher's checkpoint; overrides the recipe's.")]
+DataOption = Annotated[str | None, typer.Option(help="The dataset, a folder or a URI; overrides the recipe's.")]
+TeacherOption = Annotated[
+    str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; overrides the recipe's.")
+]
+BaseRecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file; default: digits-student.")]
+BaseDataOption = Annotated[
+    str | None, typer.Option(help="The dataset, a folder or a URI; default: digit scenes, built if missing.")
+]
+BaseTeacherOption = Annotated[
+    str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; default: one is trained.")
+]
+CheckpointsOption = Annotated[
+    str | None, typer.Option(help="A URI or folder for the checkpoints of Ray Train; default: in --out.")
+]
+ArtifactsOption = Annotated[str | None, typer.Option(help="A URI where MLflow keeps files; default: in --out.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE, for any recipe field.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
+JobOutOption = Annotated[Path | None, typer.Option(help="Folder for everything that is written; default: in runs/.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
-AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")]
+AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")]
 RegisterOption = Annotated[str | None, typer.Option(help="Name of the best model in MLflow's registry.")]
 VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
 
@@ -45,7 +59,7 @@ def run_job(name: str, context: typer.Context) -> None:
 
 
 def read_recipe(
-    file: Path | None, preset: str | None, data: Path | None, teacher: Path | None, changes: list[str] | None
+    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
 ) -> Recipe:
     """The recipe that a command line names, with its overrides.
 
@@ -54,6 +68,7 @@ def read_recipe(
     """
     from siclip_platform.presets import preset as shipped
     from siclip_platform.recipe import load_recipe
+    from siclip_platform.storage import located, place
 
     if (file is None) == (preset is None):
         raise UserError("name either --recipe FILE or --preset NAME")
@@ -62,29 +77,85 @@ def read_recipe(
     elif data is None:
         raise UserError(f"preset {preset!r} needs --data FOLDER (make one with: siclip-platform data build FOLDER)")
     else:
-        recipe = shipped(str(preset), data.resolve())
+        recipe = shipped(str(preset), place(data).resolve())
     values: dict[str, object] = {}
     if data is not None:
-        values["data.path"] = str(data.resolve())
+        values["data.path"] = located(data)
     if teacher is not None:
-        values["teacher"] = str(teacher.resolve())
+        values["teacher"] = located(teacher)
+    return _absolute(recipe.updated(values | set_values(changes)))
+
+
+def named_recipe(
+    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
+) -> Recipe | None:
+    """As `read_recipe`, for a command that has a default: None where neither a file nor a preset is named."""
+    return read_recipe(file, preset, data, teacher, changes) if file or preset else None
+
+
+def recipe_beside(
+    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
+) -> Recipe | None:
+    """As `named_recipe`, for a command that only looks up a recipe's parts: ``--set`` needs one.
+
+    Raises:
+        UserError: see `read_recipe`.
+    """
+    if changes and not (file or preset):
+        raise UserError("--set changes a recipe: name one with --recipe or --preset")
+    return named_recipe(file, preset, data, teacher, changes)
+
+
+def places(data: str | None, teacher: str | None) -> dict[str, Any]:
+    """Fields of `Options` for ``--data`` and ``--teacher``."""
+    from siclip_platform.storage import place
+
+    return {"data": place(data) if data else None, "teacher": place(teacher) if teacher else None}
+
+
+def set_values(changes: list[str] | None) -> dict[str, object]:
+    """The fields that ``--set`` gives, by dotted path.
+
+    Raises:
+        UserError: not PATH=VALUE.
+    """
+    values: dict[str, object] = {}
     for change in changes or []:
         path, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set {change!r}: write PATH=VALUE, for example training.learning_rate=1e-3")
         values[path] = _scalar(value)
-    return _absolute(recipe.updated(values))
+    return values
 
 
 def _absolute(recipe: Recipe) -> Recipe:
     """With paths that hold in any working folder: workers run in others."""
-    values: dict[str, object] = {"data.path": str(Path(recipe.data.path).resolve())}
+    from siclip_platform.storage import located
+
+    values: dict[str, object] = {"data.path": located(recipe.data.path)}
     if recipe.teacher:
-        values["teacher"] = str(Path(recipe.teacher).resolve())
+        values["teacher"] = located(recipe.teacher)
     sources = recipe.distil_from
     if sources:
-        values["distil_from"] = [s if s.startswith("open_clip:") else str(Path(s).resolve()) for s in sources]
+        values["distil_from"] = [s if s.startswith("open_clip:") else located(s) for s in sources]
+    if recipe.data.mix:
+        values["data.mix"] = [part.model_dump() | {"path": located(part.path)} for part in recipe.data.mix]
     return recipe.updated(values)
+
+
+def where_to_keep(checkpoints: str | None, artifacts: str | None) -> dict[str, Any]:
+    """Fields of `Options` for ``--checkpoints`` and ``--artifacts``.
+
+    Raises:
+        UserError: a URI holds credentials.
+    """
+    from siclip_platform.storage import place
+
+    files = place(artifacts).resolve() if artifacts else None
+    return {
+        "checkpoints": place(checkpoints).resolve() if checkpoints else None,
+        "artifacts": files.as_uri() if isinstance(files, Path) else files and str(files),
+    }
 
 
 def _scalar(text: str) -> object:

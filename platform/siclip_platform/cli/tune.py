@@ -9,6 +9,7 @@ import typer
 
 from siclip_platform.cli.experiments import (
     AddressOption,
+    ArtifactsOption,
     DataOption,
     OutOption,
     PresetOption,
@@ -19,6 +20,7 @@ from siclip_platform.cli.experiments import (
     TrackingOption,
     VerboseOption,
     read_recipe,
+    where_to_keep,
 )
 from siclip_platform.errors import UserError
 from siclip_platform.search.study import Backend
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from siclip_platform.experiment import Experiment
     from siclip_platform.options import Options
     from siclip_platform.recipe import Recipe
+    from siclip_platform.search.folder import StudyFile
     from siclip_platform.search.study import StudyResult
 
 TRIALS = 8
@@ -63,6 +66,7 @@ def tune(
     disk_budget: DiskOption = None,
     resume: ResumeOption = None,
     out: OutOption = Path("runs/tune"),
+    artifacts: ArtifactsOption = None,
     tracking_uri: TrackingOption = None,
     address: AddressOption = None,
     verbose: VerboseOption = False,
@@ -70,6 +74,7 @@ def tune(
     """Search a space around one recipe, or go on with a search that was stopped (--resume)."""
     from siclip_platform.options import Options, check_sharing, parse_bytes
     from siclip_platform.search import load_space
+    from siclip_platform.storage import place
 
     asked: dict[str, Any] = {"out": out.resolve(), "address": address, "verbose": verbose, "concurrent": concurrent}
     if resume and (sampler or scheduler):
@@ -80,8 +85,9 @@ def tune(
         base = read_recipe(recipe, preset, data, teacher, changes)
         options = Options(
             **asked, tracking_uri=tracking_uri, trials=trials or TRIALS, seed=seed, seeds=seeds, space=space,
-            backend=_backend(backend), rerun=rerun, register=register, data=Path(base.data.path),
+            backend=_backend(backend), rerun=rerun, register=register, data=place(base.data.path),
             disk_budget=parse_bytes(disk_budget) if disk_budget else None, sampler=sampler, scheduler=scheduler,
+            **where_to_keep(None, artifacts),
         )  # fmt: skip
     check = check_sharing(base.model.name)
     chosen = load_space(options.space, check_value=check, sampler=options.sampler, scheduler=options.scheduler)
@@ -129,20 +135,29 @@ def resumed(
         UserError: there is no such study, or it is of another kind.
     """
     from siclip_platform.options import Options
-    from siclip_platform.search.folder import SPACE, read_study
+    from siclip_platform.search.folder import FILE, SPACE, fetch_study, read_study
+    from siclip_platform.storage import place
 
     folder = asked["out"] / name
+    if asked.get("checkpoints") and not (folder / FILE).is_file():
+        fetch_study(folder, asked["checkpoints"])
     study = read_study(folder)
     if study.kind != kind:
         raise UserError(f"{name!r} is a study of kind {study.kind}, not {kind}: go on with it by its own command")
     options = Options(
-        **asked | {"concurrent": asked["concurrent"] or study.concurrent},
+        **asked | {"concurrent": asked["concurrent"] or study.concurrent} | _kept(asked, study),
         tracking_uri=tracking_uri or study.tracking_uri, trials=trials or study.trials, seed=study.search_seed,
         seeds=study.seeds, space=str(folder / SPACE), backend=_backend(study.backend), rerun=study.rerun, resume=name,
         sampler=study.sampler, scheduler=study.scheduler, register=study.register_as,
-        data=Path(study.data) if study.data else None, disk_budget=study.disk_budget,
+        data=place(study.data) if study.data else None, disk_budget=study.disk_budget,
     )  # fmt: skip
     return options, study.base
+
+
+def _kept(asked: dict[str, Any], study: StudyFile) -> dict[str, Any]:
+    """Where checkpoints and files go: as is asked for now, else as then."""
+    then = where_to_keep(study.checkpoints, study.artifacts)
+    return {name: asked.get(name) or place for name, place in then.items()}
 
 
 def sync(

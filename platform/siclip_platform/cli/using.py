@@ -17,7 +17,7 @@ class KindChoice(StrEnum):
 
 
 def embed(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, a file or a URI.")],
     source: Annotated[Path, typer.Argument(help="A folder of images, Parquet, or a .txt file with a text a line.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the index.")],
     kind: Annotated[KindChoice | None, typer.Option(help="What to embed where Parquet holds both.")] = None,
@@ -44,7 +44,7 @@ def embed(
 def search(
     index: Annotated[Path, typer.Argument(help="An index that `embed` wrote.")],
     query: Annotated[str, typer.Argument(help="A text, or the path of an image.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="The model, where it lies elsewhere now.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The model, where it lies elsewhere now.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many to find.")] = 12,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, one HTML file.")] = None,
 ) -> None:
@@ -61,7 +61,7 @@ def search(
         if not path.is_file():
             raise UserError(f"the image {path} does not exist: name an image file, or ask with a text")
         asked = path.read_bytes()
-    model = checkpoint or Path(opened.description.checkpoint)
+    model = checkpoint or opened.description.checkpoint
     encoder = Encoder.load(model)
     if encoder.weights != opened.description.weights:
         raise UserError(f"{model} did not make {index}: name the model that did with --checkpoint, or embed again")

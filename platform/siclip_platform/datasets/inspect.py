@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from siclip_platform.datasets.ledger import LEDGER
 from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.storage import Place
 
 
 @dataclass
@@ -53,7 +53,7 @@ def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
     sources: Counter[str] = Counter()
     numbers: dict[str, list[Any]] = {}
     for path in dataset.shards(split):
-        table = pq.read_table(path, columns=["width", "height", "captions"])
+        table = read_table(path, ["width", "height", "captions"])
         captions = table["captions"].combine_chunks()
         flat = pc.list_flatten(captions)
         texts, models = pc.struct_field(flat, "text"), pc.struct_field(flat, "model")
@@ -79,12 +79,12 @@ def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
     )
 
 
-def ledger_counts(folder: Path) -> dict[str, int]:
+def ledger_counts(folder: Place) -> dict[str, int]:
     """Rejected rows by reason; empty where there is no ledger."""
     path = folder / LEDGER
     if not path.is_file():
         return {}
-    counts = pc.value_counts(pq.read_table(path, columns=["reason"])["reason"].combine_chunks())
+    counts = pc.value_counts(read_table(path, ["reason"])["reason"].combine_chunks())
     return {item["values"]: item["counts"] for item in sorted(counts.to_pylist(), key=lambda item: -item["counts"])}
 
 
@@ -99,9 +99,9 @@ def sample_rows(dataset: Dataset, split: str, count: int) -> Iterator[dict[str, 
             yield from _rows(path, here)
 
 
-def _rows(path: Path, numbers: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(path: Place, numbers: list[int]) -> Iterator[dict[str, Any]]:
     """Rows of one shard; only their row groups are read."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows

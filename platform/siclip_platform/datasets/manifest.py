@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError, field_validator
 
 from siclip.config import Config
+from siclip_platform.datasets.parquet import read_footer
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place, RemotePath, in_threads, place
 
 MANIFEST = "manifest.json"
 
@@ -59,7 +61,7 @@ class Manifest(Config):
 class Dataset:
     """An opened dataset."""
 
-    folder: Path
+    folder: Place
     manifest: Manifest
 
     @property
@@ -73,7 +75,21 @@ class Dataset:
     def rows(self, split: str) -> int:
         return sum(entry.rows for entry in self.entries(split))
 
-    def shards(self, split: str) -> list[Path]:
+    @property
+    def local_folder(self) -> Path:
+        """The folder, for what writes beside the shards.
+
+        Raises:
+            UserError: the dataset lies in a store.
+        """
+        if isinstance(self.folder, RemotePath):
+            raise UserError(
+                f"{self.folder} lies in a store, and what belongs to a dataset is written to a local folder: copy it "
+                "here, and upload the result with siclip-platform data push"
+            )
+        return self.folder
+
+    def shards(self, split: str) -> list[Place]:
         """Absolute paths, in the order of the manifest."""
         return [self.folder / entry.path for entry in self.entries(split)]
 
@@ -117,34 +133,42 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
-def open_dataset(folder: Path) -> Dataset:
+def open_dataset(folder: str | Place) -> Dataset:
     """Read the manifest and check every shard against it: size, schema, rows, row groups (not the checksum).
+
+    ``folder``: a path or URI.
 
     Raises:
         UserError: no folder, no manifest, an unreadable manifest, or a shard that does not agree with it.
     """
-    folder = folder.absolute()
-    manifest = read_manifest(folder)
-    for entries in manifest.splits.values():
-        for entry in entries:
-            check_shard(folder, entry)
-    return Dataset(folder, manifest)
+    where = place(folder).absolute()
+    manifest = read_manifest(where)
+    entries = [entry for split in manifest.splits.values() for entry in split]
+    for _ in in_threads(lambda entry: check_shard(where, entry), entries, isinstance(where, RemotePath)):
+        pass
+    return Dataset(where, manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """The manifest alone; its shards are not looked at.
 
     Raises:
         UserError: no folder, no manifest, or an unreadable one.
     """
     path = folder / MANIFEST
-    if not folder.exists():
+    if isinstance(folder, RemotePath):
+        if not path.is_file():
+            raise UserError(
+                f"there is no dataset at {folder}: no {MANIFEST} lies there. Correct the bucket or the path, or "
+                "upload one with siclip-platform data push"
+            )
+    elif not folder.exists():
         raise UserError(
             f"dataset folder {folder} does not exist: build it (siclip-platform data build) or name another"
         )
-    if not folder.is_dir():
+    elif not folder.is_dir():
         raise UserError(f"{folder} is a file, not a dataset folder: name the folder that holds {MANIFEST}")
-    if not path.is_file():
+    elif not path.is_file():
         raise UserError(
             f"{folder} is not a dataset: it holds no {MANIFEST} (a build writes it last, so an interrupted "
             "build has none). Run the build again or name another folder"
@@ -158,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def check_shard(folder: Path, entry: ShardEntry) -> None:
+def check_shard(folder: Place, entry: ShardEntry) -> None:
     """Compare a shard's size, schema, rows and row groups with its entry.
 
     Raises:
@@ -166,17 +190,18 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
     """
     path = folder / entry.path
     remedy = "build the dataset again in an empty folder"
-    if not path.is_file():
-        raise UserError(f"shard {path} is missing although {folder / MANIFEST} lists it: {remedy}")
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is missing although {folder / MANIFEST} lists it: {remedy}") from None
     if size != entry.bytes:
         raise UserError(f"shard {path} has {size} bytes, its manifest says {entry.bytes}: {remedy}")
     try:
-        with pq.ParquetFile(path) as file:
-            schema, rows, row_groups = file.schema_arrow, file.metadata.num_rows, file.num_row_groups
+        footer = read_footer(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"shard {path} is not a readable Parquet file ({error}): {remedy}") from None
-    validate_schema(schema, f"shard {path}")
+    validate_schema(footer.schema, f"shard {path}")
+    rows, row_groups = sum(footer.groups), len(footer.groups)
     if (rows, row_groups) != (entry.rows, entry.row_groups):
         raise UserError(
             f"shard {path} has {rows} rows in {row_groups} row groups, its manifest says {entry.rows} in "

@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +21,10 @@ from pydantic import ValidationError
 
 from siclip.config import Config
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, replacing
+from siclip_platform.datasets.parquet import parquet_file, read_footer
 from siclip_platform.datasets.schema import CAPTION
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place, RemotePath, in_threads
 
 Kind = Literal["captions", "embeddings"]
 COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
@@ -51,7 +53,7 @@ class SidecarManifest(Config):
 class Sidecar:
     """An opened sidecar; picklable."""
 
-    folder: Path
+    folder: Place
     manifest: SidecarManifest
 
     @property
@@ -59,12 +61,12 @@ class Sidecar:
         return self.manifest.hash
 
     @cached_property
-    def _paths(self) -> dict[str, list[Path]]:
+    def _paths(self) -> dict[str, list[Place]]:
         return {
             split: [self.folder / entry.path for entry in entries] for split, entries in self.manifest.splits.items()
         }
 
-    def shards(self, split: str) -> list[Path]:
+    def shards(self, split: str) -> list[Place]:
         """Absolute paths, in the order of the dataset's shards of this split.
 
         Raises:
@@ -79,11 +81,15 @@ class Sidecar:
 
     def read(self, split: str, shard: int, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows that belong to row group ``row_group`` of the dataset's ``shard``-th shard of a split."""
-        with pq.ParquetFile(self.shards(split)[shard]) as file:
+        with parquet_file(self.shards(split)[shard]) as file:
             return file.read_row_group(row_group, columns=None if columns is None else list(columns))
 
 
-def sidecar_folder(dataset: Path, kind: Kind, name: str) -> Path:
+@overload
+def sidecar_folder(dataset: Path, kind: Kind, name: str) -> Path: ...
+@overload
+def sidecar_folder(dataset: Place, kind: Kind, name: str) -> Place: ...
+def sidecar_folder(dataset: Place, kind: Kind, name: str) -> Place:
     """Where a sidecar of this name lies.
 
     Raises:
@@ -121,8 +127,10 @@ def write_sidecar_manifest(folder: Path, manifest: SidecarManifest) -> None:
         temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
-def sidecar_names(dataset: Path, kind: Kind) -> list[str]:
+def sidecar_names(dataset: Place, kind: Kind) -> list[str]:
     """Names of the finished sidecars of a dataset."""
+    if isinstance(dataset, RemotePath):
+        return sorted(folder.name for folder in (dataset / kind).folders() if (folder / MANIFEST).is_file())
     return sorted(path.parent.name for path in (dataset / kind).glob(f"*/{MANIFEST}"))
 
 
@@ -145,13 +153,19 @@ def open_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
             raise UserError(
                 f"{folder} does not list the shards of split {split!r} of {dataset.folder}: make it again"
             )
-        for entry, source in zip(entries, sources, strict=True):
-            _check_shard(folder / entry.path, dataset.folder / source.path, entry)
+        pairs = zip(entries, sources, strict=True)
+        for _ in in_threads(partial(_check_pair, dataset.folder, folder), pairs, isinstance(folder, RemotePath)):
+            pass
     _check_used_captions(dataset, folder, manifest)
     return Sidecar(folder, manifest)
 
 
-def _check_used_captions(dataset: Dataset, folder: Path, manifest: SidecarManifest) -> None:
+def _check_pair(dataset: Place, folder: Place, entries: tuple[ShardEntry, ShardEntry]) -> None:
+    entry, source = entries
+    _check_shard(folder / entry.path, dataset / source.path, entry)
+
+
+def _check_used_captions(dataset: Dataset, folder: Place, manifest: SidecarManifest) -> None:
     """Embeddings name the captions whose texts they hold; those may have been made again under the same name."""
     for used in manifest.recipe.get("layout", {}).get("captions", ()):
         place = sidecar_folder(dataset.folder, "captions", used["name"]) / MANIFEST
@@ -162,7 +176,7 @@ def _check_used_captions(dataset: Dataset, folder: Path, manifest: SidecarManife
             )
 
 
-def _read_manifest(dataset: Dataset, folder: Path, kind: Kind, name: str) -> SidecarManifest:
+def _read_manifest(dataset: Dataset, folder: Place, kind: Kind, name: str) -> SidecarManifest:
     try:
         manifest = SidecarManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -178,11 +192,13 @@ def _read_manifest(dataset: Dataset, folder: Path, kind: Kind, name: str) -> Sid
     return manifest
 
 
-def _check_shard(path: Path, source: Path, entry: ShardEntry) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {REMEDY}")
-    if path.stat().st_size != entry.bytes:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, its manifest says {entry.bytes}: {REMEDY}")
+def _check_shard(path: Place, source: Place, entry: ShardEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {REMEDY}") from None
+    if size != entry.bytes:
+        raise UserError(f"{path} has {size} bytes, its manifest says {entry.bytes}: {REMEDY}")
     try:
         found, wanted = group_rows(path), group_rows(source)
     except (pa.ArrowException, OSError) as error:
@@ -191,7 +207,6 @@ def _check_shard(path: Path, source: Path, entry: ShardEntry) -> None:
         raise UserError(f"{path} has row groups of {found} rows, {source} of {wanted}: {REMEDY}")
 
 
-def group_rows(path: Path) -> list[int]:
+def group_rows(path: Place) -> list[int]:
     """Rows of each row group of a Parquet file."""
-    metadata = pq.read_metadata(path)
-    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    return list(read_footer(path).groups)

@@ -76,7 +76,7 @@ def make_sidecar(
     Raises:
         UserError: the folder holds a sidecar with another recipe, or it cannot be written.
     """
-    folder = sidecar_folder(dataset.folder, kind, name)
+    folder = sidecar_folder(dataset.local_folder, kind, name)
     none: dict[str, list[ShardEntry]] = {split: [] for split in splits}
     wanted = SidecarManifest(
         kind=kind, name=name, version=version, dataset=dataset.hash, recipe=dict(recipe), splits=none

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from siclip.config import Config
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place
 
 PLAN = ".stage.json"
 DONE = ".done"
@@ -144,7 +145,7 @@ def clear_stage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Place) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from siclip_platform.datasets.manifest import ShardEntry, check_shard, read_manifest
 from siclip_platform.datasets.stage import sha256_of
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place, place
 
 READERS = 4
 
@@ -17,33 +17,33 @@ READERS = 4
 class Damage(NamedTuple):
     """A file of the dataset and what is wrong with it."""
 
-    path: Path
+    path: Place
     problem: str
 
 
-def verify_dataset(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+def verify_dataset(folder: str | Place, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
     """Read every shard, and the ledger where there is one, and compare with the manifest; damage in its order.
 
     Raises:
         UserError: there is no readable manifest.
     """
-    folder = folder.absolute()
-    manifest = read_manifest(folder)
+    where = place(folder).absolute()
+    manifest = read_manifest(where)
     entries = [entry for split in manifest.splits.values() for entry in split]
     found = []
     with ThreadPoolExecutor(READERS) as readers:
-        for done, damage in enumerate(readers.map(lambda entry: _shard_damage(folder, entry), entries), 1):
+        for done, damage in enumerate(readers.map(lambda entry: _shard_damage(where, entry), entries), 1):
             found += [damage] if damage else []
             if progress is not None:
                 progress(done, len(entries))
     ledger = manifest.recipe.get("ledger")
     if ledger:
-        damage = _file_damage(folder / ledger["path"], ledger["sha256"])
+        damage = _file_damage(where / ledger["path"], ledger["sha256"])
         found += [damage] if damage else []
     return found
 
 
-def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
+def _shard_damage(folder: Place, entry: ShardEntry) -> Damage | None:
     try:
         check_shard(folder, entry)
     except UserError as error:
@@ -51,7 +51,7 @@ def _shard_damage(folder: Path, entry: ShardEntry) -> Damage | None:
     return _file_damage(folder / entry.path, entry.sha256)
 
 
-def _file_damage(path: Path, sha256: str) -> Damage | None:
+def _file_damage(path: Place, sha256: str) -> Damage | None:
     try:
         found = sha256_of(path)
     except OSError as error:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.datasets.parquet import read_table
 from siclip_platform.datasets.sidecar import Sidecar, group_rows
 from siclip_platform.embedding.layout import EmbeddingLayout
 from siclip_platform.errors import UserError
@@ -40,7 +40,7 @@ def extent(dataset: Dataset, splits: Sequence[str], sidecars: Sequence[Sidecar])
     beside = [shard for sidecar in sidecars for split in splits for shard in sidecar.shards(split)]
     captions = 0
     for shard in (*shards, *beside):
-        lengths = pc.list_value_length(pq.read_table(shard, columns=["captions"])["captions"])
+        lengths = pc.list_value_length(read_table(shard, ["captions"])["captions"])
         captions += pc.sum(lengths).as_py() or 0
     groups = [group_rows(shard) for shard in shards]
     return Extent(sum(map(sum, groups)), captions, sum(map(len, groups)), len(shards))

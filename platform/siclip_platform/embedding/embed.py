@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        return sidecar_folder(self.dataset.folder, "embeddings", self.name)
+        return sidecar_folder(self.dataset.local_folder, "embeddings", self.name)
 
     def check(self, disk_budget: int | None) -> None:
         """Refuse what does not fit the budget or the disk.
@@ -74,7 +74,7 @@ def plan_embedding(folder: Path, name: str, config: EmbedConfig, splits: Sequenc
         UserError: one of them cannot be opened.
     """
     dataset = open_dataset(folder)
-    sidecar_folder(dataset.folder, "embeddings", name)
+    sidecar_folder(dataset.local_folder, "embeddings", name)
     chosen = chosen_splits(dataset, splits)
     sidecars = [open_sidecar(dataset, "captions", each) for each in config.captions]
     what = extent(dataset, chosen, sidecars)
@@ -102,7 +102,8 @@ def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | 
         "device": "cuda" if pool.gpus else "cpu",
         "libraries": {name: importlib.metadata.version(name) for name in ("torch", "pillow", "pyarrow")},
     }
-    arguments = (str(plan.dataset.folder), config.model_dump_json(), plan.layout.model_dump_json(), pool.gpus > 0)
+    folder = str(plan.dataset.local_folder)
+    arguments = (folder, config.model_dump_json(), plan.layout.model_dump_json(), pool.gpus > 0)
     pool = Pool(cpus=pool.cpus, gpus=pool.gpus, actors=max(pool.actors, 1), arguments=arguments, here=pool.here)
     return make_sidecar(
         plan.dataset, "embeddings", plan.name, VERSION, recipe, plan.splits, EmbedShard, pool, progress

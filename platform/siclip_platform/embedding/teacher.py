@@ -6,18 +6,17 @@ Shapes: B batch, D the teacher's widths.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from siclip.checkpoints.formats import load_model
 from siclip.data.batch import Batch
 from siclip.losses import Embeddings
 from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
 from siclip.tokenizer import tokenize
+from siclip_platform.checkpoints import read_model
 from siclip_platform.errors import UserError
 
 OPEN_CLIP = "open_clip:"
@@ -26,13 +25,13 @@ Precision = Literal["fp32", "bf16"]
 
 
 def load_teacher(name: str) -> ModelTeacher | OpenClipTeacher:
-    """A checkpoint of ours, or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path.
+    """A checkpoint of ours by path or URI, or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path.
 
     Raises:
         UserError: there is no such teacher.
     """
     if not name.startswith(OPEN_CLIP):
-        return ModelTeacher(load_model(Path(name)))
+        return ModelTeacher(read_model(name))
     model, colon, tag = name.removeprefix(OPEN_CLIP).partition(":")
     if not colon:
         raise UserError(f"teacher {name!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")

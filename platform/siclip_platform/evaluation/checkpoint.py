@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from siclip.checkpoints.formats import load_model
 from siclip.evaluation.evaluate import evaluate
+from siclip_platform.checkpoints import read_model
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place
 from siclip_platform.stream import load_evaluation_set
 
 
-def evaluate_checkpoint(checkpoint: Path, data: Path, split: str) -> dict[str, float]:
+def evaluate_checkpoint(checkpoint: str | Place, data: str | Place, split: str) -> dict[str, float]:
     """Metrics of a checkpoint on all samples of a split, named ``SPLIT/METRIC``.
 
     Raises:
         UserError: a checkpoint or dataset that cannot be read, or a split that it does not have or that is empty.
     """
-    model = load_model(checkpoint)
+    model = read_model(checkpoint)
     samples = load_evaluation_set(data, split, model.config)
     if not len(samples.tokens):
         raise UserError(f"dataset {data} has no samples in its split {split!r}: name another with --split")

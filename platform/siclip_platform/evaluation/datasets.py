@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from siclip.data.captions import ORIGINAL
 from siclip.evaluation.composition import CompositionItem
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.parquet import parquet_file, read_table
 from siclip_platform.errors import UserError
 from siclip_platform.evaluation.sets import CompositionData, RetrievalData, Sample, decode_as_training
+from siclip_platform.storage import Place
 
 
-def read_dataset(folder: Path, split: str) -> tuple[RetrievalData, CompositionData | None]:
+def read_dataset(folder: Place, split: str) -> tuple[RetrievalData, CompositionData | None]:
     """
     Raises:
         UserError: the dataset cannot be read, or the split is not there or empty.
@@ -28,7 +27,7 @@ def read_dataset(folder: Path, split: str) -> tuple[RetrievalData, CompositionDa
 
     def samples() -> Iterator[Sample]:
         for shard in shards:
-            for batch in pq.ParquetFile(shard).iter_batches(256, columns=["id", "image", "captions"]):
+            for batch in parquet_file(shard).iter_batches(256, columns=["id", "image", "captions"]):
                 for row in batch.to_pylist():
                     own = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])
                     yield Sample(row["id"], row["image"], texts=(own["text"],))
@@ -36,7 +35,7 @@ def read_dataset(folder: Path, split: str) -> tuple[RetrievalData, CompositionDa
     texts: dict[str, int] = {}
     items: list[CompositionItem] = []
     for shard in shards:
-        for row in pq.read_table(shard, columns=["captions", "meta"]).to_pylist():
+        for row in read_table(shard, ["captions", "meta"]).to_pylist():
             negatives = json.loads(row["meta"] or "{}").get("negatives", {})
             true = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])["text"]
             false = tuple((kind, (texts.setdefault(text, len(texts)),)) for kind, text in negatives.items())

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from siclip.checkpoints.formats import load_model
 from siclip.evaluation.encoder import ClipEncoder, Encoder, OpenClipEncoder
+from siclip_platform.checkpoints import read_model
 from siclip_platform.errors import UserError
 
 OPEN_CLIP = "open_clip:"
 
 
 def open_model(model: str, device: torch.device) -> Encoder:
-    """``open_clip:NAME:TAG``: TAG a pretrained tag or the path of a checkpoint. Anything else is a path.
+    """``open_clip:NAME:TAG``: TAG a pretrained tag or the path of a checkpoint. Anything else is a path or URI.
 
     Raises:
         UserError: the file cannot be read, or open_clip has no such model or weights.
     """
     if not model.startswith(OPEN_CLIP):
-        return ClipEncoder(load_model(Path(model)), model, device)
+        return ClipEncoder(read_model(model), model, device)
     name, colon, tag = model.removeprefix(OPEN_CLIP).partition(":")
     if not colon or not tag:
         raise UserError(f"model {model!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")

@@ -10,8 +10,9 @@ from typing import Any
 from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.cost import Cost
 from siclip_platform.errors import UserError
-from siclip_platform.evaluation.runner import SetResult, SuiteResult
+from siclip_platform.evaluation.results import SetResult, SuiteResult
 from siclip_platform.metrics import evaluation_key
+from siclip_platform.storage import Place
 from siclip_platform.tracking import Tracker
 
 
@@ -63,7 +64,7 @@ def cost_metrics(cost: Cost) -> dict[str, float]:
     }
 
 
-def record(uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: Path, split: str, suite: str) -> None:
+def record(uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: Place, split: str, suite: str) -> None:
     """One run of kind ``evaluation`` a model.
 
     Raises:
@@ -92,6 +93,9 @@ def _set(each: SetResult) -> dict[str, Any]:
         "reason": each.reason,
         "main_metric": each.main,
         "samples": each.units,
+        "captions": each.captions,
+        "note": each.note,
+        "kept": each.kept,
         "unreadable": list(each.unreadable),
         "prompts": each.prompts,
         "seconds": round(each.seconds, 2),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.storage import Place
 
 GB = 10**9
 IMAGE_BYTES = 33_100
@@ -39,7 +39,7 @@ class RowBytes:
     source: str = "img2dataset's figures for CC12M at 256 px, not measured here"
 
 
-def measure_rows(folder: Path, split: str) -> RowBytes:
+def measure_rows(folder: str | Place, split: str) -> RowBytes:
     """Bytes a row of a dataset, from the compressed sizes in its Parquet files.
 
     Raises:
@@ -49,7 +49,8 @@ def measure_rows(folder: Path, split: str) -> RowBytes:
     rows = dataset.rows(split)
     parts = {"image": 0, "captions": 0}
     for shard in dataset.shards(split):
-        metadata = pq.read_metadata(shard)
+        with parquet_file(shard) as file:
+            metadata = file.metadata
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
@@ -65,11 +66,11 @@ def measure_rows(folder: Path, split: str) -> RowBytes:
     )
 
 
-def captions_a_row(folder: Path, split: str) -> float:
+def captions_a_row(folder: str | Place, split: str) -> float:
     """Mean number of captions of a dataset's rows."""
     dataset = open_dataset(folder)
     counts = [
-        pc.sum(pc.list_value_length(pq.read_table(shard, columns=["captions"])["captions"])).as_py()
+        pc.sum(pc.list_value_length(read_table(shard, ["captions"])["captions"])).as_py()
         for shard in dataset.shards(split)
     ]
     return float(sum(counts) / dataset.rows(split))

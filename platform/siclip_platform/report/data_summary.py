@@ -130,21 +130,21 @@ def summarize_dataset(
 
 def _rejected(dataset: Dataset) -> dict[str, int]:
     """Reason → rows in the ledger that an import left beside the dataset."""
-    import pyarrow.parquet as pq
+    from siclip_platform.datasets.parquet import read_table
 
     path = dataset.folder / LEDGER
     if not path.is_file():
         return {}
-    return dict(Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist()))
+    return dict(Counter(read_table(path, ["reason"])["reason"].to_pylist()))
 
 
 def _rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+    from siclip_platform.datasets.parquet import parquet_file
 
     shards = dataset.shards(split)
     if not shards:
         return []
-    batches = pq.ParquetFile(shards[0]).iter_batches(batch_size=POOL, columns=["image", "captions"])
+    batches = parquet_file(shards[0]).iter_batches(batch_size=POOL, columns=["image", "captions"])
     return next((batch.to_pylist() for batch in batches), [])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,7 @@ from rich.table import Table
 
 from siclip_platform.confirmation import confirm_ablation, trial_settings
 from siclip_platform.errors import UserError
-from siclip_platform.options import Options
-from siclip_platform.presets import digits_student, digits_teacher
-from siclip_platform.recipe import Recipe, load_recipe
+from siclip_platform.recipe import Recipe
 from siclip_platform.search.ablation import OWN_TEACHER, Ablation, Setting, mode_of
 from siclip_platform.trainer import recipe_model
 
@@ -22,29 +19,6 @@ if TYPE_CHECKING:
     from siclip_platform.experiment import Experiment
     from siclip_platform.report import ReportPaths
     from siclip_platform.search.study import StudyResult
-
-
-def starting_point(
-    options: Options, recipe: Path | None, steps: int, teacher_steps: int
-) -> tuple[Options, Recipe, Recipe | None]:
-    """The options, the recipe that the settings change, and that of its teacher if one is to be trained.
-
-    Without ``recipe``: the student of the digit scenes, with ``steps``. The dataset and the teacher of the options
-    come before the recipe's.
-
-    Raises:
-        UserError: the recipe cannot be read.
-    """
-    given = load_recipe(recipe) if recipe else None
-    if given is not None:
-        named = options.teacher or (Path(given.teacher) if given.teacher else None)
-        options = replace(options, data=options.data or Path(given.data.path), teacher=named)
-    teacher = options.teacher.resolve() if options.teacher else None
-    folder = options.dataset_folder
-    base = given or digits_student(folder, steps=steps, seed=options.seed)
-    base = base.updated({"data.path": str(folder), "teacher": str(teacher) if teacher else None})
-    trained = given is None and teacher is None
-    return options, base, digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trained else None
 
 
 def train_teachers(

@@ -12,6 +12,7 @@ from siclip.config import Config
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import Recipe
+from siclip_platform.storage import Place, copy_file
 
 FILE = "study.json"
 SPACE = "space.yaml"
@@ -22,7 +23,7 @@ RECIPES = "schedules"
 class StudyFile(Config):
     """The description of a study as it was begun; ``options``: what else the command that began it has to know.
 
-    ``kind``: search or ablation. ``key``: of its MLflow run.
+    ``kind``: search, ablation or train. ``key``: of its MLflow run.
     """
 
     name: str
@@ -49,6 +50,19 @@ class StudyFile(Config):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILE) as temporary:
             temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+
+
+def fetch_study(folder: Path, checkpoints: Place) -> None:
+    """Take a study's description back from where its checkpoints are, for a machine that has not begun it.
+
+    Raises:
+        UserError: it is not there, or the store does not answer.
+    """
+    kept = checkpoints / folder.name / FILE
+    if not kept.is_file():
+        raise UserError(f"no study {folder.name!r} in {folder.parent}, nor at {kept}: correct the name or the place")
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_file(kept, folder / FILE)
 
 
 def read_study(folder: Path) -> StudyFile:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import siclip
-from siclip.checkpoints.formats import load_model
 from siclip.models.hashing import weights_hash as hash_of
+from siclip_platform.checkpoints import read_model
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipe import Recipe
+from siclip_platform.storage import Place, place
 
 DIGITS = 16
 OPEN_CLIP = "open_clip:"
@@ -34,6 +35,8 @@ PLATFORM = (
     "teacher_sources",
     "embedding",
     "evaluation/budget",
+    "checkpoints",
+    "storage",
 )
 
 
@@ -67,7 +70,7 @@ def _beside(recipe: Recipe) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _named(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict[str, Any]:
-    dataset = open_dataset(Path(path))
+    dataset = open_dataset(path)
     return {
         "path": dataset.hash,
         "captions": [open_sidecar(dataset, "captions", name).hash for name in captions],
@@ -77,21 +80,24 @@ def _named(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict
 
 @lru_cache(maxsize=16)
 def _dataset_hash(path: str) -> str:
-    return open_dataset(Path(path)).hash
+    return open_dataset(path).hash
 
 
 def weights_hash(name: str) -> str:
     """16 hex digits for a teacher's weights, wherever its file lies; of an open_clip tag its name."""
-    path = Path(name)
-    if name.startswith(OPEN_CLIP) or not path.is_file():
+    if name.startswith(OPEN_CLIP):
         return name
-    stat = path.stat()
-    return _weights_hash(path, stat.st_size, stat.st_mtime_ns)
+    where = place(name)
+    try:
+        found = where.stat()
+    except OSError:
+        return name
+    return _weights_hash(where, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _weights_hash(path: Path, size: int, modified: int) -> str:
-    model = load_model(path)
+def _weights_hash(where: Place, size: int, modified: int) -> str:
+    model = read_model(where)
     return hashlib.sha256(f"{model.config.model_dump_json()} {hash_of(model)}".encode()).hexdigest()[:DIGITS]
 
 

@@ -12,6 +12,7 @@ from siclip_platform.recipe import Recipe
 from siclip_platform.search.identity import identity
 from siclip_platform.search.journal import Entry
 from siclip_platform.search.study import StudyPlan, StudyResult
+from siclip_platform.storage import Place
 from siclip_platform.tracking import TrackedRun, Tracker
 
 Figures = Mapping[str, Any]
@@ -36,11 +37,11 @@ class Recorder:
         self.study = study
         self.tags = dict(tags)
         self.task = task
-        self._dataset: tuple[str, str, Path] | None = None
+        self._dataset: tuple[str, str, Place] | None = None
         self._trials: dict[str, TrackedRun] = {}
         self._seeds: dict[tuple[str, str], TrackedRun] = {}
 
-    def dataset(self, name: str, digest: str, folder: Path) -> None:
+    def dataset(self, name: str, digest: str, folder: Place) -> None:
         """The dataset that each training reads from now on."""
         self._dataset = (name, digest, folder)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from siclip.config import ModelConfig
@@ -19,19 +17,21 @@ from siclip.data.transforms import fit_image
 from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset, open_dataset
+from siclip_platform.datasets.parquet import read_table
 from siclip_platform.recipe import Recipe
+from siclip_platform.storage import Place, RemotePath, in_threads
 
 
 def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
     """The samples of the validation split that the recipe's evaluation looks at."""
     evaluation = recipe.evaluation
     return load_evaluation_set(
-        Path(recipe.data.path), "validation", model, evaluation.validation_samples, evaluation.subset_seed
+        recipe.data.path, "validation", model, evaluation.validation_samples, evaluation.subset_seed
     )
 
 
 def load_evaluation_set(
-    folder: Path, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
+    folder: str | Place, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
 ) -> EvaluationSet:
     """``limit`` samples of a split (0: all), read for a model: the first, or those that ``subset_seed`` draws.
 
@@ -48,7 +48,7 @@ def load_evaluation_set(
 
 @lru_cache(maxsize=4)
 def _load_evaluation(
-    folder: Path,
+    folder: Place,
     dataset_hash: str,
     split: str,
     limit: int,
@@ -57,7 +57,7 @@ def _load_evaluation(
     context_length: int,
 ) -> EvaluationSet:
     dataset: Dataset = open_dataset(folder)
-    table = pa.concat_tables(pq.read_table(shard) for shard in dataset.shards(split))
+    table = pa.concat_tables(in_threads(read_table, dataset.shards(split), isinstance(folder, RemotePath)))
     rows = _chosen(table, limit, subset_seed).to_pylist()
     texts = [_original(row["captions"]) for row in rows]
     negatives = [list(json.loads(row["meta"] or "{}").get("negatives", {}).values()) for row in rows]

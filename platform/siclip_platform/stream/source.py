@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from siclip.data.order import RowGroup, SampleOrder, first_samples
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.parquet import read_footer
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
 from siclip_platform.embedding.layout import EmbeddingLayout
 from siclip_platform.errors import UserError
+from siclip_platform.storage import Place, RemotePath, in_threads
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,9 @@ class Source:
     ``hashes`` are those of the dataset's manifest and of everything beside it that is read.
     """
 
-    folder: Path
+    folder: Place
     hashes: tuple[str, ...]
-    shards: tuple[Path, ...]
+    shards: tuple[Place, ...]
     order: SampleOrder
     first_rows: dict[tuple[int, int], int]
     rows: int
@@ -36,7 +35,7 @@ class Source:
     @classmethod
     def of(
         cls,
-        folder: Path,
+        folder: Place,
         split: str,
         seed: int,
         window_groups: int,
@@ -55,7 +54,8 @@ class Source:
         """
         dataset = open_dataset(folder)
         shards = tuple(dataset.shards(split))
-        groups = [group for index, shard in enumerate(shards) for group in _row_groups(index, shard)]
+        footers = in_threads(read_footer, shards, isinstance(folder, RemotePath))
+        groups = [RowGroup(i, n, rows) for i, footer in enumerate(footers) for n, rows in enumerate(footer.groups)]
         rows = sum(group.rows for group in groups)
         if not rows:
             raise UserError(f"split {split!r} of dataset {folder} has no samples: name a dataset that has some")
@@ -90,8 +90,3 @@ def _check_captions(stored: Sidecar, captions: Sequence[str]) -> None:
             f"{stored.folder} was made with the caption sets {made_with}, and data.captions names {list(captions)}: "
             "name the first of those in the same order, or embed again"
         )
-
-
-def _row_groups(index: int, shard: Path) -> list[RowGroup]:
-    metadata = pq.read_metadata(shard)
-    return [RowGroup(index, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]

@@ -7,12 +7,15 @@ import os
 import subprocess
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from siclip_platform.errors import UserError
+from siclip_platform.storage import RemotePath, check_writable, place
 
 EXPERIMENT = "siclip"
 
@@ -85,6 +88,8 @@ def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
     import mlflow
 
     found = client.get_experiment_by_name(name)
+    if found is not None and artifacts and not artifacts.startswith("file:"):
+        _check_location(found, artifacts)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
@@ -93,6 +98,42 @@ def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def _check_location(experiment: Any, artifacts: str) -> None:
+    """An experiment's files have one place, given when it was made."""
+    if experiment.artifact_location.rstrip("/") != artifacts.rstrip("/"):
+        raise UserError(
+            f"experiment {experiment.name!r} of this store keeps its files at {experiment.artifact_location}, not at "
+            f"--artifacts {artifacts}: name a new store with --tracking-uri, or leave --artifacts out"
+        )
+
+
+def artifact_location(artifacts: Path | str | None, uri: str) -> str | None:
+    """Where a new experiment keeps files: at a URI in any store, in a folder only for a local one."""
+    if isinstance(artifacts, str):
+        return artifacts
+    return artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
+
+
+def check_artifacts(uri: str) -> None:
+    """Make sure that MLflow can keep files at a URI, before anything is computed.
+
+    Raises:
+        UserError: a package that MLflow needs for it is missing, or the store refuses or does not answer.
+    """
+    where = place(uri)
+    if isinstance(where, RemotePath):
+        if where.query:
+            raise UserError(
+                f"--artifacts {where.plain}: MLflow takes no options in a URI; set AWS_ENDPOINT_URL instead"
+            )
+        if where.root.startswith("s3:") and find_spec("boto3") is None:
+            raise UserError("MLflow keeps files on s3:// with boto3, which is not installed: pip install boto3")
+        endpoint = urlparse(os.environ.get("MLFLOW_S3_ENDPOINT_URL", ""))
+        if endpoint.netloc:
+            where = replace(where, query=f"endpoint_override={endpoint.netloc}&scheme={endpoint.scheme}")
+    check_writable(where, "--artifacts")
 
 
 def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, str]:
@@ -113,14 +154,13 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, s
         raise UserError(f"tracking store {uri} cannot be used as an MLflow store: {reason}") from None
 
 
-def study_names(uri: str, artifacts: Path | None = None, experiment: str = EXPERIMENT) -> set[str]:
+def study_names(uri: str, artifacts: Path | str | None = None, experiment: str = EXPERIMENT) -> set[str]:
     """Names of the studies in an experiment, which is made if it is missing.
 
     Raises:
         UserError: the store is none of MLflow's.
     """
-    local = artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
-    return names_in(*open_store(uri, experiment, local))
+    return names_in(*open_store(uri, experiment, artifact_location(artifacts, uri)))
 
 
 def names_in(client: Any, experiment: str) -> set[str]:

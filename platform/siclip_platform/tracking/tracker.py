@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from siclip_platform.errors import UserError
 from siclip_platform.metrics import stored_key
+from siclip_platform.storage import Place
 from siclip_platform.tracking.models import model_payload
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import Spool
 from siclip_platform.tracking.store import (
     EXPERIMENT,
+    artifact_location,
     check_tracking,
     git_commit,
     names_in,
@@ -83,9 +85,11 @@ class TrackedRun:
         """Set tags, each under the prefix ``siclip.``."""
         self._spool.put(self.key, ("tags", _tags(tags)))
 
-    def dataset(self, name: str, digest: str, folder: Path, profile: str = "", context: str = "train") -> None:
+    def dataset(self, name: str, digest: str, folder: Place, profile: str = "", context: str = "train") -> None:
         """Tell which dataset the run reads, as an MLflow dataset."""
-        entity = {"name": name, "digest": digest, "source_type": "local", "source": f'{{"uri": "{folder.as_uri()}"}}'}
+        uri = folder.as_uri()
+        kind = "local" if isinstance(folder, Path) else uri.partition(":")[0]
+        entity = {"name": name, "digest": digest, "source_type": kind, "source": f'{{"uri": "{uri}"}}'}
         what = {"context": context, "dataset": entity | {"profile": profile or None}}
         self._spool.put(self.key, ("inputs", what))
 
@@ -130,10 +134,16 @@ class Tracker:
     """A tracking store and the experiment in it, written to through a spool."""
 
     def __init__(
-        self, uri: str, *, artifacts: Path | None = None, experiment: str = EXPERIMENT, spool: Path | None = None,
+        self,
+        uri: str,
+        *,
+        artifacts: Path | str | None = None,
+        experiment: str = EXPERIMENT,
+        spool: Path | None = None,
         client: Any = None,
-    ) -> None:  # fmt: skip
-        """Connect and make the experiment if it is missing. ``artifacts``: where a local store keeps files.
+    ) -> None:
+        """Connect and make the experiment if it is missing. ``artifacts``: the folder where a local store
+        keeps files, or a URI for any store.
 
         ``spool``: the folder of the spool; None keeps it in memory. With a spool that has sent to this store before,
         the store need not answer now.
@@ -141,18 +151,18 @@ class Tracker:
         Raises:
             UserError: as `check_tracking`, or another process writes to this spool.
         """
-        local = artifacts.resolve().as_uri() if artifacts and uri.startswith("sqlite") else None
+        location = artifact_location(artifacts, uri)
         self.uri = uri
         self.spool = Spool(spool)
-        self.sender = Sender(self.spool, uri, experiment, local, client)
+        self.sender = Sender(self.spool, uri, experiment, location, client)
         try:
             if self.spool.meta("uri") != without_password(uri) and client is None:
                 check_tracking(uri)
-                self.sender.found(*open_store(uri, experiment, local))
+                self.sender.found(*open_store(uri, experiment, location))
         except UserError:
             self.spool.close()
             raise
-        self.spool.describe(uri=without_password(uri), experiment=experiment, artifacts=local or "")
+        self.spool.describe(uri=without_password(uri), experiment=experiment, artifacts=location or "")
         self.sender.start()
 
     @property

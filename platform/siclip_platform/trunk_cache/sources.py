@@ -78,7 +78,8 @@ def image_source(
 def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Sidecar], batch: int) -> Source:
     """Every caption of a split and of the caption sets ``beside`` it once: token ids (B, T) → (B, T, C)."""
     length, device = model.config.text.context_length, model.logit_scale.device
-    captions = _unique_captions([path for of in (dataset, *beside) for path in of.shards(split)])
+    shards = [*dataset.shards(split), *(path for sidecar in beside for path in sidecar.shards(split))]
+    captions = _unique_captions(shards)
 
     def inputs(start: int, stop: int) -> Iterator[tuple[Ids, Tensor]]:
         for first in range(start, stop, batch):

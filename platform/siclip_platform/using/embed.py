@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import replacing
+from siclip_platform.storage import Place, located
 from siclip_platform.using.encoder import Encoder
 from siclip_platform.using.index import DESCRIPTION, PARTS, REJECTED, IndexDescription
 from siclip_platform.using.inputs import Kind, Piece, find_pieces, read_rows
@@ -26,7 +27,7 @@ class _Embed:
     """An actor: embeds one piece after the other and writes each as a Parquet file, whole or not at all."""
 
     def __init__(self, checkpoint: str, folder: str) -> None:
-        self.encoder = Encoder.load(Path(checkpoint))
+        self.encoder = Encoder.load(checkpoint)
         self.folder = Path(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -73,7 +74,7 @@ class _Embed:
 
 
 def embed(
-    checkpoint: Path,
+    checkpoint: str | Place,
     source: Path,
     out: Path,
     *,
@@ -104,7 +105,7 @@ def embed(
         raise UserError(f"nothing of {source} could be embedded: {reason}")
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED_SCHEMA), out / REJECTED)
     description = IndexDescription(
-        kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=str(checkpoint.resolve()),
+        kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=located(checkpoint),
         embed_dim=model.embed_dim, rows=written, rejected=len(rejected), source=str(source.resolve()),
     )  # fmt: skip
     with replacing(out / DESCRIPTION) as temporary:
@@ -113,7 +114,11 @@ def embed(
 
 
 def _run(
-    checkpoint: Path, pieces: list[Piece], folder: Path, actors: int, progress: Callable[[int, int], None] | None
+    checkpoint: str | Place,
+    pieces: list[Piece],
+    folder: Path,
+    actors: int,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[int, list[dict[str, str]]]:
     """Rows written, and the rejected ones in the order of the source."""
     import ray
@@ -123,7 +128,7 @@ def _run(
     actors = min(actors, len(items))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Embed,
-        fn_constructor_args=(str(checkpoint.resolve()), str(folder.resolve())),
+        fn_constructor_args=(located(checkpoint), str(folder.resolve())),
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=actors),

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from siclip.checkpoints.formats import load_model
 from siclip.data.batch import to_float_images
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
 from siclip.models.clip import Clip
 from siclip.models.hashing import weights_hash
 from siclip.tokenizer import tokenize
+from siclip_platform.checkpoints import read_model
+from siclip_platform.storage import Place
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -36,13 +36,13 @@ class Encoder:
     weights: str
 
     @classmethod
-    def load(cls, checkpoint: Path) -> Encoder:
+    def load(cls, checkpoint: str | Place) -> Encoder:
         """Read a checkpoint of ours.
 
         Raises:
             UserError: it is missing, damaged or of another kind.
         """
-        model = load_model(checkpoint)
+        model = read_model(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         fused = model if model.is_reparameterized else model.reparameterize()
         return cls(fused.eval().requires_grad_(False).to(device), device, weights_hash(model))

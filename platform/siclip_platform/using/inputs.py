@@ -65,7 +65,7 @@ def _tables(source: Path) -> list[Path]:
         return [source] if source.suffix == ".parquet" else []
     if (source / MANIFEST).is_file():
         dataset = open_dataset(source)
-        return [shard for split in dataset.split_names for shard in dataset.shards(split)]
+        return [source / entry.path for split in dataset.split_names for entry in dataset.entries(split)]
     return sorted(source.rglob("*.parquet"))
 
 

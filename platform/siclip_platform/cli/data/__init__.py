@@ -1,6 +1,6 @@
 """``siclip-platform data``: one module a command."""
 
-from siclip_platform.cli.data import build, caption, embed, import_, inspect, verify
+from siclip_platform.cli.data import build, caption, embed, import_, inspect, push, verify
 from siclip_platform.cli.data.group import app
 
-__all__ = ["app", "build", "caption", "embed", "import_", "inspect", "verify"]
+__all__ = ["app", "build", "caption", "embed", "import_", "inspect", "push", "verify"]

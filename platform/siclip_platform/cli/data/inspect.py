@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A dataset.")],
+    folder: Annotated[str, typer.Argument(help="A dataset: a folder or a URI.")],
     sheet: Annotated[Path | None, typer.Option(help="Write images with their captions as one HTML file.")] = None,
     images: Annotated[int, typer.Option(min=1, help="On the sheet.")] = 48,
     split: Annotated[str | None, typer.Option(help="For the sheet; default: the first.")] = None,
@@ -39,7 +39,7 @@ def inspect(
     for reason, count in rejected.items():
         display.say(f"  {reason}: {count:,}")
     if sheet:
-        chosen = split or dataset.split_names[0]
+        chosen = split or next(iter(dataset.split_names), "train")
         rows = list(sample_rows(dataset, chosen, images))
         note = f"{len(rows)} of {dataset.rows(chosen):,} rows of {chosen}, evenly spread; manifest {dataset.hash}"
         write_contact_sheet(sheet, dataset.manifest.name, note, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from siclip_platform.cli.data.group import app
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A dataset.")]) -> None:
+def verify(folder: Annotated[str, typer.Argument(help="A dataset: a folder or a URI.")]) -> None:
     """Read a dataset whole and compare every file's SHA-256 with the manifest; exit code 1 if one differs."""
     from siclip_platform.datasets.manifest import open_dataset
     from siclip_platform.datasets.verify import verify_dataset

@@ -24,7 +24,7 @@ class How(StrEnum):
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="A new file, .pt or .safetensors.")],
     image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: as it is.")] = None,
     text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: as it is.")] = None,
@@ -42,11 +42,13 @@ def convert(
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config
+    from siclip_platform.storage import fetched
 
-    config = model_config(model) if model else checkpoint_config(read_checkpoint(checkpoint), checkpoint)
-    changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
-    before, after = Clip(config), Clip(changed)
-    load_checkpoint(after, checkpoint, sharing=how.value)
+    with fetched(checkpoint) as path:
+        config = model_config(model) if model else checkpoint_config(read_checkpoint(path), path)
+        changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
+        before, after = Clip(config), Clip(changed)
+        load_checkpoint(after, path, sharing=how.value)
     save_checkpoint(out, after)
     for tower in ("image", "text"):
         old, new = getattr(config, tower).sharing, getattr(changed, tower).sharing
@@ -64,7 +66,7 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out}: the folder {out.parent} does not exist")
 
 
-def _with_sharing(config: ModelConfig, image: str | None, text: str | None, checkpoint: Path) -> ModelConfig:
+def _with_sharing(config: ModelConfig, image: str | None, text: str | None, checkpoint: str) -> ModelConfig:
     """The config with other patterns; a pattern that does not fit the tower is refused by the model."""
     tree = config.model_dump()
     for tower, sharing in (("image", image), ("text", text)):

@@ -79,7 +79,8 @@ def as_text(config: ModelConfig, policy: FreezePolicy, description: ModelDescrip
 
 
 def _model(name: str, image_sharing: str | None, text_sharing: str | None) -> Clip:
-    from siclip import create_model, list_models, load_model
+    from siclip import create_model, list_models
+    from siclip_platform.checkpoints import read_model
 
     path = Path(name)
     is_file = name not in list_models() and (path.exists() or path.suffix != "" or len(path.parts) > 1)
@@ -89,7 +90,7 @@ def _model(name: str, image_sharing: str | None, text_sharing: str | None) -> Cl
         raise UserError(
             f"{name} is a checkpoint and has its own sharing patterns: leave out --image-sharing and --text-sharing"
         )
-    return load_model(path)
+    return read_model(name)
 
 
 def _default_policy(config: ModelConfig) -> FreezePolicy:

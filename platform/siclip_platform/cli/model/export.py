@@ -23,7 +23,7 @@ class Format(StrEnum):
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint that training wrote.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, a file or a URI.")],
     out: Annotated[Path, typer.Argument(help="A new folder; for official a new file, .pt or .safetensors.")],
     format: Annotated[Format, typer.Option(help="The form to write.")],
     run: Annotated[str | None, typer.Option(help="The MLflow run that trained it, for the model card.")] = None,
@@ -36,19 +36,21 @@ def export(
     names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
     A model card is written beside it: in a folder README.md, beside a file NAME.md.
     """
-    from siclip.checkpoints.formats import load_model
+    from siclip_platform.checkpoints import read_model
+    from siclip_platform.storage import fetched, place
 
-    model = load_model(checkpoint)
+    model = read_model(checkpoint)
     from siclip_platform.using.model_card import model_card, read_origin, write_card
 
     if (run is None) != (tracking_uri is None):
         raise UserError("--run and --tracking-uri go together: a run is looked up in its store")
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
-    card = model_card(model, checkpoint.name, origin)
+    card = model_card(model, place(checkpoint).name, origin)
     if format is Format.MLFLOW:
         from siclip_platform.using.serving import export_mlflow
 
-        export_mlflow(checkpoint, out)
+        with fetched(checkpoint) as path:
+            export_mlflow(path, out)
         typer.echo(f"{out}: serve it with mlflow models serve --model-uri {out} --env-manager local")
     else:
         from siclip.export import export_official, export_onnx, export_open_clip

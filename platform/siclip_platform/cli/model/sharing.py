@@ -32,8 +32,8 @@ CAUTION = (
 
 @app.command("propose-sharing")
 def propose_sharing_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours; a teacher as a rule.")],
-    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint of ours; a teacher as a rule.")],
+    data: Annotated[str, typer.Argument(help="The dataset, a folder or a URI.")],
     split: Annotated[str, typer.Option(help="A split of the dataset.")] = "validation",
     samples: Annotated[int, typer.Option(min=0, help="The first samples of the split; 0 takes all.")] = 256,
     out: Annotated[Path, typer.Option(help="The search space to write; must not exist.")] = Path(
@@ -42,17 +42,17 @@ def propose_sharing_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the attention of a model's blocks; print what they could share and write it as a search space."""
-    from siclip import load_model
+    from siclip_platform.checkpoints import read_model
     from siclip_platform.display import Display
 
     _check_place(out)
-    model = load_model(checkpoint)
+    model = read_model(checkpoint)
     divergences = _probe(model, data, split, samples)
     findings = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": checkpoint,
         "model": model.config.name,
         "student": _student(model.config.name),
-        "data": str(data),
+        "data": data,
         "split": split,
         "samples": divergences["text"].samples,
         "space": str(out),
@@ -115,7 +115,7 @@ def _write(out: Path, text: str) -> None:
         raise UserError(f"search space {out} cannot be written: {error.strerror}; name another --out") from None
 
 
-def _probe(model: Clip, data: Path, split: str, samples: int) -> dict[str, AttentionDivergence]:
+def _probe(model: Clip, data: str, split: str, samples: int) -> dict[str, AttentionDivergence]:
     import torch
 
     from siclip.data.batch import to_float_images

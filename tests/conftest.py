@@ -10,9 +10,17 @@ from siclip_platform.cluster import prepare_environment
 prepare_environment(verbose=False)  # before any test imports Ray
 
 
+# Minutes each: begun first, they do not keep one process busy at the end while the other idles.
+LONGEST = ("test_ray_job", "test_study_restart", "test_demo", "test_search_spaces_run", "test_docs_examples")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first (`make test` keeps this order among its processes)."""
     import torch
 
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.stem, len(LONGEST)), item.path not in slow))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,0 +1,73 @@
+"""Look for known vulnerabilities of the pinned dependencies; without a network, say how old the pins are.
+
+    python scripts/audit.py [--strict]
+
+Asks the Python Package Index about each pin of requirements.lock through pip-audit. What is found is listed; it ends
+with exit code 1 only under --strict, because a pin is raised by hand (make lock), after its fix was released.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
+SERVICE = ""
+SECONDS = 60  # of the whole audit; make check runs it beside mypy
+OPTIONS = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off", "--timeout", "5")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--strict", action="store_true", help="exit code 1 where something is found")
+    options = parser.parse_args(arguments)
+    if not reachable(SERVICE):
+        print(f"audit: no advisories could be had; {age(LOCK, datetime.now(UTC))}")
+        return 0
+    command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), *OPTIONS]
+    return judge(command, strict=options.strict)
+
+
+def judge(command: Sequence[str], *, strict: bool) -> int:
+    """Run pip-audit and print what it found, a line each; the exit code."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        dependencies = json.loads(done.stdout)["dependencies"]
+    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError):
+        print(f"audit: pip-audit came to no end; {age(LOCK, datetime.now(UTC))}")
+        return 0
+    found = [
+        f"audit: {entry['name']} {entry['version']}: {flaw['id']}, "
+        f"fixed in {', '.join(flaw['fix_versions']) or 'no version yet'}"
+        for entry in dependencies
+        for flaw in entry.get("vulns", ())
+    ]
+    print("\n".join([*found, f"audit: {len(dependencies)} pins, {len(found)} known vulnerabilities"]))
+    return int(strict and bool(found))
+
+
+def reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def age(lock: Path, now: datetime) -> str:
+    """How old the pins are: the day of the lock's last commit, or of the file where there is no history."""
+    command = ["git", "-C", str(lock.parent), "log", "-1", "--format=%cI", "--", lock.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    text = done.stdout.strip()
+    day = datetime.fromisoformat(text) if text else datetime.fromtimestamp(lock.stat().st_mtime, UTC)
+    return f"the pins of {lock.name} are of {day:%Y-%m-%d}, {(now - day).days} days old"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

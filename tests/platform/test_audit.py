@@ -1,0 +1,81 @@
+"""scripts/audit.py: what pip-audit finds is listed; without it the age of the lock is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import audit  # noqa: E402
+
+FLAW = {"id": "PYSEC-2026-1", "fix_versions": ["2.1", "3.0"], "aliases": [], "description": "long"}
+FOUND = {
+    "dependencies": [
+        {"name": "good", "version": "1.0", "vulns": []},
+        {"name": "bad", "version": "2.0", "vulns": [FLAW, FLAW | {"id": "PYSEC-2026-2", "fix_versions": []}]},
+        {"name": "elsewhere", "skip_reason": "not on the index"},
+    ]
+}
+
+
+def says(content: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; print({content!r}); sys.exit(1)"]
+
+
+def test_vulnerabilities_are_listed_and_fail_only_when_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.judge(says(json.dumps(FOUND)), strict=False) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "audit: bad 2.0: PYSEC-2026-1, fixed in 2.1, 3.0",
+        "audit: bad 2.0: PYSEC-2026-2, fixed in no version yet",
+        "audit: 3 pins, 2 known vulnerabilities",
+    ]
+    assert audit.judge(says(json.dumps(FOUND)), strict=True) == 1
+    clean = {"dependencies": FOUND["dependencies"][:1]}
+    assert audit.judge(says(json.dumps(clean)), strict=True) == 0
+
+
+@pytest.mark.parametrize("content", ["", "ERROR: no connection", "{}"])
+def test_an_audit_that_fails_tells_the_age(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.judge(says(content), strict=True) == 0
+    assert "days old" in capsys.readouterr().out
+
+
+def test_nothing_is_asked_where_nothing_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(audit, "SERVICE", url)
+    monkeypatch.setattr(audit, "judge", lambda *_, **__: pytest.fail("pip-audit was run"))
+    assert audit.main([]) == 0
+    assert "no advisories could be had; the pins of requirements.lock are of 20" in capsys.readouterr().out
+
+
+def test_age_is_that_of_the_locks_last_commit_or_of_the_file(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("a==1\n")
+    os.utime(lock, (datetime(2026, 1, 2, tzinfo=UTC).timestamp(),) * 2)
+    now = datetime(2026, 1, 12, tzinfo=UTC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        assert audit.age(lock, now) == "the pins of requirements.lock are of 2026-01-02, 10 days old"
+    day = {"GIT_COMMITTER_DATE": "2026-01-05T00:00:00+00:00", "GIT_AUTHOR_DATE": "2026-01-05T00:00:00+00:00"}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "lock"]):
+        subprocess.run([*git, *words], check=True, env={**os.environ, **day})
+    assert audit.age(lock, now) == "the pins of requirements.lock are of 2026-01-05, 7 days old"
+
+
+def test_make_check_audits() -> None:
+    done = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "scripts/audit.py" in done.stdout and "mypy" in done.stdout

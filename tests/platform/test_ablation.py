@@ -13,8 +13,9 @@ from siclip_platform.options import Options, check_sharing
 from siclip_platform.presets import digits_student, digits_teacher
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.ablation import QUESTIONS, Ablation, ablation_names, load_ablation, parse_ablation
-from siclip_platform.search.ablation_run import check_settings, setting_values, starting_point
+from siclip_platform.search.ablation_run import check_settings, setting_values
 from siclip_platform.search.settings_searcher import SettingsSearch
+from siclip_platform.starting import check_teacher, starting_point
 from siclip_platform.trainer import recipe_model
 
 STUDIES = Path(__file__).parents[2] / "search_spaces" / "studies"
@@ -185,12 +186,19 @@ def test_settings_are_checked_against_the_recipe(student: Recipe) -> None:
 
 def test_the_base_is_the_students_recipe_or_a_given_one(tmp_path: Path, student: Recipe) -> None:
     options = Options(out=tmp_path, seed=3)
-    _, base, teaching = starting_point(options, None, steps=24, teacher_steps=30)
+    changes = {"loss.pair_matching": 1}
+    _, base, teaching = starting_point(options, None, changes, steps=24, teacher_steps=30)
     assert base.data.path == str(tmp_path / "digit-scenes") and base.teacher is None
-    assert (base.training.steps, base.training.seed) == (24, 3)
+    assert (base.training.steps, base.training.seed, base.loss.pair_matching) == (24, 3, 1)
     assert teaching is not None and teaching.training.steps == 30
-    file = tmp_path / "recipe.yaml"
-    file.write_text(student.updated({"training.steps": 99}).model_dump_json())
-    found, base, teaching = starting_point(options, file, steps=24, teacher_steps=30)
+    check_teacher(base, teaching)
+    given = student.updated({"training.steps": 99})
+    found, base, teaching = starting_point(options, given, {}, steps=24, teacher_steps=30)
     assert base.training.steps == 99 and teaching is None
     assert base.teacher == str(Path("teacher.pt").resolve()) and found.data == Path("data")
+    check_teacher(base, teaching)
+
+
+def test_a_recipe_without_the_teacher_that_it_needs_is_refused(student: Recipe) -> None:
+    with pytest.raises(UserError, match="needs a teacher and has none: name one with --teacher"):
+        check_teacher(student.updated({"teacher": None}), None)

@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=10_000_000, help="images of CC12M that can still be reached")
     parser.add_argument("--report", type=Path, help="write the tables there as Markdown")
+    parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), options.rows)
@@ -165,8 +166,8 @@ def main() -> None:
         "machine": machine, "commit": git_commit(), "versions": versions, "rows": options.rows,
         "pairs": options.pairs, "stated_image_bytes": STATED_IMAGE_BYTES, **found,
     }  # fmt: skip
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
     if options.report:
         from storage_report import report
 

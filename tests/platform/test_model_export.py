@@ -115,9 +115,8 @@ def test_bad_checkpoints_are_refused(tmp_path: Path, student: Path, export: Expo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["with code", "cut short"])
-def test_bad_checkpoints_end_the_process_without_a_traceback(tmp_path: Path, student: Path, kind: str) -> None:
-    write_bad(kind, student, tmp_path / "bad.pt")
+def test_a_bad_checkpoint_ends_the_process_without_a_traceback(tmp_path: Path, student: Path) -> None:
+    write_bad("with code", student, tmp_path / "bad.pt")
     done = run(tmp_path, "bad.pt", "out", "--format", "onnx")
     assert done.returncode == 2 and re.match(r"error: (checkpoint )?bad\.pt ", done.stderr), done.stderr
     assert "Traceback" not in done.stderr

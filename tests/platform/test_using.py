@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +79,7 @@ def text_by_hand(checkpoint: Path, text: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    from siclip_platform.cluster import Needs, ray_cluster
-
-    with ray_cluster(Needs(concurrent=1, worker_cpus=1)):
-        yield
-
-
-@pytest.fixture(scope="module")
-def index(ray_here: None, checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(own_ray: None, checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("index") / "images"
     embed(checkpoint, folder, out)
     return out
@@ -149,7 +138,7 @@ def test_search_refuses_another_model(index: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parquet_of_texts(ray_here: None, checkpoint: Path, tmp_path: Path) -> None:
+def test_parquet_of_texts(own_ray: None, checkpoint: Path, tmp_path: Path) -> None:
     table = pa.table({"key": ["x", "y", "z", "w"], "caption": [*TEXTS, " "]})
     pq.write_table(table, tmp_path / "texts.parquet", row_group_size=3)
     description = embed(checkpoint, tmp_path / "texts.parquet", tmp_path / "index")
@@ -261,20 +250,12 @@ def test_card_says_what_is_known_and_what_is_not(checkpoint: Path) -> None:
     assert "no evaluation is recorded" in scratch
 
 
-def test_export_writes_a_card_beside_the_model(checkpoint: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "siclip_platform",
-        "model",
-        "export",
-        str(checkpoint),
-        "out",
-        "--format",
-        "open_clip",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def test_export_writes_a_card_beside_the_model(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["model", "export", str(checkpoint), "out", "--format", "open_clip"])
+    assert done.exit_code == 0, done.output
     assert "# siclip-nano" in (tmp_path / "out" / "README.md").read_text()
     refused = CliRunner().invoke(app, ["model", "export", str(checkpoint), "x", "--format", "onnx", "--run", "r"])
     assert "--tracking-uri" in str(refused.exception)

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +23,7 @@ from siclip.evaluation.classification import ClassEmbeddings
 from siclip.evaluation.composition import CompositionItem, composition_statistics
 from siclip.evaluation.encoder import ClipEncoder
 from siclip_platform.evaluation.caption_files import find_annotations
-from siclip_platform.evaluation.find import find_sets
+from siclip_platform.evaluation.find import find_sets, open_set
 from siclip_platform.evaluation.image_folder import _class_folders, read_image_folder
 from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.prompts import class_prompts
@@ -145,3 +147,37 @@ def test_a_set_named_mscoco_says_that_it_is_not_karpathys(nano_teacher: Path, tm
     found = as_dict(result, {})["sets"]["mscoco"]
     assert (found["samples"], found["captions"]) == (2, 4)
     assert found["note"] == "MSCOCO as the field measures it has 5,000 images, here are 2"
+
+
+def test_mscoco_from_the_cache_that_datacomp_fills(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "file.png").write_bytes(png())
+    image = {"bytes": [png(), None], "path": [None, str(tmp_path / "file.png")]}
+    struct = pa.StructArray.from_arrays([pa.array(image["bytes"], pa.binary()), pa.array(image["path"])], list(image))
+    table = pa.table({"imgid": [7, 9], "image": struct, "caption": [["a", "b"], ["c"]]})
+    pq.write_table(table, tmp_path / "test.parquet")
+    files = {"test": str(tmp_path / "test.parquet")}
+    datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "hf_cache"))
+    mine = tmp_path / "hf_cache" / "nlphuji___mscoco_2014_5k_test_image_text_retrieval"
+    (tmp_path / "hf_cache" / "parquet").rename(mine)
+    [found] = find_sets("mscoco", tmp_path)
+    assert found.folder == mine
+    (data,) = open_set(found, "test")
+    samples = list(data.samples())
+    assert [sample.texts for sample in samples] == [("a", "b"), ("c",)]
+    assert [sample.image for sample in samples] == [png(), png()]
+    (tmp_path / "file.png").unlink()
+    with pytest.raises(UserError, match=r"file\.png, which is not there"):
+        list(data.samples())
+    with pytest.raises(UserError, match=r"holds no \*-validation\.arrow"):
+        open_set(found, "validation")
+    [arrow] = mine.rglob("*-test.arrow")
+    (mine / "old").mkdir()
+    (mine / "old" / arrow.name).write_bytes(arrow.read_bytes())
+    with pytest.raises(UserError, match="delete one of them"):
+        open_set(found, "test")
+    (mine / "old" / arrow.name).unlink()
+    arrow.write_bytes(b"cut")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_set(found, "test")

@@ -13,6 +13,7 @@ from siclip_platform.evaluation.caption_files import find_annotations, read_capt
 from siclip_platform.evaluation.composition_files import find_composition, read_composition
 from siclip_platform.evaluation.cue_file import FILE, read_cues
 from siclip_platform.evaluation.datasets import read_dataset
+from siclip_platform.evaluation.hub_cache import CACHE, cache_folder, find_arrow, read_hub_cache
 from siclip_platform.evaluation.image_folder import is_image_folder, read_image_folder
 from siclip_platform.evaluation.sets import Data
 from siclip_platform.evaluation.webdataset_layout import SHARDS, read_webdataset
@@ -72,7 +73,10 @@ def _find(name: str, data: Path) -> Found:
 
 
 def _folder_of(known: SuiteSet, data: Path) -> Path | None:
-    return next((data / folder for folder in known.folders if (data / folder).is_dir()), None)
+    places = [data / folder for folder in known.folders]
+    if known.task == "retrieval":
+        places.append(cache_folder(known, data))
+    return next((place for place in places if place.is_dir()), None)
 
 
 def open_set(found: Found, split: str) -> list[Data]:
@@ -89,15 +93,22 @@ def open_set(found: Found, split: str) -> list[Data]:
         return [_checked(read_webdataset(folder, split, found.name), found)]
     if (folder / FILE).is_file():
         return [read_cues(folder)]
-    annotations = find_annotations(folder)
-    if annotations is not None:
-        return [read_captions(folder, annotations, split)]
+    captioned = _captioned(folder, split)
+    if captioned is not None:
+        return [captioned]
     composition = find_composition(folder)
     if composition:
         return [read_composition(folder, composition)]
     if is_image_folder(folder, split):
         return [_checked(read_image_folder(folder, split, found.name), found)]
     raise UserError(f"{folder} has no layout that can be read for split {split!r}: {LAYOUTS}")
+
+
+def _captioned(folder: Path, split: str) -> Data | None:
+    if folder.parent.name == CACHE:
+        return read_hub_cache(folder, find_arrow(folder, split))
+    annotations = find_annotations(folder)
+    return None if annotations is None else read_captions(folder, annotations, split)
 
 
 def _checked(data: Data, found: Found) -> Data:

@@ -1,0 +1,81 @@
+"""MSCOCO and Flickr30k as DataComp's download leaves them: the cache that Hugging Face's `datasets` keeps.
+
+    DATA/hf_cache/nlphuji___NAME/…/*-SPLIT.arrow    or *-SPLIT-00000-of-00002.arrow; columns image and caption
+
+``image`` holds bytes or the path of a file, ``caption`` a list of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from siclip.evaluation.suite import SuiteSet
+from siclip_platform.errors import UserError
+from siclip_platform.evaluation.sets import RetrievalData, Sample
+
+CACHE = "hf_cache"
+COLUMNS = ("image", "caption")
+
+
+def cache_folder(known: SuiteSet, data: Path) -> Path:
+    """Where DataComp's evaluation looks for a retrieval set."""
+    return data / CACHE / f"nlphuji___{known.key.removeprefix('retrieval/')}"
+
+
+def find_arrow(folder: Path, split: str) -> list[Path]:
+    """The files of a split in order; not what ``map`` and ``filter`` leave beside them.
+
+    Raises:
+        UserError: the folder holds the split in several versions, or not at all.
+    """
+    found = sorted({*folder.rglob(f"*-{split}.arrow"), *folder.rglob(f"*-{split}-*-of-*.arrow")})
+    if not found:
+        raise UserError(f"{folder} holds no *-{split}.arrow: fetch the set again, or name another split")
+    places = sorted({path.parent for path in found})
+    if len(places) > 1:
+        raise UserError(f"{folder} holds split {split!r} in {places[0]} and in {places[1]}: delete one of them")
+    return found
+
+
+def read_hub_cache(folder: Path, files: list[Path]) -> RetrievalData:
+    """
+    Raises:
+        UserError: a file cannot be read or has not these columns; while reading, an image file that is not there.
+    """
+    for file in files:
+        missing = [name for name in COLUMNS if name not in _names(file)]
+        if missing:
+            raise UserError(f"{file} has no column {missing[0]!r}: it is of no set with captions")
+
+    def samples() -> Iterator[Sample]:
+        count = 0
+        for file in files:
+            with pa.memory_map(str(file)) as source:
+                for batch in pa.ipc.open_stream(source):
+                    for row in batch.select(COLUMNS).to_pylist():
+                        texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+                        yield Sample(f"{file.name}:{count}", _bytes(row["image"], file), texts=tuple(texts))
+                        count += 1
+
+    return RetrievalData(folder.name, samples)
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with pa.memory_map(str(file)) as source:
+            return list(pa.ipc.open_stream(source).schema.names)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} cannot be read ({error}): fetch the set again") from None
+
+
+def _bytes(image: Any, file: Path) -> bytes:
+    if image["bytes"] is not None:
+        return bytes(image["bytes"])
+    path = Path(image["path"])
+    if not path.is_file():
+        raise UserError(f"{file} names image {path}, which is not there: fetch the set again")
+    return path.read_bytes()

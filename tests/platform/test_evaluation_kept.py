@@ -23,6 +23,7 @@ from siclip_platform.evaluation import runner
 from siclip_platform.evaluation.find import Found
 from siclip_platform.evaluation.kept import KeptResults
 from siclip_platform.evaluation.measure import Subject
+from siclip_platform.evaluation.measure import measure as whole
 from siclip_platform.evaluation.models import open_model
 from siclip_platform.evaluation.results import Sampling, SetResult
 
@@ -49,7 +50,6 @@ def test_a_suite_that_was_stopped_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     measured: list[str] = []
-    whole = runner.measure
 
     def measure(subject: Subject, data: Any, known: Any) -> Any:
         if data.place == NAMES[1] and not measured.count("stopped"):
@@ -86,15 +86,15 @@ def test_what_a_result_follows_from(nano_teacher: Path, sets: Path, tmp_path: Pa
     found = Found("first", sets / "first", None)
     subject = _subject(nano_teacher)
     plain = KeptResults(tmp_path / "kept", [subject], "test", Sampling())
-    whole = SetResult(
+    plainly = SetResult(
         "first", "First", "measured", units=2, metrics={"m": {"acc1": Interval(0.5, float("nan"), 1.0)}},
         unreadable=("a ü.png",),
     )  # fmt: skip
-    plain.keep(found, whole)
+    plain.keep(found, plainly)
     back = plain.find(found)
     assert back is not None
     assert back.kept
-    assert repr(replace(back, kept=False)) == repr(whole)  # a repr: no nan equals another
+    assert repr(replace(back, kept=False)) == repr(plainly)  # a repr: no nan equals another
 
     other = load_model(nano_teacher)
     other.logit_scale.data.add_(1)
@@ -113,7 +113,7 @@ def test_what_a_result_follows_from(nano_teacher: Path, sets: Path, tmp_path: Pa
     shutil.copytree(sets / "first", sets / "moved")
     os.utime(sets / "first" / "cat" / "image.png", (1, 1))
     assert plain.find(found) is None
-    plain.keep(found, whole)
+    plain.keep(found, plainly)
     (sets / "first" / "classnames.txt").write_text("a\nb\n")
     assert plain.find(found) is None
 

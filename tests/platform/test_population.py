@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from siclip_platform.search.definition import Parameter, SearchSpace
 from siclip_platform.search.lane import train_recipe
 from siclip_platform.search.parsing import parse_space
 from siclip_platform.search.policy import SchedulerConfig
+from siclip_platform.search.population import PopulationConductor
 from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.searcher import make_searcher
 from siclip_platform.search.study import StudyResult, run_study
@@ -205,6 +207,45 @@ def plan_of(folder: Path, data: Path, weights: list[float], **more: Any) -> Any:
     return parts.plan(folder, data, [], population=population(), **given)
 
 
+class Silent:
+    """A recorder that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def test_nobody_goes_on_before_the_turn_although_tune_tells_late_that_a_stretch_ended(tmp_path: Path) -> None:
+    recorder: Any = Silent()
+    conductor = PopulationConductor(plan_of(tmp_path, tmp_path, [100.0, 900.0]), recorder)
+
+    def begin(tune_id: str) -> dict[str, Any]:
+        values = conductor.suggest(tune_id)
+        conductor.started(SimpleNamespace(trial_id=tune_id))
+        return dict(values)
+
+    def report(tune_id: str, step: int, value: float) -> None:
+        figures = {parts.METRIC: value, "cost/seconds": 1.0}
+        seeds = {"0": {"metrics": figures, "history": []}}
+        conductor.reported(tune_id, {"step": step, "seeds": seeds, **figures})
+
+    assert [begin("a"), begin("b")] == [{PATH: 100.0}, {PATH: 900.0}]
+    report("a", 4, 0.9)
+    conductor.ended("a", False)
+    assert conductor.suggest("early") is None  # the other one is on its way
+    report("b", 4, 0.1)  # and now is there, but Tune has not said so
+    assert begin("c") == {PATH: 100.0}
+    assert conductor.journal.turns == [4]
+    assert conductor.suggest("early") is None
+    conductor.ended("b", False)
+    taken = begin("d")
+    assert (taken[PATH], taken["loss.schedule"][0]["step"]) == (100.0, 4)
+    assert json.loads((tmp_path / "replay" / "d.json").read_text())["until"] == 8
+    for tune_id, value in (("c", 0.9), ("d", 0.8)):
+        report(tune_id, 8, value)
+    assert conductor.remaining == 2  # one stretch each
+    conductor.journal.close()
+
+
 @pytest.mark.slow
 def test_a_population_is_recorded_as_schedules_that_compute_the_same(
     own_ray: None, tmp_path: Path, tracker: Tracker, digits: Path
@@ -273,10 +314,12 @@ def test_a_population_that_was_cut_short_at_any_line_ends_as_it_would_have(
     whole = run(tracker, "whole", tmp_path / "whole", plan_of(tmp_path / "whole", digits, weights))
     lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
     turned = [number for number, line in enumerate(lines) if '"turned"' in line]
-    for kept in (turned[0], turned[0] + 1, turned[1] + 3):
+    open_end = [line for line in lines if '"ended"' not in line and '"told"' not in line]
+    cuts = {str(kept): lines[:kept] for kept in (turned[0], turned[0] + 1, turned[1] + 3)} | {"end": open_end}
+    for kept, rest in cuts.items():
         folder = tmp_path / f"cut-{kept}"
         folder.mkdir()
-        (folder / "journal.jsonl").write_text("".join(lines[:kept]))
+        (folder / "journal.jsonl").write_text("".join(rest))
         result = run(tracker, f"cut-{kept}", folder, plan_of(folder, digits, weights))
         assert outcome(result) == outcome(whole), kept
 

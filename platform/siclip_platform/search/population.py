@@ -8,6 +8,7 @@ together with the schedule that led to it is therefore what one training by that
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ class PopulationConductor(Conductor):
     @property
     def remaining(self) -> int:
         """Stretches that are still to be trained, if no member fails."""
-        missing = self.plan.trials - len(self.journal.entries)
-        return sum(-(-(self.steps - step) // self.population.interval) for step in [*self._at(), *[0] * missing])
+        at = [*self._at(), *[0] * (self.plan.trials - len(self.journal.entries))]
+        return sum(max(1, math.ceil((self.steps - step) / self.population.interval)) for step in at)
 
     def _at(self) -> list[int]:
         return [self._turn_of(entry) for entry in self.journal.in_flight()]
@@ -84,6 +85,7 @@ class PopulationConductor(Conductor):
                 return values
             self.journal.suggested(name, values)
             return self.journal.entries[name]
+        self._turn_when_due()  # a member's last figures may be here before Tune says that it ended
         now = min(self._at(), default=None)
         if now is None:
             return Searcher.FINISHED
@@ -133,7 +135,7 @@ class PopulationConductor(Conductor):
         if len(self.journal.entries) < self.plan.trials or len(steps) != 1 or len(alive) < 2:
             return
         step = steps.pop()
-        if not step or step in self.journal.turns:
+        if not 0 < step < self.steps or step in self.journal.turns:
             return
         scores = {entry.name: entry.last[self.plan.metric] for entry in alive}
         settings = {entry.name: self.plan.recipe(entry.values) for entry in alive}

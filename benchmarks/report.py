@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100, help="evaluations in a trial")
     parser.add_argument("--store", type=Path, help="keep the store here, or use the one that is here")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--small", action="store_true", help="a demo and an ablation in place of the large study"
-    )
+    parser.add_argument("--small", action="store_true", help="a demo and an ablation in place of the large study")
     options = parser.parse_args()
     if options.small:
         small(options.repeats)

@@ -69,9 +69,11 @@ def test_the_leaders_cost_stands_beside_the_baselines() -> None:
     (tiles,) = (block for block in found.blocks if isinstance(block, Tiles))
     price = tiles.tiles[2]
     assert (price.label, price.value) == ("Cost of one run of it", "15.0 s")
-    assert price.detail.startswith("× 1.25 of base (12.0 s) · 3 M parameters, +50.0 % of base · the study: ")
+    assert price.detail.startswith("× 1.25 of base (12.0 s) · 3 M parameters, 50.0 % more than base · the study: ")
     text = " ".join(getattr(block, "text", "") for block in found.blocks)
-    assert "A run of one takes 15.0 s of wall time, one of base 12.0 s; 3 M parameters, +50.0 % of base." in text
+    assert (
+        "A run of one takes 15.0 s of wall time, one of base 12.0 s; 3 M parameters, 50.0 % more than base." in text
+    )
 
 
 def test_the_next_step_says_how_many_seeds_would_tell() -> None:

@@ -128,8 +128,8 @@ def plural(count: int, one: str) -> str:
 
 
 def short(value: float) -> str:
-    """Four significant digits, no exponent between 1e-4 and 1e7."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+    """Four significant digits or whole numbers, no exponent between 1e-4 and 1e9."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def parameter_cell(value: str | None) -> Cell:

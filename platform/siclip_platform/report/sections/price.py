@@ -69,7 +69,7 @@ def _size(mine: Price, other: Price | None) -> str:
     if other is None or not other.parameters:
         return words
     change = 100 * ((mine.parameters or 0) / other.parameters - 1)
-    same = "as many as" if round(change, 1) == 0 else f"{change:+.1f} % of".replace("-", "−")
+    same = f"{abs(change):.1f} % {'more' if change > 0 else 'fewer'} than" if round(change, 1) else "as many as"
     return f"{words}, {same} {other.name}"
 
 

@@ -138,7 +138,8 @@ def test_the_report_tells_all_that_the_demo_cost(runs: dict, out: Path, digits: 
     with (out / "report_files" / "data" / "totals.csv").open(encoding="utf-8-sig", newline="") as file:
         totals = {row[0]: row[1:] for row in csv.reader(file)}
     assert not any("not recorded" in cells for cells in totals.values()), totals
-    shards = sum(path.stat().st_size for path in digits.rglob("*.parquet"))
+    splits = json.loads((digits / "manifest.json").read_text())["splits"].values()
+    shards = sum((digits / shard["path"]).stat().st_size for split in splits for shard in split)
     checkpoints = sum((out / "wikd" / f"{kind}.pt").stat().st_size for kind in ("teacher", "best", "control"))
     (study,) = runs["study"]
     assert study.data.metrics["cost/dataset_bytes"] == shards

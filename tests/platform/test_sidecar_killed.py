@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -30,7 +31,6 @@ from siclip_platform.embedding.config import EmbedConfig
 from siclip_platform.embedding.embed import EmbedShard, embed_dataset, plan_embedding
 
 SHARDS = 3
-KINDS = ("captions", "embeddings")
 Make = Callable[[Path, Pool], str]
 
 DRIVER = """
@@ -64,18 +64,23 @@ def make(settings: CaptionConfig | EmbedConfig, data: Path, pool: Pool) -> str:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> dict[str, str]:
-    """What runs give that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "data"
-    shapes_dataset(folder, SHARDS)
-    return {kind: make(settings[kind], folder, Pool(here=True)) for kind in KINDS}
+def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Callable[[str], str]:
+    """What a run gives that nothing disturbs."""
+
+    @functools.cache
+    def make_once(kind: str) -> str:
+        folder = tmp_path_factory.mktemp("undisturbed") / "data"
+        shapes_dataset(folder, SHARDS)
+        return make(settings[kind], folder, Pool(here=True))
+
+    return make_once
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("captions", marks=pytest.mark.long), "embeddings"])
 def test_a_killed_driver_keeps_its_shards(
-    tmp_path: Path, settings: dict[str, Any], wanted: dict[str, str], kind: str
+    tmp_path: Path, settings: dict[str, Any], wanted: Callable[[str], str], kind: str
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
@@ -89,7 +94,7 @@ def test_a_killed_driver_keeps_its_shards(
     finished = [folder / f"train-{path.stem}.parquet" for path in folder.glob(".done/*.json")]
     kept = {path: path.stat().st_mtime_ns for path in finished}
     assert 0 < len(kept) < SHARDS + 1 and not (folder / "manifest.json").exists()
-    assert make(settings[kind], data, Pool(here=True)) == wanted[kind]
+    assert make(settings[kind], data, Pool(here=True)) == wanted(kind)
     assert {path: path.stat().st_mtime_ns for path in finished} == kept
     assert not (folder / ".done").exists()
 
@@ -120,12 +125,16 @@ def killed_once(base: type, method: str) -> type:
 @pytest.mark.chaos
 @pytest.mark.usefixtures("own_ray")
 @pytest.mark.parametrize(
-    ("kind", "base", "method"), [("captions", CaptionShard, "_batch"), ("embeddings", EmbedShard, "_table")]
+    ("kind", "base", "method"),
+    [
+        ("captions", CaptionShard, "_batch"),
+        pytest.param("embeddings", EmbedShard, "_table", marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_worker_is_replaced(
     tmp_path: Path,
     settings: dict[str, Any],
-    wanted: dict[str, str],
+    wanted: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     base: type,
@@ -133,8 +142,9 @@ def test_a_killed_worker_is_replaced(
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
+    expected = wanted(kind)
     monkeypatch.setattr(f"{base.__module__}.{base.__name__}", killed_once(base, method))
-    assert make(settings[kind], data, Pool(actors=1)) == wanted[kind]
+    assert make(settings[kind], data, Pool(actors=1)) == expected
     attempts = (data / "attempts").read_text().split()
     assert (data / "killed").exists()
     assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1

@@ -1,123 +1,101 @@
-"""``ray job submit -- python jobs/tune_wikd.py`` on a local head with token authentication."""
+"""Every job through ``ray job submit`` on a local head with token authentication; no secret is written down."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import base64
 import re
 import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.environment_variables import _EnvironmentVariable
 
-from siclip_platform.tracking import default_tracking_uri
+sys.path.insert(0, str(Path(__file__).parent))
+from job_parts import CHECKS, Parts, make_parts
+from ray_head import RAY, ROOT, ray_head
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
-CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as the README says
-SECRETS = ("MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports: each is held until all are found."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|USERNAME|CREDENTIAL")
+SECRETS = {  # of stores, of Hugging Face, and all of MLflow's
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "GOOGLE_API_KEY", "DATABRICKS_TOKEN", "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    *(
+        variable.name
+        for variable in vars(mlflow.environment_variables).values()
+        if isinstance(variable, _EnvironmentVariable) and variable.type is str and SECRET.search(variable.name)
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[dict[str, str]]:
-    """A head on ports and in a temp directory of its own, and the environment that reaches it."""
-    scripts = Path(sys.executable).parent
-    port, dashboard, client, agent = free_ports(4)
-    env = {
-        **os.environ,
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        **{name: f"{name.lower()}-{secrets.token_hex(16)}" for name in SECRETS},
-    }
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        command = [
-            *RAY, "start", "--head", "--block", CPUS, f"--port={port}",
-            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={client}",
-            f"--dashboard-agent-listen-port={agent}",
-        ]  # fmt: skip
-        with (Path(folder) / "head.log").open("w") as log:
-            head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, Path(folder) / "head.log")
-            yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD_FOLDER": folder}
-        finally:
-            head.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                head.wait(timeout=20)
-            for process in head_processes(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+    """Each secret is one that MLflow takes for a key: 32 bytes in base64."""
+    with ray_head({name: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode() for name in SECRETS}) as env:
+        yield env
 
 
-def head_processes(folder: str) -> list[int]:
-    """What the head left behind: processes whose command line names its temp directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if folder.encode() in command:
-                found.append(int(entry.name))
-    return found
+@pytest.fixture(scope="module")
+def parts(digits: Path, nano_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return make_parts(digits, nano_teacher, tmp_path_factory.mktemp("jobs"))
 
 
-def wait_for(url: str, head: subprocess.Popen, log: Path) -> None:
-    for _ in range(120):
-        assert head.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except urllib.error.HTTPError:
-            return  # it answers, and wants the token
-        except OSError:
-            time.sleep(1)
-    raise AssertionError(log.read_text())
+WORKING_DIR = ["--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]
 
 
-def test_a_submitted_job_leaves_its_study_in_mlflow(
-    env: dict[str, str], digits: Path, nano_teacher: Path, tmp_path: Path
-) -> None:
-    job = ["--out", str(tmp_path), "--data", str(digits), "--teacher", str(nano_teacher), "--trials", "2"]
-    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *job, "--steps", "12"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(tmp_path))
-    experiment = client.get_experiment_by_name("siclip")
-    kinds = [run.data.tags["siclip.kind"] for run in client.search_runs([experiment.experiment_id])]
-    assert sorted(kinds) == ["best", "control", "study", "trial", "trial"]
-    assert (tmp_path / "report.html").is_file()
-    assert_no_secret_in(env, tmp_path, done.stdout + done.stderr)
+def start_job(env: dict[str, str], job: str, words: list[str], *options: str) -> subprocess.Popen[str]:
+    command = [*RAY, "job", "submit", *options, "--", "python", f"jobs/{job}.py", *words]
+    out = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, text=True)
 
 
-def assert_no_secret_in(env: dict[str, str], out: Path, said: str) -> None:
-    """Neither in what the job said and wrote, nor in the head's logs, nor in what it tells about its jobs."""
+def end_job(job: subprocess.Popen[str]) -> str:
+    said, _ = job.communicate(timeout=560)
+    assert job.returncode == 0, said[-5000:]
+    return said
+
+
+def test_every_job_is_tried() -> None:
+    assert set(CHECKS) == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+
+
+def test_a_submitted_search_leaves_its_study_and_no_secret(env: dict[str, str], parts: Parts) -> None:
+    said = end_job(start_job(env, "tune_wikd", parts.words("tune_wikd")))
+    CHECKS["tune_wikd"](parts, said)
+    assert_no_secret_in(env, parts.folder, said, {"tune_wikd"})
+
+
+@pytest.mark.long
+def test_every_submitted_job_does_its_work(env: dict[str, str], parts: Parts) -> None:
+    """All but the search at the same time; afterwards no secret is found in what they leave."""
+    others = [name for name in CHECKS if name != "tune_wikd"]
+    started = {name: start_job(env, name, parts.words(name)) for name in others}
+    said = {name: end_job(job) for name, job in started.items()}
+    for name in others:
+        CHECKS[name](parts, said[name])
+    assert_no_secret_in(env, parts.folder, "".join(said.values()), set(others))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_job_whose_code_is_sent_along(env: dict[str, str], parts: Parts, tmp_path: Path, name: str) -> None:
+    for file in parts.folder.iterdir():
+        if file.name != name:
+            (tmp_path / file.name).symlink_to(file)
+    sent = Parts(parts.digits, parts.teacher, tmp_path)
+    CHECKS[name](sent, end_job(start_job(env, name, sent.words(name), *WORKING_DIR)))
+
+
+def assert_no_secret_in(env: dict[str, str], out: Path, said: str, names: set[str]) -> None:
+    """Neither in what the jobs said and wrote, nor in the head's logs, nor in what it tells about its jobs."""
     held = {env[name] for name in (*SECRETS, "RAY_AUTH_TOKEN")}
     listing = [sys.executable, "-c", JOBS]
     jobs = subprocess.run(listing, env=env, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "tune_wikd" in jobs
+    assert all(name in jobs for name in names)
     texts = {"output": said.encode(), "job metadata": jobs.encode()}
     files = [path for path in out.rglob("*") if path.is_file()]
     files += [path for path in Path(env["HEAD_FOLDER"]).rglob("*") if path.is_file() and path.parent.name == "logs"]

@@ -1,0 +1,129 @@
+"""The smallest run of each job in ``jobs/``, and what must be there after it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import open_clip
+import pytest
+import torch
+from captioning_parts import NANO_COCA, shape
+from PIL import Image
+
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.sidecar import open_sidecar
+from siclip_platform.evaluation import evaluate_checkpoint
+from siclip_platform.tracking import default_tracking_uri
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the jobs work on."""
+
+    digits: Path
+    teacher: Path
+    folder: Path
+
+    def out(self, job: str) -> Path:
+        return self.folder / job
+
+    def words(self, job: str) -> list[str]:
+        """The smallest command line of a job that does all of its parts."""
+        out, common = ["--out", str(self.out(job))], ["--data", str(self.digits), "--teacher", str(self.teacher)]
+        return {
+            "prepare_cc12m_syn": [
+                str(self.folder / "cc"), "--data", str(self.out(job)), *common[2:], "--augmentations", "2",
+                "--per-image", "1", "--captioner", str(self.folder / "coca.json"), "--pretrained",
+                str(self.folder / "coca.pt"),
+            ],
+            "train_siclip": [
+                "--preset", "digits-student", *common, *out, "--set", "training.steps=2", "--set",
+                "training.warmup_steps=1", "--set", "training.batch_size=16",
+            ],
+            "tune_wikd": [*common, *out, "--trials", "2", "--steps", "12", "--concurrent", "1"],
+            "ablate_siclip": [
+                str(self.folder / "study.yaml"), *common, *out, "--seeds", "1", "--steps", "12", "--concurrent", "1",
+            ],
+            "evaluate_siclip": [str(self.teacher), *common[:2], "--json"],
+        }[job]  # fmt: skip
+
+
+def make_parts(digits: Path, teacher: Path, folder: Path) -> Parts:
+    """Digit scenes and a teacher; for the preparation img2dataset's tar of shapes and a CoCa that knows nothing."""
+    config = {**NANO_COCA, **{k: {**NANO_COCA[k], "context_length": 77} for k in ("text_cfg", "multimodal_cfg")}}
+    (folder / "coca.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "coca.json")
+    torch.save(open_clip.create_model("coca").state_dict(), folder / "coca.pt")
+    (folder / "cc").mkdir()
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / "cc" / "00000.tar", "w") as tar:
+        for number in range(8):
+            pixels, text = shape(rng)
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "PNG")
+            for suffix, content in (("png", image.getvalue()), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (folder / "study.yaml").write_text(
+        "name: small\nmetric: validation/mean_recall@1\nbaseline: plain\nsettings:\n"
+        "  plain: {set: {loss.pair_matching: 0}}\n  pm: {set: {loss.pair_matching: 1}}\n"
+    )
+    return Parts(digits, teacher, folder)
+
+
+def kinds_of(out: Path) -> list[str]:
+    """What stands in the MLflow store of an output folder; all of it is finished."""
+    client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
+    experiment = client.get_experiment_by_name("siclip")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    return sorted(run.data.tags["siclip.kind"] for run in runs)
+
+
+def prepared(parts: Parts, said: str) -> None:
+    dataset = open_dataset(parts.out("prepare_cc12m_syn"))
+    assert dataset.rows("train") == 8
+    for kind in ("captions", "embeddings"):
+        assert open_sidecar(dataset, kind, "coca").manifest.splits
+    assert "--set data.captions=[coca] --set data.teacher_embeddings=coca" in said
+
+
+def trained(parts: Parts, said: str) -> None:
+    out = parts.out("train_siclip")
+    assert kinds_of(out) == ["train"]
+    metrics = evaluate_checkpoint(out / "train" / "train.pt", parts.digits, "test")
+    assert all(f"{name}: {value:.4f}" in said for name, value in metrics.items())
+
+
+def tuned(parts: Parts, said: str) -> None:
+    out = parts.out("tune_wikd")
+    assert kinds_of(out) == ["best", "control", "study", "trial", "trial"]
+    assert (out / "report.html").is_file()
+
+
+def ablated(parts: Parts, said: str) -> None:
+    out = parts.out("ablate_siclip")
+    assert kinds_of(out) == ["study", "trial", "trial"]
+    assert (out / "report.html").is_file() and "small" in said
+
+
+def evaluated(parts: Parts, said: str) -> None:
+    printed = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert printed == pytest.approx(evaluate_checkpoint(parts.teacher, parts.digits, "test"), rel=1e-6)
+
+
+CHECKS: dict[str, Callable[[Parts, str], None]] = {
+    "prepare_cc12m_syn": prepared,
+    "train_siclip": trained,
+    "tune_wikd": tuned,
+    "ablate_siclip": ablated,
+    "evaluate_siclip": evaluated,
+}

@@ -1,0 +1,93 @@
+"""A Ray head with token authentication, as `make head` starts one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as the README says
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports: each is held until all are found."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@contextlib.contextmanager
+def ray_head(secret: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A head on ports and in a temp directory of its own, and the environment that reaches it.
+
+    ``secret``: variables that the head, and so every job, has in its environment.
+    """
+    scripts = Path(sys.executable).parent
+    port, dashboard, client, agent = free_ports(4)
+    env = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        **secret,
+    }
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command = [
+            *RAY, "start", "--head", "--block", CPUS, f"--port={port}",
+            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
+        ]  # fmt: skip
+        with (Path(folder) / "head.log").open("w") as log:
+            head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, Path(folder) / "head.log")
+            yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD_FOLDER": folder}
+        finally:
+            head.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(timeout=20)
+            for process in head_processes(folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+
+def head_processes(folder: str) -> list[int]:
+    """What the head left behind: processes whose command line names its temp directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if folder.encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(url: str, head: subprocess.Popen, log: Path) -> None:
+    for _ in range(120):
+        assert head.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, and wants the token
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(log.read_text())

@@ -145,8 +145,9 @@ def _train_share(recipe: Recipe, queue: Any, rank: int, workers: int, outputs: P
     if checkpoint:
         with checkpoint.as_directory() as folder:
             resume(prepared.trainer, Path(folder) / CHECKPOINT)
-    reporter = _TrainReporter(queue, prepared.costs(), first=rank == 0)
-    reporter.log(0, prepared.costs())
+    costs = prepared.costs()
+    reporter = _TrainReporter(queue, costs, first=rank == 0)
+    reporter.log(0, costs)
     start_blocks(recipe, prepared, reporter)
     if workers > 1:
         _take_over_weights(prepared.trainer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from siclip.config import ModelConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
+from siclip.evaluation.cost import latency
 from siclip.evaluation.evaluate import evaluate
 from siclip.models.clip import Clip, count_parameters
 from siclip.models.registry import model_config
@@ -51,6 +52,7 @@ class Prepared:
             "cost/parameters_trainable": count_parameters(model, trainable=True),
             "cost/parameters_image": count_parameters(model.image_encoder),
             "cost/parameters_text": count_parameters(model.text_encoder),
+            "cost/latency_ms_batch_1": latency(model, self.trainer.device),
             "cost/steps": self.trainer.config.steps,
         }
 

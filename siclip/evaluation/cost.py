@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from siclip.evaluation.encoder import ClipEncoder, Encoder
-from siclip.models.clip import count_parameters
+from siclip.models.clip import Clip, count_parameters
 from siclip.models.registry import create_model
 from siclip.training.memory import peak_memory
 
@@ -65,6 +65,17 @@ def measure_cost(encoder: Encoder, against: Encoder, *, rounds: int = 5) -> Cost
         times_reference={b: (statistics.median(found), min(found), max(found)) for b, found in ratios.items()},
         peak_bytes=peak_memory(encoder.device),
     )
+
+
+@torch.no_grad()
+def latency(model: Clip, device: torch.device, *, rounds: int = 5) -> float:
+    """Milliseconds: the median time of one image and one text in the model's deployed form.
+
+    No random number is drawn. What else runs on the machine counts; `measure_cost` gives a ratio that bears it.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # new convolutions draw their weights
+        run = _runner(ClipEncoder(model, "model", device), 1)
+    return 1000 * statistics.median([_seconds(run, device) for _ in range(rounds + 1)][1:])
 
 
 def _runner(encoder: Encoder, batch: int) -> Callable[[], Tensor]:

@@ -18,7 +18,7 @@ from siclip.checkpoints.formats import load_model, save_checkpoint
 from siclip.config import LossConfig
 from siclip.diagnostics.describe import describe_model
 from siclip.errors import UserError
-from siclip.evaluation.cost import measure_cost
+from siclip.evaluation.cost import latency, measure_cost
 from siclip.evaluation.reranking import load_pair_head, rerank_retrieval
 from siclip.evaluation.retrieval import retrieve
 from siclip.losses.objective import Objective
@@ -164,6 +164,16 @@ def test_cost_counts_what_the_model_description_counts(nano_teacher: Path) -> No
     assert cost.multiply_adds == described.multiply_adds
     assert all(low <= median <= high for median, low, high in cost.times_reference.values())
     assert set(cost.milliseconds) == {1, 32} and cost.peak_bytes > 2**20
+
+
+def test_latency_is_the_median_after_a_warm_up_and_leaves_the_model_alone(
+    nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([9.0, 0.004, 0.001, 0.005, 0.002, 0.003])
+    monkeypatch.setattr("siclip.evaluation.cost._seconds", lambda run, device: next(seconds))
+    model, state = load_model(nano_teacher).train(), torch.get_rng_state()
+    assert latency(model, torch.device("cpu")) == pytest.approx(3.0)
+    assert torch.equal(torch.get_rng_state(), state) and model.training and not model.is_reparameterized
 
 
 def test_an_open_clip_model_on_either_side(

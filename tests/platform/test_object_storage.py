@@ -153,7 +153,8 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
     assert seen.figures == trained.figures
     ours, theirs = load_model(trained.folder / "end.pt").state_dict(), load_model(done.checkpoint).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    (key,) = [name for name in keys(store, "runs", "study/train/run") if name.endswith("checkpoint.pt")]
+    kept = [name for name in keys(store, "runs", "study/train/run") if name.endswith("checkpoint.pt")]
+    key = max(kept)  # what the killed worker wrote last may be there too: Ray Train had not heard of it
     with fetched(f"s3://runs/{key}") as path:
         assert read_checkpoint(path)["training"]["step"] == 12
     assert not list((tmp_path / "train").rglob("*.pt"))

@@ -203,8 +203,8 @@ def plan_of(folder: Path, data: Path, weights: list[float], **more: Any) -> Any:
         space(), seed=0, num_trials=len(weights), max_steps=STEPS, study_name="p", storage=folder / "optuna.db",
         points_to_evaluate=[{PATH: weight} for weight in weights],
     )  # fmt: skip
-    given = {"base": base(data), "searcher": searcher, "trials": len(weights), "run": follow, "concurrent": 2} | more
-    return parts.plan(folder, data, [], population=population(), **given)
+    given = {"base": base(data), "searcher": searcher, "trials": len(weights), "run": follow, "concurrent": 2}
+    return parts.plan(folder, data, [], **{**given, "population": population(), **more})
 
 
 class Silent:

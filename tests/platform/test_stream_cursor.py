@@ -207,7 +207,7 @@ def test_the_cursor_says_where_and_refuses_other_data(folders: dict[str, Path]) 
         ({"data.mix": [{"path": "x", "weight": 0}]}, "greater than 0"),
         ({"data.unique_captions": True, "data.window_row_groups": 2}, "raise data.window_row_groups"),
         ({"data.unique_captions": True, "data.mix": [{"path": "x"}]}, "leave out unique_captions or mix"),
-        ({"data.trunk_cache": "x", "data.augment.jitter": 0.5}, "leave out mix, captions"),
+        ({"data.trunk_cache": "x", "data.augment.jitter": 0.5}, "leave out mix and augment"),
         ({"data.teacher_embeddings": "x", "data.augment.jitter": 0.5}, "leave out augment"),
         ({"data.captions": ["nothing"]}, "has no finished captions 'nothing'"),
         ({"data.teacher_embeddings": "nothing"}, "has no finished embeddings 'nothing'"),

@@ -38,7 +38,8 @@ class Record:
         self.losses: dict[int, float] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.losses[step] = metrics["train/loss"]
+        if "train/loss" in metrics:
+            self.losses[step] = metrics["train/loss"]
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         if save and self.folder:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator
-from typing import Any
-
-import optuna
-from optuna.exceptions import ExperimentalWarning
+from typing import TYPE_CHECKING, Any
 
 from siclip_platform.errors import UserError
 from siclip_platform.search.definition import Parameter, SearchSpace
 from siclip_platform.search.policy import SamplerConfig
+
+if TYPE_CHECKING:
+    import optuna
 
 GRID_LIMIT = 10_000
 
@@ -99,6 +99,9 @@ def make_sampler(config: SamplerConfig, space: SearchSpace, *, seed: int, trials
     among them; the others are drawn at random there, by TPE here. GP learns from complete trials alone. The settings
     of a grid are queued by the searcher; what is drawn beyond them is random.
     """
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+
     startup = config.startup_trials or max(3, trials // 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)

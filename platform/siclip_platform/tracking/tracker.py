@@ -111,7 +111,12 @@ class TrackedRun:
         self._spool.put(self.key, ("model", payload))
 
     def _weigh(self, path: Path) -> None:
-        """Count a file into ``cost/artifact_bytes``; those that an earlier start sent are not counted twice."""
+        """Count a file into ``cost/artifact_bytes``; those that an earlier start sent are not counted twice.
+
+        One that is not there weighs nothing: the sender tells of it.
+        """
+        if not path.is_file():
+            return
         number, size = self._files
         self._files = [number + 1, size + path.stat().st_size]
         self.log(number, {"cost/artifact_bytes": float(self._files[1])})

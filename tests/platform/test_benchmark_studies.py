@@ -270,7 +270,7 @@ def test_seeds_of_the_screening_are_not_used_again(digits: Path, tmp_path: Path)
 # --- the commands ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_train_write_their_pages_and_go_on(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

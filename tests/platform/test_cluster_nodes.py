@@ -111,7 +111,7 @@ def check_readers(happened: dict[str, Any]) -> None:
     assert all(task["start"] > lost["time"] for task in again)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_lost_reading_node_changes_nothing(recipe: Recipe, undisturbed: Undisturbed, tmp_path: Path) -> None:
     happened = on_a_cluster(recipe, tmp_path, {3: "data"})

@@ -133,6 +133,7 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
     )
 
 
+@pytest.mark.long
 @pytest.mark.chaos
 def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
     store: Any, remote: Recipe, trained: Record, tmp_path: Path, own_ray: None

@@ -306,7 +306,7 @@ def test_a_population_is_recorded_as_schedules_that_compute_the_same(
     assert not list((folder / "checkpoints").glob("*/seed-0.step-4.pt"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_population_that_was_cut_short_at_any_line_ends_as_it_would_have(
     own_ray: None, tmp_path: Path, tracker: Tracker, digits: Path
 ) -> None:

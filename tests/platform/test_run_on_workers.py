@@ -56,6 +56,7 @@ def recipe(digits: Path) -> Recipe:
     )
 
 
+@pytest.mark.long
 def test_two_workers_train_what_one_does(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     local = Record(tmp_path)
     threads = torch.get_num_threads()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from ray.tune import ExperimentAnalysis
+from ray.tune import Tuner
 from ray.tune.schedulers import ASHAScheduler
 
 from siclip.checkpoints.formats import read_checkpoint
@@ -91,6 +92,22 @@ def injected(count: int) -> list[float]:
     return decays
 
 
+@contextmanager
+def trials_of_tune() -> Iterator[dict[str, Any]]:
+    """By id, as Tune holds them when it is done: its files may be those of a moment before."""
+    found: dict[str, Any] = {}
+    fit = Tuner.fit
+
+    def told(tuner: Tuner) -> Any:
+        grid = fit(tuner)
+        found.update({trial.trial_id: trial for trial in grid._experiment_analysis.trials})
+        return grid
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tuner, "fit", told)
+        yield found
+
+
 def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) -> None:
     decays, folder = injected(count), out / f"injected-{count}"
     space = parse_space(SPACE, "t.yaml", METRICS, None)
@@ -99,14 +116,14 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
         points_to_evaluate=[{"training.weight_decay": decay} for decay in decays],
     )  # fmt: skip
     plan = parts.plan(folder, digits, decays, searcher=searcher, scheduler=asha(), trials=count)
-    result, runs = run(tracker, f"injected-{count}", plan)
+    with trials_of_tune() as tune:
+        result, runs = run(tracker, f"injected-{count}", plan)
 
     stored = {
         trial.user_attrs["trial_id"]: trial
         for trial in optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/optuna.db").trials
         if trial.state != TrialState.WAITING
     }
-    tune = {trial.trial_id: trial for trial in ExperimentAnalysis(str(folder / "tune" / "start-0")).trials}
     assert len(result.trials) == len(stored) == len(tune) == count
     for number, trial in enumerate(result.trials):
         ended = runs[trial.trial_id]

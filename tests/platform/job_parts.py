@@ -112,7 +112,7 @@ def tuned(parts: Parts, said: str) -> None:
 def ablated(parts: Parts, said: str) -> None:
     out = parts.out("ablate_siclip")
     assert kinds_of(out) == ["study", "trial", "trial"]
-    assert (out / "report.html").is_file() and "small" in said
+    assert (out / "report.html").is_file() and str(out / "report.html") in said
 
 
 def evaluated(parts: Parts, said: str) -> None:

@@ -58,25 +58,20 @@ def ray_head(secret: Mapping[str, str]) -> Iterator[dict[str, str]]:
             wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, Path(folder) / "head.log")
             yield {**env, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD_FOLDER": folder}
         finally:
-            head.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                head.wait(timeout=20)
-            for process in head_processes(folder):
+            for process in session_of(head.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            head.wait()
 
 
-def head_processes(folder: str) -> list[int]:
-    """What the head left behind: processes whose command line names its temp directory."""
+def session_of(leader: int) -> list[int]:
+    """The processes of a session, whatever they call themselves: Ray's agents hide their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if folder.encode() in command:
-                found.append(int(entry.name))
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(entry.name)) == leader:
+                    found.append(int(entry.name))
     return found
 
 

@@ -121,6 +121,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, digits: Path, refused: Refu
         (["evaluate", "missing.pt", "--data", "."], "missing.pt does not exist"),
         (["report", "--out", "empty"], "no MLflow store"),
         (["train", "--trials", "3"], "--trials"),
+        (["demo", "--space", "nope"], "nope"),
         (["tune", "--space", "nope", "--preset", "digits-student", "--data", "."], "nope"),
         (["tune", "--sampler", "gpp", "--preset", "digits-student", "--data", "."], "did you mean 'gp'"),
         (["tune", "--scheduler", "pbt", "--preset", "digits-student", "--data", "."], "'loss.pair_head' must stay"),

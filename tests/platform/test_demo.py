@@ -1,4 +1,7 @@
-"""The whole story, small: dataset, teacher, study, best and control, report."""
+"""The whole story, small: dataset, teacher, study, best and control, report.
+
+The demo is jobs/tune_wikd.py: here it is submitted to a head that wants a token and has secrets in its environment.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,48 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
+from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_head import RAY, ROOT, ray_head
+from secret_parts import assert_no_secret_in, new_secrets
+
+from siclip_platform.cli import app
 from siclip_platform.tracking import default_tracking_uri
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def out(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    command = [
-        sys.executable, "-m", "siclip_platform", "demo", "--out", str(folder), "--data", str(digits),
-        "--trials", "3", "--steps", "12", "--teacher-steps", "12",
+def head() -> Iterator[dict[str, str]]:
+    with ray_head(new_secrets()) as env:
+        yield env
+
+
+def words(out: Path, digits: Path) -> list[str]:
+    return [
+        "--out", str(out), "--data", str(digits), "--trials", "3", "--steps", "12", "--teacher-steps", "12",
+        "--concurrent", "2",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=580, check=False)
-    (folder / "stdout").write_text(done.stdout)
-    (folder / "stderr").write_text(done.stderr)
+
+
+@pytest.fixture(scope="module")
+def out(head: dict[str, str], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the job wrote; beside it ``stdout`` of the client, and ``said``: the job's own stdout and stderr."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *words(folder, digits)]
+    done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, timeout=580, check=False)
+    (folder / "stdout").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
+    (log,) = Path(head["HEAD_FOLDER"]).glob("session_latest/logs/job-driver-*.log")
+    _, entrypoint, said = log.read_text().partition("Running entrypoint for job ")
+    assert entrypoint
+    (folder / "said").write_text(said)
     return folder
 
 
@@ -88,9 +111,9 @@ def test_the_models_are_kept_and_measured(runs: dict, out: Path, digits: Path) -
         run = runs[kind][0]
         assert [item.path for item in client.list_artifacts(run.info.run_id)] == [f"{kind}.pt"]
         local = client.download_artifacts(run.info.run_id, f"{kind}.pt", str(out))
-        command = [sys.executable, "-m", "siclip_platform", "evaluate", local, "--data", str(digits), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        for name, value in json.loads(done.stdout).items():
+        result = CliRunner().invoke(app, ["evaluate", local, "--data", str(digits), "--json"])
+        assert result.exit_code == 0, result.output
+        for name, value in json.loads(result.stdout).items():
             assert run.data.metrics[name.replace("@", "_at_")] == pytest.approx(value, abs=1e-9)
 
 
@@ -107,10 +130,7 @@ def test_the_dataset_and_the_best_model_are_logged(runs: dict, out: Path, digits
 
 @pytest.mark.long
 def test_gone_on_with_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: Path) -> None:
-    command = [
-        sys.executable, "-m", "siclip_platform", "demo", "--out", str(out), "--data", str(digits),
-        "--trials", "3", "--steps", "12", "--teacher-steps", "12", "--resume", "wikd",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "siclip_platform", "demo", *words(out, digits), "--resume", "wikd"]
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
@@ -124,12 +144,11 @@ def test_gone_on_with_after_its_end_it_trains_nothing(runs: dict, out: Path, dig
 
 
 def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
-    screen = (out / "stdout").read_text()
+    screen = (out / "said").read_text()
     for part in ("Best setting of 3 trials", "control", "MLflow:", str(out / "report.html")):
         assert part in screen
-    noise = screen + (out / "stderr").read_text()
     for chatter in ("INFO", "WARNING", "(raylet)", "(pid=", "Warning:"):
-        assert chatter not in noise, noise
+        assert chatter not in screen, screen
     html = (out / "report.html").read_text()
     assert "control" in html and (out / "report.md").exists()
 
@@ -147,3 +166,8 @@ def test_the_report_tells_all_that_the_demo_cost(runs: dict, out: Path, digits: 
     assert sum(run.data.metrics["cost/checkpoint_bytes"] for run in kept) == checkpoints
     for run in (*kept, *runs["trial"]):
         assert run.data.metrics["cost/device_seconds_cpu"] == run.data.metrics["cost/training_seconds"] > 0
+
+
+def test_no_secret_of_the_environment_is_written_down(head: dict[str, str], out: Path) -> None:
+    """``out`` has the client's output, the MLflow store and the report."""
+    assert_no_secret_in(head, out, (out / "stdout").read_text(), {"tune_wikd"})

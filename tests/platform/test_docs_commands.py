@@ -53,7 +53,7 @@ RUN_BY = {
     "python benchmarks/emoji_dataset.py": "main(",
     "python benchmarks/pair_matching.py": '"pair_matching.py"',
     "python benchmarks/wikd_ablation.py": '"wikd_ablation.py"',
-    "make demo": '"demo"',
+    "make demo": '"demo", "--space"',
     "make docs": '"mkdocs"',
     "make head": '"--head"',
     "mlflow models serve": "scoring_server",

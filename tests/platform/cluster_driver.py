@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from siclip_platform.cluster import Needs, prepare_environment, ray_cluster
 from siclip_platform.ray_trainer import run_with_ray_train
@@ -35,15 +38,26 @@ class SmallCluster:
         )
         self.data = [self.cluster.add_node(num_cpus=1, labels={"pool": "data"}) for _ in range(2)]
         self.training = self.cluster.add_node(num_cpus=TRAINING_CPUS)
+        self.came: subprocess.Popen | None = None
         self.cluster.wait_for_nodes()
 
     def lose(self, kind: str) -> str:
-        """Kill a node, add one where it trained; the id of the one that went."""
+        """Kill a node, start another where it trained; the id of the one that went."""
         node = self.data.pop() if kind == "data" else self.training
         self.cluster.remove_node(node, allow_graceful=False)
-        if kind == "train":
-            self.training = self.cluster.add_node(num_cpus=TRAINING_CPUS)
+        if kind == "train":  # by a command: the class wants the main thread, and this is the one that logs
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+            options = [f"--address={self.cluster.address}", f"--num-cpus={TRAINING_CPUS}"]
+            self.came = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         return str(node.node_id)
+
+    def shutdown(self) -> None:
+        if self.came is not None:
+            came = psutil.Process(self.came.pid)
+            for process in [came, *came.children(recursive=True)]:
+                process.kill()
+            self.came.wait()
+        self.cluster.shutdown()
 
 
 def reading_tasks() -> list[dict[str, Any]]:
@@ -63,7 +77,7 @@ def main(out: Path, recipe_file: Path, losses: Mapping[int, str]) -> None:
         try:
             happened = train_on(small, out, recipe_file, losses)
         finally:
-            small.cluster.shutdown()
+            small.shutdown()
     (out / "happened.json").write_text(json.dumps(happened))
 
 

@@ -72,6 +72,7 @@ RUN_HERE = {
     "python benchmarks/streaming.py",
     "python benchmarks/text_context.py",
     "python benchmarks/training_step.py",
+    "python benchmarks/tune_overhead.py",
     "python benchmarks/plan.py",
     "python benchmarks/storage.py",
 }
@@ -247,11 +248,20 @@ def test_benchmarks_run_small(tmp_path: Path, digits: Path) -> None:
         "--batch-size 16 --seeds 2 --contexts 16",
         "plan.py --rounds 1 --seconds 2 --out plan.json",
         "storage.py --rows 40 --out storage.json",
+        f"tune_overhead.py --trials 3 --steps 12 --train-trials 1 --data {digits} --out overhead.json",
     ]
     for line in lines:
         script, *arguments = shlex.split(line)
         command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    for name in ("step.json", "streaming.json", "policies.md", "context.md", "plan.json", "storage.json"):
+    for name in (
+        "step.json",
+        "streaming.json",
+        "policies.md",
+        "context.md",
+        "plan.json",
+        "storage.json",
+        "overhead.json",
+    ):
         assert (tmp_path / name).stat().st_size > 100

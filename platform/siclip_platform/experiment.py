@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset, open_dataset, replacing
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
@@ -116,19 +115,12 @@ class Experiment:
             run.dataset(self._dataset.manifest.name, self._dataset.hash, self._dataset.folder)
 
     def keep(self, base: Recipe, kind: str = "search", **more: Any) -> None:
-        """Write down in the study's folder how it was begun, for ``--resume``."""
-        options = self.options
-        StudyFile(
-            name=self.name, kind=kind, key=self.key, base=base, trials=options.trials, seeds=options.seeds,
-            concurrent=options.concurrent, search_seed=options.seed, backend=options.backend,
-            disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register,
-            tracking_uri=without_password(self.tracker.uri), data=str(options.data) if options.data else None,
-            sampler=options.sampler, scheduler=options.scheduler,
-            checkpoints=str(options.checkpoints) if options.checkpoints else None, artifacts=options.artifacts,
-            options=more,
-        ).write(self.folder)  # fmt: skip
-        if options.checkpoints:
-            copy_file(self.folder / FILE, options.checkpoints / self.name / FILE)
+        """Write down in the study's folder, and where its checkpoints go, how it was begun: for ``--resume``."""
+        uri = without_password(self.tracker.uri)
+        study = StudyFile.of(self.options, name=self.name, kind=kind, key=self.key, base=base, uri=uri, more=more)
+        study.write(self.folder)
+        if self.options.checkpoints:
+            copy_file(self.folder / FILE, self.options.checkpoints / self.name / FILE)
 
     def search(self, space: SearchSpace, base: Recipe) -> StudyResult:
         """Run a search around ``base``, which is the first trial; trials share the machine as the planner says."""
@@ -137,7 +129,7 @@ class Experiment:
         trials, seed, backend = self.options.trials, self.options.seed, self.options.backend
         population = population_of(space, base, trials=trials, seed=seed, backend=backend)
         if self.options.resume and (self.folder / JOURNAL).is_file():
-            self._check_same(base, grows=population is None)
+            read_study(self.folder).check_same(base, trials, grows=population is None)
         else:
             self.keep(base)
             (self.folder / SPACE).write_text(space_text(self.options.space))
@@ -146,19 +138,6 @@ class Experiment:
             scheduler=scheduler_of(space, base, seed),
             searcher=searcher_of(space, base, name=self.name, trials=trials, seed=seed, folder=self.folder),
         )  # fmt: skip
-
-    def _check_same(self, base: Recipe, grows: bool) -> None:
-        study = read_study(self.folder)
-        if not grows and study.trials != self.options.trials:
-            raise UserError(
-                f"study {self.name} is a population of {study.trials}, which trains side by side: go on with as "
-                f"many, not with --trials {self.options.trials}, or begin a new study"
-            )
-        then = study.base
-        if then != base:
-            now, before = base.flat(), then.flat()
-            changed = ", ".join(path for path in now if now[path] != before.get(path))
-            raise UserError(f"study {self.name} was begun around another recipe ({changed}): go on with the same one")
 
     def study(self, base: Recipe, *, title: str | None = None, **plan: Any) -> StudyResult:
         """Run a study; ``plan`` are fields of `StudyPlan` that the options do not give.

@@ -6,6 +6,7 @@ Everything is fp32 and in eval mode. Images are Pillow ones and go through the m
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -41,7 +42,7 @@ class Encoder(Protocol):
         """The model, its image and text encoding of tensors, and the token ids of one text."""
 
 
-class _Base:
+class _Base(ABC):
     model: Any
     device: torch.device
     name: str
@@ -60,8 +61,9 @@ class _Base:
         encoded = [self.model.encode_text(self.tokens(part).to(self.device)).float() for part in parts]
         return F.normalize(torch.cat(encoded), dim=-1).cpu()
 
+    @abstractmethod
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        raise NotImplementedError
+        """Texts → the model's token ids (len(texts), context length)."""
 
     def towers(self) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
         return self.model, self.model.encode_image, self.model.encode_text, self.tokens(["a photo"])

@@ -67,7 +67,9 @@ def test_a_job_whose_code_is_sent_along(env: dict[str, str], parts: Parts, tmp_p
         if file.name != name:
             (tmp_path / file.name).symlink_to(file)
     sent = Parts(parts.digits, parts.teacher, tmp_path)
-    CHECKS[name](sent, end_job(start_job(env, name, sent.words(name), *WORKING_DIR)))
+    said = end_job(start_job(env, name, sent.words(name), *WORKING_DIR))
+    assert "_ray_pkg_" in said
+    CHECKS[name](sent, said)
 
 
 def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

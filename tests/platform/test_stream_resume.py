@@ -12,7 +12,7 @@ from siclip.training.loop import resume
 from siclip_platform.datasets.manifest import open_dataset, write_manifest
 from siclip_platform.errors import UserError
 from siclip_platform.presets import digits_teacher
-from siclip_platform.ray_trainer import _Batches
+from siclip_platform.ray_worker import _Batches
 from siclip_platform.recipe import Recipe
 from siclip_platform.stream import Stream
 from siclip_platform.trainer import Prepared, prepare

@@ -84,7 +84,8 @@ def outcome(out: Path) -> dict[str, tuple[Any, ...]]:
     return trials
 
 
-def compare(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
+def with_and_without_kills(tmp_path: Path, digits: Path, trials: int, kills: int) -> tuple[Path, Path]:
+    """The folders of a study that was left alone, and of one that was killed so often and went on."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for folder in (undisturbed, disturbed):
         folder.mkdir()
@@ -94,20 +95,17 @@ def compare(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
         lines = len(events(undisturbed)) * kill // (kills + 1)
         killed_after(disturbed, digits, trials, lines, chance.uniform(0, 0.4))
     finished(disturbed, digits, trials)
+    return undisturbed, disturbed
+
+
+@pytest.mark.parametrize(("trials", "kills"), [(4, 1), pytest.param(12, 5, marks=pytest.mark.long)])
+def test_kills_change_nothing(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
+    undisturbed, disturbed = with_and_without_kills(tmp_path, digits, trials, kills)
     assert outcome(disturbed) == outcome(undisturbed)
     ended = [event["trial"] for event in events(disturbed) if event["event"] == "ended"]
     assert sorted(ended) == [f"trial-{number:03d}" for number in range(trials)]
     starts = [event["trial"] for event in events(disturbed) if event["event"] == "started"]
     assert trials <= len(starts) <= trials + kills  # one trial at a time: each kill repeats one at the most
-
-
-def test_a_kill_in_four_trials_changes_nothing(tmp_path: Path, digits: Path) -> None:
-    compare(tmp_path, digits, 4, 1)
-
-
-@pytest.mark.long
-def test_five_kills_in_twelve_trials_change_nothing(tmp_path: Path, digits: Path) -> None:
-    compare(tmp_path, digits, 12, 5)
 
 
 @pytest.mark.long

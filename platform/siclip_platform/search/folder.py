@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
@@ -13,6 +14,9 @@ from siclip_platform.datasets.manifest import replacing
 from siclip_platform.errors import UserError
 from siclip_platform.recipe import Recipe
 from siclip_platform.storage import Place, copy_file
+
+if TYPE_CHECKING:
+    from siclip_platform.options import Options
 
 FILE = "study.json"
 SPACE = "space.yaml"
@@ -45,6 +49,36 @@ class StudyFile(Config):
     sampler: str | None = None
     scheduler: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, options: Options, *, name: str, kind: str, key: str, base: Recipe, uri: str, more: Mapping[str, Any]
+    ) -> StudyFile:
+        """That of a study which is begun with these options; ``uri``: of the tracking store, without a password."""
+        return cls(
+            name=name, kind=kind, key=key, base=base, trials=options.trials, seeds=options.seeds,
+            concurrent=options.concurrent, search_seed=options.seed, backend=options.backend,
+            disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register, tracking_uri=uri,
+            data=str(options.data) if options.data else None, sampler=options.sampler, scheduler=options.scheduler,
+            checkpoints=str(options.checkpoints) if options.checkpoints else None, artifacts=options.artifacts,
+            options=dict(more),
+        )  # fmt: skip
+
+    def check_same(self, base: Recipe, trials: int, grows: bool) -> None:
+        """Whether the study can be gone on with around this recipe to so many trials; ``grows``: to more than it had.
+
+        Raises:
+            UserError: it was begun around another recipe, or it cannot grow.
+        """
+        if not grows and self.trials != trials:
+            raise UserError(
+                f"study {self.name} is a population of {self.trials}, which trains side by side: go on with as "
+                f"many, not with --trials {trials}, or begin a new study"
+            )
+        if self.base != base:
+            now, before = base.flat(), self.base.flat()
+            changed = ", ".join(path for path in now if now[path] != before.get(path))
+            raise UserError(f"study {self.name} was begun around another recipe ({changed}): go on with the same one")
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,9 @@ def ablate_siclip(
     teacher: cli.BaseTeacherOption = None,
     changes: cli.SetOption = None,
     out: cli.JobOutOption = None,
-    steps: Annotated[int, Opt(min=12, help="Steps of a training; a recipe has its own.")] = STUDENT_STEPS,
-    teacher_steps: Annotated[int, Opt(min=12, help="Steps of the teacher.")] = TEACHER_STEPS,
-    concurrent: Annotated[int | None, Opt(min=1, help="Trainings at the same time; default: what fits.")] = None,
+    steps: cli.StepsOption = STUDENT_STEPS,
+    teacher_steps: cli.TeacherStepsOption = TEACHER_STEPS,
+    concurrent: cli.ConcurrentOption = None,
     seed: Annotated[int, Opt(min=0, help="The first seed; the others follow it.")] = 0,
     rerun: Annotated[bool, Opt("--rerun", help="Train also what the MLflow store has finished.")] = False,
     confirm: Annotated[int, Opt(min=0, help="Fresh seeds for the leading setting and the baseline at the end.")] = 0,
@@ -49,7 +49,7 @@ def ablate_siclip(
     tracking_uri: cli.TrackingOption = None,
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
-    resume: Annotated[str | None, Opt(metavar="STUDY", help="Go on with this study; other options as then.")] = None,
+    resume: cli.StudyOption = None,
 ) -> None:
     """Train every setting of a study with the same seeds and compare them with its baseline."""
     chosen = load_ablation(study)

@@ -31,9 +31,9 @@ def tune_wikd(
     out: cli.JobOutOption = None,
     space: Annotated[str, Opt(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
     trials: Annotated[int, Opt(min=1, help="Trials of the study.")] = 8,
-    steps: Annotated[int, Opt(min=12, help="Steps of a training; a recipe has its own.")] = STUDENT_STEPS,
-    teacher_steps: Annotated[int, Opt(min=12, help="Steps of the teacher.")] = TEACHER_STEPS,
-    concurrent: Annotated[int | None, Opt(min=1, help="Trainings at the same time; default: what fits.")] = None,
+    steps: cli.StepsOption = STUDENT_STEPS,
+    teacher_steps: cli.TeacherStepsOption = TEACHER_STEPS,
+    concurrent: cli.ConcurrentOption = None,
     seed: Annotated[int, Opt(min=0, help="Seed of data order, weights and search.")] = 0,
     checkpoints: cli.CheckpointsOption = None,
     artifacts: cli.ArtifactsOption = None,
@@ -43,7 +43,7 @@ def tune_wikd(
     seeds: Annotated[int, Opt(min=1, help="Trainings of each setting; their mean is compared.")] = 1,
     confirm: Annotated[int, Opt(min=0, help="Fresh seeds that best and control are trained with at the end.")] = 0,
     register: cli.RegisterOption = None,
-    resume: Annotated[str | None, Opt(metavar="STUDY", help="Go on with this study; other options as then.")] = None,
+    resume: cli.StudyOption = None,
 ) -> None:
     """Search WIKD settings and compare the best with a control."""
     given, values = cli.named_recipe(recipe, preset, data, teacher, changes), cli.set_values(changes)

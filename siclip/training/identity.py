@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from siclip.config import LossConfig, ModelConfig, TrainingConfig
+from siclip.data.cursor import Cursor, check_cursor
 from siclip.errors import UserError
 
-LACKING = "an earlier version wrote it: it can be a teacher, but not be continued"
+STATE = {"step", "skipped", "diverging", "micro_batch_size", "card", "seconds", "identity", "averaging"}
+"""What every training state has."""
 
 
 def identity(
@@ -22,6 +24,24 @@ def identity(
         "frozen": sorted(frozen),
         "teacher": teacher,
     }
+
+
+def check_state(state: Mapping[str, Any], here: Mapping[str, Any], cursor: Cursor | None) -> None:
+    """Whether a checkpoint's training state can be continued by a run of the identity ``here``.
+
+    ``cursor``: where its data begin, None where nothing is known of them.
+
+    Raises:
+        UserError: it lacks something, is of another run or of other data.
+    """
+    if lacks := STATE - state.keys():
+        raise UserError(
+            f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, an earlier version wrote it: it can "
+            "be a teacher, but not be continued"
+        )
+    check_same(*(begun(one, state["step"]) for one in (state["identity"], here)))
+    if cursor is not None and state.get("cursor"):
+        check_cursor(state["cursor"], cursor)
 
 
 def begun(run: Mapping[str, Any], step: int) -> dict[str, Any]:

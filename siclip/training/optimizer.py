@@ -1,4 +1,4 @@
-"""AdamW, which parameters decay, and the learning-rate schedule."""
+"""AdamW, which parameters decay, the learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 from siclip.config import TrainingConfig
+from siclip.models.clip import Clip
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -64,3 +66,9 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def moving_average(model: Clip, decay: float) -> swa_utils.AveragedModel:
+    """The exponential moving average of a model's weights and buffers, beginning at what they are now."""
+    averaging = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)

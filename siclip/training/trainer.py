@@ -11,11 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import swa_utils
 
 from siclip.config import LossConfig, TrainingConfig
 from siclip.data.batch import Batch
-from siclip.data.cursor import Cursor, check_cursor
+from siclip.data.cursor import Cursor
 from siclip.errors import UserError
 from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
@@ -24,10 +23,10 @@ from siclip.teachers import Teacher
 from siclip.training.batch_norms import check_exactness, fix_statistics, moving_statistics, restore_statistics
 from siclip.training.calibration import calibrate
 from siclip.training.diverged import SkippedBatch, TrainingDiverged
-from siclip.training.identity import LACKING, begun, check_same, identity
+from siclip.training.identity import check_state, identity
 from siclip.training.memory import card_name, find_micro_batch_size, moments_held, with_longest_captions
 from siclip.training.monitor import SAMPLES, divergences, gains
-from siclip.training.optimizer import learning_rate, make_optimizer
+from siclip.training.optimizer import learning_rate, make_optimizer, moving_average
 from siclip.training.step import Step, trunk_features
 from siclip.training.workers import workers
 
@@ -82,7 +81,7 @@ class Trainer:
         named = [*self.model.named_parameters(), *self.objective.named_parameters()]
         self.optimizer = make_optimizer(named, config, self.thawing)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.average = _average(self.model, config.ema_decay) if config.ema_decay else None
+        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
         head = torch.compile(self.model.head) if config.compile else None
         self._step = Step(self.model, self.objective, teacher, autocast=self.autocast, compiled_head=head)
         self.cursor_of: Callable[[int], Cursor] | None = None  # set by who feeds it: where its data stands
@@ -268,11 +267,7 @@ class Trainer:
             UserError: it lacks something, or is of a run with another training config, model, loss, freezing or
                 teacher.
         """
-        if lacks := _STATE - state.keys():
-            raise UserError(f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, {LACKING}")
-        check_same(*(begun(one, state["step"]) for one in (state["identity"], self.identity)))
-        if self.cursor_of and state.get("cursor"):
-            check_cursor(state["cursor"], self.cursor_of(0))
+        check_state(state, self.identity, self.cursor_of(0) if self.cursor_of else None)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; the weights of `result` are loaded already.
@@ -295,11 +290,3 @@ class Trainer:
             self.model.load_state_dict(state["averaging"]["model"])
             self.average.n_averaged.copy_(state["averaging"]["updates"])
         self._thaw_when_due()
-
-
-_STATE = {"step", "skipped", "diverging", "micro_batch_size", "card", "seconds", "identity", "averaging"}
-
-
-def _average(model: Clip, decay: float) -> swa_utils.AveragedModel:
-    averaging = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)

@@ -37,6 +37,12 @@ OutOption = Annotated[Path, typer.Option(help="Folder for everything that is wri
 JobOutOption = Annotated[Path | None, typer.Option(help="Folder for everything that is written; default: in runs/.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")]
+StepsOption = Annotated[int, typer.Option(min=12, help="Steps of a training; a recipe has its own.")]
+TeacherStepsOption = Annotated[int, typer.Option(min=12, help="Steps of the teacher.")]
+ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trainings at the same time; default: what fits.")]
+StudyOption = Annotated[
+    str | None, typer.Option("--resume", metavar="STUDY", help="Go on with this study; other options as then.")
+]
 RegisterOption = Annotated[str | None, typer.Option(help="Name of the best model in MLflow's registry.")]
 VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import Run
+from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from siclip_platform.recipe import DataConfig, Recipe, StudentConfig
 from siclip_platform.search.study import StudyPlan
+from siclip_platform.tracking import Tracker
 
 METRIC = "validation/mean_recall@1"
 STEPS, EVERY = 8, 2
@@ -82,6 +85,16 @@ def plan(folder: Path, data: Path, weight_decays: list[float], **more: Any) -> S
     base = more.pop("base", None) or base_recipe(data)
     given = {"searcher": InOrder(weight_decays), "trials": len(weight_decays), "run": pretend} | more
     return StudyPlan(name="study", folder=folder, base=base, metric=METRIC, mode="max", **given)
+
+
+def asha() -> ASHAScheduler:
+    return ASHAScheduler(time_attr="step", metric=METRIC, mode="max", max_t=STEPS, grace_period=2, reduction_factor=2)
+
+
+def curve(tracker: Tracker, run: Run, key: str) -> dict[int, float]:
+    points = tracker.client.get_metric_history(run.info.run_id, key)
+    assert len({point.step for point in points}) == len(points)
+    return {point.step: point.value for point in points}
 
 
 class Held:

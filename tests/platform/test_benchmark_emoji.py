@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import emoji_dataset
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +17,6 @@ from siclip.models.registry import model_config
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.errors import UserError
 from siclip_platform.stream import load_evaluation_set
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import emoji_dataset
 
 ANIMALS = {
     "cow face": "farm, milk", "goat": "farm, milk", "ox": "farm", "pig": "farm", "fish": "sea",

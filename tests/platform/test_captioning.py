@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from captioning_parts import COLOURS, fitted_coca, shape, shapes_dataset
 from PIL import Image
 from transformers import TopPLogitsWarper
 from typer.testing import CliRunner
@@ -21,9 +21,6 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.datasets.stage import Pool
 from siclip_platform.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from captioning_parts import COLOURS, fitted_coca, shape, shapes_dataset
 
 HERE = Pool(here=True)
 

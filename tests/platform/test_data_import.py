@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from pair_shards import DAMAGE, write_pairs
 from PIL import Image
 
 from siclip_platform.datasets.ingest import Imported, import_dataset
@@ -29,10 +30,6 @@ from siclip_platform.datasets.sources.columns import Columns
 from siclip_platform.datasets.sources.find import find_source
 from siclip_platform.datasets.stage import Pool
 from siclip_platform.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from pair_shards import DAMAGE, write_pairs
 
 HERE = Pool(here=True)
 BAD_SHARE = 0.01

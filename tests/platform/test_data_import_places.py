@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from pair_shards import write_pairs
 
 from siclip_platform.datasets.ingest import Imported, import_dataset
 from siclip_platform.datasets.parts import ImportConfig
@@ -15,10 +15,6 @@ from siclip_platform.datasets.sources.columns import Columns
 from siclip_platform.datasets.sources.find import find_source
 from siclip_platform.datasets.stage import Pool
 from siclip_platform.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from pair_shards import write_pairs
 
 
 def run(root: str, folder: Path) -> Imported:

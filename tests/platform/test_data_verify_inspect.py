@@ -6,12 +6,12 @@ import base64
 import io
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pair_shards import DAMAGE, write_pairs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,10 +24,6 @@ from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.datasets.sources.columns import Columns
 from siclip_platform.datasets.sources.find import find_source
 from siclip_platform.datasets.stage import Pool
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-from pair_shards import DAMAGE, write_pairs
 
 
 def invoke(*arguments: str) -> tuple[int, str]:

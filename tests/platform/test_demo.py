@@ -14,11 +14,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
 from ray_head import RAY, ROOT, ray_head
 from secret_parts import assert_no_secret_in, new_secrets
+from typer.testing import CliRunner
 
 from siclip_platform.cli import app
 from siclip_platform.tracking import default_tracking_uri

@@ -18,11 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from docs_commands import DOCUMENTS, ROOT, SHELL, Command, check, commands
+from typer.testing import CliRunner
 
 from siclip.checkpoints.formats import save_checkpoint
 from siclip.models import create_model

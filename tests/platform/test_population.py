@@ -1,87 +1,34 @@
-"""Population based training: who takes over what, what is recorded of it, and that the record computes the same."""
+"""Population based training under Ray: what is recorded of it, and that the record computes the same."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
 import torch
 
 from siclip.checkpoints.formats import read_checkpoint
-from siclip_platform.errors import UserError
-from siclip_platform.metrics import METRICS
-from siclip_platform.recipe import Recipe, load_recipe
+from siclip_platform.recipe import load_recipe
 from siclip_platform.report.query import Selection, read_studies
 from siclip_platform.report.sections.schedules import schedules
 from siclip_platform.report.store import Store
 from siclip_platform.report.values import Table
-from siclip_platform.search.definition import Parameter, SearchSpace
 from siclip_platform.search.lane import train_recipe
-from siclip_platform.search.parsing import parse_space
-from siclip_platform.search.policy import SchedulerConfig
 from siclip_platform.search.population import PopulationConductor
 from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.searcher import make_searcher
 from siclip_platform.search.study import StudyResult, run_study
-from siclip_platform.search.turns import Population, changed, draw, make_population, turn_steps
 from siclip_platform.tracking import Tracker
 from tests.platform import study_parts as parts
+from tests.platform.population_parts import CRASHES, PATH, STEPS, base, follow, gain, population, space
 
-PATH = "loss.feature_distillation"
-SPACE = """\
-name: p
-metric: validation/mean_recall@1
-mode: max
-parameters:
-  loss.feature_distillation: {distribution: log_uniform, low: 1, high: 1000}
-scheduler: {name: pbt, perturbation_interval: 4, quantile: 0.34}
-"""
-STEPS = 12
-CRASHES = 666.0
-WEIGHTS = [100.0, 300.0, 900.0, 200.0, 1000.0, 400.0]  # the best weight falls from 100 to 10
-
-
-def space() -> SearchSpace:
-    return parse_space(SPACE, "p.yaml", METRICS, None)
-
-
-def population(**changes: Any) -> Population:
-    return Population(**{"space": space(), "interval": 4, "quantile": 0.34, "resample": 0.25, "seed": 3} | changes)
-
-
-def base(data: Path) -> Recipe:
-    return parts.base_recipe(data, steps=STEPS, evaluate_every=2).updated({PATH: 100.0})
-
-
-def gain(weight: float, step: int) -> float:
-    best = 100 * 10 ** (-step / STEPS)
-    return 1 - abs(math.log(weight / best)) / 10
-
-
-def follow(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """A training whose state is all that its weights have come to, and the weights themselves."""
-    state = json.loads(checkpoint.read_text()) if checkpoint else {"level": 0.0, "applied": []}
-    for step in range(len(state["applied"]), recipe.training.steps):
-        weight = recipe.loss.at(step).feature_distillation
-        if weight == CRASHES and step == 1:
-            os._exit(1)
-        state["level"] += gain(weight, step)
-        state["applied"].append(weight)
-        done = step + 1
-        if done % recipe.training.evaluate_every == 0:
-            text = json.dumps(state)
-            saves = done % recipe.training.checkpoint_every == 0 or done == recipe.training.steps
-            save = (lambda path, text=text: path.write_text(text)) if saves else None
-            reporter.milestone(done, {parts.METRIC: state["level"]}, save)
+WEIGHTS = [100.0, 300.0, 900.0, 200.0, 1000.0, 400.0]
 
 
 class Last:
@@ -98,73 +45,6 @@ class Last:
         self.value = metrics.get(parts.METRIC, self.value)
         if save and self.path:
             save(self.path)
-
-
-def test_the_worst_take_over_from_the_best_and_nobody_else_changes(tmp_path: Path) -> None:
-    scores = {f"trial-{n:03d}": score for n, score in enumerate([0.5, 0.1, 0.9, 0.3, 0.2, 0.7])}
-    recipes = {name: base(tmp_path).updated({PATH: 10.0 + n}) for n, name in enumerate(scores)}
-    parents = set()
-    for seed in range(20):
-        takeovers = population(seed=seed).turn(4, scores, recipes)
-        assert takeovers == population(seed=seed).turn(4, dict(reversed(scores.items())), recipes)
-        assert sorted(takeovers) == ["trial-001", "trial-003", "trial-004"]  # 0.34 of 6, rounded up
-        parents |= {takeover.parent for takeover in takeovers.values()}
-    assert parents == {"trial-000", "trial-002", "trial-005"}
-    lowest = population(space=replace(space(), mode="min")).turn(4, scores, recipes)
-    assert sorted(lowest) == ["trial-000", "trial-002", "trial-005"]
-    assert len(population(quantile=0.5).turn(4, dict(list(scores.items())[:3]), recipes)) == 1
-
-
-def test_weights_change_by_a_fifth_or_a_quarter_or_are_drawn_anew(tmp_path: Path) -> None:
-    scores = {"trial-000": 1.0, "trial-001": 0.0}
-    recipes = {name: base(tmp_path) for name in scores}
-
-    def found(resample: float) -> list[float]:
-        turns = [population(resample=resample, seed=seed).turn(4, scores, recipes) for seed in range(200)]
-        return [turn["trial-001"].weights[PATH] for turn in turns]
-
-    moved = found(0.0)
-    assert set(moved) == {80.0, 125.0} and 60 < moved.count(80.0) < 140
-    anew = np.log10(found(1.0))
-    assert anew.min() >= 0 and anew.max() <= 3
-    assert np.histogram(anew, bins=3, range=(0, 3))[0].min() > 45  # even by the logarithm
-    assert 25 < sum(weight not in (80.0, 125.0) for weight in found(0.25)) < 75
-
-
-@pytest.mark.parametrize(
-    ("parameter", "value", "wanted"),
-    [
-        (Parameter(path=PATH, distribution="uniform", low=1.0, high=2.0), 1.9, {1.9 * 0.8, 2.0}),
-        (Parameter(path=PATH, distribution="uniform", low=1.0, high=3.0, step=0.5), 1.5, {1.0, 2.0}),
-        (Parameter(path=PATH, distribution="int_uniform", low=1, high=9, step=2), 5, {3.0, 7.0}),
-        (Parameter(path=PATH, distribution="log_int_uniform", low=1, high=100), 40, {32.0, 50.0}),
-        (Parameter(path=PATH, distribution="choice", values=(4.0, 1.0, 2.0)), 2.0, {1.0, 4.0}),
-        (Parameter(path=PATH, distribution="choice", values=(1.0, 2.0)), 2.0, {1.0, 2.0}),
-    ],
-)
-def test_changed_and_drawn_weights_could_have_been_suggested(
-    parameter: Parameter, value: float, wanted: set[float]
-) -> None:
-    random = np.random.default_rng(0)
-    moved = {changed(parameter, value, random) for _ in range(50)}
-    assert sorted(moved) == pytest.approx(sorted(wanted))
-    assert all(parameter.contains(each) for each in moved)
-    drawn = {draw(parameter, random) for _ in range(300)}
-    assert all(parameter.contains(each) for each in drawn)
-    assert parameter.size > 10 or len(drawn) == parameter.size
-
-
-def test_turns_lie_where_there_is_an_evaluation(tmp_path: Path) -> None:
-    training = base(tmp_path).training
-    assert turn_steps(SchedulerConfig(name="pbt"), training) == [2, 4, 6, 8, 10, 12]
-    longer = training.model_copy(update={"steps": 50})
-    assert turn_steps(SchedulerConfig(name="pbt"), longer) == [12, 24, 36, 48, 50]
-    for interval, words in ((12, "leaves no turn"), (3, "not at every turn")):
-        with pytest.raises(UserError, match=words):
-            turn_steps(SchedulerConfig(name="pbt", perturbation_interval=interval), training)
-    for options, words in (({"trials": 1}, "nothing to take over"), ({"backend": "train"}, "--backend process")):
-        with pytest.raises(UserError, match=words):
-            make_population(space(), base(tmp_path), **{"trials": 4, "seed": 0, "backend": "process"} | options)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from job_parts import CHECKS, Parts, make_parts
 from ray_head import RAY, ROOT, ray_head
 from secret_parts import assert_no_secret_in, new_secrets

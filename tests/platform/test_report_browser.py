@@ -7,19 +7,15 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from report_store import Ablation, SyntheticStore, add_ablation, add_search
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_store import Ablation, SyntheticStore, add_ablation, add_search  # noqa: E402
-
-from siclip_platform.report import write_report  # noqa: E402
-from siclip_platform.report.data_summary import NAME  # noqa: E402
+from siclip_platform.report import write_report
+from siclip_platform.report.data_summary import NAME
 
 pytestmark = pytest.mark.slow
 EVIL = '<img src=x onerror="document.title=1">' + "=1+1 " + "long" * 60

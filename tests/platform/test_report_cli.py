@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
+from report_store import METRIC, SyntheticStore
 from typer.testing import CliRunner
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_store import METRIC, SyntheticStore  # noqa: E402
-
-from siclip_platform.cli import app  # noqa: E402
-from siclip_platform.errors import UserError  # noqa: E402
-from siclip_platform.report.compare import differing  # noqa: E402
-from siclip_platform.report.query import find_runs  # noqa: E402
-from siclip_platform.report.store import Store  # noqa: E402
+from siclip_platform.cli import app
+from siclip_platform.errors import UserError
+from siclip_platform.report.compare import differing
+from siclip_platform.report.query import find_runs
+from siclip_platform.report.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,17 @@ import base64
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from report_pages import report
+from report_store import Ablation, SyntheticStore, add_ablation
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_pages import report  # noqa: E402
-from report_store import Ablation, SyntheticStore, add_ablation  # noqa: E402
-
-from siclip_platform.datasets.manifest import open_dataset  # noqa: E402
-from siclip_platform.report.data_summary import DataSummary, read_summary, summarize_dataset, write_summary  # noqa: E402
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.report.data_summary import DataSummary, read_summary, summarize_dataset, write_summary
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from report_pages import Page, report
+from report_store import METRIC, Ablation, SyntheticStore, add_ablation
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_pages import Page, report  # noqa: E402
-from report_store import METRIC, Ablation, SyntheticStore, add_ablation  # noqa: E402
-
-from siclip_platform.report.csv_files import field, write_csv  # noqa: E402
-from siclip_platform.report.data_summary import NAME  # noqa: E402
+from siclip_platform.report.csv_files import field, write_csv
+from siclip_platform.report.data_summary import NAME
 
 EVIL = "<script>alert('x')</script>|`a`\n*b* %{y} $\\frac$ ${jndi}"
 FORMULA = '=HYPERLINK("http://evil.example","x")'

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_pages import Page, report  # noqa: E402
-from report_store import SyntheticStore  # noqa: E402
+from report_pages import Page, report
+from report_store import SyntheticStore
 
 METRIC = "validation/mean_recall@1"
 SEARCHED = ["loss.feature_distillation", "loss.negatives", "training.learning_rate"]

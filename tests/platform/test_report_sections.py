@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from report_pages import Page, report
+from report_store import METRIC, PATTERNS, Ablation, SyntheticStore, add_ablation, add_search
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_pages import Page, report  # noqa: E402
-from report_store import METRIC, PATTERNS, Ablation, SyntheticStore, add_ablation, add_search  # noqa: E402
 
 MEANS = {"from scratch": 0.30, "+ FD": 0.36, "+ CRD": 0.301, "+ PM": 0.26}
 

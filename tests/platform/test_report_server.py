@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import free_port, server
+from report_pages import Page, report
+from report_store import Ablation, SyntheticStore, add_ablation
 from typer.testing import CliRunner
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from mlflow_server import free_port, server  # noqa: E402
-from report_pages import Page, report  # noqa: E402
-from report_store import Ablation, SyntheticStore, add_ablation  # noqa: E402
-
-from siclip_platform.cli import app  # noqa: E402
-from siclip_platform.report import write_report  # noqa: E402
-from siclip_platform.report.watch import follow  # noqa: E402
+from siclip_platform.cli import app
+from siclip_platform.report import write_report
+from siclip_platform.report.watch import follow
 
 pytestmark = pytest.mark.slow
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
+from report_pages import report
+from report_store import METRIC, Ablation, SyntheticStore, add_ablation
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2] / "benchmarks")]
-
-from report_pages import report  # noqa: E402
-from report_store import METRIC, Ablation, SyntheticStore, add_ablation  # noqa: E402
-
-from siclip_platform.errors import UserError  # noqa: E402
-from siclip_platform.report import Selection, write_report  # noqa: E402
-from siclip_platform.report.watch import follow  # noqa: E402
+from siclip_platform.errors import UserError
+from siclip_platform.report import Selection, write_report
+from siclip_platform.report.watch import follow
 
 
 @pytest.fixture(scope="module")

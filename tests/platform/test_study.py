@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
 from ray.tune import Tuner
-from ray.tune.schedulers import ASHAScheduler
 
 from siclip.checkpoints.formats import read_checkpoint
 from siclip_platform.metrics import METRICS
-from siclip_platform.recipe import Recipe
 from siclip_platform.search.journal import Journal
 from siclip_platform.search.parsing import parse_space
 from siclip_platform.search.recorder import Recorder
 from siclip_platform.search.searcher import make_searcher
 from siclip_platform.search.study import StudyResult, run_study
 from siclip_platform.tracking import Tracker, default_tracking_uri
-from siclip_platform.tracking.store import connect
 from tests.platform import study_parts as parts
 
 pytestmark = pytest.mark.slow
@@ -43,12 +35,6 @@ parameters:
 OPTUNA = {
     TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"
 }  # fmt: skip
-
-
-def asha() -> ASHAScheduler:
-    return ASHAScheduler(
-        time_attr="step", metric=parts.METRIC, mode="max", max_t=parts.STEPS, grace_period=2, reduction_factor=2
-    )
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +60,6 @@ def run(tracker: Tracker, key: str, plan: Any, rerun: bool = False) -> tuple[Stu
     runs = tracker.client.search_runs([tracker.experiment_id], wanted)
     assert len({run.info.run_name for run in runs}) == len(runs)
     return result, {run.info.run_name: run for run in runs}
-
-
-def curve(tracker: Tracker, run: mlflow.entities.Run, key: str) -> dict[int, float]:
-    points = tracker.client.get_metric_history(run.info.run_id, key)
-    assert len({point.step for point in points}) == len(points)
-    return {point.step: point.value for point in points}
 
 
 def injected(count: int) -> list[float]:
@@ -115,7 +95,7 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
         space, seed=0, num_trials=count, max_steps=parts.STEPS, study_name="s", storage=folder / "optuna.db",
         points_to_evaluate=[{"training.weight_decay": decay} for decay in decays],
     )  # fmt: skip
-    plan = parts.plan(folder, digits, decays, searcher=searcher, scheduler=asha(), trials=count)
+    plan = parts.plan(folder, digits, decays, searcher=searcher, scheduler=parts.asha(), trials=count)
     with trials_of_tune() as tune:
         result, runs = run(tracker, f"injected-{count}", plan)
 
@@ -140,7 +120,7 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
         assert float(ended.data.params["training.weight_decay"]) == pytest.approx(decays[number], abs=1e-9)
         reported = stored[trial.trial_id].intermediate_values
         if decays[number] != parts.NAN:
-            assert curve(tracker, ended, "validation/mean_recall_at_1") == pytest.approx(reported)
+            assert parts.curve(tracker, ended, "validation/mean_recall_at_1") == pytest.approx(reported)
             wanted = {step: parts.score(decays[number], 0, step) for step in range(2, trial.steps + 1, parts.EVERY)}
             assert reported == pytest.approx(wanted)
 
@@ -179,7 +159,7 @@ def test_several_seeds_are_told_as_their_mean_and_nest_below_the_trial(
             step: sum(parts.score(decay, seed, step) for seed in (4, 5, 6)) / 3
             for step in range(2, parts.STEPS + 1, 2)
         }
-        assert curve(tracker, runs[name], "validation/mean_recall_at_1") == pytest.approx(wanted)
+        assert parts.curve(tracker, runs[name], "validation/mean_recall_at_1") == pytest.approx(wanted)
         told, error = plan.searcher.told[name]
         assert told[parts.METRIC] == pytest.approx(wanted[8]) and not error
         for seed in (4, 5, 6):
@@ -187,7 +167,7 @@ def test_several_seeds_are_told_as_their_mean_and_nest_below_the_trial(
             assert of_seed.data.tags["mlflow.parentRunId"] == runs[name].info.run_id
             assert of_seed.data.tags["siclip.kind"] == "seed" and of_seed.data.tags["siclip.seed"] == str(seed)
             assert of_seed.data.params["training.seed"] == str(seed)
-            assert len(curve(tracker, of_seed, "train/loss")) == parts.STEPS
+            assert len(parts.curve(tracker, of_seed, "train/loss")) == parts.STEPS
             assert of_seed.data.metrics["validation/mean_recall_at_1"] == pytest.approx(parts.score(decay, seed, 8))
         assert runs[name].data.tags["mlflow.parentRunId"] == runs["seeds"].info.run_id
     assert result.best.trial_id == "trial-000"
@@ -207,12 +187,12 @@ def test_a_finished_training_is_taken_over_in_its_study_in_another_and_for_more_
     assert again.trials[0].value == first.trials[2].value
     assert again.trials[0].state == "completed" and "siclip.reused_from" not in runs["trial-001"].data.tags
     key = "validation/mean_recall_at_1"
-    assert curve(tracker, runs["trial-000"], key).keys() == {2, 4, 6, 8}
+    assert parts.curve(tracker, runs["trial-000"], key).keys() == {2, 4, 6, 8}
 
     _, runs = run(tracker, "more", parts.plan(out / "more", digits, [0.61], seeds=2))
     assert runs["trial-000/seed-0"].data.tags["siclip.reused_from"] == original
     assert "siclip.reused_from" not in runs["trial-000/seed-1"].data.tags
-    assert curve(tracker, runs["trial-000"], key)[8] == pytest.approx(parts.score(0.61, 0.5, 8))
+    assert parts.curve(tracker, runs["trial-000"], key)[8] == pytest.approx(parts.score(0.61, 0.5, 8))
 
     _, runs = run(tracker, "rerun", parts.plan(out / "rerun", digits, [0.61]), rerun=True)
     assert "siclip.reused_from" not in runs["trial-000"].data.tags
@@ -225,7 +205,7 @@ def test_a_study_grows_and_keeps_what_it_has(own_ray: None, out: Path, tracker: 
     result, runs = run(tracker, "grows", parts.plan(folder, digits, [0.71, 0.72, 0.73]))
     assert [trial.values["training.weight_decay"] for trial in result.trials] == [0.71, 0.72, 0.73]
     assert sorted(runs) == ["grows", "trial-000", "trial-001", "trial-002"]
-    assert len(curve(tracker, runs["trial-000"], "train/loss")) == parts.STEPS
+    assert len(parts.curve(tracker, runs["trial-000"], "train/loss")) == parts.STEPS
     starts = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "started" for event in starts) == 3
 
@@ -248,9 +228,9 @@ def test_a_trial_in_flight_goes_on_from_its_last_checkpoint_that_the_journal_kno
         path.write_text(str(step))
     result, runs = run(tracker, "flight", parts.plan(folder, digits, [0.81]))
     assert result.trials[0].state == "completed"
-    assert curve(tracker, runs["trial-000"], "train/first") == {0: 4.0}
-    assert curve(tracker, runs["trial-000"], "train/loss").keys() == {5, 6, 7, 8}
-    assert curve(tracker, runs["trial-000"], "validation/mean_recall_at_1").keys() == {2, 4, 6, 8}
+    assert parts.curve(tracker, runs["trial-000"], "train/first") == {0: 4.0}
+    assert parts.curve(tracker, runs["trial-000"], "train/loss").keys() == {5, 6, 7, 8}
+    assert parts.curve(tracker, runs["trial-000"], "validation/mean_recall_at_1").keys() == {2, 4, 6, 8}
     assert result.trials[0].seconds > 4.0
 
 
@@ -258,7 +238,7 @@ def test_a_stopped_trial_has_given_its_memory_back_before_the_next_starts(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
     decays = [0.9, *(0.2 - 0.01 * number for number in range(5))]
-    plan = parts.plan(out / "memory", digits, decays, scheduler=asha(), run=parts.hold_memory)
+    plan = parts.plan(out / "memory", digits, decays, scheduler=parts.asha(), run=parts.hold_memory)
     result, runs = run(tracker, "memory", plan)
     assert [trial.state for trial in result.trials] == ["completed", *["pruned"] * 5]
     held = [runs[trial.trial_id].data.metrics["train/held_before"] for trial in result.trials]
@@ -280,7 +260,9 @@ def test_trials_under_ray_train_are_those_of_a_process(
         assert (trial.state, trial.reason, trial.steps) == ("completed", "", 4)
         metrics = runs["trial-000"].data.metrics
         assert metrics["cost/parameters_trainable"] > 0 and metrics["cost/seconds"] > 0
-        validation = {name: curve(tracker, runs["trial-000"], name) for name in metrics if name.startswith("valid")}
+        validation = {
+            name: parts.curve(tracker, runs["trial-000"], name) for name in metrics if name.startswith("valid")
+        }
         assert trial.checkpoint is not None
         found[backend] = (validation, read_checkpoint(trial.checkpoint)["model"])
         assert [path.name for path in folder.rglob("*.pt")] == ["seed-0.step-4.pt"]
@@ -288,107 +270,3 @@ def test_trials_under_ray_train_are_those_of_a_process(
     assert process[0] == train[0] and len(process[0]) > 5
     assert all(curve.keys() == {2, 4} for curve in train[0].values())
     assert all(torch.equal(value, train[1][name]) for name, value in process[1].items())
-
-
-class Away:
-    """A client of a store whose server is away as long as ``down`` says so."""
-
-    def __init__(self, uri: str, down: Callable[[], bool]) -> None:
-        self.real = connect(uri)
-        self.down = down
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            if self.down():
-                raise mlflow.MlflowException("API request failed: connection refused")
-            return getattr(self.real, name)(*args, **options)
-
-        return call
-
-
-def lines_of(journal: Path) -> int:
-    return len(journal.read_bytes().splitlines()) if journal.is_file() else 0
-
-
-def check_all_is_there(tracker: Tracker, result: StudyResult, decays: list[float]) -> None:
-    """Every trial once, with every score once, as the scores are and in the state that the study says."""
-    runs = tracker.client.search_runs([tracker.experiment_id], "tags.`siclip.study` = 'away'")
-    by_name = {run.info.run_name: run for run in runs}
-    names = [f"trial-{number:03d}" for number in range(len(decays))]
-    assert sorted(by_name) == ["away", *names] and len(runs) == len(by_name)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for trial, decay, name in zip(result.trials, decays, names, strict=True):
-        run = by_name[name]
-        assert run.data.tags["siclip.state"] == trial.state
-        assert float(run.data.params["training.weight_decay"]) == decay
-        scores = {step: parts.score(decay, 0, step) for step in range(2, trial.steps + 1, 2)}
-        assert curve(tracker, run, "validation/mean_recall_at_1") == pytest.approx(scores)
-        assert curve(tracker, run, "train/loss").keys() == set(range(1, trial.steps + 1))
-
-
-def test_a_study_whose_tracking_server_goes_away_for_the_rest_of_it_misses_nothing(
-    own_ray: None, tmp_path: Path, digits: Path, mlflow_database: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("siclip_platform.tracking.sender.PAUSES", (0.01,))
-    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
-    folder, decays, back = tmp_path / "s", [0.5, 0.2, 0.7], []
-    uri = default_tracking_uri(tmp_path)
-    client = Away(uri, lambda: not back and lines_of(folder / "journal.jsonl") > 3)
-    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=folder, client=client)
-    study = tracker.start("away", "study", params={}, tags={"study": "away"}, key="away")
-    plan = parts.plan(folder, digits, decays, scheduler=asha())
-    result = run_study(plan, Recorder(tracker, study, {"study": "away"}))
-    study.finish("completed")
-    assert [trial.state for trial in result.trials] == ["completed", "pruned", "completed"]
-    assert tracker.flush(0.1) > 10
-    back.append(True)
-    assert tracker.flush(60) == 0 and tracker.spool.problems() == []
-    check_all_is_there(tracker, result, decays)
-    tracker.close()
-
-
-@pytest.mark.long
-def test_a_study_whose_real_server_is_away_for_a_minute_misses_nothing(
-    own_ray: None, tmp_path: Path, digits: Path
-) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from mlflow_server import free_port, server
-
-    folder, decays, port = tmp_path / "s", [0.5 + 0.01 * number for number in range(12)], free_port()
-
-    def serve() -> None:
-        with server(port, tmp_path):
-            up.set()
-            while lines_of(folder / "journal.jsonl") < 8:
-                time.sleep(0.1)
-        stopped.append(time.monotonic())
-        time.sleep(60)
-        stopped.append(time.monotonic())
-        with server(port, tmp_path):
-            ended.wait(300)
-
-    up, ended, stopped = threading.Event(), threading.Event(), list[float]()
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert up.wait(120)
-    tracker = Tracker(f"http://127.0.0.1:{port}", spool=folder)
-    study = tracker.start("away", "study", params={}, tags={"study": "away"}, key="away")
-    result = run_study(parts.plan(folder, digits, decays, run=slowly), Recorder(tracker, study, {"study": "away"}))
-    assert len(stopped) == 2, "the study went on while the server was away and after it"
-    study.finish("completed")
-    try:
-        assert tracker.flush(180) == 0 and tracker.spool.problems() == []
-        check_all_is_there(tracker, result, decays)
-    finally:
-        tracker.close(1)
-        ended.set()
-        thread.join(60)
-
-
-def slowly(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """As `pretend`, in eight seconds."""
-    os.environ["PRETEND_SECONDS"] = "1"
-    try:
-        parts.pretend(recipe, reporter, checkpoint)
-    finally:
-        del os.environ["PRETEND_SECONDS"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,6 @@ from typing import Any
 
 import mlflow
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from mlflow_server import free_port, server
 
 from siclip_platform.errors import UserError

@@ -28,6 +28,7 @@ PLATFORM = (
     "recipe",
     "trainer",
     "ray_trainer",
+    "ray_worker",
     "stream",
     "trunk_cache",
     "datasets",

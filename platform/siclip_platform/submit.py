@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import typer
 import yaml
 
 from siclip_platform.cluster import check_address, prepare_environment
@@ -22,6 +23,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RUNTIME_ENV = "runtime_env.yaml"
 SUCCEEDED = "SUCCEEDED"
+URI = re.compile(r"[a-zA-Z][\w+.-]*://(?:\[[\w:.%]*\]|[^\s,\[\]}])+")
+"""In a word, which may be a list or a mapping of them; an IPv6 address has its brackets."""
+PASSWORD = re.compile(r"://[^\s/?#@:]*:[^\s/?#]*@")
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,12 @@ def compose(
     read by all who reach the cluster, so no secret may stand in them.
 
     Raises:
-        UserError: there is no such job, or a secret stands in the tracking URI.
+        UserError: there is no such job, it tracks nothing, or a secret stands in its words.
     """
     script = find_job(job)
     words = [*arguments]
     if tracking_uri:
+        _check_tracks(script)
         words += ["--tracking-uri", tracking_uri]
     for word in words:
         _refuse_password(word)
@@ -87,17 +92,25 @@ def find_job(name: str) -> Path:
     return script
 
 
+def _check_tracks(script: Path) -> None:
+    job = typer.main.get_command(runpy.run_path(str(script))["app"])
+    if not any("--tracking-uri" in parameter.opts for parameter in job.params):
+        raise UserError(f"{script.stem} makes no runs and takes no --tracking-uri: leave it out")
+
+
 def _refuse_password(word: str) -> None:
-    value = word.partition("=")[2] if word.startswith("--") else word
-    found = re.search(r"[a-zA-Z][\w+.-]*://\S+", word)
-    if found and found[0].startswith("s3:"):
-        refuse_credentials(found[0])
-    if "://" in value and urlsplit(value).password:
+    uris = URI.findall(word)
+    for uri in uris:
+        if uri.startswith("s3:"):
+            refuse_credentials(uri)
+    if PASSWORD.search(word):
         raise UserError(
             "an argument of the job holds a password in a URL, and whoever reaches the cluster can read a job's "
             "command line: leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or what the "
             "service reads) in the environment that the cluster's nodes are started in"
         )
+    for uri in uris:
+        refuse_credentials(uri)
 
 
 def submit(submission: Submission, say: Callable[[str], None], follow: bool = True) -> str:

@@ -51,12 +51,39 @@ def test_an_unknown_job_is_told_those_there_are() -> None:
         ([], "http://me:hunter2@server:5000"),
         (["--tracking-uri=http://me:hunter2@server:5000"], None),
         (["--tracking-uri", "https://me:hunter2@server"], None),
+        (["--set", "data.path=https://me:hunter2@[::1]:80/x"], None),
+        (["--set=data.path=gs://me:hunt,hunter2@h/x"], None),
     ],
 )
 def test_a_password_never_becomes_part_of_a_job(arguments: list[str], uri: str | None) -> None:
     with pytest.raises(UserError, match="password") as caught:
         compose("tune_wikd", arguments, address=None, tracking_uri=uri, installed=False)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.path=abfs://c@account/x?sas_token=hunter2",
+        "data.mix=[{path: s3://a/b}, {path: s3://key:hunter2@b/c}]",
+        "data.mix=[{path: s3://a},{path: s3://b?secret_key=hunter2}]",
+    ],
+)
+def test_the_keys_of_a_store_never_become_part_of_a_job(word: str) -> None:
+    with pytest.raises(UserError, match="was given with credentials") as caught:
+        compose("tune_wikd", ["--set", word], address=None, tracking_uri=None, installed=False)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_places_without_secrets_travel() -> None:
+    words = ["--data", "s3://a/b?region=x", "--set", "data.mix=[{path: hf://a/b@main}]", "--address", "http://[::1]:8"]
+    found = compose("tune_wikd", words, address=None, tracking_uri="http://me@server:5000", installed=False)
+    assert shlex.split(found.entrypoint)[2:-2] == words
+
+
+def test_a_job_without_runs_gets_no_tracking_uri() -> None:
+    with pytest.raises(UserError, match="prepare_cc12m_syn makes no runs and takes no --tracking-uri"):
+        compose("prepare_cc12m_syn", ["cc"], address=None, tracking_uri="http://m:5000", installed=False)
 
 
 def test_no_cluster_is_told_at_once() -> None:

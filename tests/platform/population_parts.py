@@ -12,6 +12,7 @@ from siclip_platform.metrics import METRICS
 from siclip_platform.recipe import Recipe
 from siclip_platform.search.definition import SearchSpace
 from siclip_platform.search.parsing import parse_space
+from siclip_platform.search.searcher import make_searcher
 from siclip_platform.search.turns import Population
 from tests.platform import study_parts as parts
 
@@ -60,3 +61,12 @@ def follow(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
             saves = done % recipe.training.checkpoint_every == 0 or done == recipe.training.steps
             save = (lambda path, text=text: path.write_text(text)) if saves else None
             reporter.milestone(done, {parts.METRIC: state["level"]}, save)
+
+
+def plan_of(folder: Path, data: Path, weights: list[float], **more: Any) -> Any:
+    searcher = make_searcher(
+        space(), seed=0, num_trials=len(weights), max_steps=STEPS, study_name="p", storage=folder / "optuna.db",
+        points_to_evaluate=[{PATH: weight} for weight in weights],
+    )  # fmt: skip
+    given = {"base": base(data), "searcher": searcher, "trials": len(weights), "run": follow, "concurrent": 2}
+    return parts.plan(folder, data, [], **{**given, "population": population(), **more})

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -20,13 +19,11 @@ from siclip_platform.report.sections.schedules import schedules
 from siclip_platform.report.store import Store
 from siclip_platform.report.values import Table
 from siclip_platform.search.lane import train_recipe
-from siclip_platform.search.population import PopulationConductor
 from siclip_platform.search.recorder import Recorder
-from siclip_platform.search.searcher import make_searcher
 from siclip_platform.search.study import StudyResult, run_study
 from siclip_platform.tracking import Tracker
 from tests.platform import study_parts as parts
-from tests.platform.population_parts import CRASHES, PATH, STEPS, base, follow, gain, population, space
+from tests.platform.population_parts import CRASHES, PATH, STEPS, base, follow, gain, plan_of, population
 
 WEIGHTS = [100.0, 300.0, 900.0, 200.0, 1000.0, 400.0]
 
@@ -76,54 +73,6 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 def outcome(result: StudyResult) -> list[tuple[Any, ...]]:
     return [(trial.values, trial.value, trial.state, trial.steps) for trial in result.trials]
-
-
-def plan_of(folder: Path, data: Path, weights: list[float], **more: Any) -> Any:
-    searcher = make_searcher(
-        space(), seed=0, num_trials=len(weights), max_steps=STEPS, study_name="p", storage=folder / "optuna.db",
-        points_to_evaluate=[{PATH: weight} for weight in weights],
-    )  # fmt: skip
-    given = {"base": base(data), "searcher": searcher, "trials": len(weights), "run": follow, "concurrent": 2}
-    return parts.plan(folder, data, [], **{**given, "population": population(), **more})
-
-
-class Silent:
-    """A recorder that writes nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def test_nobody_goes_on_before_the_turn_although_tune_tells_late_that_a_stretch_ended(tmp_path: Path) -> None:
-    recorder: Any = Silent()
-    conductor = PopulationConductor(plan_of(tmp_path, tmp_path, [100.0, 900.0]), recorder)
-
-    def begin(tune_id: str) -> dict[str, Any]:
-        values = conductor.suggest(tune_id)
-        conductor.started(SimpleNamespace(trial_id=tune_id))
-        return dict(values)
-
-    def report(tune_id: str, step: int, value: float) -> None:
-        figures = {parts.METRIC: value, "cost/seconds": 1.0}
-        seeds = {"0": {"metrics": figures, "history": []}}
-        conductor.reported(tune_id, {"step": step, "seeds": seeds, **figures})
-
-    assert [begin("a"), begin("b")] == [{PATH: 100.0}, {PATH: 900.0}]
-    report("a", 4, 0.9)
-    conductor.ended("a", False)
-    assert conductor.suggest("early") is None  # the other one is on its way
-    report("b", 4, 0.1)  # and now is there, but Tune has not said so
-    assert begin("c") == {PATH: 100.0}
-    assert conductor.journal.turns == [4]
-    assert conductor.suggest("early") is None
-    conductor.ended("b", False)
-    taken = begin("d")
-    assert (taken[PATH], taken["loss.schedule"][0]["step"]) == (100.0, 4)
-    assert json.loads((tmp_path / "replay" / "d.json").read_text())["until"] == 8
-    for tune_id, value in (("c", 0.9), ("d", 0.8)):
-        report(tune_id, 8, value)
-    assert conductor.remaining == 2  # one stretch each
-    conductor.journal.close()
 
 
 @pytest.mark.slow

@@ -137,8 +137,9 @@ class PopulationConductor(Conductor):
         step = steps.pop()
         if not 0 < step < self.steps or step in self.journal.turns:
             return
-        scores = {entry.name: entry.last[self.plan.metric] for entry in alive}
-        settings = {entry.name: self.plan.recipe(entry.values) for entry in alive}
+        last = {entry.name: entry.last.get(self.plan.metric, math.nan) for entry in alive}
+        scores = {name: value for name, value in last.items() if math.isfinite(value)}  # the others are about to fail
+        settings = {name: self.plan.recipe(self.journal.entries[name].values) for name in scores}
         takeovers = self.population.turn(step, scores, settings)
         changes = {
             name: (takeover.parent, takeover.values(self.journal.entries[takeover.parent].values, step))

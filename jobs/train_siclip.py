@@ -13,7 +13,7 @@ import typer
 
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
-from siclip_platform.cli.tune import ResumeOption, resumed
+from siclip_platform.cli.tune import ResumeOption, refuse_beside_resume, resumed
 from siclip_platform.opening import open_experiment
 from siclip_platform.options import Options, default_out
 from siclip_platform.storage import place
@@ -27,7 +27,9 @@ def train_siclip(
     changes: cli.SetOption = None,
     out: cli.JobOutOption = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share a batch, each with a GPU.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share a batch, each with a GPU; default: 1.")
+    ] = None,
     register: cli.RegisterOption = None,
     checkpoints: cli.CheckpointsOption = None,
     artifacts: cli.ArtifactsOption = None,
@@ -39,18 +41,21 @@ def train_siclip(
     """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
     asked: dict[str, Any] = cli.where_to_keep(checkpoints, artifacts) | {
         "out": (out or default_out().with_name("train")).resolve(), "address": address, "verbose": verbose,
-        "concurrent": 1, "workers": workers,
+        "concurrent": 1,
     }  # fmt: skip
     if resume:
-        options, chosen = resumed(resume, None, asked, tracking_uri, kind="train")
+        refuse_beside_resume(recipe=recipe, preset=preset, data=data, teacher=teacher, set=changes, register=register)
+        options, chosen = resumed(resume, None, asked | {"workers": workers}, tracking_uri, kind="train")
     else:
         chosen = cli.read_recipe(recipe, preset, data, teacher, changes)
-        options = Options(**asked, tracking_uri=tracking_uri, register=register, data=place(chosen.data.path))
+        options = Options(
+            **asked, tracking_uri=tracking_uri, register=register, data=place(chosen.data.path), workers=workers or 1
+        )
 
     with open_experiment(options, name, chosen) as experiment:
         experiment.dataset()
         if not resume:
-            experiment.keep(chosen, kind="train")
+            experiment.keep(chosen, kind="train", workers=options.workers)
         finished = experiment.train({"train": chosen})["train"]
 
     for key, value in sorted(finished.metrics.items()):

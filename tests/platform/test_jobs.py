@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import runpy
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from siclip_platform.cli import app
 from siclip_platform.errors import UserError
 from siclip_platform.evaluation import evaluate_checkpoint
+from siclip_platform.experiment import Experiment, Finished
 from siclip_platform.preparation import Preparation
 from siclip_platform.presets import digits_student
 from siclip_platform.recipe import Recipe
@@ -28,6 +31,47 @@ def test_every_job_takes_the_same_flags(path: Path) -> None:
     command = typer.main.get_command(runpy.run_path(str(path))["app"])
     taken = {flag for parameter in command.params for flag in parameter.opts}
     assert taken >= FLAGS - WITHOUT.get(path.stem, set())
+
+
+def job(name: str) -> typer.Typer:
+    (path,) = (path for path in JOBS if path.stem == name)
+    app: typer.Typer = runpy.run_path(str(path))["app"]
+    return app
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--recipe", "r.yaml"], ["--preset", "p"], ["--data", "d"], ["--teacher", "t"], ["--set", "training.seed=1"],
+        ["--register", "m"],
+    ],
+)  # fmt: skip
+def test_a_training_that_goes_on_is_not_described_anew(words: list[str], tmp_path: Path) -> None:
+    for command, first in ((job("train_siclip"), []), (app, ["tune"])):
+        result = CliRunner().invoke(command, [*first, "--resume", "train", "--out", str(tmp_path), *words])
+        assert isinstance(result.exception, UserError)
+        assert str(result.exception).endswith(f"leave out {words[0]}")
+
+
+def test_a_training_goes_on_with_as_many_workers(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: bytes
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
+    trained: list[tuple[int, Recipe]] = []
+
+    def train(experiment: Experiment, recipes: dict[str, Recipe]) -> dict[str, Finished]:
+        trained.append((experiment.options.workers, recipes["train"]))
+        return {"train": Finished(experiment.folder / "train.pt", {"test/mean_recall@1": 0.25})}
+
+    monkeypatch.setattr("siclip_platform.opening.ray_cluster", lambda *given: nullcontext())
+    monkeypatch.setattr(Experiment, "train", train)
+    begin: list[Any] = ["--preset", "digits-teacher", "--data", digits, "--set", "training.steps=20", "--workers", 2]
+    for words in (begin, ["--resume", "train"], ["--resume", "train", "--workers", 3]):
+        result = CliRunner().invoke(job("train_siclip"), [*map(str, words), "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        assert "test/mean_recall@1: 0.2500" in result.output
+    assert [workers for workers, _ in trained] == [2, 2, 3]
+    assert trained[0][1].training.steps == 20 and trained[0][1] == trained[1][1] == trained[2][1]
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_the_keys_of_a_store_never_become_part_of_a_job(word: str) -> None:
 
 
 def test_places_without_secrets_travel() -> None:
-    words = ["--data", "s3://a/b?region=x", "--set", "data.mix=[{path: hf://a/b@main}]", "--address", "http://[::1]:8"]
+    words = ["--data", "s3://a/b?region=x", "--set", "data.mix=[{path: hf://a/b@main}]", "--x=http://[::1]:8"]
     found = compose("tune_wikd", words, address=None, tracking_uri="http://me@server:5000", installed=False)
     assert shlex.split(found.entrypoint)[2:-2] == words
 

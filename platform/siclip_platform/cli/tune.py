@@ -80,6 +80,10 @@ def tune(
     if resume and (sampler or scheduler):
         raise UserError("--resume goes on with the sampler and scheduler of the study: leave both options out")
     if resume:
+        refuse_beside_resume(
+            recipe=recipe, preset=preset, data=data, teacher=teacher, set=changes, register=register,
+            disk_budget=disk_budget,
+        )  # fmt: skip
         options, base = resumed(resume, trials, asked, tracking_uri)
     else:
         base = read_recipe(recipe, preset, data, teacher, changes)
@@ -126,6 +130,16 @@ def _say(experiment: Experiment, study: StudyResult) -> None:
     say(f"MLflow: {experiment.tracker.address}")
 
 
+def refuse_beside_resume(**given: object) -> None:
+    """Options, by name, that say anew what is known from then.
+
+    Raises:
+        UserError: one of them has a value.
+    """
+    if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        raise UserError(f"--resume goes on with the recipe and options of then: leave out {', '.join(named)}")
+
+
 def resumed(
     name: str, trials: int | None, asked: dict[str, Any], tracking_uri: str | None, kind: str = "search"
 ) -> tuple[Options, Recipe]:
@@ -155,9 +169,9 @@ def resumed(
 
 
 def _kept(asked: dict[str, Any], study: StudyFile) -> dict[str, Any]:
-    """Where checkpoints and files go: as is asked for now, else as then."""
-    then = where_to_keep(study.checkpoints, study.artifacts)
-    return {name: asked.get(name) or place for name, place in then.items()}
+    """Where checkpoints and files go, and among how many workers: as is asked for now, else as then."""
+    then = where_to_keep(study.checkpoints, study.artifacts) | {"workers": study.options.get("workers", 1)}
+    return {name: asked.get(name) or value for name, value in then.items()}
 
 
 def sync(

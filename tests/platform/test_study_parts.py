@@ -136,6 +136,30 @@ def test_the_disk_keeps_the_best_and_the_running(
     assert there == left
 
 
+def test_only_what_trials_keep_under_ray_train_counts_and_that_of_a_running_one_stays(
+    tmp_path: Path, digits: Path
+) -> None:
+    plan, journal = checkpoints(tmp_path, digits, backend="train", disk_budget=900)  # trial-008 runs
+    journal.suggested("trial-009", {"training.weight_decay": 0.2})
+    journal.ended("trial-009", "pruned", 2, 1.0)
+    shared, own = (plan.recipe({"training.weight_decay": decay}, 0).hash for decay in (0.1, 0.2))
+    for name, size in ((shared, 50), (own, 100), ("best", 5000), ("confirm-trial-000-best-7", 5000)):
+        path = tmp_path / "train" / name / "checkpoint_000000" / "checkpoint.pt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * size)
+    assert sweep(plan, journal) == ["trial-007", "trial-009"]  # 1050 bytes, 950, 850
+    left = {path.name for path in (tmp_path / "train").iterdir()}
+    assert left == {shared, "best", "confirm-trial-000-best-7"}
+    journal.close()
+
+
+def test_what_is_still_needed_stays(tmp_path: Path, digits: Path) -> None:
+    plan, journal = checkpoints(tmp_path, digits)
+    assert sweep(plan, journal, {"trial-007"}) == ["trial-005", "trial-006"]
+    assert sweep(plan, journal) == ["trial-007"]
+    journal.close()
+
+
 def test_a_checkpoint_later_than_the_journal_is_passed_over(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.suggested("trial-000", {})

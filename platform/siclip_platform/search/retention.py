@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 from siclip_platform.search.journal import Entry, Journal
@@ -34,13 +36,14 @@ def checkpoint_at(folder: Path, entry: Entry, seed: int, step: int) -> Path | No
     return next((path for path in names if path.is_file()), None)
 
 
-def sweep(plan: StudyPlan, journal: Journal) -> list[str]:
+def sweep(plan: StudyPlan, journal: Journal, needed: Collection[str] = ()) -> list[str]:
     """Remove checkpoints until the study's fit in its budget; returns the trials that lost theirs.
 
     They go in this order: failed trials, pruned ones and completed ones outside the best ``plan.keep_checkpoints``,
-    the worst first. Those of trials that are not over, also of paused ones, are never removed, nor the best's.
-    Without a budget only failed and pruned trials lose theirs.
+    the worst first. Those of trials that are not over are never removed, nor the best's, nor those of the trials
+    that are still ``needed``. Without a budget only failed and pruned trials lose theirs.
     """
+    trained = _Trained(plan, journal)
     finished = {entry.name: entry for entry in journal.finished()}
     sign = 1 if plan.mode == "max" else -1
 
@@ -54,35 +57,52 @@ def sweep(plan: StudyPlan, journal: Journal) -> list[str]:
     pruned = sorted((entry for entry in finished.values() if entry.state == "pruned"), key=rank)
     removed: list[str] = []
     for entry in [*failed, *pruned, *spare]:
-        over = plan.disk_budget is not None and _bytes(plan.folder) > plan.disk_budget
-        if not over and (entry.state == "completed" or plan.disk_budget is not None):
+        over = plan.disk_budget is not None and trained.bytes() > plan.disk_budget
+        if entry.name in needed or (not over and (entry.state == "completed" or plan.disk_budget is not None)):
             continue
-        if _remove(plan, entry):
+        if trained.remove(entry):
             removed.append(entry.name)
-    if plan.disk_budget is not None and _bytes(plan.folder) > plan.disk_budget:
+    if plan.disk_budget is not None and trained.bytes() > plan.disk_budget:
         log.warning(
             "checkpoints of running trials and of the best %d take %d MB, over the budget of %d MB",
-            plan.keep_checkpoints, _bytes(plan.folder) // 10**6, plan.disk_budget // 10**6,
+            plan.keep_checkpoints, trained.bytes() // 10**6, plan.disk_budget // 10**6,
         )  # fmt: skip
     return removed
 
 
-def _remove(plan: StudyPlan, entry: Entry) -> bool:
-    places = [plan.folder / CHECKPOINTS / attempt for attempt in entry.attempts]
-    if plan.backend == "train":
-        places += [plan.folder / TRAIN / plan.recipe(entry.values, seed).hash for seed in plan.seed_numbers]
-    there = [place for place in places if place.is_dir()]
-    for place in there:
-        shutil.rmtree(place, ignore_errors=True)
-    return bool(there)
+class _Trained:
+    """The folders with checkpoints of a study's trials.
+
+    Under Ray Train a training's folder is named by its recipe alone, so a trial that is over may share it with one of
+    the same setting that runs; of teachers, best and confirmations there are folders beside them.
+    """
+
+    def __init__(self, plan: StudyPlan, journal: Journal) -> None:
+        self.checkpoints = plan.folder / CHECKPOINTS
+        self.under_ray_train = {entry.name: _ray_folders(plan, entry) for entry in journal.entries.values()}
+        self.busy = {place for entry in journal.in_flight() for place in self.under_ray_train[entry.name]}
+
+    def remove(self, entry: Entry) -> bool:
+        """Whether there was anything to remove."""
+        own = [self.checkpoints / attempt for attempt in entry.attempts]
+        places = [*own, *(place for place in self.under_ray_train[entry.name] if place not in self.busy)]
+        there = [place for place in places if place.is_dir()]
+        for place in there:
+            shutil.rmtree(place, ignore_errors=True)
+        return bool(there)
+
+    def bytes(self) -> int:
+        """Of all trials' checkpoints; one that goes away meanwhile counts nothing."""
+        places = {self.checkpoints, *chain.from_iterable(self.under_ray_train.values())}
+        total = 0
+        for path in chain.from_iterable(place.rglob("*.pt") for place in places):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue
+        return total
 
 
-def _bytes(folder: Path) -> int:
-    """Of all checkpoints; one that goes away meanwhile counts nothing."""
-    total = 0
-    for path in (*(folder / CHECKPOINTS).rglob("*.pt"), *(folder / TRAIN).rglob("*.pt")):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
+def _ray_folders(plan: StudyPlan, entry: Entry) -> list[Path]:
+    hashes = [plan.recipe(entry.values, seed).hash for seed in plan.seed_numbers] if plan.backend == "train" else []
+    return [plan.folder / TRAIN / name for name in hashes]

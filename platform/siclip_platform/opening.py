@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from siclip_platform.tracking.store import check_artifacts, study_names, without
 from siclip_platform.trainer import check
 
 STOPPED = 130
+OPTIONS_AS_THEN = ("tune_wikd", "ablate_siclip")
+"""Jobs that go on with a study by its name and all the options that began it."""
 
 
 @contextmanager
@@ -54,9 +57,7 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         experiment.timeline.write(options.out)
     except KeyboardInterrupt:
         _close(tracker, display, options.out / name, 5)
-        display.say(
-            f"stopped. To go on: siclip-platform {_command(options.out / name)} --resume {name} --out {options.out}"
-        )
+        display.say(f"stopped; {_how_to_go_on(options.out / name)}")
         raise SystemExit(STOPPED) from None
     except BaseException:
         _close(tracker, display, options.out / name, 10)
@@ -64,10 +65,15 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     _close(tracker, display, options.out / name, 60)
 
 
-def _command(folder: Path) -> str:
-    """What goes on with a study."""
-    kind = read_study(folder).kind if (folder / FILE).is_file() else "search"
-    return {"search": "tune", "ablation": "ablate"}.get(kind, kind)
+def _how_to_go_on(folder: Path) -> str:
+    """What goes on with a study that this process has stopped."""
+    if not (folder / FILE).is_file():
+        return "there is nothing to go on with: start it again"
+    if Path(sys.argv[0]).stem in OPTIONS_AS_THEN:
+        return f"to go on: the same command with --resume {folder.name}"
+    kind = read_study(folder).kind
+    command = {"search": "tune"}.get(kind, kind)
+    return f"to go on: siclip-platform {command} --resume {folder.name} --out {folder.parent}"
 
 
 def _new_name(name: str, uri: str, options: Options) -> str:

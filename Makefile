@@ -41,7 +41,7 @@ check: install
 	$(BIN)/python scripts/audit.py & audit=$$!; \
 		$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy; status=$$?; wait $$audit; exit $$status
 
-# The same list, with exit code 1 where something is found.
+# The same list, with exit code 1 where something is found or nothing could be audited.
 audit: install
 	$(BIN)/python scripts/audit.py --strict
 

@@ -2,8 +2,9 @@
 
     python scripts/audit.py [--strict]
 
-Asks the Python Package Index about each pin of requirements.lock through pip-audit. What is found is listed; it ends
-with exit code 1 only under --strict, because a pin is raised by hand (make lock), after its fix was released.
+Asks the Python Package Index about each pin of requirements.lock through pip-audit. What is found is listed. It ends
+with exit code 1 only under --strict, where something is found or nothing could be audited: a pin is raised by hand
+(make lock), after its fix was released.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ OPTIONS = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--strict", action="store_true", help="exit code 1 where something is found")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 1 where something is found, or nothing audited"
+    )
     options = parser.parse_args(arguments)
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), *OPTIONS]
     return judge(command, strict=options.strict)
@@ -33,10 +36,12 @@ def judge(command: Sequence[str], *, strict: bool) -> int:
     """Run pip-audit and print what it found, a line each; the exit code."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return nothing_had(f"pip-audit took more than {SECONDS} seconds", strict)
+    try:
         dependencies = json.loads(done.stdout)["dependencies"]
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError):
-        print(f"audit: no advisories could be had; {age(LOCK, datetime.now(UTC))}")
-        return 0
+    except (json.JSONDecodeError, KeyError):
+        return nothing_had(f"pip-audit ended with exit code {done.returncode}", strict)
     found = [
         f"audit: {entry['name']} {entry['version']}: {flaw['id']}, "
         f"fixed in {', '.join(flaw['fix_versions']) or 'no version yet'}"
@@ -45,6 +50,12 @@ def judge(command: Sequence[str], *, strict: bool) -> int:
     ]
     print("\n".join([*found, f"audit: {len(dependencies)} pins, {len(found)} known vulnerabilities"]))
     return int(strict and bool(found))
+
+
+def nothing_had(reason: str, strict: bool) -> int:
+    """What pip-audit itself says stays untold: it may name a host."""
+    print(f"audit: no advisories could be had ({reason}); {age(LOCK, datetime.now(UTC))}")
+    return int(strict)
 
 
 def age(lock: Path, now: datetime) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ FOUND = {
 
 
 def says(content: str) -> list[str]:
-    return [sys.executable, "-c", f"import sys; print({content!r}); sys.exit(1)"]
+    code = f"import sys; print({content!r}); print('host.example', file=sys.stderr); sys.exit(3)"
+    return [sys.executable, "-c", code]
 
 
 def test_vulnerabilities_are_listed_and_fail_only_when_strict(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,14 +45,27 @@ def test_vulnerabilities_are_listed_and_fail_only_when_strict(capsys: pytest.Cap
 
 @pytest.mark.parametrize("content", ["", "ERROR: no connection", "{}"])
 def test_an_audit_that_fails_tells_the_age(content: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit.judge(says(content), strict=True) == 0
-    assert "days old" in capsys.readouterr().out
+    assert audit.judge(says(content), strict=False) == 0
+    said = capsys.readouterr()
+    assert "(pip-audit ended with exit code 3)" in said.out and "days old" in said.out
+    assert "host.example" not in said.out + said.err
+    assert audit.judge(says(content), strict=True) == 1
+
+
+def test_pip_audit_has_the_options() -> None:
+    command = [sys.executable, "-m", "pip_audit", "--requirement", str(audit.LOCK), *audit.OPTIONS, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {option for option in (*audit.OPTIONS, "--requirement") if option.startswith("--")} <= set(
+        re.findall(r"--[\w-]+", done.stdout)
+    )
 
 
 def test_an_audit_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(audit, "SECONDS", 1)
-    assert audit.judge([sys.executable, "-c", "import time; time.sleep(60)"], strict=True) == 0
-    assert "no advisories could be had; the pins of requirements.lock are of 20" in capsys.readouterr().out
+    assert audit.judge([sys.executable, "-c", "import time; time.sleep(60)"], strict=True) == 1
+    said = capsys.readouterr().out
+    assert "no advisories could be had (pip-audit took more than 1 seconds); the pins of requirements.lock" in said
 
 
 def test_age_is_that_of_the_locks_last_commit_or_of_the_file(tmp_path: Path) -> None:

@@ -136,10 +136,12 @@ def _tower_sums(model: Clip, features: TrunkFeatures) -> dict[str, Tensor]:
 
 def _maps(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
     """Every block's map; by hand and not by hooks, so that one module may stand in several places."""
-    maps = []
+    maps: list[Tensor] = []
+    before: nn.Module | None = None
     for block in blocks:
+        x = x if before is None else before(x)
         maps.append(attention_map(block, x))
-        x = block(x)
+        before = block
     return maps
 
 

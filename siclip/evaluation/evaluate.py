@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from siclip.data.batch import to_float_images
 from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
 from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
+from siclip.models.fused_trunk import fused_trunk
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class EvaluationSet:
 
 
 @torch.no_grad()
-def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 256) -> dict[str, float]:
-    """Retrieval recall and, with negatives, ``beats_all_negatives``; in fp32, the model's mode is kept."""
+def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128) -> dict[str, float]:
+    """Retrieval recall and, with negatives, ``beats_all_negatives``; in fp32, the model's mode is kept.
+
+    ``chunk``: images, or texts, that are encoded at a time. A frozen image trunk runs folded, as it does in training.
+    """
     with eval_mode(model):
         pixels = torch.split(data.images, chunk)
-        image = torch.cat([model.encode_image(to_float_images(x.to(device)), normalize=True) for x in pixels])
+        image = torch.cat([_encode_images(model, to_float_images(x.to(device))) for x in pixels])
         text = _encode_texts(model, data.tokens, device, chunk)
         metrics = {name: value for name, value in retrieval_metrics(image, text).items() if "recall@" in name}
         if data.negatives is not None:
@@ -40,5 +45,12 @@ def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: i
     return metrics
 
 
+def _encode_images(model: Clip, images: Tensor) -> Tensor:
+    if not model.trunk_is_frozen():
+        return model.encode_image(images, normalize=True)
+    features = fused_trunk(model.image_encoder, images)
+    return F.normalize(model.image_encoder.head(features), dim=-1)
+
+
 def _encode_texts(model: Clip, tokens: Tensor, device: torch.device, chunk: int) -> Tensor:
-    return torch.cat([model.encode_text(x.to(device), normalize=True) for x in torch.split(tokens, 4 * chunk)])
+    return torch.cat([model.encode_text(x.to(device), normalize=True) for x in torch.split(tokens, chunk)])

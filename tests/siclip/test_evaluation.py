@@ -5,8 +5,12 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn.functional import normalize
 
+from siclip.data.batch import to_float_images
 from siclip.data.transforms import fit_image
+from siclip.evaluation.evaluate import EvaluationSet, evaluate
 from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
+from siclip.models import create_model
+from siclip.models.fused_trunk import fused_trunk
 
 
 def test_recall_equals_scikit_learns_top_k_accuracy() -> None:
@@ -47,3 +51,28 @@ def test_fitting_resizes_the_shorter_side_and_crops_the_centre() -> None:
     assert fitted.shape == (16, 16, 3)
     assert (fitted > 200).all()
     assert fit_image(fitted, 16) is fitted
+
+
+def test_a_frozen_trunk_gives_the_figures_of_one_that_trains() -> None:
+    """It runs folded; retrieval of its embeddings by hand, with 30 pairs in pieces that do not divide them."""
+    torch.manual_seed(0)
+    model = create_model("mobileclip-nano").train()
+    images = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
+    tokens = torch.randint(1, 400, (30, 20))
+    negatives = torch.randint(1, 400, (30, 2, 20))
+    with torch.no_grad():
+        for _ in range(5):
+            model.trunk(to_float_images(images), tokens)  # BatchNorm statistics of the data
+        model.eval()
+        image = model.encode_image(to_float_images(images), normalize=True)
+        text, flat = (model.encode_text(t, normalize=True) for t in (tokens, negatives.flatten(0, 1)))
+    wanted = {k: v for k, v in retrieval_metrics(image, text).items() if "recall@" in k}
+    wanted["beats_all_negatives"] = beats_all_negatives(image, text, flat.view(30, 2, -1))
+    data, device = EvaluationSet(images, tokens, negatives), torch.device("cpu")
+    assert evaluate(model, data, device=device, chunk=7) == wanted
+    model.requires_grad_(False)
+    assert model.trunk_is_frozen()
+    assert evaluate(model, data, device=device, chunk=7) == wanted
+    features = fused_trunk(model.image_encoder, to_float_images(images))
+    folded = normalize(model.image_encoder.head(features), dim=-1)
+    torch.testing.assert_close(folded, image, rtol=1e-4, atol=1e-5)

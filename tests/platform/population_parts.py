@@ -58,7 +58,8 @@ def follow(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
         done = step + 1
         if done % recipe.training.evaluate_every == 0:
             text = json.dumps(state)
-            saves = done % recipe.training.checkpoint_every == 0 or done == recipe.training.steps
+            often = recipe.training.checkpoint_every
+            saves = (often and done % often == 0) or done == recipe.training.steps
             save = (lambda path, text=text: path.write_text(text)) if saves else None
             reporter.milestone(done, {parts.METRIC: state["level"]}, save)
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from siclip_platform.confirmation import confirm_search
+from siclip_platform.recipe import load_recipe
 from siclip_platform.search.population import PopulationConductor
 from siclip_platform.search.study import StudyPlan
 from tests.platform import study_parts as parts
-from tests.platform.population_parts import PATH, plan_of
+from tests.platform.population_parts import PATH, STEPS, plan_of
 
 
 class Silent:
@@ -21,6 +23,17 @@ class Silent:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
+
+
+class Recorded:
+    """Stands for an experiment; keeps what it says."""
+
+    def __init__(self) -> None:
+        self.display = self
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 class Driven(PopulationConductor):
@@ -84,4 +97,44 @@ def test_a_member_whose_figure_is_no_number_is_no_parent_before_tune_says_that_i
     for number, value in enumerate(scores):
         conductor.ended(f"tune{number}", not math.isfinite(value))
     assert [entry.name for entry in conductor.journal.in_flight()] == sorted(name for _, name in able)
+    conductor.journal.close()
+
+
+def test_a_member_is_the_recipe_that_the_study_began_with_and_saves_at_every_turn(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, tmp_path, [100.0, 300.0])
+    conductor = Driven(plan)
+    conductor.begin("a")
+    assert (conductor.stretch("a")["save_every"], plan.base.training.checkpoint_every) == (4, 0)
+    conductor.report("a", STEPS, 0.5)
+    conductor.ended("a", False)
+    result = conductor.result()
+    assert result.best.recipe == plan.base
+    recorded: Any = Recorded()
+    confirm_search(recorded, result, plan.base, 2)
+    assert "the recipe itself" in recorded.said[0]
+    assert load_recipe(tmp_path / "schedules" / "trial-000.yaml") == plan.base
+    conductor.journal.close()
+
+
+def test_the_state_that_a_member_takes_over_stays_though_its_parent_fails_first(tmp_path: Path) -> None:
+    conductor = Driven(plan_of(tmp_path, tmp_path, [100.0, 300.0, 900.0]))
+    for number, score in enumerate([0.9, 0.5, 0.1]):
+        conductor.begin(f"tune{number}")
+        checkpoint = tmp_path / "checkpoints" / f"tune{number}" / "seed-0.step-4.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        conductor.report(f"tune{number}", 4, score)
+        conductor.ended(f"tune{number}", False)
+    assert conductor.journal.entries["trial-002"].takeovers == [(4, "trial-000")]
+    for tune_id in ("parent", "other", "child"):
+        conductor.begin(tune_id)
+        if tune_id == "parent":
+            conductor.ended(tune_id, True)
+    taken = tmp_path / "checkpoints" / "tune0" / "seed-0.step-4.pt"
+    assert conductor.stretch("child")["0"]["checkpoint"] == str(taken) and taken.is_file()
+    for tune_id in ("other", "child"):
+        conductor.report(tune_id, 8, 0.5)
+    conductor.ended("other", False)
+    conductor.ended("child", True)
+    assert not taken.is_file()
     conductor.journal.close()

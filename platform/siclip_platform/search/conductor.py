@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
+from ray.tune import Callback, RunConfig, TuneConfig
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from siclip_platform.errors import UserError
@@ -87,7 +87,7 @@ class Conductor:
             if found:
                 known[str(seed)] = {"milestones": found.milestones}
                 reused[seed] = found.run_id
-            elif entry.results and not self.plan.changes_settings:
+            elif entry.results:
                 known[str(seed)] = self._until_killed(entry, seed)
         self._taken_over[entry.name] = reused
         folder = self.plan.folder / REPLAY
@@ -133,8 +133,12 @@ class Conductor:
             self.recorder.begin(self.plan, entry, self._taken_over[entry.name])
         self.recorder.end(self.plan, entry)
         self._tell(entry)
-        sweep(self.plan, self.journal)
+        sweep(self.plan, self.journal, self._needed())
         self.recorder.progress(self.result())
+
+    def _needed(self) -> set[str]:
+        """Trials whose checkpoints others are to go on from."""
+        return set()
 
     def _begun(self) -> set[str]:
         return {self.names[tune_id] for tune_id in self.trials}
@@ -245,7 +249,6 @@ def _tuner(conductor: Conductor) -> tune.Tuner:
         folder=str(plan.folder.resolve()),
         metric=plan.metric,
         seeds=plan.seed_numbers,
-        resumes=plan.resumes,
         run=plan.run or _run_of(plan),
     )
     starts = len(list((plan.folder / "tune").glob("start-*"))) if (plan.folder / "tune").is_dir() else 0
@@ -261,7 +264,6 @@ def _tuner(conductor: Conductor) -> tune.Tuner:
             name=f"start-{starts}",
             storage_path=str(plan.folder.resolve() / "tune"),
             callbacks=[_Watch(conductor)],
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             verbose=0,
         ),
     )

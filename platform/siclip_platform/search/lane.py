@@ -126,10 +126,6 @@ class Lane:
         self.checkpoint = None  # it is of a run with the whole micro-batch
         self.notes = {"oom_retries": "1", "micro_batch_size": str(size // 2)}
 
-    def newest(self) -> Path | None:
-        """Its last checkpoint."""
-        return max(self.place.glob(f"seed-{self.seed}.step-*.pt"), key=step_of, default=None)
-
     def keep(self, step: int, save: Save) -> None:
         """Write a checkpoint and drop those before the last two: the driver may not know of the last yet."""
         self.place.mkdir(parents=True, exist_ok=True)

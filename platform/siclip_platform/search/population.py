@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ class PopulationConductor(Conductor):
     def __init__(self, plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> None:
         assert plan.population is not None
         self.population = plan.population
-        saved = plan.base.updated({"training.checkpoint_every": self.population.interval})
-        super().__init__(replace(plan, base=saved), recorder, rerun)
+        super().__init__(plan, recorder, rerun)
         self.steps = plan.base.training.steps
         self._until: dict[str, int] = {}
         self._running: set[str] = set()
@@ -92,12 +90,12 @@ class PopulationConductor(Conductor):
         return next((entry for entry in waiting if self._turn_of(entry) == now), None)
 
     def _leave_stretch(self, tune_id: str, entry: Entry) -> None:
-        """Write down where a stretch begins, with which training states, and where it ends."""
+        """Write down where a stretch begins, with which training states, where it ends, and how often it saves."""
         begin = self._turn_of(entry)
         self._until[tune_id] = min(begin + self.population.interval, self.steps)
         taken = entry.takeovers[-1] if entry.takeovers else None
         source = self.journal.entries[taken[1]] if taken and taken[0] == begin else entry
-        stretch: dict[str, Any] = {"until": self._until[tune_id]}
+        stretch: dict[str, Any] = {"until": self._until[tune_id], "save_every": self.population.interval}
         for seed in self.plan.seed_numbers if begin else ():
             checkpoint = checkpoint_at(self.plan.folder, source, seed, begin)
             reached = [(step, seeds[str(seed)]) for step, _, seeds in entry.results if step == begin]
@@ -128,6 +126,11 @@ class PopulationConductor(Conductor):
                 self.recorder.artifact(entry.name, self._write_recipe(entry))
             super().ended(tune_id, error)
         self._turn_when_due()
+
+    def _needed(self) -> set[str]:
+        """The parents of those that have not come to the turn after their takeover."""
+        taken = [(entry, entry.takeovers[-1]) for entry in self.journal.in_flight() if entry.takeovers]
+        return {parent for entry, (step, parent) in taken if self._turn_of(entry) == step}
 
     def _turn_when_due(self) -> None:
         alive = self.journal.in_flight()

@@ -78,7 +78,7 @@ class Recorder:
         return run
 
     def _training_tags(self, plan: StudyPlan, recipe: Recipe, reused: str | None) -> dict[str, str]:
-        tags = {} if plan.changes_settings else {"identity": identity(recipe)}
+        tags = {} if plan.population is not None else {"identity": identity(recipe)}
         return tags | ({"reused_from": reused} if reused else {})
 
     def result(self, name: str, step: int, means: Mapping[str, float], seeds: Mapping[str, Figures]) -> None:

@@ -42,8 +42,6 @@ class Reuse:
 
     def find(self, journal: Journal, values: Mapping[str, Any], seed: int) -> Known | None:
         """The finished training of a setting with a seed, if there is one."""
-        if self.plan.changes_settings:
-            return None
         recipe = self.plan.recipe(values, seed)
         return self._in_study(journal, recipe, seed) or self._in_store(recipe)
 

@@ -38,9 +38,8 @@ class StudyPlan:
     error)`` give it the means over the seeds, with ``step``.
 
     ``scheduler``: a ready `ray.tune.schedulers.TrialScheduler` on ``step``, with its own metric and mode; None runs
-    every trial to its end. ``resumes``: it pauses trials, so each report carries a checkpoint. ``population``: the
-    trials are the members of one; a trial's values then change while it runs, so it has no identity and is never
-    taken over.
+    every trial to its end. ``population``: the trials are the members of one; a trial's values then change while it
+    runs, so it has no identity and is never taken over.
 
     ``trials``: how many in all, with those of an earlier start. ``seeds``: trainings of each setting, with
     ``base.training.seed`` and the numbers after it; they advance together and their mean is what is told.
@@ -58,7 +57,6 @@ class StudyPlan:
     trials: int
     searcher: Any
     scheduler: Any = None
-    resumes: bool = False
     population: Population | None = None
     seeds: int = 1
     concurrent: int = 1
@@ -69,10 +67,6 @@ class StudyPlan:
     keep_checkpoints: int = 3
     disk_budget: int | None = None
     run: Any = None
-
-    @property
-    def changes_settings(self) -> bool:
-        return self.population is not None
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:

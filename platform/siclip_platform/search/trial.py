@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,6 @@ def run_trial(
     folder: str,
     metric: str,
     seeds: tuple[int, ...],
-    resumes: bool = False,
     run: Run | None = None,
 ) -> None:
     """Tune's function: train ``values`` around a recipe with each of ``seeds``; report at every evaluation.
@@ -39,18 +35,17 @@ def run_trial(
     Before it starts, the driver may leave ``folder/replay/TUNE_ID.json``: for a seed, the milestones that are known
     already and a checkpoint to go on from. A report holds the means, ``step``, ``cost/seconds`` and under ``seeds``
     each seed's own figures since the last report. With ``until`` in that file the trial ends after so many steps, and
-    one that runs out of memory is not started once more. ``resumes``: every report carries a checkpoint of all seeds.
+    one that runs out of memory is not started once more; ``save_every``: a checkpoint is written as often.
 
     Raises:
         TrialDiverged: ``metric`` is not finite; the report with it has been made.
     """
     recipe = Recipe.model_validate_json(recipe_json).updated(values)
-    if resumes:
-        recipe = recipe.updated({"training.checkpoint_every": recipe.training.evaluate_every})
     place = Path(folder) / CHECKPOINTS / tune.get_context().get_trial_id()
     known = _known(Path(folder))
-    with _pointers(resumes) as restored:
-        lanes = [_lane(recipe, seed, run or train_recipe, place, known, restored) for seed in seeds]
+    if "save_every" in known:
+        recipe = recipe.updated({"training.checkpoint_every": known["save_every"]})
+    lanes = [_lane(recipe, seed, run or train_recipe, place, known) for seed in seeds]
     try:
         for moments in zip(*lanes, strict=True):
             result: dict[str, Any] = _mean(moments) | {
@@ -58,7 +53,7 @@ def run_trial(
                 "seeds": {str(lane.seed): moment.figures() for lane, moment in zip(lanes, moments, strict=True)},
                 "notes": {key: value for lane in lanes for key, value in lane.notes.items()},
             }
-            _report(result, lanes if resumes else [])
+            tune.report(result)
             if not math.isfinite(result.get(metric, 0.0)):
                 raise TrialDiverged(f"{metric} is {result[metric]} at step {moments[0].step}")
             if moments[0].step >= known.get("until", math.inf):
@@ -70,13 +65,9 @@ def run_trial(
         give_back_memory()
 
 
-def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, Any], restored: Path | None) -> Lane:
+def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, Any]) -> Lane:
     replay = known.get(str(seed), {})
     checkpoint = Path(replay["checkpoint"]) if replay.get("checkpoint") else None
-    if restored is not None and (restored / f"seed-{seed}.pt").is_file():
-        place.mkdir(parents=True, exist_ok=True)
-        checkpoint = place / f"seed-{seed}.restored.pt"
-        shutil.copyfile(restored / f"seed-{seed}.pt", checkpoint)
     return Lane(
         recipe.updated({"training.seed": seed}), seed, run, place, checkpoint,
         [Milestone(**moment) for moment in replay.get("milestones", [])], again="until" not in known,
@@ -85,32 +76,10 @@ def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, 
 
 def _known(folder: Path) -> dict[str, Any]:
     file = folder / REPLAY / f"{tune.get_context().get_trial_id()}.json"
-    if not file.is_file() or tune.get_checkpoint() is not None:
+    if not file.is_file():
         return {}
     known: dict[str, Any] = json.loads(file.read_text())
     return known
-
-
-@contextmanager
-def _pointers(resumes: bool) -> Iterator[Path | None]:
-    checkpoint = tune.get_checkpoint() if resumes else None
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
-
-
-def _report(result: dict[str, Any], lanes: list[Lane]) -> None:
-    if not lanes:
-        tune.report(result)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for lane in lanes:
-            newest = lane.newest()
-            if newest is not None:
-                shutil.copyfile(newest, Path(folder) / f"seed-{lane.seed}.pt")
-        tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 def _mean(moments: tuple[Milestone, ...]) -> dict[str, float]:

@@ -117,10 +117,17 @@ class Experiment:
     def keep(self, base: Recipe, kind: str = "search", **more: Any) -> None:
         """Write down in the study's folder, and where its checkpoints go, how it was begun: for ``--resume``."""
         uri = without_password(self.tracker.uri)
-        study = StudyFile.of(self.options, name=self.name, kind=kind, key=self.key, base=base, uri=uri, more=more)
+        self._write(
+            StudyFile.of(self.options, name=self.name, kind=kind, key=self.key, base=base, uri=uri, more=more)
+        )
+
+    def _write(self, study: StudyFile) -> None:
         study.write(self.folder)
         if self.options.checkpoints:
-            copy_file(self.folder / FILE, self.options.checkpoints / self.name / FILE)
+            kept = self.options.checkpoints / self.name
+            if isinstance(kept, Path):
+                kept.mkdir(parents=True, exist_ok=True)
+            copy_file(self.folder / FILE, kept / FILE)
 
     def search(self, space: SearchSpace, base: Recipe) -> StudyResult:
         """Run a search around ``base``, which is the first trial; trials share the machine as the planner says."""
@@ -129,7 +136,10 @@ class Experiment:
         trials, seed, backend = self.options.trials, self.options.seed, self.options.backend
         population = population_of(space, base, trials=trials, seed=seed, backend=backend)
         if self.options.resume and (self.folder / JOURNAL).is_file():
-            read_study(self.folder).check_same(base, trials, grows=population is None)
+            study = read_study(self.folder)
+            study.check_same(base, trials, grows=population is None)
+            if trials > study.trials:  # for a later --resume
+                self._write(study.model_copy(update={"trials": trials}))
         else:
             self.keep(base)
             (self.folder / SPACE).write_text(space_text(self.options.space))

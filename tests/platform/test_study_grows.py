@@ -11,12 +11,14 @@ import torch
 from siclip.checkpoints.formats import save_checkpoint
 from siclip.models import create_model
 from siclip_platform.display import Display
-from siclip_platform.experiment import Experiment, Finished
+from siclip_platform.experiment import Experiment, Finished, Stopped
 from siclip_platform.options import Options
 from siclip_platform.presets import digits_student, without_distillation
 from siclip_platform.recipe import Recipe
 from siclip_platform.report.query import Selection, read_studies
 from siclip_platform.report.store import Store
+from siclip_platform.search import load_space
+from siclip_platform.search.folder import read_study
 from siclip_platform.search.study import StudyResult, TrialOutcome
 from siclip_platform.tracking import Tracker
 from siclip_platform.trained import Trained
@@ -113,6 +115,31 @@ def test_the_control_of_a_schedule_keeps_what_is_no_distillation(digits: Path) -
     loss = without_distillation(best).loss
     assert not loss.distils and loss.at(0).contrastive == 1.0
     assert [(stage.step, stage.weights) for stage in loss.schedule] == [(4, {"contrastive": 2.0})]
+
+
+def test_a_study_that_was_stopped_while_it_grew_goes_on_growing(
+    out: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Experiment, base: Recipe, **plan: Any) -> StudyResult:
+        raise Stopped
+
+    monkeypatch.setattr(Experiment, "study", stop)
+    base, kept = digits_student(digits, out / "teacher.pt"), out / "kept"
+    tracker = Ends(out, digits, monkeypatch).tracker()
+
+    def search(trials: int, resume: str | None = None) -> list[int]:
+        """How many trials the study's descriptions then tell of."""
+        options = Options(out=out, data=digits, trials=trials, resume=resume, checkpoints=kept)
+        with pytest.raises(Stopped):
+            Experiment(options, Display(), tracker, "study").search(load_space("wikd"), base)
+        (out / "study" / "journal.jsonl").touch()
+        return [read_study(folder / "study").trials for folder in (out, kept)]
+
+    assert search(24) == [24, 24]
+    assert search(48, resume="study") == [48, 48]
+    assert search(48, resume="study") == [48, 48]
+    assert search(30, resume="study") == [48, 48]
+    tracker.close()
 
 
 def test_a_best_that_a_kill_left_unfinished_is_closed_when_another_is_trained(

@@ -9,7 +9,7 @@ import pytest
 
 from siclip_platform.errors import UserError
 from siclip_platform.options import unused_name
-from siclip_platform.tracking import Tracker, check_store_exists, check_tracking, default_tracking_uri
+from siclip_platform.tracking import TrackedRun, Tracker, check_store_exists, check_tracking, default_tracking_uri
 from siclip_platform.tracking.store import without_password
 
 
@@ -76,6 +76,46 @@ def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
     assert tracker.flush() == 0
     for run in runs:
         assert len(tracker.client.get_metric_history(run.run_id, "train/loss")) == 600
+
+
+def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_restart(
+    tmp_path: Path, mlflow_database: bytes
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
+    files = [tmp_path / f"{number}.txt" for number in range(12)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"x" * 2**number)
+
+    def begin() -> tuple[Tracker, TrackedRun]:
+        tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "kept", spool=tmp_path / "spool")
+        return tracker, tracker.start("r", "train", params={}, tags={}, key="r", reopen=True)
+
+    def logged(tracker: Tracker, run: TrackedRun) -> list[float]:
+        run.flush()
+        assert tracker.flush() == 0 and tracker.spool.problems() == []
+        points = tracker.client.get_metric_history(run.run_id, "cost/artifact_bytes")
+        return [point.value for point in sorted(points, key=lambda point: point.step)]
+
+    tracker, run = begin()
+    threads = [
+        threading.Thread(target=lambda part=files[n:10:4]: [run.artifact(path) for path in part]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logged(tracker, run)[-1] == 2**10 - 1
+    tracker.close()
+
+    tracker, run = begin()
+    for path in (files[3], files[11]):
+        run.artifact(path)
+    values = logged(tracker, run)
+    assert values == sorted(values) and len(values) == 11 and values[-1] == 2**10 - 1 + 2**11
+    files[11].write_bytes(b"x" * 7)  # written anew, and sent anew
+    run.artifact(files[11])
+    assert logged(tracker, run)[-1] == 2**10 - 1 + 7
+    tracker.close()
 
 
 @pytest.mark.parametrize(

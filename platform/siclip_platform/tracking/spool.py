@@ -139,6 +139,13 @@ class Spool:
                 steps[name] = max(step, steps.get(name, step))
         return steps
 
+    def sizes(self, key: str) -> dict[tuple[str, str], int]:
+        """How many bytes the files of a run have, sent or not, by what was to be made of them and their path."""
+        files = "SELECT op, payload FROM events WHERE run = ? AND op IN ('artifact', 'model') ORDER BY seq"
+        found = [(op, json.loads(payload)) for op, payload in self._do(files, (key,))]
+        paths = {"artifact": "path", "model": "checkpoint"}
+        return {(op, what[paths[op]]): what["bytes"] for op, what in found if "bytes" in what}
+
     def ended(self, key: str) -> str | None:
         """The status that a run was closed with, None while it is open."""
         wanted = "run = ? AND op IN ('end', 'reopen') ORDER BY seq DESC LIMIT 1"

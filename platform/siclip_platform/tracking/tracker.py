@@ -15,7 +15,7 @@ from siclip_platform.metrics import stored_key
 from siclip_platform.storage import Place
 from siclip_platform.tracking.models import model_payload
 from siclip_platform.tracking.sender import Sender
-from siclip_platform.tracking.spool import Spool
+from siclip_platform.tracking.spool import Op, Spool
 from siclip_platform.tracking.store import (
     EXPERIMENT,
     artifact_location,
@@ -30,6 +30,7 @@ Kind = Literal["study", "trial", "seed", "teacher", "best", "control", "confirm"
 State = Literal["completed", "pruned", "failed", "interrupted"]
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch
 MAX_PARAM_LENGTH = 6000
+BYTES = "cost/artifact_bytes"
 _STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -48,7 +49,7 @@ class TrackedRun:
         self._last = self._spool.last_steps(key)
         self._held: list[tuple[str, float, int, int]] = []
         self._lock = threading.Lock()
-        self._files = [0, 0]
+        self._sizes = self._spool.sizes(key)
 
     @property
     def run_id(self) -> str:
@@ -61,15 +62,18 @@ class TrackedRun:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Figures of a step; spooled once a few hundred have come together, at `flush` or when the run ends."""
-        now = int(time.time() * 1000)
         with self._lock:
-            for name, value in metrics.items():
-                key = stored_key(name)
-                if step > self._last.get(key, -1):
-                    self._last[key] = step
-                    self._held.append((key, float(value), now, step))
-            if len(self._held) >= MAX_METRICS // 2:
-                self._put()
+            self._hold(step, metrics)
+
+    def _hold(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            key = stored_key(name)
+            if step > self._last.get(key, -1):
+                self._last[key] = step
+                self._held.append((key, float(value), now, step))
+        if len(self._held) >= MAX_METRICS // 2:
+            self._put()
 
     def flush(self) -> None:
         """Put what is held into the spool."""
@@ -95,8 +99,7 @@ class TrackedRun:
 
     def artifact(self, path: Path) -> None:
         """A file, which must stay where it is until it is sent."""
-        self._weigh(path)
-        self._spool.put(self.key, ("artifact", {"path": str(path)}))
+        self._spool.put(self.key, ("artifact", {"path": str(path), **self._weigh("artifact", path)}))
 
     def model(
         self, checkpoint: Path, name: str, *, of: str = "", register: str | None = None,
@@ -106,20 +109,22 @@ class TrackedRun:
 
         ``of``: tells models of one name apart where the run may get several; the same one is logged once.
         """
-        self._weigh(checkpoint)
         payload = model_payload(checkpoint, name, register, metrics or {}) | {"of": of}
-        self._spool.put(self.key, ("model", payload))
+        self._spool.put(self.key, ("model", payload | self._weigh("model", checkpoint)))
 
-    def _weigh(self, path: Path) -> None:
-        """Count a file into ``cost/artifact_bytes``; those that an earlier start sent are not counted twice.
+    def _weigh(self, op: Op, path: Path) -> dict[str, int]:
+        """Count a file into ``cost/artifact_bytes``; one that is sent again, also after a restart, counts once.
 
         One that is not there weighs nothing: the sender tells of it.
         """
         if not path.is_file():
-            return
-        number, size = self._files
-        self._files = [number + 1, size + path.stat().st_size]
-        self.log(number, {"cost/artifact_bytes": float(self._files[1])})
+            return {}
+        size = path.stat().st_size
+        with self._lock:
+            if self._sizes.get((op, str(path))) != size:
+                self._sizes[op, str(path)] = size
+                self._hold(self._last.get(BYTES, -1) + 1, {BYTES: float(sum(self._sizes.values()))})
+        return {"bytes": size}
 
     def finish(self, state: State, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str) -> None:
         """The final figures, the state and further tags, and close the run; nothing if it is closed already."""

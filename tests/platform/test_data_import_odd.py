@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -14,9 +15,9 @@ from PIL import Image
 
 from siclip.data.mixing import mixture
 from siclip_platform.datasets.images import ImageRules, prepare_image
-from siclip_platform.datasets.sources.columns import Columns, plain
+from siclip_platform.datasets.sources.columns import Columns, image_bytes, plain
 from siclip_platform.datasets.sources.lists import rows_with_offsets
-from siclip_platform.datasets.sources.places import without_credentials
+from siclip_platform.datasets.sources.places import read_uri, without_credentials
 from siclip_platform.datasets.sources.sample import Rejection
 from siclip_platform.datasets.sources.tables import parquet_samples
 from siclip_platform.datasets.stage import run_stage
@@ -55,12 +56,23 @@ def test_any_value_of_a_table_becomes_json() -> None:
     ("uri", "shown"),
     [
         ("s3://KEY:SECRET@bucket/cc12m?region=x", "s3://bucket/cc12m"),
+        ("s3://KEY:SEC/RET@bucket/cc12m", "s3://…"),
+        ("https://host:8080/a.jpg?signature=SECRET", "https://host:8080/a.jpg"),
         ("https://host/a.jpg?signature=SECRET", "https://host/a.jpg"),
         ("a/b@c.jpg", "a/b@c.jpg"),
     ],
 )
 def test_credentials_are_not_written_down(uri: str, shown: str) -> None:
     assert without_credentials(uri) == shown
+
+
+def test_a_signature_of_a_row_is_used_and_not_written_down() -> None:
+    fsspec.filesystem("memory").pipe_file("/odd/a.jpg?signature=hunter2", b"bytes")
+    assert image_bytes("memory://odd/a.jpg?signature=hunter2", read_uri) == b"bytes"
+    for uri in ("memory://odd/b.jpg?signature=hunter2", "s3://KEY:SEC/RET@bucket/a.jpg", "nosuch://a.jpg?key=hunter2"):
+        with pytest.raises(Rejection) as rejected:
+            image_bytes(uri, read_uri)
+        assert not any(part in str(rejected.value.detail) for part in ("hunter2", "KEY:", "/RET"))
 
 
 def test_a_driver_killed_while_it_wrote_its_plan_can_start_again(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import (
     CAPTIONS_SCHEMA,
     SidecarManifest,
-    group_rows,
     open_sidecar,
     sidecar_folder,
     write_sidecar_manifest,
@@ -61,10 +60,10 @@ def data(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     beside = sidecar_folder(folder, "captions", "more")
     beside.mkdir(parents=True)
     entries = []
-    for shard in dataset.shards("validation"):
+    for shard, groups in zip(dataset.shards("validation"), dataset.groups("validation"), strict=True):
         tables = [
             pa.Table.from_pylist([{"captions": captions(row)} for row in range(rows)], CAPTIONS_SCHEMA)
-            for rows in group_rows(shard)
+            for rows in groups
         ]
         entries.append(write_sidecar_shard(beside / shard.name, tables, CAPTIONS_SCHEMA))
     write_sidecar_manifest(

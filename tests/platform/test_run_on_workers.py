@@ -100,6 +100,8 @@ def test_a_recipe_that_cannot_succeed_ends_at_once(
             name="broken",
             storage=tmp_path / "train",
             log=lambda step, metrics: starts.append(step),
+            worker_cpus=0.5,
+            workers=WORKERS,
         )
     assert starts in ([], [0])  # it began once, and nothing was trained
 

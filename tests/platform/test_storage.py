@@ -15,7 +15,7 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.push import push_dataset
 from siclip_platform.datasets.verify import verify_dataset
 from siclip_platform.errors import UserError
-from siclip_platform.storage import RemotePath, copy_file, fetched, place
+from siclip_platform.storage import RemotePath, check_writable, copy_file, fetched, local_folder, place
 from siclip_platform.storage.filesystem import open_filesystem, told
 from siclip_platform.stream import Stream
 from siclip_platform.submit import compose
@@ -25,6 +25,7 @@ from siclip_platform.trainer import recipe_model
 def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
     assert place("data/digits") == Path("data/digits")
     assert place("file:///data/digits") == Path("/data/digits")
+    assert place(Path("/data/my digits").as_uri()) == Path("/data/my digits")
     named = place("s3://bucket/a/b?region=eu-west-1&scheme=http")
     assert isinstance(named, RemotePath)
     assert str(named / "c.parquet") == "s3://bucket/a/b/c.parquet?region=eu-west-1&scheme=http"
@@ -39,6 +40,8 @@ def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
     [
         "s3://AKIAKEY:hidden@bucket/data",
         "s3://AKIAKEY@bucket/data",
+        "s3://AKIAKEY:abc/hidden@bucket/data",
+        "abfs://account:abc/hidden@container/data",
         "s3://bucket/data?secret_key=hidden",
         "abfs://:hidden@account.dfs.core.windows.net/data",
     ],
@@ -50,6 +53,47 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(UserError, match=r"credentials|password") as refused:
         compose("train_siclip", ["--data", uri], address=None, tracking_uri=None, installed=False)
     assert "hidden" not in str(refused.value) and "AKIAKEY" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("memory://storage/a", "/storage/a/b.csv"),
+        ("local:///data/a", "/data/a/b.csv"),
+        ("webhdfs://host:50070/a", "/a/b.csv"),
+        ("https://host:8080/a", "https://host:8080/a/b.csv"),
+    ],
+)
+def test_the_path_on_a_filesystem_of_fsspec_is_fsspecs_own(uri: str, path: str) -> None:
+    where = place(uri) / "b.csv"
+    assert isinstance(where, RemotePath) and where.path == path
+    assert fsspec.core.url_to_fs(f"{uri}/b.csv")[1] == path
+
+
+def test_a_query_of_a_file_is_its_and_not_the_servers() -> None:
+    where = place("https://host/a/b.jpg?width=3")
+    assert isinstance(where, RemotePath) and where.path == "https://host/a/b.jpg?width=3"
+    signed = place("https://host/b.jpg?signature=hidden", signed=True)
+    assert isinstance(signed, RemotePath) and "hidden" in signed.path and "hidden" not in signed.shown
+    with pytest.raises(UserError, match="chain of URIs"):
+        place("zip://a.zip::s3://bucket/b.zip")
+
+
+@pytest.mark.parametrize("named", ["s3://bucket/x", Path("s3://bucket/x"), "memory://x"])
+def test_only_a_folder_of_this_machine_is_written_to(named: str | Path) -> None:
+    with pytest.raises(UserError, match=r"DEST \w+:/.*only a folder of this machine"):
+        local_folder(named, "DEST")
+
+
+def test_a_folder_of_this_machine_stays_one() -> None:
+    assert local_folder("a/b", "DEST") == Path("a/b")
+    assert local_folder(Path("/data/my digits").as_uri(), "DEST") == Path("/data/my digits")
+
+
+def test_two_commands_that_look_whether_a_folder_can_be_written_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / ".siclip-write-check").mkdir()
+    check_writable(tmp_path, "--out")
+    assert [path.name for path in tmp_path.iterdir()] == [".siclip-write-check"]
 
 
 def test_options_that_s3_has_not_are_refused() -> None:
@@ -81,7 +125,8 @@ def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeyp
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
     assert endpoint("s3://bucket/data") == ("http", "store.example:9000", "bucket/data")
-    assert endpoint("s3://bucket?endpoint_override=other:1") == ("http", "other:1", "bucket")
+    assert endpoint("s3://bucket?endpoint_override=other:1") == ("https", "other:1", "bucket")
+    assert endpoint("s3://bucket?endpoint_override=other:1&scheme=http") == ("http", "other:1", "bucket")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")
     assert endpoint("s3://bucket/data") == ("https", "s3.example", "bucket/data")
 

@@ -33,8 +33,9 @@ from siclip_platform.datasets.manifest import (
 from siclip_platform.datasets.parts import ORDER, VALIDATION, ImportConfig, PieceJob, import_piece, libraries
 from siclip_platform.datasets.sources.find import Source
 from siclip_platform.datasets.sources.places import without_credentials
-from siclip_platform.datasets.stage import Pool, Record, Task, locked, run_stage, sha256_of
+from siclip_platform.datasets.stage import Pool, Record, Task, locked, run_stage
 from siclip_platform.errors import UserError
+from siclip_platform.storage import sha256_of
 
 VERSION = "2"  # raise it whenever the same source and config give other bytes
 WORK = ".work"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError, field_validator
 
 from siclip.config import Config
-from siclip_platform.datasets.parquet import read_footer
+from siclip_platform.datasets.parquet import Footer, read_footer
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place, RemotePath, in_threads, place
+from siclip_platform.storage import Place, RemotePath, Stat, in_threads, place
 
 MANIFEST = "manifest.json"
 
@@ -59,10 +59,11 @@ class Manifest(Config):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset."""
+    """An opened dataset. ``checked``: rows of each row group of the shards that were looked at, by path."""
 
     folder: Place
     manifest: Manifest
+    checked: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def hash(self) -> str:
@@ -92,6 +93,15 @@ class Dataset:
     def shards(self, split: str) -> list[Place]:
         """Absolute paths, in the order of the manifest."""
         return [self.folder / entry.path for entry in self.entries(split)]
+
+    def groups(self, split: str) -> list[tuple[int, ...]]:
+        """Rows of each row group of each shard."""
+
+        def of(entry: ShardEntry) -> tuple[int, ...]:
+            known = self.checked.get(entry.path)
+            return read_footer(self.folder / entry.path).groups if known is None else known
+
+        return in_threads(of, self.entries(split), self.folder)
 
     def entries(self, split: str) -> list[ShardEntry]:
         """The manifest's entries of a split.
@@ -144,9 +154,8 @@ def open_dataset(folder: str | Place) -> Dataset:
     where = place(folder).absolute()
     manifest = read_manifest(where)
     entries = [entry for split in manifest.splits.values() for entry in split]
-    for _ in in_threads(lambda entry: check_shard(where, entry), entries, isinstance(where, RemotePath)):
-        pass
-    return Dataset(where, manifest)
+    footers = in_threads(lambda entry: check_shard(where, entry), entries, where)
+    return Dataset(where, manifest, {e.path: footer.groups for e, footer in zip(entries, footers, strict=True)})
 
 
 def read_manifest(folder: Place) -> Manifest:
@@ -182,8 +191,8 @@ def read_manifest(folder: Place) -> Manifest:
         ) from None
 
 
-def check_shard(folder: Place, entry: ShardEntry) -> None:
-    """Compare a shard's size, schema, rows and row groups with its entry.
+def check_shard(folder: Place, entry: ShardEntry) -> Footer:
+    """Compare a shard's size, schema, rows and row groups with its entry; what its footer says.
 
     Raises:
         UserError: it is missing, unreadable, or does not agree.
@@ -191,13 +200,13 @@ def check_shard(folder: Place, entry: ShardEntry) -> None:
     path = folder / entry.path
     remedy = "build the dataset again in an empty folder"
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing although {folder / MANIFEST} lists it: {remedy}") from None
-    if size != entry.bytes:
-        raise UserError(f"shard {path} has {size} bytes, its manifest says {entry.bytes}: {remedy}")
+    if found.st_size != entry.bytes:
+        raise UserError(f"shard {path} has {found.st_size} bytes, its manifest says {entry.bytes}: {remedy}")
     try:
-        footer = read_footer(path)
+        footer = read_footer(path, Stat(found.st_size, found.st_mtime_ns))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"shard {path} is not a readable Parquet file ({error}): {remedy}") from None
     validate_schema(footer.schema, f"shard {path}")
@@ -207,6 +216,7 @@ def check_shard(folder: Place, entry: ShardEntry) -> None:
             f"shard {path} has {rows} rows in {row_groups} row groups, its manifest says {entry.rows} in "
             f"{entry.row_groups}: {remedy}"
         )
+    return footer
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,23 +11,28 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siclip_platform.storage import Place, RemotePath, Stat
+from siclip_platform.storage import Place, RemotePath, Stat, parsing
 
 
-def parquet_file(place: Place) -> pq.ParquetFile:
-    """To be closed by ``with``. In a store a row group's columns are fetched together, by few requests."""
+@contextmanager
+def parquet_file(place: Place) -> Iterator[pq.ParquetFile]:
+    """Open for the block. In a store a row group's columns are fetched together, by few requests.
+
+    Raises:
+        StoreError: the store does not answer or refuses, also where it does so in the block.
+    """
     if isinstance(place, Path):
-        return pq.ParquetFile(place)
-    return pq.ParquetFile(place.open(), pre_buffer=True)
+        with pq.ParquetFile(place) as file:
+            yield file
+        return
+    with place.open() as content, parsing(place), pq.ParquetFile(content, pre_buffer=True) as file:
+        yield file
 
 
 def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """A file whole."""
-    wanted = None if columns is None else list(columns)
-    if isinstance(place, Path):
-        return pq.read_table(place, columns=wanted)
     with parquet_file(place) as file:
-        return file.read(columns=wanted)
+        return file.read(columns=None if columns is None else list(columns))
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,12 @@ class Footer:
     groups: tuple[int, ...]
 
 
-def read_footer(place: Place) -> Footer:
-    """A file's footer; of one in a store it is kept, until the file there changes."""
+def read_footer(place: Place, found: Stat | None = None) -> Footer:
+    """A file's footer; of one in a store it is kept, until the file there changes. ``found``: what `stat` gave."""
     if isinstance(place, Path):
         return _footer(place)
-    return _kept_footer(place, place.stat())
+    found = found or place.stat()
+    return _kept_footer(place, found) if found.st_mtime_ns else _footer(place)  # not every store knows the time
 
 
 @lru_cache(maxsize=4096)

@@ -10,9 +10,8 @@ from typing import get_args
 
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, open_dataset
 from siclip_platform.datasets.sidecar import Kind, open_sidecar, sidecar_names
-from siclip_platform.datasets.stage import sha256_of
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place, check_writable, copy_file, place
+from siclip_platform.storage import Place, check_writable, copy_file, place, sha256_of
 
 SENDERS = 4
 
@@ -36,18 +35,21 @@ class _File:
 
 
 def push_dataset(folder: Path, dest: str | Place, progress: Callable[[int, int], None] | None = None) -> Pushed:
-    """Upload a dataset, its ledger and what lies finished beside it; what is there with the same size is kept.
+    """Upload a dataset, its ledger and what lies finished beside it; what is there with the same bytes is kept.
 
     A put is whole or not at all, and a reader finds no dataset before its manifest, which comes last: so a killed
     upload leaves nothing that could be mistaken for one, and the next goes on.
 
     Raises:
-        UserError: the dataset is damaged, another one lies at ``dest``, or that cannot be written.
+        UserError: the dataset is damaged, another one, or other captions or embeddings of a name, lie at ``dest``, or
+            that cannot be written.
     """
     dataset, target = open_dataset(folder.absolute()), place(dest)
     check_writable(target, "DEST")
-    _refuse_other(dataset, target)
     source, files = dataset.local_folder, list(_files(dataset))
+    for file in files:
+        if file.sha256 is None:
+            _refuse_other(file.path, source, target)
     done = 0
 
     def send(file: _File) -> bool:
@@ -83,18 +85,20 @@ def _listed(splits: dict[str, list[ShardEntry]], folder: str) -> Iterator[_File]
     yield _File(folder + MANIFEST)
 
 
-def _refuse_other(dataset: Dataset, target: Place) -> None:
-    """Two datasets under one name would be read mixed while the second is on its way."""
-    there = target / MANIFEST
-    if there.is_file() and there.read_bytes() != (dataset.local_folder / MANIFEST).read_bytes():
-        raise UserError(f"{target} holds another dataset: name another place, or remove that one first")
+def _refuse_other(manifest: str, source: Path, target: Place) -> None:
+    """What lies under a manifest and what replaces it would be read mixed while the second is on its way."""
+    there = target / manifest
+    if there.is_file() and there.read_bytes() != (source / manifest).read_bytes():
+        what = "another dataset" if manifest == MANIFEST else f"other {manifest.partition('/')[0]}"
+        raise UserError(f"{there.parent} holds {what}: name another place, or remove what lies there first")
 
 
 def _send(file: _File, source: Path, target: Place) -> bool:
     """Whether it had to be sent."""
     here, there = source / file.path, target / file.path
     try:
-        if file.sha256 is not None and there.stat().st_size == here.stat().st_size:
+        same_size = file.sha256 is not None and there.stat().st_size == here.stat().st_size
+        if same_size and sha256_of(there) == file.sha256:
             return False
     except FileNotFoundError:
         pass

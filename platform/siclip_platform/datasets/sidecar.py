@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -24,7 +24,7 @@ from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, rep
 from siclip_platform.datasets.parquet import parquet_file, read_footer
 from siclip_platform.datasets.schema import CAPTION
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place, RemotePath, in_threads
+from siclip_platform.storage import Place, RemotePath, Stat, in_threads
 
 Kind = Literal["captions", "embeddings"]
 COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
@@ -138,7 +138,22 @@ def open_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
     """Read the manifest and check every shard against it and against the dataset's: sizes, rows, row groups.
 
     Raises:
-        UserError: there is none of this name, it belongs to another manifest of the dataset, or a shard differs.
+        UserError: as `read_sidecar`, or a shard differs.
+    """
+    sidecar = read_sidecar(dataset, kind, name)
+    folder = sidecar.folder
+    for split, entries in sidecar.manifest.splits.items():
+        groups = zip(entries, dataset.groups(split), strict=True)
+        in_threads(lambda pair: _check_shard(dataset.folder, folder, *pair), groups, folder)
+    return sidecar
+
+
+def read_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
+    """Read the manifest and compare it with the dataset's; its shards are not looked at.
+
+    Raises:
+        UserError: there is none of this name, it belongs to another manifest of the dataset or lists other shards,
+            or the captions that it embeds were made again.
     """
     folder = sidecar_folder(dataset.folder, kind, name)
     manifest = _read_manifest(dataset, folder, kind, name)
@@ -148,21 +163,12 @@ def open_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
             f"{dataset.hash}: make it again (siclip-platform {COMMANDS[kind]}) or go back to that dataset"
         )
     for split, entries in manifest.splits.items():
-        sources = dataset.entries(split)
-        if [entry.path for entry in entries] != [source.path for source in sources]:
+        if [entry.path for entry in entries] != [source.path for source in dataset.entries(split)]:
             raise UserError(
                 f"{folder} does not list the shards of split {split!r} of {dataset.folder}: make it again"
             )
-        pairs = zip(entries, sources, strict=True)
-        for _ in in_threads(partial(_check_pair, dataset.folder, folder), pairs, isinstance(folder, RemotePath)):
-            pass
     _check_used_captions(dataset, folder, manifest)
     return Sidecar(folder, manifest)
-
-
-def _check_pair(dataset: Place, folder: Place, entries: tuple[ShardEntry, ShardEntry]) -> None:
-    entry, source = entries
-    _check_shard(folder / entry.path, dataset / source.path, entry)
 
 
 def _check_used_captions(dataset: Dataset, folder: Place, manifest: SidecarManifest) -> None:
@@ -192,21 +198,20 @@ def _read_manifest(dataset: Dataset, folder: Place, kind: Kind, name: str) -> Si
     return manifest
 
 
-def _check_shard(path: Place, source: Place, entry: ShardEntry) -> None:
+def _check_shard(dataset: Place, folder: Place, entry: ShardEntry, wanted: tuple[int, ...]) -> None:
+    """``wanted``: rows of each row group of the dataset's shard."""
+    path = folder / entry.path
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {REMEDY}") from None
-    if size != entry.bytes:
-        raise UserError(f"{path} has {size} bytes, its manifest says {entry.bytes}: {REMEDY}")
+    if found.st_size != entry.bytes:
+        raise UserError(f"{path} has {found.st_size} bytes, its manifest says {entry.bytes}: {REMEDY}")
     try:
-        found, wanted = group_rows(path), group_rows(source)
+        groups = read_footer(path, Stat(found.st_size, found.st_mtime_ns)).groups
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}): {REMEDY}") from None
-    if found != wanted:
-        raise UserError(f"{path} has row groups of {found} rows, {source} of {wanted}: {REMEDY}")
-
-
-def group_rows(path: Place) -> list[int]:
-    """Rows of each row group of a Parquet file."""
-    return list(read_footer(path).groups)
+    if groups != wanted:
+        raise UserError(
+            f"{path} has row groups of {list(groups)} rows, {dataset / entry.path} of {list(wanted)}: {REMEDY}"
+        )

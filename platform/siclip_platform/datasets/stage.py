@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from siclip.config import Config
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place
+from siclip_platform.storage import sha256_of
 
 PLAN = ".stage.json"
 DONE = ".done"
@@ -143,12 +143,6 @@ def clear_stage(folder: Path) -> None:
     shutil.rmtree(folder / DONE, ignore_errors=True)
     for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
-
-
-def sha256_of(path: Place) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Any) -> str:

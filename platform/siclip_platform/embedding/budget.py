@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.parquet import read_table
-from siclip_platform.datasets.sidecar import Sidecar, group_rows
+from siclip_platform.datasets.sidecar import Sidecar
 from siclip_platform.embedding.layout import EmbeddingLayout
 from siclip_platform.errors import UserError
 
@@ -42,7 +42,7 @@ def extent(dataset: Dataset, splits: Sequence[str], sidecars: Sequence[Sidecar])
     for shard in (*shards, *beside):
         lengths = pc.list_value_length(read_table(shard, ["captions"])["captions"])
         captions += pc.sum(lengths).as_py() or 0
-    groups = [group_rows(shard) for shard in shards]
+    groups = [group for split in splits for group in dataset.groups(split)]
     return Extent(sum(map(sum, groups)), captions, sum(map(len, groups)), len(shards))
 
 

@@ -27,10 +27,11 @@ def read_dataset(folder: Place, split: str) -> tuple[RetrievalData, CompositionD
 
     def samples() -> Iterator[Sample]:
         for shard in shards:
-            for batch in parquet_file(shard).iter_batches(256, columns=["id", "image", "captions"]):
-                for row in batch.to_pylist():
-                    own = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])
-                    yield Sample(row["id"], row["image"], texts=(own["text"],))
+            with parquet_file(shard) as file:
+                for batch in file.iter_batches(256, columns=["id", "image", "captions"]):
+                    for row in batch.to_pylist():
+                        own = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])
+                        yield Sample(row["id"], row["image"], texts=(own["text"],))
 
     texts: dict[str, int] = {}
     items: list[CompositionItem] = []

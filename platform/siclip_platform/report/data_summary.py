@@ -144,8 +144,9 @@ def _rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
     shards = dataset.shards(split)
     if not shards:
         return []
-    batches = parquet_file(shards[0]).iter_batches(batch_size=POOL, columns=["image", "captions"])
-    return next((batch.to_pylist() for batch in batches), [])
+    with parquet_file(shards[0]) as file:
+        batches = file.iter_batches(batch_size=POOL, columns=["image", "captions"])
+        return next((batch.to_pylist() for batch in batches), [])
 
 
 def _split(dataset: Dataset, split: str) -> SplitSummary:

@@ -5,20 +5,39 @@ from ``AWS_REGION`` (or ``?region=``), its keys from the environment, a profile 
 ``hdfs://`` are pyarrow's; every other scheme is looked up in fsspec.
 """
 
-from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads
-from siclip_platform.storage.filesystem import open_filesystem
-from siclip_platform.storage.place import Place, RemotePath, Stat, located, place, refuse_credentials
+from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads, sha256_of, within
+from siclip_platform.storage.filesystem import READING, StoreError, open_filesystem
+from siclip_platform.storage.place import (
+    Place,
+    RemotePath,
+    Stat,
+    asking,
+    keys_in_front,
+    local_folder,
+    located,
+    parsing,
+    place,
+    refuse_credentials,
+)
 
 __all__ = [
+    "READING",
     "Place",
     "RemotePath",
     "Stat",
+    "StoreError",
+    "asking",
     "check_writable",
     "copy_file",
     "fetched",
     "in_threads",
+    "keys_in_front",
+    "local_folder",
     "located",
     "open_filesystem",
+    "parsing",
     "place",
     "refuse_credentials",
+    "sha256_of",
+    "within",
 ]

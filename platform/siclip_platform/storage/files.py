@@ -8,10 +8,11 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from pyarrow import fs as pafs
 
@@ -19,6 +20,7 @@ from siclip_platform.errors import UserError
 from siclip_platform.storage.place import Place, RemotePath, Stat, asking, place
 
 READERS = 16
+PART_BYTES = 8 * 2**20  # of one request
 MARK = ".siclip-write-check"
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,8 +35,9 @@ def check_writable(folder: Place, option: str) -> None:
     try:
         if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_bytes(b"")
-        (folder / MARK).unlink()
+        mark = folder / f"{MARK}-{uuid4().hex}"  # its own: another command may look at the same time
+        mark.write_bytes(b"")
+        mark.unlink()
     except OSError as error:
         raise UserError(f"{option} {folder} cannot be written: {error.strerror or error}; name another") from None
 
@@ -45,16 +48,16 @@ def copy_file(source: Place, target: Place) -> None:
     Raises:
         UserError: a store does not answer or refuses.
     """
-    (from_fs, from_path), (to_fs, to_path) = _within(source), _within(target)
+    (from_fs, from_path), (to_fs, to_path) = within(source), within(target)
     part = f"{to_path}.{os.getpid()}.tmp" if isinstance(target, Path) else to_path
-    remote = next((side for side in (target, source) if isinstance(side, RemotePath)), None)
-    with asking(remote) if remote else nullcontext():
+    with asking(source if isinstance(target, Path) else target):
         pafs.copy_files(from_path, part, source_filesystem=from_fs, destination_filesystem=to_fs)
     if isinstance(target, Path):
         Path(part).replace(target)
 
 
-def _within(where: Place) -> tuple[Any, str]:
+def within(where: Place) -> tuple[Any, str]:
+    """pyarrow's filesystem of a place, and its path there."""
     if isinstance(where, RemotePath):
         return where.filesystem, where.path
     return pafs.LocalFileSystem(), str(where.absolute())
@@ -99,9 +102,21 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-def in_threads(work: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterable[R]:
-    """``work`` on every item, in order; with ``remote`` many at a time, for each waits for the network."""
-    if not remote:
-        return map(work, items)
+def sha256_of(where: Place) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    if isinstance(where, Path):
+        with where.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with asking(where), where.open() as file:
+        while some := file.read(PART_BYTES):
+            digest.update(some)
+    return digest.hexdigest()
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T], where: Place) -> list[R]:
+    """``work`` on every item, in order; many at a time where ``where`` is in a store, for each waits for it."""
+    if isinstance(where, Path):
+        return [work(item) for item in items]
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(work, items))

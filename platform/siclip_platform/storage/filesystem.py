@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,27 +14,34 @@ from siclip_platform.errors import UserError
 
 READING = (OSError, pa.ArrowException, ValueError)
 """What reading a place raises when there is nothing, or not what was expected."""
+OPTIONS = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Schemes of pyarrow, whose query holds options of the filesystem; any other's belongs to the file."""
+STORE_SAYS = ("AWS Error", "google::cloud", "Azure Error", "HDFS")
 CONNECT_SECONDS, REQUEST_SECONDS, ATTEMPTS = 3, 30, 4
 
 
-@cache
+class StoreError(UserError):
+    """A store does not answer or refuses: nothing is known of what lies there."""
+
+
+@lru_cache(maxsize=64)
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """pyarrow's filesystem for a URI, and the path in it; for S3 with bounded waiting.
 
     Raises:
-        UserError: nothing reads this scheme.
+        StoreError: nothing reads this scheme, or the store does not answer.
     """
     parts = urlsplit(uri)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
     try:
-        if parts.scheme == "s3" and "@" not in parts.netloc:
+        if parts.scheme == "s3":
             return _s3(parts.netloc, dict(parse_qsl(parts.query))), parts.netloc + parts.path.rstrip("/")
         filesystem, path = pafs.FileSystem.from_uri(uri)
         return filesystem, path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return _from_fsspec(uri, clean)
     except READING as error:
-        raise UserError(told(clean, error)) from None
+        raise StoreError(told(clean, error)) from None
 
 
 def _endpoint() -> str | None:
@@ -42,8 +49,11 @@ def _endpoint() -> str | None:
 
 
 def _s3(bucket: str, options: dict[str, str]) -> Any:
-    scheme, _, host = (_endpoint() or "").rpartition("://")
-    endpoint = options.get("endpoint_override") or host.rstrip("/") or None
+    endpoint = options.get("endpoint_override")
+    scheme = ""
+    if not endpoint:
+        scheme, _, host = (_endpoint() or "").rpartition("://")
+        endpoint = host.rstrip("/") or None
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
@@ -63,8 +73,15 @@ def _from_fsspec(uri: str, clean: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except (ImportError, *READING) as error:
-        raise UserError(f"{clean} cannot be opened: {error}. Install what fsspec needs, or copy it here") from None
+        raise StoreError(f"{clean} cannot be opened: {error}. Install what fsspec needs, or copy it here") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def store_failed(error: BaseException) -> bool:
+    """Whether it is the store that says so, and not what parses the bytes that it gave."""
+    if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
+        return True
+    return any(mark in str(error) for mark in STORE_SAYS)
 
 
 def told(where: str, error: BaseException) -> str:

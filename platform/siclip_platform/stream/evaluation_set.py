@@ -16,10 +16,10 @@ from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
 from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
-from siclip_platform.datasets.manifest import Dataset, open_dataset
+from siclip_platform.datasets.manifest import Dataset, open_dataset, read_manifest
 from siclip_platform.datasets.parquet import read_table
 from siclip_platform.recipe import Recipe
-from siclip_platform.storage import Place, RemotePath, in_threads
+from siclip_platform.storage import Place, in_threads
 
 
 def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
@@ -56,8 +56,8 @@ def _load_evaluation(
     image_size: int,
     context_length: int,
 ) -> EvaluationSet:
-    dataset: Dataset = open_dataset(folder)
-    table = pa.concat_tables(in_threads(read_table, dataset.shards(split), isinstance(folder, RemotePath)))
+    shards = Dataset(folder, read_manifest(folder)).shards(split)  # which were looked at just now
+    table = pa.concat_tables(in_threads(read_table, shards, folder))
     rows = _chosen(table, limit, subset_seed).to_pylist()
     texts = [_original(row["captions"]) for row in rows]
     negatives = [list(json.loads(row["meta"] or "{}").get("negatives", {}).values()) for row in rows]

@@ -8,11 +8,10 @@ from itertools import accumulate
 
 from siclip.data.order import RowGroup, SampleOrder, first_samples
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.datasets.parquet import read_footer
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
 from siclip_platform.embedding.layout import EmbeddingLayout
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place, RemotePath, in_threads
+from siclip_platform.storage import Place
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Source:
         """
         dataset = open_dataset(folder)
         shards = tuple(dataset.shards(split))
-        footers = in_threads(read_footer, shards, isinstance(folder, RemotePath))
-        groups = [RowGroup(i, n, rows) for i, footer in enumerate(footers) for n, rows in enumerate(footer.groups)]
+        found = enumerate(dataset.groups(split))
+        groups = [RowGroup(shard, n, rows) for shard, each in found for n, rows in enumerate(each)]
         rows = sum(group.rows for group in groups)
         if not rows:
             raise UserError(f"split {split!r} of dataset {folder} has no samples: name a dataset that has some")

@@ -20,7 +20,7 @@ from siclip.data.config import CaptionPolicy
 from siclip.data.order import RowGroup, Window
 from siclip.data.unique import arranged, tail
 from siclip_platform.datasets.parquet import parquet_file
-from siclip_platform.storage import RemotePath, in_threads
+from siclip_platform.storage import in_threads
 from siclip_platform.stream.source import Source
 from siclip_platform.stream.stored import StoredGroup, StoredPair
 
@@ -59,9 +59,7 @@ class Rows:
     def __init__(self, source: Source, window: Window, fields: Sequence[str]) -> None:
         self.source = source
         self.window = window
-        read = list(
-            in_threads(lambda g: _read(source, g, fields), window.groups, isinstance(source.folder, RemotePath))
-        )
+        read = in_threads(lambda group: _read(source, group, fields), window.groups, source.folder)
         self._columns = [group.columns for group in read]
         self._captions = [group.captions for group in read]
         self._stored = [group.stored for group in read if group.stored is not None]

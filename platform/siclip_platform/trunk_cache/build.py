@@ -21,15 +21,8 @@ from siclip.models.freezing import eval_mode
 from siclip_platform.datasets.manifest import MANIFEST, open_dataset, replacing
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.errors import UserError
-from siclip_platform.storage import Place
-from siclip_platform.trunk_cache.files import (
-    CacheManifest,
-    CacheShard,
-    TrunkCache,
-    is_whole,
-    open_trunk_cache,
-    sha256_of,
-)
+from siclip_platform.storage import Place, sha256_of
+from siclip_platform.trunk_cache.files import CacheManifest, CacheShard, TrunkCache, is_whole, open_trunk_cache
 from siclip_platform.trunk_cache.key import TrunkCacheKey
 from siclip_platform.trunk_cache.sources import Source, image_source, text_source
 

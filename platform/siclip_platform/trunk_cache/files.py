@@ -10,7 +10,6 @@ K is the number of variants of an image.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError
 from siclip.config import Config
 from siclip_platform.datasets.manifest import MANIFEST
 from siclip_platform.errors import UserError
+from siclip_platform.storage import sha256_of
 from siclip_platform.trunk_cache.key import TrunkCacheKey
 
 
@@ -84,8 +84,3 @@ def is_whole(path: Path, shard: CacheShard, verify: bool) -> bool:
     if not path.is_file() or path.stat().st_size != shard.bytes:
         return False
     return not verify or sha256_of(path) == shard.sha256
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

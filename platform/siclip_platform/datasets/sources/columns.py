@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from siclip.config import Config
-from siclip_platform.datasets.sources.places import READING, without_credentials
+from siclip_platform.datasets.sources.places import without_credentials
 from siclip_platform.datasets.sources.sample import Caption, Reason, Rejection, Sample, captions_of
 from siclip_platform.errors import UserError
+from siclip_platform.storage import READING
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 PATH = ("path", "filepath", "file_path", "file_name", "filename", "file", "image_path", "img_path")
@@ -105,7 +106,9 @@ def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(value)
     except READING as error:
-        raise Rejection(Reason.MISSING_IMAGE, f"{without_credentials(value)}: {error}") from None
+        clean = without_credentials(value)
+        said = str(error).replace(value, clean).replace(value.removeprefix(clean), "")
+        raise Rejection(Reason.MISSING_IMAGE, f"{clean}: {said}") from None
 
 
 def plain(value: Any) -> Any:

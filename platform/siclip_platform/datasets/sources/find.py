@@ -12,9 +12,10 @@ from siclip_platform.datasets.sources.columns import Columns
 from siclip_platform.datasets.sources.lists import DELIMITERS, JSON_LINES, read_header, rows_with_offsets
 from siclip_platform.datasets.sources.members import IMAGES, TEXTS
 from siclip_platform.datasets.sources.piece import Layout, Piece
-from siclip_platform.datasets.sources.places import READING, Place, read_bytes
+from siclip_platform.datasets.sources.places import files, folder_of, read_bytes
 from siclip_platform.datasets.sources.tables import arrow_names, parquet_layout
 from siclip_platform.errors import UserError
+from siclip_platform.storage import READING, Place, place, within
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTS = (*DELIMITERS, *JSON_LINES)
@@ -49,10 +50,11 @@ def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -
         UserError: there is nothing to import, or a table lacks the columns.
     """
     root = root if "://" in root else str(Path(root).absolute())
-    place = Place(root)
-    files = place.files()
-    layout = layout or _layout(root, files)
-    chosen = [(name, size) for name, size in files if name.lower().endswith(SUFFIXES[layout])]
+    where = place(root)
+    found = files(where)
+    folder = folder_of(where)
+    layout = layout or _layout(root, found)
+    chosen = [(name, size) for name, size in found if name.lower().endswith(SUFFIXES[layout])]
     if layout == "list" and len(chosen) > 1:
         chosen = [item for item in chosen if _is_metadata(item[0])] or chosen
     if not chosen:
@@ -60,13 +62,13 @@ def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -
     if layout == "webdataset":
         pieces = [Piece(layout=layout, name=name, bytes=size) for name, size in chosen]
     elif layout == "folder":
-        pieces = _folder_pieces(files, rows)
+        pieces = _folder_pieces(found, rows)
     elif layout == "parquet":
-        pieces = _parquet_pieces(place, chosen, columns, rows)
+        pieces = _parquet_pieces(folder, chosen, columns, rows)
     elif layout == "arrow":
-        pieces = _arrow_pieces(place, chosen, columns)
+        pieces = _arrow_pieces(folder, found, chosen, columns)
     else:
-        pieces = [piece for item in chosen for piece in _list_pieces(place, *item, columns, rows)]
+        pieces = [piece for item in chosen for piece in _list_pieces(folder, *item, columns, rows)]
     if not pieces:
         raise UserError(f"{root} holds no rows: name another source")
     return Source(root, layout, pieces, chosen)
@@ -103,13 +105,13 @@ def _folder_pieces(files: Files, rows: int) -> list[Piece]:
     return pieces
 
 
-def _parquet_pieces(place: Place, files: Files, columns: Columns, rows: int) -> list[Piece]:
+def _parquet_pieces(folder: Place, chosen: Files, columns: Columns, rows: int) -> list[Piece]:
     """A file whose footer is damaged is a piece without rows, for the ledger."""
     pieces: list[Piece] = []
     damage = ""
-    for name, size in files:
+    for name, size in chosen:
         try:
-            names, groups = parquet_layout(place.filesystem, posixpath.join(place.folder(), name))
+            names, groups = parquet_layout(*within(folder / name))
         except READING as error:
             damage = f"{name}: {error}"
             pieces.append(Piece(layout="parquet", name=name, bytes=size))
@@ -120,7 +122,7 @@ def _parquet_pieces(place: Place, files: Files, columns: Columns, rows: int) -> 
                 Piece(layout="parquet", name=name, bytes=size, start=start, count=count, first=first, columns=found)
             )
     if damage and not any(piece.count for piece in pieces):
-        raise UserError(f"no Parquet file of {place.root} can be read; {damage}")
+        raise UserError(f"no Parquet file of {folder} can be read; {damage}")
     return pieces
 
 
@@ -134,22 +136,21 @@ def _runs(groups: list[int], rows: int) -> Iterator[tuple[int, int, int]]:
             start, before, held = index, before + held, 0
 
 
-def _arrow_pieces(place: Place, files: Files, columns: Columns) -> list[Piece]:
+def _arrow_pieces(folder: Place, files: Files, chosen: Files, columns: Columns) -> list[Piece]:
     """Of a saved ``DatasetDict`` every folder is a split of that name."""
-    folder = place.folder()
-    states = {name for name, _ in place.files() if posixpath.basename(name) == "state.json"}
-    splits = any(name == "dataset_dict.json" for name, _ in place.files())
+    states = {name for name, _ in files if posixpath.basename(name) == "state.json"}
+    splits = any(name == "dataset_dict.json" for name, _ in files)
     pieces = []
-    for name, size in files:
+    for name, size in chosen:
         state = posixpath.join(posixpath.dirname(name), "state.json")
         if state in states:
-            text = json.loads(read_bytes(place.filesystem, posixpath.join(folder, state)))
+            text = json.loads(read_bytes(*within(folder / state)))
             if text.get("_indices_data_files"):
                 raise UserError(f"{state} orders its rows by another file: flatten_indices() and save it again")
             if posixpath.basename(name) not in {file["filename"] for file in text.get("_data_files", [])}:
                 continue  # what map and filter left beside the data
         try:
-            names = arrow_names(place.filesystem, posixpath.join(folder, name))
+            names = arrow_names(*within(folder / name))
         except READING:
             names = []
         found = columns.found_in(names, name) if names else columns
@@ -158,13 +159,13 @@ def _arrow_pieces(place: Place, files: Files, columns: Columns) -> list[Piece]:
     return pieces
 
 
-def _list_pieces(place: Place, name: str, size: int, columns: Columns, rows: int) -> list[Piece]:
-    path = posixpath.join(place.folder(), name)
-    with place.filesystem.open_input_file(path) as stream:
+def _list_pieces(folder: Place, name: str, size: int, columns: Columns, rows: int) -> list[Piece]:
+    filesystem, path = within(folder / name)
+    with filesystem.open_input_file(path) as stream:
         header, offset = read_header(stream, name)
     found = columns.found_in(header, name)
     pieces: list[Piece] = []
-    with place.filesystem.open_input_file(path) as stream:
+    with filesystem.open_input_file(path) as stream:
         stream.seek(offset)
         start = end = offset
         held = first = 0

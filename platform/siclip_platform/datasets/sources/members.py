@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from siclip_platform.datasets.sources.places import READING, read_bytes
+from siclip_platform.datasets.sources.places import read_bytes
 from siclip_platform.datasets.sources.sample import (
     Caption,
     Reason,
@@ -19,6 +19,7 @@ from siclip_platform.datasets.sources.sample import (
     captions_of,
     decode_text,
 )
+from siclip_platform.storage import READING
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif")
 TEXTS = ("txt", "caption", "text")

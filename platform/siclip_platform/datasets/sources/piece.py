@@ -10,9 +10,10 @@ from siclip.config import Config
 from siclip_platform.datasets.sources.columns import Columns
 from siclip_platform.datasets.sources.lists import list_samples
 from siclip_platform.datasets.sources.members import folder_samples, tar_samples
-from siclip_platform.datasets.sources.places import READING, Place, read_bytes
+from siclip_platform.datasets.sources.places import folder_of, read_bytes, read_uri
 from siclip_platform.datasets.sources.sample import Reason, Rejection, Sample
 from siclip_platform.datasets.sources.tables import arrow_samples, parquet_samples
+from siclip_platform.storage import READING, place, within
 
 Layout = Literal["webdataset", "parquet", "list", "folder", "arrow"]
 
@@ -46,14 +47,12 @@ def read_samples(root: str, piece: Piece) -> Iterator[Sample]:
 
 
 def _samples(root: str, piece: Piece) -> Iterator[Sample]:
-    place = Place(root)
-    filesystem, folder = place.filesystem, place.folder()
+    filesystem, folder = within(folder_of(place(root)))
     path = posixpath.join(folder, piece.name)
 
     def read(name: str) -> bytes:
         if "://" in name:
-            named = Place(name)
-            return read_bytes(named.filesystem, named.path)
+            return read_uri(name)
         return read_bytes(filesystem, posixpath.join(posixpath.dirname(path), name))
 
     if piece.layout == "webdataset":

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip_platform.datasets.sources.columns import Columns, row_sample
-from siclip_platform.datasets.sources.places import READING
 from siclip_platform.datasets.sources.sample import Reason, Rejection, Sample
+from siclip_platform.storage import READING
 
 BATCH_ROWS = 256
 

@@ -39,7 +39,7 @@ long-test: install
 # The audit waits for a server while ruff and mypy compute; what it finds is listed and fails nothing.
 check: install
 	$(BIN)/python scripts/audit.py & audit=$$!; \
-		$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy; status=$$?; wait $$audit; exit $$status
+		$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo && $(BIN)/mypy; status=$$?; wait $$audit; exit $$status
 
 # The same list, with exit code 1 where something is found or nothing could be audited.
 audit: install

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from siclip_platform.timeline import SPANS_FILE
+from siclip_platform.studies.timeline import SPANS_FILE
 from siclip_platform.tracking import default_tracking_uri, git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def main() -> None:
 
 def run_job(out: Path, rest: list[str]) -> tuple[float, float]:
     """Wall seconds of the whole job, and of importing what its driver imports."""
-    modules = "siclip_platform.experiment, siclip_platform.search.study, siclip_platform.report, mlflow"
+    modules = "siclip_platform.studies.experiment, siclip_platform.search.study, siclip_platform.report, mlflow"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
     import_seconds = time.perf_counter() - started

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from siclip.data.captions import stable_id
+from siclip.errors import UserError
 from siclip_platform.datasets.manifest import (
     MANIFEST,
     Dataset,
@@ -42,7 +43,6 @@ from siclip_platform.datasets.manifest import (
     write_shard,
 )
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
-from siclip_platform.errors import UserError
 
 NAME = "emoji64"
 VERSION = "1"  # raise it whenever the same files give other bytes

@@ -47,8 +47,8 @@ from study_tools import (
 )
 
 from siclip.config import MiningStrategy, PairHead
-from siclip_platform.errors import UserError
-from siclip_platform.presets import digits_student
+from siclip.errors import UserError
+from siclip_platform.recipes.presets import digits_student
 
 SCREENING_SEED, FINAL_SEED = 0, 1000
 LEVEL = 0.05

@@ -25,14 +25,14 @@ import torch
 from siclip.checkpoints.formats import save_checkpoint
 from siclip.models import create_model
 from siclip.training.loop import Save
-from siclip_platform.datasets.composition import DigitScenesConfig, compose_shard, shard_specs
+from siclip_platform.datasets.digits.composition import DigitScenesConfig, compose_shard, shard_specs
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.plan.calibration import TeacherSource, calibrate, calibration_trainer, two_sizes
 from siclip_platform.plan.storage import measure_rows
-from siclip_platform.presets import digits_student, digits_teacher
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.presets import digits_student, digits_teacher
+from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.tracking import git_commit
-from siclip_platform.trainer import run_in_process
+from siclip_platform.training.in_process import run_in_process
 
 RESULT = Path(__file__).resolve().parent / "results" / "plan.json"
 SKIPPED = 4

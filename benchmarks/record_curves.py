@@ -24,12 +24,12 @@ from typing import Any
 
 import optuna
 
+from siclip.errors import UserError
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.errors import UserError
-from siclip_platform.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
-from siclip_platform.recipe import Recipe
-from siclip_platform.search.definition import SearchSpace
-from siclip_platform.search.space import load_space
+from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.spaces.definition import SearchSpace
+from siclip_platform.spaces.load import load_space
 
 LINES = "curves.jsonl"
 TEACHER = "teacher.pt"
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def make_base(options: argparse.Namespace) -> Recipe:
     """The student around which settings are drawn; its teacher is trained if it is not there."""
-    from siclip_platform.trainer import run_in_process
+    from siclip_platform.training.in_process import run_in_process
 
     teacher = options.out / TEACHER
     if not teacher.is_file():
@@ -97,7 +97,7 @@ def make_base(options: argparse.Namespace) -> Recipe:
 
 def record(space: SearchSpace, base: Recipe, options: argparse.Namespace) -> None:
     """Train the settings that the folder lacks, each once."""
-    from siclip_platform.trainer import run_in_process
+    from siclip_platform.training.in_process import run_in_process
 
     there = {row["number"] for row in finished(options.out)}
     for number, values in enumerate(draw(space, options.settings, options.seed)):

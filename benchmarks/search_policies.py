@@ -22,10 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from siclip_platform.errors import UserError
-from siclip_platform.report.statistics import holm, paired_difference, t_interval
-from siclip_platform.search.simulator import Simulation, budget_seconds, parse_policy
-from siclip_platform.search.simulator_curves import Landscape, load_curves
+from siclip.errors import UserError
+from siclip_platform.report.judge.statistics import holm, paired_difference, t_interval
+from siclip_platform.simulation.curves import Landscape, load_curves
+from siclip_platform.simulation.simulator import Simulation, budget_seconds, parse_policy
 from siclip_platform.tracking.store import git_commit
 
 POLICIES = (

@@ -31,11 +31,11 @@ from sklearn.datasets import load_sample_images
 
 from siclip.data.crops import seeded_boxes
 from siclip.data.quantize import Numbers
-from siclip_platform.datasets.images import ImageRules, prepare_image
+from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, embedding_table
+from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.manifest import write_shard
 from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, write_sidecar_shard
-from siclip_platform.embedding.layout import EmbeddingLayout, embedding_table
 from siclip_platform.tracking import git_commit
 
 RESULT = Path(__file__).resolve().parent / "results" / "storage.json"

@@ -86,7 +86,7 @@ def measure(name: str, root: Path, batch: int, augment: bool, memory: bool) -> d
     """One pass over the images. What the libraries and Ray take to start counts for none of the contenders."""
     sample(jpeg(0), ["a"], "warm", augment)
     if "Ray" in name:
-        from siclip_platform.cluster import Needs, ray_cluster
+        from siclip_platform.cluster.connect import Needs, ray_cluster
 
         with ray_cluster(Needs(concurrent=1, worker_cpus=1.0)):
             return _pass(name, root, batch, augment, memory)

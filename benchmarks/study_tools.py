@@ -26,10 +26,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset, open_dataset
-from siclip_platform.errors import UserError
-from siclip_platform.presets import digits_teacher
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.tracking import git_commit
 
 RUNS = "runs.jsonl"
@@ -259,7 +259,7 @@ class _KeepLast:
 def train_and_measure(recipe_json: str, checkpoint: Path | None) -> dict[str, float]:
     """Train a recipe in this process; its figures after the last step, with those of validation and test."""
     from siclip_platform.evaluation import evaluate_checkpoint
-    from siclip_platform.trainer import run_in_process
+    from siclip_platform.training.in_process import run_in_process
 
     recipe = Recipe.model_validate_json(recipe_json)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,10 +27,10 @@ from study_tools import (
 )
 from wikd_ablation import ablation_table
 
+from siclip.errors import UserError
 from siclip.models.registry import model_config
-from siclip_platform.errors import UserError
-from siclip_platform.presets import digits_student
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.recipe import Recipe
 
 FIRST_SEED = 3000
 NOTES = """## How to read it

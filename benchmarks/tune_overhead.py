@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from siclip_platform.cluster import Needs, ray_cluster
+from siclip_platform.cluster.connect import Needs, ray_cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "tune_overhead.json"
@@ -59,8 +59,8 @@ class Bench:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         from siclip.checkpoints.formats import save_checkpoint
         from siclip.models import create_model
-        from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
-        from siclip_platform.presets import digits_student
+        from siclip_platform.datasets.digits.digits import DigitScenesConfig, build_digit_scenes
+        from siclip_platform.recipes.presets import digits_student
         from siclip_platform.tracking import Tracker, default_tracking_uri, git_commit
 
         self.folder, self.options, self.commit = folder, options, git_commit()
@@ -87,7 +87,7 @@ class Bench:
         return {name: whole(studies) for name, studies in rounds.items() if studies}
 
     def _build_cache(self) -> Any:
-        from siclip_platform.trainer import prepare
+        from siclip_platform.training.build import prepare
 
         recipe = self.base.updated({"data.trunk_cache": str(self.folder / "cache")})
         started = time.perf_counter()
@@ -97,10 +97,11 @@ class Bench:
 
     def _study(self, name: str, base: Any, trials: int, seed: int, backend: Any = "process") -> dict[str, Any]:
         """Wall seconds of a study and each trial's pure training seconds."""
-        from siclip_platform.search import load_space
-        from siclip_platform.search.defaults import searcher_of
-        from siclip_platform.search.recorder import Recorder
-        from siclip_platform.search.study import StudyPlan, run_study
+        from siclip_platform.search.ledger.recorder import Recorder
+        from siclip_platform.search.policy.defaults import searcher_of
+        from siclip_platform.search.study import StudyPlan
+        from siclip_platform.search.tune_run import run_study
+        from siclip_platform.spaces import load_space
 
         space = load_space("wikd")
         folder = self.folder / name

@@ -41,10 +41,10 @@ from study_tools import (
     worker_pool,
 )
 
+from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset
-from siclip_platform.errors import UserError
-from siclip_platform.presets import digits_student
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.recipe import Recipe
 
 FIRST_SEED = 2000
 OFF: dict[str, dict[str, Any]] = {

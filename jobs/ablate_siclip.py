@@ -13,19 +13,19 @@ from typer import Option as Opt
 
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
-from siclip_platform.opening import open_experiment
-from siclip_platform.options import Options, default_out
-from siclip_platform.presets import STUDENT_STEPS, TEACHER_STEPS
+from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS
 from siclip_platform.report import write_report
-from siclip_platform.search.ablation import load_ablation
-from siclip_platform.search.ablation_run import (
+from siclip_platform.spaces.ablation import load_ablation
+from siclip_platform.studies.ablation import (
     begin_ablation,
     check_settings,
     print_ablation,
     run_ablation,
     train_teachers,
 )
-from siclip_platform.starting import starting_point
+from siclip_platform.studies.options import Options, default_out
+from siclip_platform.studies.session import open_experiment
+from siclip_platform.studies.starting_point import starting_point
 
 
 def ablate_siclip(

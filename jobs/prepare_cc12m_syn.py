@@ -15,21 +15,21 @@ from typing import Annotated
 from typer import Argument
 from typer import Option as Opt
 
-from siclip_platform.captioning.caption import caption_dataset
-from siclip_platform.captioning.config import CaptionConfig
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
-from siclip_platform.cluster import Needs, ray_cluster
-from siclip_platform.datasets.actors import actor_pool
-from siclip_platform.datasets.ingest import import_dataset
-from siclip_platform.datasets.parts import ImportConfig
-from siclip_platform.datasets.sources.columns import Columns
-from siclip_platform.datasets.sources.find import find_source
+from siclip_platform.cluster.connect import Needs, ray_cluster
+from siclip_platform.datasets.derived.actors import actor_pool
+from siclip_platform.datasets.derived.captions.caption import caption_dataset
+from siclip_platform.datasets.derived.captions.config import CaptionConfig
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.preparation import Preparation
+from siclip_platform.datasets.importing.ingest import import_dataset
+from siclip_platform.datasets.importing.parts import ImportConfig
+from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.display import Display
-from siclip_platform.embedding.config import EmbedConfig
-from siclip_platform.embedding.embed import embed_dataset, plan_embedding
-from siclip_platform.options import parse_bytes
-from siclip_platform.preparation import Preparation
+from siclip_platform.studies.options import parse_bytes
 
 
 def prepare_cc12m_syn(

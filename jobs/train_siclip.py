@@ -14,9 +14,9 @@ import typer
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cli.tune import ResumeOption, refuse_beside_resume, resumed
-from siclip_platform.opening import open_experiment
-from siclip_platform.options import Options, default_out
 from siclip_platform.storage import place
+from siclip_platform.studies.options import Options, default_out
+from siclip_platform.studies.session import open_experiment
 
 
 def train_siclip(

@@ -12,14 +12,14 @@ from typer import Option as Opt
 
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
-from siclip_platform.confirmation import confirm as fresh_seeds
-from siclip_platform.opening import open_experiment
-from siclip_platform.options import Options, check_sharing, default_out
-from siclip_platform.presets import STUDENT_STEPS, TEACHER_STEPS, without_distillation
+from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, without_distillation
 from siclip_platform.report import write_report
-from siclip_platform.search import load_space
-from siclip_platform.starting import check_teacher, starting_point
-from siclip_platform.summary import print_summary
+from siclip_platform.spaces import load_space
+from siclip_platform.studies.confirmation import confirm as fresh_seeds
+from siclip_platform.studies.options import Options, check_sharing, default_out
+from siclip_platform.studies.session import open_experiment
+from siclip_platform.studies.starting_point import check_teacher, starting_point
+from siclip_platform.studies.summary import print_summary
 
 
 def tune_wikd(

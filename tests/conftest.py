@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from siclip_platform.cluster import prepare_environment
+from siclip_platform.cluster.connect import prepare_environment
 
 prepare_environment(verbose=False)  # before any test imports Ray
 
 
 # Minutes each: begun first, they do not keep one process busy at the end while the other idles.
-LONGEST = ("test_ray_job", "test_study_restart", "test_demo", "test_search_spaces_run", "test_docs_examples")
+LONGEST = ("test_ray_job", "test_study_restart", "test_demo", "test_shipped_spaces_run", "test_docs_examples")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small digit-scenes dataset, composed without Ray."""
-    from siclip_platform.datasets.digits import (
+    from siclip_platform.datasets.digits.digits import (
         NAME,
         VERSION,
         DigitScenesConfig,
@@ -70,7 +70,17 @@ def nano_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
     """A Ray of our own for the tests of a module."""
-    from siclip_platform.cluster import Needs, ray_cluster
+    from siclip_platform.cluster.connect import Needs, ray_cluster
 
     with ray_cluster(Needs(concurrent=2, worker_cpus=1.0)):
         yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty MLflow sqlite store: making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.experiments import PresetOption, RecipeOption, SetOption, recipe_beside
-from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:
     from siclip.evaluation.cost import Cost

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 if TYPE_CHECKING:
-    from siclip_platform.recipe import Recipe
+    from siclip_platform.recipes.recipe import Recipe
 
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
 PresetOption = Annotated[str | None, typer.Option(help="A shipped recipe: digits-teacher, digits-student.")]
@@ -72,8 +72,8 @@ def read_recipe(
     Raises:
         UserError: neither or both of file and preset, a wrong PATH=VALUE, or an invalid recipe.
     """
-    from siclip_platform.presets import preset as shipped
-    from siclip_platform.recipe import load_recipe
+    from siclip_platform.recipes.presets import preset as shipped
+    from siclip_platform.recipes.recipe import load_recipe
     from siclip_platform.storage import located, place
 
     if (file is None) == (preset is None):

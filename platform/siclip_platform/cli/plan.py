@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from siclip_platform.plan.calibration import TeacherSource
-    from siclip_platform.recipe import Recipe
+    from siclip_platform.recipes.recipe import Recipe
 
 
 class TeacherChoice(StrEnum):
@@ -65,7 +65,6 @@ def plan(
     Exit code 1 where it does not fit.
     """
     from siclip.models.clip import Clip
-    from siclip_platform.options import parse_bytes
     from siclip_platform.plan import Job, make_plan
     from siclip_platform.plan.calibration import calibrate as time_steps
     from siclip_platform.plan.calibration import calibration_trainer, two_sizes
@@ -73,7 +72,8 @@ def plan(
     from siclip_platform.plan.decoding import decode_rate
     from siclip_platform.plan.show import as_dict, show
     from siclip_platform.plan.storage import RowBytes, measure_rows
-    from siclip_platform.trainer import recipe_model
+    from siclip_platform.studies.options import parse_bytes
+    from siclip_platform.training.build import recipe_model
 
     budget = parse_bytes(disk)
     chosen = _recipe(recipe, batch_size, micro_batch_size)
@@ -101,7 +101,7 @@ def plan(
 
 def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
     from siclip_platform.plan.reference import reference_recipe
-    from siclip_platform.recipe import load_recipe
+    from siclip_platform.recipes.recipe import load_recipe
 
     changes: dict[str, object] = {}
     if batch_size is not None:

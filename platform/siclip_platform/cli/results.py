@@ -51,10 +51,10 @@ def compare(
     """Show the parameters and metrics in which runs differ."""
     from rich.console import Console
 
-    from siclip_platform.errors import UserError
+    from siclip.errors import UserError
     from siclip_platform.report.compare import comparison_tables
-    from siclip_platform.report.query import find_runs
-    from siclip_platform.report.store import Store
+    from siclip_platform.report.read.query import find_runs
+    from siclip_platform.report.read.store import Store
     from siclip_platform.tracking import check_store_exists, default_tracking_uri
 
     if len(runs) < 2:

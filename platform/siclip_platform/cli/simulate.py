@@ -24,11 +24,11 @@ def simulate(
     from rich.console import Console
     from rich.table import Table
 
-    from siclip_platform.report.statistics import t_interval
-    from siclip_platform.search.simulator import budget_seconds, parse_policy
-    from siclip_platform.search.simulator import simulate as replay
-    from siclip_platform.search.simulator_curves import Landscape, load_curves
-    from siclip_platform.search.space import load_space
+    from siclip_platform.report.judge.statistics import t_interval
+    from siclip_platform.simulation.curves import Landscape, load_curves
+    from siclip_platform.simulation.simulator import budget_seconds, parse_policy
+    from siclip_platform.simulation.simulator import simulate as replay
+    from siclip_platform.spaces.load import load_space
 
     chosen = [parse_policy(text) for text in policy or POLICIES]
     recorded = load_curves(curves)

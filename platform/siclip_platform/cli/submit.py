@@ -36,8 +36,8 @@ def submit(
 
     Exit code 1 where the job fails.
     """
-    from siclip_platform.submit import SUCCEEDED, compose
-    from siclip_platform.submit import submit as send
+    from siclip_platform.cluster.submit import SUCCEEDED, compose
+    from siclip_platform.cluster.submit import submit as send
 
     submission = compose(
         job, context.args, address=address, tracking_uri=tracking_uri, installed=installed, gpus=gpus

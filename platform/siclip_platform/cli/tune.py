@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.experiments import (
     AddressOption,
     ArtifactsOption,
@@ -22,15 +23,14 @@ from siclip_platform.cli.experiments import (
     read_recipe,
     where_to_keep,
 )
-from siclip_platform.errors import UserError
-from siclip_platform.search.study import Backend
+from siclip_platform.cluster.resources import Backend
 
 if TYPE_CHECKING:
-    from siclip_platform.experiment import Experiment
-    from siclip_platform.options import Options
-    from siclip_platform.recipe import Recipe
-    from siclip_platform.search.folder import StudyFile
+    from siclip_platform.recipes.recipe import Recipe
     from siclip_platform.search.study import StudyResult
+    from siclip_platform.studies.experiment import Experiment
+    from siclip_platform.studies.options import Options
+    from siclip_platform.studies.study_file import StudyFile
 
 TRIALS = 8
 SeedsOption = Annotated[int, typer.Option(min=1, help="Trainings of each setting; their mean is compared.")]
@@ -72,9 +72,9 @@ def tune(
     verbose: VerboseOption = False,
 ) -> None:
     """Search a space around one recipe, or go on with a search that was stopped (--resume)."""
-    from siclip_platform.options import Options, check_sharing, parse_bytes
-    from siclip_platform.search import load_space
+    from siclip_platform.spaces import load_space
     from siclip_platform.storage import place
+    from siclip_platform.studies.options import Options, check_sharing, parse_bytes
 
     asked: dict[str, Any] = {"out": out.resolve(), "address": address, "verbose": verbose, "concurrent": concurrent}
     if resume and (sampler or scheduler):
@@ -105,8 +105,8 @@ def _backend(name: str) -> Backend:
 
 
 def _search(options: Options, space: Any, base: Recipe, confirm: int) -> None:
-    from siclip_platform.confirmation import confirm_search
-    from siclip_platform.opening import open_experiment
+    from siclip_platform.studies.confirmation import confirm_search
+    from siclip_platform.studies.session import open_experiment
 
     with open_experiment(options, space.name, base) as experiment:
         experiment.dataset()
@@ -118,7 +118,7 @@ def _search(options: Options, space: Any, base: Recipe, confirm: int) -> None:
 
 
 def _say(experiment: Experiment, study: StudyResult) -> None:
-    from siclip_platform.search.folder import RECIPES
+    from siclip_platform.search.population_conductor import RECIPES
 
     best = study.best
     say = experiment.display.say
@@ -148,9 +148,9 @@ def resumed(
     Raises:
         UserError: there is no such study, or it is of another kind.
     """
-    from siclip_platform.options import Options
-    from siclip_platform.search.folder import FILE, SPACE, fetch_study, read_study
     from siclip_platform.storage import place
+    from siclip_platform.studies.options import Options
+    from siclip_platform.studies.study_file import FILE, SPACE, fetch_study, read_study
 
     folder = asked["out"] / name
     if asked.get("checkpoints") and not (folder / FILE).is_file():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 
 class KindChoice(StrEnum):
@@ -27,9 +27,9 @@ def embed(
     verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
 ) -> None:
     """Embed images or texts with a model, into Parquet that `search` and others read."""
-    from siclip_platform.cluster import Needs, ray_cluster
+    from siclip_platform.cluster.connect import Needs, ray_cluster
     from siclip_platform.display import Display
-    from siclip_platform.using.embed import embed as run
+    from siclip_platform.inference.embed import embed as run
 
     display = Display()
     cluster = ray_cluster(Needs(concurrent=actors, worker_cpus=1), address, verbose)
@@ -49,10 +49,10 @@ def search(
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, one HTML file.")] = None,
 ) -> None:
     """Find what is nearest to a text or an image."""
-    from siclip_platform.using.encoder import Encoder
-    from siclip_platform.using.index import open_index
-    from siclip_platform.using.inputs import IMAGE_SUFFIXES
-    from siclip_platform.using.sheet import write_sheet
+    from siclip_platform.inference.encoder import Encoder
+    from siclip_platform.inference.index import open_index
+    from siclip_platform.inference.inputs import IMAGE_SUFFIXES
+    from siclip_platform.inference.sheet import write_sheet
 
     opened = open_index(index)
     path = Path(query)

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError, field_validator
 
 from siclip.config import Config
+from siclip.errors import UserError
 from siclip_platform.datasets.parquet import Footer, read_footer
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
-from siclip_platform.errors import UserError
 from siclip_platform.storage import Place, RemotePath, Stat, in_threads, place
 
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 ORIGINAL = "original"
 SYNTHETIC = "synthetic"

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from siclip.config import Config
+from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, replacing
 from siclip_platform.datasets.parquet import parquet_file, read_footer
 from siclip_platform.datasets.schema import CAPTION
-from siclip_platform.errors import UserError
 from siclip_platform.storage import Place, RemotePath, Stat, in_threads
 
 Kind = Literal["captions", "embeddings"]

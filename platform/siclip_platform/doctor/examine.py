@@ -15,9 +15,9 @@ from pathlib import Path
 from packaging.markers import default_environment
 from packaging.utils import canonicalize_name
 
+from siclip.errors import UserError
 from siclip_platform.doctor import checks
 from siclip_platform.doctor.checks import Finding
-from siclip_platform.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LOCK = "requirements.lock"
@@ -87,7 +87,7 @@ def _store(out: Path, tracking_uri: str | None) -> Finding:
 
 
 def _cluster() -> Finding:
-    from siclip_platform.cluster import check_address
+    from siclip_platform.cluster.connect import check_address
 
     address = os.environ.get("RAY_ADDRESS")
     if not address:

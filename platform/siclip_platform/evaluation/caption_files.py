@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.evaluation.sets import RetrievalData, Sample
 
 PATTERNS = ("dataset_*.json", "captions_*.json", "*.token", "*annotations*.csv")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from siclip.errors import UserError
 from siclip.evaluation.evaluate import evaluate
-from siclip_platform.checkpoints import read_model
-from siclip_platform.errors import UserError
 from siclip_platform.storage import Place
+from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.stream import load_evaluation_set
 
 

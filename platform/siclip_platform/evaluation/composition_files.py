@@ -19,8 +19,8 @@ from typing import Any
 
 from PIL import Image
 
+from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.sets import CompositionData, Sample
 
 KEYS = (

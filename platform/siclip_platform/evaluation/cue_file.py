@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.evaluation.sets import CueData, Sample
 
 FILE = "winogavil.jsonl"

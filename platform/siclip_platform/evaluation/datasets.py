@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 
 from siclip.data.captions import ORIGINAL
+from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.sets import CompositionData, RetrievalData, Sample, decode_as_training
 from siclip_platform.storage import Place
 

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from siclip.errors import UserError
 from siclip.evaluation.suite import DATACOMP, SuiteSet, find_set, suggestion, suite_sets
 from siclip_platform.datasets.manifest import MANIFEST
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.caption_files import find_annotations, read_captions
 from siclip_platform.evaluation.composition_files import find_composition, read_composition
 from siclip_platform.evaluation.cue_file import FILE, read_cues

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from siclip.errors import UserError
 from siclip.evaluation.suite import SuiteSet
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.sets import RetrievalData, Sample
 
 CACHE = "hf_cache"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.evaluation.prompts import class_prompts
 from siclip_platform.evaluation.sets import ClassificationData, Sample
 

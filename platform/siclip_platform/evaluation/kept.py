@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from siclip.errors import UserError
 from siclip.evaluation.encoder import fingerprint
 from siclip.models.hashing import weights_hash
 from siclip_platform.datasets.manifest import read_manifest, replacing
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.find import Found
 from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.results import Sampling, SetResult

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from siclip.errors import UserError
 from siclip.evaluation.encoder import ClipEncoder, Encoder, OpenClipEncoder
-from siclip_platform.checkpoints import read_model
-from siclip_platform.errors import UserError
+from siclip_platform.storage.checkpoints import read_model
 
 OPEN_CLIP = "open_clip:"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from siclip.errors import UserError
 from siclip.evaluation.classification import Templates, prompts_of
-from siclip_platform.errors import UserError
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from siclip.errors import UserError
 from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.cost import Cost
-from siclip_platform.errors import UserError
 from siclip_platform.evaluation.results import SetResult, SuiteResult
 from siclip_platform.metrics import evaluation_key
 from siclip_platform.storage import Place

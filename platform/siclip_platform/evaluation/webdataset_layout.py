@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.evaluation.prompts import class_prompts, class_prompts_missing
 from siclip_platform.evaluation.sets import ClassificationData, Data, RetrievalData, Sample
 

@@ -4,6 +4,7 @@
 fast that goes, and `plan` puts them together and says what to change.
 """
 
-from siclip_platform.plan.plan import Job, Plan, make_plan
+from siclip_platform.plan.job import Job
+from siclip_platform.plan.plan import Plan, make_plan
 
 __all__ = ["Job", "Plan", "make_plan"]

@@ -9,7 +9,7 @@ from siclip_platform.plan.storage import GB, embedding_bytes
 from siclip_platform.plan.work import Work
 
 if TYPE_CHECKING:
-    from siclip_platform.plan.plan import Job
+    from siclip_platform.plan.job import Job
 
 GIB = 2**30
 

@@ -19,9 +19,9 @@ from siclip.models.registry import model_config
 from siclip.teachers import ModelTeacher, StoredTeacher, Teacher
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
-from siclip_platform.presets import without_distillation
-from siclip_platform.recipe import Recipe
-from siclip_platform.trainer import recipe_model
+from siclip_platform.recipes.presets import without_distillation
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.training.build import recipe_model
 
 TeacherSource = Literal["none", "online", "shared trunk", "stored"]
 LEAST_STEPS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 GIB = 2**30
 

@@ -8,38 +8,14 @@ from dataclasses import dataclass
 
 from siclip.models.clip import Clip
 from siclip_platform.plan.advice import advice
-from siclip_platform.plan.calibration import Calibration, TeacherSource
-from siclip_platform.plan.cards import Card
-from siclip_platform.plan.storage import RowBytes, embedding_bytes, storage
+from siclip_platform.plan.job import Job
+from siclip_platform.plan.storage import embedding_bytes, storage
 from siclip_platform.plan.work import FEATURE_BYTES, Work, count_work
-from siclip_platform.recipe import Recipe
 
 EFFICIENCY = (0.25, 0.5)
 """The share of a card's peak that a training step is assumed to reach, at least and at most: an assumption, not a
 measurement. What is measured on the machine itself takes its place (`Calibration`)."""
 CHECKPOINTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be trained, on what. ``decode_rate``: images a second that all cores decode together. ``numbers``:
-    of stored embeddings, bf16 or int8. ``seconds_measured``: a calibration in place of the card's peak figures.
-    ``kilowatts``: of the calibrated machine, where its card is not in the table."""
-
-    recipe: Recipe
-    pairs: int
-    epochs: float
-    teacher: TeacherSource
-    rows: RowBytes
-    disk_bytes: int
-    card: Card | None = None
-    measured: Calibration | None = None
-    cards: int = 1
-    decode_rate: float
-    augmentations: int = 10
-    captions: int = 6
-    numbers: str = "bf16"
-    trunk_cache: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from siclip.config import LossConfig, TrainingConfig
-from siclip_platform.recipe import DataConfig, Recipe, StudentConfig
+from siclip_platform.recipes.recipe import DataConfig, Recipe, StudentConfig
 
 PAIRS = 12_000_000
 EPOCHS = 32

@@ -14,7 +14,7 @@ from siclip.diagnostics.describe import ModelDescription, describe_model
 from siclip.models.clip import Clip
 from siclip.training.step import TRUNK_CHUNK
 from siclip_platform.plan.calibration import TeacherSource, teacher_config
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.recipe import Recipe
 
 BACKWARD = 2
 """A layer's backward pass takes twice its forward pass: one product for the weights, one for the inputs."""

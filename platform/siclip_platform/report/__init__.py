@@ -1,6 +1,6 @@
 """The report of a study: read from its MLflow tracking store, as one HTML file with a Markdown twin."""
 
 from siclip_platform.report.page import ReportPaths, write_report
-from siclip_platform.report.query import Selection
+from siclip_platform.report.read.query import Selection
 
 __all__ = ["ReportPaths", "Selection", "write_report"]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from siclip_platform.report.runs import Run
-from siclip_platform.report.values import metric_cell, parameter_cell
+from siclip_platform.report.draw.values import metric_cell, parameter_cell
+from siclip_platform.report.read.runs import Run
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siclip_platform.errors import UserError
-from siclip_platform.report import markdown
-from siclip_platform.report.csv_files import table_rows, write_csv
+from siclip.errors import UserError
+from siclip_platform.report.draw import markdown
+from siclip_platform.report.draw.csv_files import table_rows, write_csv
+from siclip_platform.report.draw.plotly_figures import figure
+from siclip_platform.report.draw.png import draw_png
 from siclip_platform.report.parts import Part, make_parts, overview
-from siclip_platform.report.plotly_figures import figure
-from siclip_platform.report.png import draw_png
-from siclip_platform.report.query import Selection, read_studies
-from siclip_platform.report.runs import Study
-from siclip_platform.report.store import Store
+from siclip_platform.report.read.query import Selection, read_studies
+from siclip_platform.report.read.runs import Study
+from siclip_platform.report.read.store import Store
 
 FILES = "report_files"
 

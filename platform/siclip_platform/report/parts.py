@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from siclip_platform.report.blocks import Block, Drawn, Section
-from siclip_platform.report.plots import Heatmap, Plot
-from siclip_platform.report.runs import Study
+from siclip_platform.report.draw.blocks import Block, Drawn, Section
+from siclip_platform.report.draw.plots import Heatmap, Plot
+from siclip_platform.report.draw.values import Cell, Table, duration, metric_cell, metric_label
+from siclip_platform.report.judge.winner import find_winner
+from siclip_platform.report.read.runs import Study
 from siclip_platform.report.sections import sections
 from siclip_platform.report.sections.price import total_seconds
-from siclip_platform.report.values import Cell, Table, duration, metric_cell, metric_label
-from siclip_platform.report.winner import find_winner
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from siclip_platform.errors import UserError
-from siclip_platform.recipe import Recipe
-from siclip_platform.search.journal import Entry, State
-from siclip_platform.search.turns import Population
+from siclip.errors import UserError
+from siclip_platform.cluster.resources import Backend
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.search.ledger.journal import Entry, State
+from siclip_platform.search.policy.population import Population
 
-__all__ = ["Backend", "State", "StudyPlan", "StudyResult", "TrialOutcome", "run_study"]
-
-Backend = Literal["process", "train"]
+__all__ = ["State", "StudyPlan", "StudyResult", "TrialOutcome"]
 
 
 def _no_tags(values: Mapping[str, Any]) -> dict[str, str]:
@@ -46,7 +45,7 @@ class StudyPlan:
     ``resources``: of one trial, as `ray.tune.with_resources` takes them; ``worker_cpus``: of a worker under Ray
     Train. ``tags``: a trial's further MLflow tags (without the prefix) from its values. ``run``: what one training
     is, None for the recipe's own; see
-    `siclip_platform.search.trial`.
+    `siclip_platform.search.trial.trial`.
     """
 
     name: str
@@ -131,22 +130,3 @@ def outcome(plan: StudyPlan, entry: Entry, checkpoint: Path | None = None) -> Tr
         reason=entry.reason,
         checkpoint=checkpoint,
     )
-
-
-def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyResult:
-    """Run a study to its end, or go on with one that was stopped; needs a connected Ray.
-
-    ``recorder``: a `siclip_platform.search.recorder.Recorder`. The study's folder holds the journal that it goes on
-    from; a trial that is over there is not run again, and a training that the MLflow store has completed is taken
-    over from it, unless ``rerun``. Ctrl-C stops it and leaves it resumable (``StudyResult.interrupted``); a second
-    one raises KeyboardInterrupt at once.
-
-    Raises:
-        UserError: the recipe is not evaluated while it trains.
-    """
-    from siclip_platform.search.conductor import Conductor, conduct
-    from siclip_platform.search.population import PopulationConductor
-
-    if not plan.base.training.evaluate_every:
-        raise UserError("a study compares trials as they train: set training.evaluate_every above 0")
-    return conduct((PopulationConductor if plan.population else Conductor)(plan, recorder, rerun))

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from pyarrow import fs as pafs
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.storage.place import Place, RemotePath, Stat, asking, place
 
 READERS = 16

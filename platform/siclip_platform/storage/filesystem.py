@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 READING = (OSError, pa.ArrowException, ValueError)
 """What reading a place raises when there is nothing, or not what was expected."""

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.storage.filesystem import OPTIONS, READING, StoreError, open_filesystem, store_failed, told
 
 S3_OPTIONS = ("region", "scheme", "endpoint_override")

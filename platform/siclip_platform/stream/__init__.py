@@ -4,8 +4,9 @@ The way of a sample: `source` (shards and their order) → `windows` (row groups
 `stream` (decode, augment, pick a caption, tokenize) → `threads` or `ray_reader` (batches, ahead of the training).
 """
 
+from siclip_platform.stream.columns import Columns
 from siclip_platform.stream.evaluation_set import load_evaluation_set, validation_set
 from siclip_platform.stream.source import Source
-from siclip_platform.stream.stream import Columns, Stream
+from siclip_platform.stream.stream import Stream
 
 __all__ = ["Columns", "Source", "Stream", "load_evaluation_set", "validation_set"]

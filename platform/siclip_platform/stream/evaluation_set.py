@@ -18,7 +18,7 @@ from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset, open_dataset, read_manifest
 from siclip_platform.datasets.parquet import read_table
-from siclip_platform.recipe import Recipe
+from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import Place, in_threads
 
 

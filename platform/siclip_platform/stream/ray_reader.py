@@ -8,9 +8,10 @@ from typing import Any
 
 from siclip.data.background import InBackground
 from siclip.data.batch import Batch
-from siclip_platform.cluster import DATA_CPUS
-from siclip_platform.errors import UserError
-from siclip_platform.stream.stream import Columns, Range, Stream, regrouped, shares
+from siclip.errors import UserError
+from siclip_platform.cluster.connect import DATA_CPUS
+from siclip_platform.stream.columns import Columns, Range, regrouped, shares
+from siclip_platform.stream.stream import Stream
 
 TASKS = 1024  # of one Ray Data execution: it plans all of its tasks before the first
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from siclip.data.order import RowGroup, SampleOrder, first_samples
+from siclip.errors import UserError
+from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
-from siclip_platform.embedding.layout import EmbeddingLayout
-from siclip_platform.errors import UserError
 from siclip_platform.storage import Place
 
 

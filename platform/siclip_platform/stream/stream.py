@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -22,18 +22,15 @@ from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.data.cursor import Cursor
 from siclip.data.mixing import Mixture, mixture
 from siclip.data.order import Window
+from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.tokenizer import tokenize
-from siclip_platform.errors import UserError
-from siclip_platform.recipe import MixedDataset, Recipe
+from siclip_platform.recipes.recipe import MixedDataset, Recipe
 from siclip_platform.storage import place
+from siclip_platform.stream.columns import Columns, shares, teacher_columns
 from siclip_platform.stream.source import Source
 from siclip_platform.stream.stored import StoredPair
 from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, caption_of
-
-Columns = dict[str, np.ndarray]
-Range = tuple[int, int]
-"""(start, stop): the positions start ≤ p < stop"""
 
 
 @dataclass(frozen=True)
@@ -190,29 +187,3 @@ class Stream:
 
 def _behind(source: Source, window: Window) -> Any:
     return lambda: source.order.window_at(window.position + window.rows)
-
-
-def teacher_columns(pairs: Sequence[StoredPair | None]) -> Columns:
-    """``teacher_image`` and ``teacher_text`` of `Batch`; nothing where nothing is stored."""
-    stored = [pair for pair in pairs if pair is not None]
-    if not stored:
-        return {}
-    return {f"teacher_{of}": np.stack([getattr(pair, of) for pair in stored]) for of in ("image", "text")}
-
-
-def shares(batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Range]:
-    """The ``rank``-th of ``workers`` contiguous shares of each batch of the positions start ≤ p < stop."""
-    for first in range(start, stop, batch_size):
-        size = min(batch_size, stop - first)
-        yield first + size * rank // workers, first + size * (rank + 1) // workers
-
-
-def regrouped(pieces: Iterator[Mapping[str, np.ndarray]], sizes: Iterator[int]) -> Iterator[Columns]:
-    """Pieces of any length as pieces of these sizes."""
-    held: Columns = {}
-    for size in sizes:
-        while not held or len(held["tokens"]) < size:
-            piece = next(pieces)
-            held = {k: np.concatenate([held[k], v]) for k, v in piece.items()} if held else dict(piece)
-        yield {k: v[:size] for k, v in held.items()}
-        held = {k: v[size:] for k, v in held.items()}

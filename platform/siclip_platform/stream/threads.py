@@ -13,7 +13,8 @@ import torch
 from siclip.data.batch import Batch
 
 if TYPE_CHECKING:
-    from siclip_platform.stream.stream import Columns, Range, Stream
+    from siclip_platform.stream.columns import Columns, Range
+    from siclip_platform.stream.stream import Stream
 
 AHEAD = 2  # batches that are made while one is trained on
 CHUNK = 32  # samples that a thread makes at a time

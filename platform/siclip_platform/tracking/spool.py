@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 
 FILE = "spool.db"
 Op = Literal["create", "params", "metrics", "tags", "inputs", "artifact", "model", "end", "reopen"]

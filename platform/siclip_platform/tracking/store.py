@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.storage import RemotePath, check_writable, place
 
 EXPERIMENT = "siclip"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import FILE, Spool
 from siclip_platform.tracking.store import EXPERIMENT, check_tracking

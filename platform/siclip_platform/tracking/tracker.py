@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from siclip_platform.errors import UserError
+from siclip.errors import UserError
 from siclip_platform.metrics import stored_key
 from siclip_platform.storage import Place
 from siclip_platform.tracking.models import model_payload

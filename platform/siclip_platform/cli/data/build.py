@@ -21,8 +21,8 @@ def build(
     verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
 ) -> None:
     """Build digit scenes: real handwritten digits in generated scenes with captions."""
-    from siclip_platform.cluster import Needs, ray_cluster
-    from siclip_platform.datasets.digits import DigitScenesConfig, build_digit_scenes
+    from siclip_platform.cluster.connect import Needs, ray_cluster
+    from siclip_platform.datasets.digits.digits import DigitScenesConfig, build_digit_scenes
     from siclip_platform.display import Display
 
     config = DigitScenesConfig(

@@ -43,12 +43,12 @@ def caption(
     verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
 ) -> None:
     """Write synthetic captions beside a dataset. Started again after a stop, it goes on."""
-    from siclip_platform.captioning.caption import caption_dataset
-    from siclip_platform.captioning.config import CaptionConfig
-    from siclip_platform.cluster import Needs, ray_cluster
-    from siclip_platform.datasets.actors import actor_pool, parse_settings
+    from siclip.errors import UserError
+    from siclip_platform.cluster.connect import Needs, ray_cluster
+    from siclip_platform.datasets.derived.actors import actor_pool, parse_settings
+    from siclip_platform.datasets.derived.captions.caption import caption_dataset
+    from siclip_platform.datasets.derived.captions.config import CaptionConfig
     from siclip_platform.display import Display
-    from siclip_platform.errors import UserError
 
     if (min_similarity is None) != (teacher is None):
         raise UserError("--min-similarity and --teacher go together: the teacher's cosine is what is compared")

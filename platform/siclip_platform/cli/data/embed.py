@@ -39,12 +39,12 @@ def embed(
     verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
 ) -> None:
     """Write a teacher's embeddings beside a dataset. Started again after a stop, it goes on."""
-    from siclip_platform.cluster import Needs, ray_cluster
-    from siclip_platform.datasets.actors import actor_pool, parse_settings
+    from siclip_platform.cluster.connect import Needs, ray_cluster
+    from siclip_platform.datasets.derived.actors import actor_pool, parse_settings
+    from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+    from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
     from siclip_platform.display import Display
-    from siclip_platform.embedding.config import EmbedConfig
-    from siclip_platform.embedding.embed import embed_dataset, plan_embedding
-    from siclip_platform.options import parse_bytes
+    from siclip_platform.studies.options import parse_bytes
 
     config = parse_settings(
         EmbedConfig,

@@ -49,12 +49,12 @@ def import_(
 ) -> None:
     """Import img2dataset's or other WebDataset shards, Parquet, lists of paths and captions, image folders, or saved
     Hugging Face datasets. What cannot be used goes to DEST/ledger.parquet with its reason."""
-    from siclip_platform.cluster import Needs, ray_cluster
-    from siclip_platform.datasets.images import ImageRules
-    from siclip_platform.datasets.ingest import import_dataset
-    from siclip_platform.datasets.parts import ImportConfig
-    from siclip_platform.datasets.sources.columns import Columns
-    from siclip_platform.datasets.sources.find import find_source
+    from siclip_platform.cluster.connect import Needs, ray_cluster
+    from siclip_platform.datasets.importing.images import ImageRules
+    from siclip_platform.datasets.importing.ingest import import_dataset
+    from siclip_platform.datasets.importing.parts import ImportConfig
+    from siclip_platform.datasets.importing.sources.columns import Columns
+    from siclip_platform.datasets.importing.sources.find import find_source
     from siclip_platform.display import Display
 
     config = ImportConfig(

@@ -12,7 +12,7 @@ from siclip_platform.cli.data.group import app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from siclip_platform.datasets.inspect import SplitSummary
+    from siclip_platform.datasets.tools.inspect import SplitSummary
 
 
 @app.command()
@@ -23,9 +23,9 @@ def inspect(
     split: Annotated[str | None, typer.Option(help="For the sheet; default: the first.")] = None,
 ) -> None:
     """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet."""
-    from siclip_platform.datasets.contact_sheet import write_contact_sheet
-    from siclip_platform.datasets.inspect import ledger_counts, sample_rows, summarize_split
     from siclip_platform.datasets.manifest import open_dataset
+    from siclip_platform.datasets.tools.contact_sheet import write_contact_sheet
+    from siclip_platform.datasets.tools.inspect import ledger_counts, sample_rows, summarize_split
     from siclip_platform.display import Display
 
     display = Display()

@@ -17,8 +17,8 @@ def push(
     read_back: Annotated[bool, typer.Option(help="Read everything there and compare checksums.")] = True,
 ) -> None:
     """Upload a dataset with its captions and embeddings; started again after a stop, it goes on."""
-    from siclip_platform.datasets.push import push_dataset
-    from siclip_platform.datasets.verify import verify_dataset
+    from siclip_platform.datasets.tools.push import push_dataset
+    from siclip_platform.datasets.tools.verify import verify_dataset
     from siclip_platform.display import Display
 
     display = Display()

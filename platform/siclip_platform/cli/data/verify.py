@@ -13,7 +13,7 @@ from siclip_platform.cli.data.group import app
 def verify(folder: Annotated[str, typer.Argument(help="A dataset: a folder or a URI.")]) -> None:
     """Read a dataset whole and compare every file's SHA-256 with the manifest; exit code 1 if one differs."""
     from siclip_platform.datasets.manifest import open_dataset
-    from siclip_platform.datasets.verify import verify_dataset
+    from siclip_platform.datasets.tools.verify import verify_dataset
     from siclip_platform.display import Display
 
     display = Display()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.model.group import app
-from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:
     from siclip.config import ModelConfig

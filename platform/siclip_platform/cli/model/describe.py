@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siclip.config import FreezePolicy
+from siclip.errors import UserError
 from siclip_platform.cli.model.group import app
-from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +80,7 @@ def as_text(config: ModelConfig, policy: FreezePolicy, description: ModelDescrip
 
 def _model(name: str, image_sharing: str | None, text_sharing: str | None) -> Clip:
     from siclip import create_model, list_models
-    from siclip_platform.checkpoints import read_model
+    from siclip_platform.storage.checkpoints import read_model
 
     path = Path(name)
     is_file = name not in list_models() and (path.exists() or path.suffix != "" or len(path.parts) > 1)

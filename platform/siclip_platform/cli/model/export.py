@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.model.group import app
-from siclip_platform.errors import UserError
 
 
 class Format(StrEnum):
@@ -36,18 +36,18 @@ def export(
     names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
     A model card is written beside it: in a folder README.md, beside a file NAME.md.
     """
-    from siclip_platform.checkpoints import read_model
     from siclip_platform.storage import fetched, place
+    from siclip_platform.storage.checkpoints import read_model
 
     model = read_model(checkpoint)
-    from siclip_platform.using.model_card import model_card, read_origin, write_card
+    from siclip_platform.inference.model_card import model_card, read_origin, write_card
 
     if (run is None) != (tracking_uri is None):
         raise UserError("--run and --tracking-uri go together: a run is looked up in its store")
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
     card = model_card(model, place(checkpoint).name, origin)
     if format is Format.MLFLOW:
-        from siclip_platform.using.serving import export_mlflow
+        from siclip_platform.inference.serving import export_mlflow
 
         with fetched(checkpoint) as path:
             export_mlflow(path, out)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.model.group import app
-from siclip_platform.errors import UserError
 
 if TYPE_CHECKING:
     from siclip.config import ModelConfig
@@ -42,8 +42,8 @@ def propose_sharing_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the attention of a model's blocks; print what they could share and write it as a search space."""
-    from siclip_platform.checkpoints import read_model
     from siclip_platform.display import Display
+    from siclip_platform.storage.checkpoints import read_model
 
     _check_place(out)
     model = read_model(checkpoint)

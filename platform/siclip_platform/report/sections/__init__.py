@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from siclip_platform.report.blocks import Section
-from siclip_platform.report.runs import Study
+from siclip_platform.report.draw.blocks import Section
+from siclip_platform.report.read.runs import Study
 from siclip_platform.report.sections.ablation import ablation, confirmation
 from siclip_platform.report.sections.costs import compute, failures
 from siclip_platform.report.sections.curves import curves

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.looks import BEST, CONTROL
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import Study
-from siclip_platform.report.settings import Comparison, Verdict, compare_settings, judge
-from siclip_platform.report.statistics import Estimate, holm
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.looks import BEST, CONTROL
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import (
     MISSING,
     Cell,
     Table,
@@ -23,7 +20,10 @@ from siclip_platform.report.values import (
     probability,
     short,
 )
-from siclip_platform.report.winner import find_winner
+from siclip_platform.report.judge.settings import Comparison, Verdict, compare_settings, judge
+from siclip_platform.report.judge.statistics import Estimate, holm
+from siclip_platform.report.judge.winner import find_winner
+from siclip_platform.report.read.runs import Study
 
 EXPLAINED = (
     "Mean over seeds with its 95 % Student t interval. Differences are to the baseline, paired by seed; p is that of "

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.looks import BEST, MANY
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.sections.leaderboard import share_cell
-from siclip_platform.report.sections.price import total_seconds
-from siclip_platform.report.sections.schedules import is_population
-from siclip_platform.report.store import json_list
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.looks import BEST, MANY
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import (
     MISSING,
     Cell,
     Table,
@@ -25,6 +20,11 @@ from siclip_platform.report.values import (
     seconds_cell,
     text_cell,
 )
+from siclip_platform.report.read.runs import Run, Study
+from siclip_platform.report.read.store import json_list
+from siclip_platform.report.sections.leaderboard import share_cell
+from siclip_platform.report.sections.price import total_seconds
+from siclip_platform.report.sections.schedules import is_population
 
 KINDS = ("teacher", "trial", "seed", "best", "control", "confirm")
 LABELS = {"trial": "trials", "seed": "trials' seeds", "confirm": "fresh seeds"}

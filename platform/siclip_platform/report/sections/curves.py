@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.looks import BEST, CONTROL, MANY, TEACHER
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import TRAIN_LOSS, Curve, Run, Study
-from siclip_platform.report.settings import settings
-from siclip_platform.report.statistics import t_interval
-from siclip_platform.report.values import is_share, metric_cell, metric_label, plural
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.looks import BEST, CONTROL, MANY, TEACHER
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import is_share, metric_cell, metric_label, plural
+from siclip_platform.report.judge.settings import settings
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.read.runs import TRAIN_LOSS, Curve, Run, Study
 
 LOOKS = {"best": BEST, "control": CONTROL, "teacher": TEACHER}
 MAX_LINES = 40

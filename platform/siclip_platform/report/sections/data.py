@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from siclip_platform.report.blocks import Block, Code, Example, Gallery, Notes, Retrieval, Section, Text
-from siclip_platform.report.data_summary import NAME, DataSummary, read_summary
-from siclip_platform.report.runs import Study
-from siclip_platform.report.values import Cell, Table, byte_size, count_cell, plural
+from siclip_platform.datasets.tools.summary import NAME, DataSummary, read_summary
+from siclip_platform.report.draw.blocks import Block, Code, Example, Gallery, Notes, Retrieval, Section, Text
+from siclip_platform.report.draw.values import Cell, Table, byte_size, count_cell, plural
+from siclip_platform.report.read.runs import Study
 
 MAX_RECIPE = 4000
 

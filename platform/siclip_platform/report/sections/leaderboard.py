@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.numbers import number
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.sections.price import total_seconds
-from siclip_platform.report.sections.summary import gap_of
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.values import (
     MISSING,
     Cell,
     Table,
@@ -22,7 +18,11 @@ from siclip_platform.report.values import (
     seconds_cell,
     text_cell,
 )
-from siclip_platform.report.winner import find_winner
+from siclip_platform.report.judge.numbers import number
+from siclip_platform.report.judge.winner import find_winner
+from siclip_platform.report.read.runs import Run, Study
+from siclip_platform.report.sections.price import total_seconds
+from siclip_platform.report.sections.summary import gap_of
 
 RECALLS = [f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)]
 TEST_METRICS = [f"test/{name}" for name in ("mean_recall@1", *RECALLS, "beats_all_negatives")]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from siclip_platform.report.blocks import Tile
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.settings import baseline_of, settings
-from siclip_platform.report.values import MISSING, duration, plural
-from siclip_platform.report.winner import Winner
+from siclip_platform.report.draw.blocks import Tile
+from siclip_platform.report.draw.values import MISSING, duration, plural
+from siclip_platform.report.judge.settings import baseline_of, settings
+from siclip_platform.report.judge.winner import Winner
+from siclip_platform.report.read.runs import Run, Study
 
 
 @dataclass(frozen=True)

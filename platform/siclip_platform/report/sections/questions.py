@@ -5,16 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.numbers import number
-from siclip_platform.report.runs import HEADLINE, Run, Study
-from siclip_platform.report.sections.ablation import MEASURED, higher_or_lower
-from siclip_platform.report.sections.scaling import scaling
-from siclip_platform.report.sections.training import DIVERGENCE, shares_weights
-from siclip_platform.report.sections.varied import against_number, varied_number
-from siclip_platform.report.settings import Setting, compare_settings, judge, settings
-from siclip_platform.report.statistics import holm, paired_difference, t_interval
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.values import (
     Cell,
     Table,
     count_cell,
@@ -24,6 +16,14 @@ from siclip_platform.report.values import (
     points,
     probability,
 )
+from siclip_platform.report.judge.numbers import number
+from siclip_platform.report.judge.settings import Setting, compare_settings, judge, settings
+from siclip_platform.report.judge.statistics import holm, paired_difference, t_interval
+from siclip_platform.report.read.runs import HEADLINE, Run, Study
+from siclip_platform.report.sections.ablation import MEASURED, higher_or_lower
+from siclip_platform.report.sections.scaling import scaling
+from siclip_platform.report.sections.training import DIVERGENCE, shares_weights
+from siclip_platform.report.sections.varied import against_number, varied_number
 
 RATIOS = ("data.synthetic_share",)
 PAIR_WEIGHT = "loss.pair_matching"

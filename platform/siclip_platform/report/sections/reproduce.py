@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 
-from siclip_platform.report.blocks import Code, Section, Text
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.values import Cell, Table, text_cell
+from siclip_platform.report.draw.blocks import Code, Section, Text
+from siclip_platform.report.draw.values import Cell, Table, text_cell
+from siclip_platform.report.read.runs import Run, Study
 
 HASHES = ("git_commit", "dataset_hash", "teacher_hash", "recipe_hash")
 PACKAGES = ("siclip-platform", "mlflow", "optuna", "plotly", "scipy")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from siclip_platform.report.blocks import Block, Text
-from siclip_platform.report.looks import BEST, CONTROL
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.power_law import PowerLaw, fit_power_law
-from siclip_platform.report.runs import Study
+from siclip_platform.report.draw.blocks import Block, Text
+from siclip_platform.report.draw.looks import BEST, CONTROL
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import is_share, metric_label, plural, short
+from siclip_platform.report.judge.power_law import PowerLaw, fit_power_law
+from siclip_platform.report.read.runs import Study
 from siclip_platform.report.sections.varied import against_number, positions, varied_number
-from siclip_platform.report.values import is_share, metric_label, plural, short
 
 SIZES = ("data.pairs", "data.samples", "data.limit", "data.max_samples", "data.train_samples", "data.first")
 FURTHER = 10

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from siclip_platform.report.blocks import Section, Text
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.store import json_list
-from siclip_platform.report.values import Cell, Table, parameter_cell, plural
+from siclip_platform.report.draw.blocks import Section, Text
+from siclip_platform.report.draw.values import Cell, Table, parameter_cell, plural
+from siclip_platform.report.read.runs import Run, Study
+from siclip_platform.report.read.store import json_list
 
 
 def schedules(study: Study) -> Section | None:

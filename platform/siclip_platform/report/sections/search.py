@@ -7,14 +7,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.importance import MIN_TRIALS, Importance, importance
-from siclip_platform.report.looks import BEST, CONTROL, MANY
-from siclip_platform.report.numbers import is_log, number, numeric_range
-from siclip_platform.report.plots import Heatmap, Plot, Series
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.sections.schedules import is_population
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.looks import BEST, CONTROL, MANY
+from siclip_platform.report.draw.plots import Heatmap, Plot, Series
+from siclip_platform.report.draw.values import (
     Cell,
     Table,
     is_share,
@@ -24,6 +20,10 @@ from siclip_platform.report.values import (
     plural,
     short,
 )
+from siclip_platform.report.judge.importance import MIN_TRIALS, Importance, importance
+from siclip_platform.report.judge.numbers import is_log, number, numeric_range
+from siclip_platform.report.read.runs import Run, Study
+from siclip_platform.report.sections.schedules import is_population
 
 BINS = 4
 AXES = 10

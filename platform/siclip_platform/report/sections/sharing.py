@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from siclip_platform.report.blocks import Diagram, Diagrams, Section, Text
-from siclip_platform.report.diagrams import PART_NAMES, letters, pattern, sharing_svg
-from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.draw.blocks import Diagram, Diagrams, Section, Text
+from siclip_platform.report.draw.diagrams import PART_NAMES, letters, pattern, sharing_svg
+from siclip_platform.report.draw.values import Cell, Table, count_cell, metric_cell, metric_label
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.read.runs import Run, Study
 from siclip_platform.report.sections.tradeoff import Point, parameters
-from siclip_platform.report.statistics import t_interval
-from siclip_platform.report.values import Cell, Table, count_cell, metric_cell, metric_label
 
 PATHS = {"image": "model.image_sharing", "text": "model.text_sharing"}
 DEFAULT = "model's default"

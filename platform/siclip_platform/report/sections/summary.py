@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from siclip_platform.report.advice import next_steps
-from siclip_platform.report.blocks import Block, Notes, Section, Text, Tile, Tiles
-from siclip_platform.report.runs import HEADLINE, Run, Study
-from siclip_platform.report.sections.price import cost_sentence, cost_tile, price_sentence
-from siclip_platform.report.settings import compare_settings, level_with
-from siclip_platform.report.values import (
+from siclip_platform.report.draw.blocks import Block, Notes, Section, Text, Tile, Tiles
+from siclip_platform.report.draw.values import (
     MISSING,
     interval,
     metric_cell,
@@ -22,7 +18,11 @@ from siclip_platform.report.values import (
     points,
     probability,
 )
-from siclip_platform.report.winner import Winner, find_winner
+from siclip_platform.report.judge.advice import next_steps
+from siclip_platform.report.judge.settings import compare_settings, level_with
+from siclip_platform.report.judge.winner import Winner, find_winner
+from siclip_platform.report.read.runs import HEADLINE, Run, Study
+from siclip_platform.report.sections.price import cost_sentence, cost_tile, price_sentence
 
 DISTILLATION = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
 SHOWN_VALUES = 6

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.looks import BEST, CONTROL
-from siclip_platform.report.pareto import pareto_front
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import Run, Study
-from siclip_platform.report.settings import settings
-from siclip_platform.report.statistics import t_interval
-from siclip_platform.report.values import is_share, metric_cell, metric_label, short
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.looks import BEST, CONTROL
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import is_share, metric_cell, metric_label, short
+from siclip_platform.report.judge.pareto import pareto_front
+from siclip_platform.report.judge.settings import settings
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.read.runs import Run, Study
 
 
 @dataclass(frozen=True)

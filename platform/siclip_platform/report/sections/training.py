@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from siclip_platform.report.blocks import Block, Section, Text
-from siclip_platform.report.diagrams import pattern
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import Run, Study
+from siclip_platform.report.draw.blocks import Block, Section, Text
+from siclip_platform.report.draw.diagrams import pattern
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import Cell, Table, is_share, short
+from siclip_platform.report.judge.settings import settings
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.read.runs import Run, Study
 from siclip_platform.report.sections.curves import LOOKS, line, setting_bands
-from siclip_platform.report.settings import settings
-from siclip_platform.report.statistics import t_interval
-from siclip_platform.report.values import Cell, Table, is_share, short
 
 DIVERGENCE = "train/divergence/"
 PAIRS = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from siclip_platform.report.looks import BEST
-from siclip_platform.report.numbers import is_log, number
-from siclip_platform.report.plots import Plot, Series
-from siclip_platform.report.runs import Study
-from siclip_platform.report.settings import Setting, settings
-from siclip_platform.report.statistics import t_interval
-from siclip_platform.report.values import is_share, metric_cell, metric_label, short
+from siclip_platform.report.draw.looks import BEST
+from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.values import is_share, metric_cell, metric_label, short
+from siclip_platform.report.judge.numbers import is_log, number
+from siclip_platform.report.judge.settings import Setting, settings
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.read.runs import Study
 
 
 def varied_number(study: Study, preferred: Sequence[str]) -> str | None:

@@ -1,0 +1,1 @@
+"""Ray: connecting, submitting jobs, laying out resources, and every patch of Ray."""

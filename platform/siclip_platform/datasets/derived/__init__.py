@@ -1,0 +1,1 @@
+"""What is made from a dataset and lies beside it: captions, embeddings, and the stages that make them."""

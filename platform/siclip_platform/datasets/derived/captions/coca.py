@@ -1,0 +1,177 @@
+"""open_clip's CoCa (arXiv 2205.01917) as a captioner: images → texts by nucleus sampling.
+
+open_clip's own ``CoCa.generate`` needs classes that transformers 5 no longer has, draws from torch's global generator
+and encodes an image once for each caption. Here every draw follows from (seed, image id, caption number, token
+number), so that a caption does not depend on what else is in its batch, and an image is encoded once.
+
+Shapes: B images, C captions of each, R = B·C rows, t tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from siclip.data.captions import stable_id
+from siclip.errors import UserError
+from siclip.models.hashing import weights_hash
+from siclip_platform.datasets.derived.captions.config import CaptionConfig, Sampling
+
+LIKELIEST = 256  # tokens that are looked at first: sorting the whole vocabulary takes longer
+Draws = np.ndarray
+"""(R, max_tokens) float64 in [0, 1)"""
+
+
+class CoCaCaptioner:
+    """A CoCa with its preprocessing and its tokenizer.
+
+    Raises:
+        UserError: open_clip has no such model or weights, it is no CoCa with CLIP's tokenizer, or it has fewer
+            positions than the captions are to have tokens.
+    """
+
+    def __init__(self, config: CaptionConfig, gpu: bool = False) -> None:
+        import open_clip
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        name = _registered(config.model)
+        try:
+            model: Any = open_clip.create_model(name, pretrained=config.pretrained, require_pretrained=True)
+            tokenizer: Any = open_clip.get_tokenizer(name)
+        except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+            raise UserError(_not_loaded(name, config.pretrained, error)) from None
+        if not hasattr(model, "text_decoder"):
+            raise UserError(f"{name} is no CoCa, so it writes no captions: name one, such as coca_ViT-L-14")
+        if not isinstance(tokenizer, SimpleTokenizer):
+            raise UserError(f"{name} has not CLIP's tokenizer: name a CoCa with it, such as coca_ViT-L-14")
+        positions = int(model.context_length)
+        if config.sampling.max_tokens + 1 > positions:
+            raise UserError(
+                f"{name} has {positions} positions, the start of a text and {config.sampling.max_tokens} tokens need "
+                f"more: lower --max-tokens to {positions - 1} or less"
+            )
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.model = model.eval().requires_grad_(False)
+        self.hash = weights_hash(self.model)
+        self.model.to(self.device)
+        self.tokenizer = tokenizer
+        self.sampling = config.sampling
+        self.autocast = config.precision == "bf16"
+        self.transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        is_file = Path(config.pretrained).is_file()
+        self.name = f"{name}@{self.hash}" if is_file else f"{name}:{config.pretrained}"
+
+    def captions(self, images: Sequence[np.ndarray], ids: Sequence[str], per_image: int) -> list[list[str]]:
+        """Pixels (height, width, 3) uint8 and ids → ``per_image`` generated texts of each image."""
+        pixels = torch.stack([self.transform(Image.fromarray(image)) for image in images]).to(self.device)
+        tokens = self.tokens(pixels, draws(self.sampling, ids, per_image))
+        texts = [self._text(row) for row in tokens.tolist()]
+        return [texts[first : first + per_image] for first in range(0, len(texts), per_image)]
+
+    @torch.no_grad()
+    def tokens(self, pixels: Tensor, uniforms: Draws) -> Tensor:
+        """Preprocessed images (B, 3, h, w) and draws (R, max_tokens) → ids (R, 1 + max_tokens + 1): start, tokens,
+        end, zeros; row r belongs to image r·B // R."""
+        end = self.tokenizer.eot_token_id
+        rows, longest = uniforms.shape
+        out = torch.zeros(rows, longest + 2, dtype=torch.long, device=self.device)
+        out[:, 0] = self.tokenizer.sot_token_id
+        draw = torch.from_numpy(uniforms).to(self.device, torch.float32)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            encoded = self.model(pixels)
+            image = torch.arange(rows, device=self.device) * len(pixels) // rows
+            open_rows = torch.arange(rows, device=self.device)
+            for place in range(1, longest + 1):
+                logits = self._next_logits(encoded, image[open_rows], out[open_rows, :place])
+                if place <= self.sampling.min_tokens:
+                    logits[:, end] = -torch.inf
+                chosen = pick(logits, draw[open_rows, place - 1], self.sampling)
+                out[open_rows, place] = chosen
+                open_rows = open_rows[chosen != end]
+                if not len(open_rows):
+                    break
+            out[open_rows, longest + 1] = end
+        return out
+
+    def _next_logits(self, encoded: dict[str, Tensor], image: Tensor, tokens: Tensor) -> Tensor:
+        output = self.model(
+            None,
+            tokens,
+            image_latent=encoded["image_features"][image],
+            image_embs=encoded["image_embs"][image],
+            output_labels=False,
+        )
+        logits: Tensor = output["logits"][:, -1].float()
+        return logits
+
+    def _text(self, row: list[int]) -> str:
+        end = row.index(self.tokenizer.eot_token_id)
+        text: str = self.tokenizer.decode(row[1:end])
+        return text.strip()
+
+
+def draws(sampling: Sampling, ids: Sequence[str], per_image: int) -> Draws:
+    """Uniform numbers (len(ids) · per_image, max_tokens) that depend on (seed, id, caption number) alone."""
+    keys = (stable_id(f"caption/{sampling.seed}/{name}/{number}") for name in ids for number in range(per_image))
+    return np.stack([np.random.default_rng(key).random(sampling.max_tokens) for key in keys])
+
+
+def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """(R, V) and (R,) in [0, 1) → (R,) token ids: the inverse of the nucleus' distribution function at the draw."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    distribution = (logits / sampling.temperature).softmax(dim=-1)
+    shares, order = distribution.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
+    if (shares.sum(dim=-1) < sampling.top_p).any():  # the nucleus of a row is larger than that
+        shares, order = distribution.sort(dim=-1, descending=True, stable=True)
+    ends = shares.cumsum(dim=-1)
+    nucleus = (ends - shares) < sampling.top_p  # a token stays while those before it hold less than top_p
+    mass = torch.where(nucleus, shares, 0).sum(dim=-1)
+    place = (ends <= (uniforms * mass)[:, None]).sum(dim=-1)
+    place = torch.minimum(place, nucleus.sum(dim=-1) - 1)
+    return order.gather(1, place[:, None])[:, 0]
+
+
+def _registered(model: str) -> str:
+    """The name under which open_clip knows a model; a config file is added to those that it knows."""
+    import open_clip
+
+    if not model.endswith(".json"):
+        return model
+    path = Path(model).absolute()
+    if not path.is_file():
+        raise UserError(f"model config {path} does not exist: name a file in open_clip's form, or a model")
+    if path.stem in open_clip.list_models() and not _same_file(path):
+        raise UserError(f"open_clip has a model {path.stem!r} of its own: name the file {path.name} otherwise")
+    open_clip.add_model_config(path)
+    if path.stem not in open_clip.list_models():
+        raise UserError(f"{path} is no model config: it needs embed_dim, vision_cfg, text_cfg and multimodal_cfg")
+    return path.stem
+
+
+def _same_file(path: Path) -> bool:
+    """Whether this file was added before."""
+    import json
+
+    import open_clip
+
+    return bool(open_clip.get_model_config(path.stem) == json.loads(path.read_text()))
+
+
+def _not_loaded(name: str, pretrained: str, error: Exception) -> str:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        known = ", ".join(model for model in open_clip.list_models() if "coca" in model.lower())
+        return f"open_clip has no model {name!r}: its CoCa models are {known}"
+    if not Path(pretrained).is_file() and not open_clip.get_pretrained_cfg(name, pretrained):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        return f"{name}: {pretrained!r} is neither a file nor a tag of this model, which has {tags}"
+    return f"{name}:{pretrained} cannot be loaded by open_clip: {str(error).partition('. ')[0][:200]}"

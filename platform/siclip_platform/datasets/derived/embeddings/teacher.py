@@ -1,0 +1,89 @@
+"""A teacher of the engine as two functions, images → embeddings and texts → embeddings.
+
+Shapes: B batch, D the teacher's widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from siclip.data.batch import Batch
+from siclip.errors import UserError
+from siclip.losses import Embeddings
+from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
+from siclip.tokenizer import tokenize
+from siclip_platform.storage.checkpoints import read_model
+
+OPEN_CLIP = "open_clip:"
+CLIP_CONTEXT = 77
+Precision = Literal["fp32", "bf16"]
+
+
+def load_teacher(name: str) -> ModelTeacher | OpenClipTeacher:
+    """A checkpoint of ours by path or URI, or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path.
+
+    Raises:
+        UserError: there is no such teacher.
+    """
+    if not name.startswith(OPEN_CLIP):
+        return ModelTeacher(read_model(name))
+    model, colon, tag = name.removeprefix(OPEN_CLIP).partition(":")
+    if not colon:
+        raise UserError(f"teacher {name!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
+    return OpenClipTeacher(model, tag)
+
+
+class EmbeddingTeacher:
+    """A teacher that computes what it would compute online, for images or texts alone.
+
+    ``size``: (height, width) of the images that it is to get; default: its own.
+    """
+
+    def __init__(
+        self, name: str, *, image_size: int | None = None, precision: Precision = "fp32", gpu: bool = False
+    ) -> None:
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self.teacher: Teacher = load_teacher(name)
+        self.context_length = CLIP_CONTEXT
+        own: tuple[int, int]
+        if isinstance(self.teacher, ModelTeacher):
+            config = self.teacher.model.config
+            own = (config.image.image_size, config.image.image_size)
+            self.context_length = config.text.context_length
+        else:
+            assert isinstance(self.teacher, OpenClipTeacher)
+            own = self.teacher.size
+            if self.teacher.takes_our_ids:
+                self.context_length = int(self.teacher.tokenizer.context_length)
+        self.size = own if image_size is None else (image_size, image_size)
+        self.identity = self.teacher.identity
+        self.widths = self.teacher.widths
+        self.precision = precision
+        self.teacher.to(self.device)
+        self.logit_scale = float(self._embed(self._no_images(1), self._tokens([""])).logit_scale)
+
+    def images(self, pixels: np.ndarray) -> Tensor:
+        """(B, height, width, 3) uint8 → unit embeddings (B, D) in fp32."""
+        return self._embed(torch.from_numpy(pixels), self._tokens([""])).image.float().cpu()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """B captions → unit embeddings (B, D) in fp32."""
+        return self._embed(self._no_images(1), self._tokens(texts)).text.float().cpu()
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        return tokenize(list(texts), self.context_length)
+
+    def _no_images(self, count: int) -> Tensor:
+        return torch.zeros(count, *self.size, 3, dtype=torch.uint8)
+
+    def _embed(self, images: Tensor, tokens: Tensor) -> Embeddings:
+        """The teacher's image and text sides know nothing of each other, so their batches may differ in length."""
+        ids = torch.zeros(0, dtype=torch.int64)
+        batch = Batch(images=images, tokens=tokens, image_ids=ids, caption_ids=ids).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.teacher.embed(batch, None)

@@ -1,0 +1,1 @@
+"""Digit scenes: the embedded default dataset, drawn and captioned by a seed."""

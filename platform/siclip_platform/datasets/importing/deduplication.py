@@ -1,0 +1,88 @@
+"""The second pass of an import: which rows stand more than once among all pieces, and shards without them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from siclip_platform.datasets.derived.stage import Made, Task
+from siclip_platform.datasets.importing.duplicates import near, repeated
+from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA
+from siclip_platform.datasets.importing.parts import KEYS_SCHEMA, ORDER, ImportConfig
+from siclip_platform.datasets.importing.sources.sample import Reason
+from siclip_platform.datasets.manifest import write_shard
+
+
+@dataclass
+class Drops:
+    """What a piece loses: rows by number of the shard, and the ledger's rows (with their order in the piece)."""
+
+    rows: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        return dict(Counter(row["reason"] for row in self.ledger))
+
+    @property
+    def table(self) -> pa.Table:
+        return pa.Table.from_pylist(self.ledger, pa.schema([ORDER, *LEDGER_SCHEMA]))
+
+
+def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Drops]:
+    """Number of the piece → what it loses; ``keys`` are the pieces' files in order. The first of equals stays."""
+    columns = ["id", *(["sha256"] if config.drop_duplicates else [])]
+    columns += ["phash"] if config.near_duplicates is not None else []
+    tables = [pq.read_table(path, columns=columns, schema=_picked(columns)) for path in keys]
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    table = pa.concat_tables(tables) if tables else _picked(columns).empty_table()
+    ids = table["id"]
+    kept = np.ones(table.num_rows, bool)
+    drops: dict[int, Drops] = defaultdict(Drops)
+    opened: dict[int, pa.Table] = {}
+
+    def drop(reason: Reason, found: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> None:
+        for position, first in zip(*found, strict=True):
+            kept[position] = False
+            piece = int(np.searchsorted(starts, position, side="right")) - 1
+            if piece not in opened:
+                opened[piece] = pq.read_table(keys[piece], schema=KEYS_SCHEMA)
+            key = opened[piece].slice(int(position - starts[piece]), 1).to_pylist()[0]
+            drops[piece].rows[key["shard"]].append(key["row"])
+            drops[piece].ledger.append(
+                {**{name: key[name] for name in ("order", "source", "place", "id", "bytes")}, "reason": reason.value,
+                 "detail": f"{ids[int(first)].as_py()!r} comes first", "sha256": key["sha256"].hex()}
+            )  # fmt: skip
+
+    drop(Reason.DUPLICATE_ID, repeated(ids, kept))
+    if config.drop_duplicates:
+        drop(Reason.DUPLICATE_IMAGE, repeated(table["sha256"], kept))
+    if config.near_duplicates is not None:
+        hashes = table["phash"].to_numpy().astype(np.uint64)
+        drop(Reason.NEAR_DUPLICATE, near(hashes, kept, config.near_duplicates))
+    return dict(drops)
+
+
+def _picked(columns: list[str]) -> pa.Schema:
+    return pa.schema([KEYS_SCHEMA.field(name) for name in columns])
+
+
+def filter_shard(folder: Path, task: Task) -> Made:
+    """Copy a shard without some rows; a shard that loses all of them makes no file."""
+    source = Path(task.payload["source"])
+    table = pq.read_table(source)
+    stays = np.ones(table.num_rows, bool)
+    stays[task.payload["drop"]] = False
+    table = table.filter(pa.array(stays))
+    if not table.num_rows:
+        return Made(result={"entry": None})
+    entry = write_shard(table, folder / source.name, task.payload["row_group_rows"])
+    return Made(files=(source.name,), result={"entry": entry.model_dump()})

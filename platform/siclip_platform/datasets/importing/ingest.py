@@ -1,0 +1,252 @@
+"""Import: a source of image–caption pairs → a dataset and the ledger of what was not taken over.
+
+Two stages on Ray Data. The first turns every piece of the source into shards, checked row by row; the second writes
+those shards again that hold duplicates of rows elsewhere. Both keep their work in ``DEST/.work`` until the manifest
+is written, last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from siclip.errors import UserError
+from siclip_platform.datasets.derived.stage import Pool, Record, Task, locked, run_stage
+from siclip_platform.datasets.importing.deduplication import Drops, filter_shard, find_duplicates
+from siclip_platform.datasets.importing.ledger import LEDGER, LEDGER_SCHEMA, Tally, write_ledger
+from siclip_platform.datasets.importing.parts import (
+    ORDER,
+    VALIDATION,
+    ImportConfig,
+    PieceJob,
+    import_piece,
+    libraries,
+)
+from siclip_platform.datasets.importing.sources.find import Source
+from siclip_platform.datasets.manifest import (
+    MANIFEST,
+    Dataset,
+    Manifest,
+    ShardEntry,
+    open_dataset,
+    replacing,
+    write_manifest,
+)
+from siclip_platform.storage import sha256_of
+from siclip_platform.storage.listing import without_credentials
+
+VERSION = "2"  # raise it whenever the same source and config give other bytes
+WORK = ".work"
+MAX_BAD_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The dataset, rows read, and rows not taken over by reason."""
+
+    dataset: Dataset
+    read: int
+    rejected: dict[str, int]
+
+
+def import_dataset(
+    source: Source,
+    folder: Path,
+    config: ImportConfig,
+    *,
+    name: str | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
+    pool: Pool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Import a source (see `sources.find.find_source`) into ``folder``; Ray must be initialised.
+
+    Killed and called again with the same arguments (``max_bad_share`` may differ) it goes on, and the dataset is the
+    same to the byte. A folder that holds the finished dataset is returned as it is. A second caller waits.
+
+    Args:
+        progress: called in this process with (pieces done, all pieces).
+
+    Raises:
+        UserError: ``folder`` cannot be written or holds something else, more than ``max_bad_share`` of the rows
+            are bad, or none is left.
+    """
+    folder = folder.absolute()
+    if config.validation_share and config.split == VALIDATION:
+        raise UserError(f"--validation-share goes to {VALIDATION!r}, and so do all others: name another --split")
+    job = _Job(source, folder, config, name or _name(source.root), max_bad_share, pool or Pool(), progress)
+    _check_folder(folder)
+    with locked(folder / WORK / "lock"):
+        if not (folder / MANIFEST).exists():
+            job.run()
+        imported = _existing(folder, job)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    return imported
+
+
+@dataclass
+class _Job:
+    """One import at work."""
+
+    source: Source
+    folder: Path
+    config: ImportConfig
+    name: str
+    max_bad_share: float
+    pool: Pool
+    progress: Callable[[int, int], None] | None
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def parts(self) -> Path:
+        return self.folder / WORK / "parts"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the bytes of the dataset follow from, free of places and times."""
+        content = json.dumps([piece.model_dump(mode="json") for piece in self.source.pieces], sort_keys=True)
+        return {
+            "source": {
+                "layout": self.source.layout,
+                "files": len(self.source.files),
+                "bytes": sum(size for _, size in self.source.files),
+                "pieces": hashlib.sha256(content.encode()).hexdigest()[:16],
+            },
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    @property
+    def _plan(self) -> dict[str, Any]:
+        return {"version": VERSION, **self.settings, "libraries": libraries()}
+
+    def run(self) -> None:
+        records = self._import_pieces()
+        drops = find_duplicates([self._part("keys", number) for number in range(len(records))], self.config)
+        for piece in drops.values():
+            self.tally.add(0, piece.reasons)
+        shards = self._without_duplicates(records, drops)
+        ledger = self._write_ledger(range(len(records)), drops)
+        self.tally.check(self.max_bad_share, self.folder, finished=True)
+        if not self.tally.written:
+            raise UserError(
+                f"none of the {self.tally.read:,} rows can be used: {self.folder / LEDGER} says why of each"
+            )
+        splits: dict[str, list[ShardEntry]] = {}
+        for split, path, entry in shards:
+            _link(path, self.folder / entry.path)
+            splits.setdefault(split, []).append(entry)
+        written = sum(entry.rows for entries in splits.values() for entry in entries)
+        if written != self.tally.written or ledger["rows"] != self.tally.rejected:
+            raise RuntimeError(
+                f"{self.tally.read} rows read, but {written} written and {ledger['rows']} in the ledger"
+            )
+        counts = {"read": self.tally.read, "written": written, "rejected": dict(sorted(self.tally.reasons.items()))}
+        recipe = {**self.settings, "libraries": libraries(), "rows": counts, "ledger": ledger}
+        write_manifest(self.folder, Manifest(name=self.name, version=VERSION, recipe=recipe, splits=splits))
+
+    def _import_pieces(self) -> list[Record]:
+        tasks = [
+            Task(
+                name=f"{number:05d}",
+                payload=PieceJob(root=self.source.root, number=number, piece=piece, config=self.config).model_dump(
+                    mode="json"
+                ),
+            )
+            for number, piece in enumerate(self.source.pieces)
+        ]
+        done: list[int] = []
+
+        def take(record: Record) -> None:
+            done.append(int(record.task))
+            self.tally.add(record.result["read"], record.result["reasons"])
+            if self.progress is not None:
+                self.progress(len(done), len(tasks))
+            try:
+                self.tally.check(self.max_bad_share, self.folder, finished=len(done) == len(tasks))
+            except UserError:
+                self._write_ledger(sorted(done), {})
+                raise
+
+        return run_stage(self.parts, self._plan, tasks, import_piece, pool=self.pool, on_record=take)
+
+    def _without_duplicates(
+        self, records: list[Record], drops: dict[int, Drops]
+    ) -> Iterator[tuple[str, Path, ShardEntry]]:
+        """(split, where it lies, entry) of every shard that is left, in the order of the source."""
+        tasks = {}
+        for piece, lost in drops.items():
+            for shard, rows in lost.rows.items():
+                path = self.parts / records[piece].result["shards"][shard]["path"]
+                payload = {"source": str(path), "drop": sorted(rows), "row_group_rows": self.config.row_group_rows}
+                tasks[piece, shard] = Task(name=path.stem, payload=payload)
+        kept = self.folder / WORK / "kept"
+        made = run_stage(kept, self._plan, list(tasks.values()), filter_shard, pool=self.pool)
+        entries = {key: record.result["entry"] for key, record in zip(tasks, made, strict=True)}
+        for piece, record in enumerate(records):
+            for number, shard in enumerate(record.result["shards"]):
+                split = shard["split"]
+                if (piece, number) not in entries:
+                    entry = ShardEntry.model_validate({key: shard[key] for key in shard if key != "split"})
+                    yield split, self.parts / entry.path, entry
+                elif entries[piece, number]:
+                    entry = ShardEntry.model_validate(entries[piece, number])
+                    yield split, kept / entry.path, entry
+
+    def _write_ledger(self, pieces: Any, drops: dict[int, Drops]) -> dict[str, Any]:
+        def tables() -> Iterator[pa.Table]:
+            for number in pieces:
+                found = [pq.read_table(self._part("ledger", number), schema=pa.schema([ORDER, *LEDGER_SCHEMA]))]
+                found += [drops[number].table] if number in drops else []
+                yield pa.concat_tables(found).sort_by("order")
+
+        digest, rows = write_ledger(self.folder / LEDGER, tables())
+        return {"path": LEDGER, "rows": rows, "sha256": digest}
+
+    def _part(self, what: str, number: int) -> Path:
+        return self.parts / f"{what}-{number:05d}.parquet"
+
+
+def _name(root: str) -> str:
+    return Path(without_credentials(root).partition("?")[0].rstrip("/")).stem or "imported"
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        foreign = folder.exists() and any(folder.iterdir())
+        if foreign and not (folder / WORK).is_dir() and not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder} is not empty and not a dataset: name an empty or a new folder")
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}; name a folder that can be written") from None
+
+
+def _existing(folder: Path, job: _Job) -> Imported:
+    dataset = open_dataset(folder)
+    found = dataset.manifest
+    if found.version != VERSION or {key: found.recipe.get(key) for key in job.settings} != job.settings:
+        raise UserError(
+            f"{folder} holds the dataset {found.name!r} of another source or other settings: name another folder, "
+            "or delete this one to import there"
+        )
+    rows = found.recipe["rows"]
+    return Imported(dataset, rows["read"], rows["rejected"])
+
+
+def _link(path: Path, target: Path) -> None:
+    """Put a file at ``target`` too: as a hard link where the filesystem has them, else as a copy."""
+    if target.is_file() and target.stat().st_size == path.stat().st_size and sha256_of(target) == sha256_of(path):
+        return
+    with replacing(target) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)

@@ -1,0 +1,199 @@
+"""One piece of a source → shards of good rows, a ledger of the others, and the keys by which duplicates are found."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from siclip.config import Config
+from siclip_platform.datasets.derived.stage import Made, Task
+from siclip_platform.datasets.importing.images import ImageRules, prepare_image
+from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_row, storable
+from siclip_platform.datasets.importing.sources.piece import Piece, read_samples
+from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, Sample
+from siclip_platform.datasets.manifest import ShardEntry, replacing, write_shard
+from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
+
+VALIDATION = "validation"
+ORDER = pa.field("order", pa.int64())  # of the sample in its piece
+KEYS_SCHEMA = pa.schema(
+    [
+        ORDER,
+        pa.field("shard", pa.int32()),  # number of the shard among the piece's
+        pa.field("row", pa.int32()),
+        pa.field("id", pa.string()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("phash", pa.uint64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("source", pa.string()),
+        pa.field("place", pa.string()),
+    ]
+)
+
+
+class ImportConfig(Config):
+    """What an import makes of a source.
+
+    ``split``: of rows whose source names none. ``validation_share`` of the rows, chosen by their ids, go to
+    validation. ``prefix_ids``: put the file's name before each id. ``drop_duplicates``: images of the same bytes;
+    ``near_duplicates``: also those whose perceptual hashes (64 bits) differ in so many bits or fewer.
+    """
+
+    split: str = Field("train", pattern="^[a-z][a-z0-9_]*$")
+    validation_share: float = Field(0, ge=0, lt=1)
+    images: ImageRules = ImageRules()
+    prefix_ids: bool = False
+    shard_rows: int = Field(10_000, ge=1)
+    row_group_rows: int = Field(250, ge=1)
+    drop_duplicates: bool = False
+    near_duplicates: int | None = Field(None, ge=0, le=8)
+
+
+class PieceJob(Config):
+    """The payload of a task: piece ``number`` of the source at ``root``."""
+
+    root: str
+    number: int
+    piece: Piece
+    config: ImportConfig
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what the bytes of images and shards depend on."""
+    return {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "simplejpeg")}
+
+
+def import_piece(folder: Path, task: Task) -> Made:
+    """Read a piece and write its parts; the result has rows ``read``, ``reasons`` (reason → rows) and ``shards``."""
+    job = PieceJob.model_validate(task.payload)
+    shards = _Shards(folder, job)
+    rejected: list[dict[str, Any]] = []
+    keys: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    read = 0
+    for order, sample in enumerate(read_samples(job.root, job.piece)):
+        read += 1
+        try:
+            row, pixels = make_row(sample, job.config)
+            if row["id"] in seen:
+                raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
+        except Rejection as rejection:
+            rejected.append({"order": order, **ledger_row(sample, rejection)})
+            continue
+        seen.add(row["id"])
+        shard, number = shards.add(_split(row["id"], job), row)
+        keys.append({"order": order, "shard": shard, "row": number, "id": row["id"],
+                     "sha256": hashlib.sha256(sample.image or b"").digest(), "bytes": len(sample.image or b""),
+                     "phash": perceptual_hash(pixels) if job.config.near_duplicates is not None else None,
+                     "source": storable(sample.source), "place": storable(sample.place)})  # fmt: skip
+    shards.close()
+    side = {f"ledger-{job.number:05d}.parquet": (rejected, pa.schema([ORDER, *LEDGER_SCHEMA])),
+            f"keys-{job.number:05d}.parquet": (keys, KEYS_SCHEMA)}  # fmt: skip
+    for name, (rows, schema) in side.items():
+        with replacing(folder / name) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    reasons = dict(sorted(Counter(row["reason"] for row in rejected).items()))
+    entries = [{"split": split, **entry.model_dump()} for split, entry in shards.entries]
+    return Made(
+        files=(*side, *(entry.path for _, entry in shards.entries)),
+        result={"read": read, "reasons": reasons, "shards": entries},
+    )
+
+
+def make_row(sample: Sample, config: ImportConfig) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """A row of `SCHEMA`, and the pixels of its image.
+
+    Raises:
+        Rejection: the sample cannot be used.
+    """
+    if sample.rejected:
+        raise sample.rejected
+    if sample.image is None:
+        raise Rejection(Reason.MISSING_IMAGE, "there is no image")
+    row_id = f"{sample.source}/{sample.id}" if config.prefix_ids else sample.id
+    if not row_id.strip():
+        raise Rejection(Reason.DAMAGED_ROW, "it has no name to be its id")
+    for text in (row_id, sample.category or ""):
+        if storable(text) != text:
+            raise Rejection(Reason.UNDECODABLE_TEXT, "its id or its category holds what UTF-8 cannot")
+    captions = [_caption(caption) for caption in sample.captions]
+    image = prepare_image(sample.image, config.images)
+    row = {
+        "id": row_id,
+        "image": image.data,
+        "width": image.width,
+        "height": image.height,
+        "captions": captions,
+        "category": sample.category,
+        "meta": json.dumps(sample.meta, separators=(",", ":")) if sample.meta else None,
+    }
+    return row, image.pixels
+
+
+def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
+    """imagehash's pHash, 64 bits."""
+    import imagehash
+    from PIL import Image
+
+    return int(str(imagehash.phash(Image.fromarray(pixels))), 16)
+
+
+def _caption(caption: Caption) -> dict[str, Any]:
+    if caption.source not in (ORIGINAL, SYNTHETIC):
+        raise Rejection(Reason.DAMAGED_ROW, f"the caption's source {caption.source!r} is not known")
+    return {"text": caption.text, "source": caption.source, "model": caption.model}
+
+
+def _split(row_id: str, job: PieceJob) -> str:
+    split = job.piece.split or job.config.split
+    if split != job.config.split or not job.config.validation_share:
+        return split
+    uniform = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) / 2**64
+    return VALIDATION if uniform < job.config.validation_share else split
+
+
+class _Shards:
+    """Rows → shards of at most so many rows, per split."""
+
+    def __init__(self, folder: Path, job: PieceJob) -> None:
+        self.folder = folder
+        self.job = job
+        self.open: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        self.made: dict[int, tuple[str, ShardEntry]] = {}
+        self.count = 0
+
+    def add(self, split: str, row: dict[str, Any]) -> tuple[int, int]:
+        """Number of the shard, and of the row in it."""
+        if split not in self.open:
+            self.open[split] = (self.count, [])
+            self.count += 1
+        number, rows = self.open[split]
+        rows.append(row)
+        place = len(rows) - 1
+        if len(rows) == self.job.config.shard_rows:
+            self._write(split)
+        return number, place
+
+    def close(self) -> None:
+        for split in list(self.open):
+            self._write(split)
+
+    @property
+    def entries(self) -> list[tuple[str, ShardEntry]]:
+        return [self.made[number] for number in range(self.count)]
+
+    def _write(self, split: str) -> None:
+        number, rows = self.open.pop(split)
+        path = self.folder / f"{split}-{self.job.number:05d}-{number:03d}.parquet"
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        self.made[number] = (split, write_shard(table, path, self.job.config.row_group_rows))

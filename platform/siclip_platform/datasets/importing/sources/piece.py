@@ -1,0 +1,70 @@
+"""A piece of a source: what one task of the import reads."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Literal
+
+from siclip.config import Config
+from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.lists import list_samples
+from siclip_platform.datasets.importing.sources.members import folder_samples, tar_samples
+from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, Sample
+from siclip_platform.datasets.importing.sources.tables import arrow_samples, parquet_samples
+from siclip_platform.storage import READING, place, within
+from siclip_platform.storage.listing import folder_of, read_bytes, read_uri
+
+Layout = Literal["webdataset", "parquet", "list", "folder", "arrow"]
+
+
+class Piece(Config):
+    """``count`` rows (row groups of Parquet) from ``start`` on; ``start`` is a byte offset in a list.
+
+    ``name``: the file, relative to the source; ``bytes``: its size. ``first``: number of its first row.
+    """
+
+    layout: Layout
+    name: str
+    bytes: int
+    split: str | None = None
+    start: int = 0
+    count: int = 0
+    first: int = 0
+    header: tuple[str, ...] = ()
+    columns: Columns = Columns()
+    files: tuple[str, ...] = ()
+
+
+def read_samples(root: str, piece: Piece) -> Iterator[Sample]:
+    """The samples of a piece of the source ``root``, in order. A file that cannot be read is one rejected sample."""
+    try:
+        yield from _samples(root, piece)
+    except READING as error:
+        yield Sample(
+            piece.name, "", "", rejected=Rejection(Reason.DAMAGED_SOURCE, f"the file cannot be read: {error}")
+        )
+
+
+def _samples(root: str, piece: Piece) -> Iterator[Sample]:
+    filesystem, folder = within(folder_of(place(root)))
+    path = posixpath.join(folder, piece.name)
+
+    def read(name: str) -> bytes:
+        if "://" in name:
+            return read_uri(name)
+        return read_bytes(filesystem, posixpath.join(posixpath.dirname(path), name))
+
+    if piece.layout == "webdataset":
+        yield from tar_samples(filesystem, path, piece.name)
+    elif piece.layout == "folder":
+        yield from folder_samples(filesystem, folder, list(piece.files))
+    elif piece.layout == "parquet":
+        groups = range(piece.start, piece.start + piece.count)
+        yield from parquet_samples(filesystem, path, piece.name, groups, piece.first, piece.columns, read)
+    elif piece.layout == "arrow":
+        yield from arrow_samples(filesystem, path, piece.name, piece.columns, read)
+    else:
+        with filesystem.open_input_file(path) as stream:
+            stream.seek(piece.start)
+            yield from list_samples(stream, piece.name, piece.first, piece.count, piece.header, piece.columns, read)

@@ -1,0 +1,106 @@
+"""Samples out of Parquet files (img2dataset's and any other) and of Arrow files that ``datasets`` saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from siclip_platform.datasets.importing.sources.columns import Columns, row_sample
+from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, Sample
+from siclip_platform.storage import READING
+
+BATCH_ROWS = 256
+
+
+def parquet_samples(
+    filesystem: Any, path: str, name: str, groups: range, first: int, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """The rows of some row groups, in order; the first is row ``first`` of the file.
+
+    In a row group that is damaged, each row from the damage on is rejected; the next row group is read again.
+    """
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            for group in groups:
+                end = first + file.metadata.row_group(group).num_rows
+                yield from _group(file, group, name, range(first, end), columns, read)
+                first = end
+    except READING as error:
+        yield _damage(name, first, error)
+
+
+def _group(
+    file: Any, group: int, name: str, numbers: range, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """``numbers``: of the row group's rows in the file."""
+    number = numbers.start
+    try:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
+            yield from _rows(batch, columns, name, number, read)
+            number += batch.num_rows
+    except READING as error:
+        detail = f"row group {group} is damaged: {error}"
+        for lost in range(number, numbers.stop):
+            yield Sample(name, str(lost), "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
+
+
+def arrow_samples(
+    filesystem: Any, path: str, name: str, columns: Columns, read: Callable[[str], bytes]
+) -> Iterator[Sample]:
+    """The rows of an Arrow IPC stream or file, in order. What is damaged is rejected."""
+    number = 0
+    try:
+        with filesystem.open_input_file(path) as stream:
+            for batch in _batches(stream):
+                yield from _rows(batch, columns, name, number, read)
+                number += batch.num_rows
+    except READING as error:
+        yield _damage(name, number, error)
+
+
+def _rows(batch: Any, columns: Columns, name: str, first: int, read: Callable[[str], bytes]) -> Iterator[Sample]:
+    """The rows of a batch; one whose values cannot be read, such as text that is not UTF-8, is rejected alone."""
+    for number in range(batch.num_rows):
+        try:
+            [row] = batch.slice(number, 1).to_pylist()
+        except (ValueError, OverflowError) as error:
+            rejected = Rejection(Reason.DAMAGED_ROW, f"a value cannot be read: {error}")
+            yield Sample(name, str(first + number), "", rejected=rejected)
+        else:
+            yield row_sample(row, columns, name, str(first + number), read)
+
+
+def parquet_layout(filesystem: Any, path: str) -> tuple[list[str], list[int]]:
+    """Names of the columns, and rows of each row group."""
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        metadata = file.metadata
+        return file.schema_arrow.names, [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+
+
+def arrow_names(filesystem: Any, path: str) -> list[str]:
+    """Names of the columns."""
+    with filesystem.open_input_file(path) as stream:
+        return list(_reader(stream).schema.names)
+
+
+def _reader(stream: Any) -> Any:
+    """Hugging Face writes the stream format; other tools the file format, which begins with a mark."""
+    is_file = bytes(stream.read(6)) == b"ARROW1"
+    stream.seek(0)
+    return pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+
+
+def _batches(stream: Any) -> Iterator[Any]:
+    reader = _reader(stream)
+    if hasattr(reader, "num_record_batches"):
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _damage(name: str, number: int, error: Exception) -> Sample:
+    detail = f"the file is cut or damaged after {number} rows: {error}"
+    return Sample(name, f"after row {number}", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))

@@ -1,0 +1,1 @@
+"""Looking after a dataset: verify, inspect, push, contact sheets, summaries."""

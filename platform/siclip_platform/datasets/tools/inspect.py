@@ -1,0 +1,111 @@
+"""What a dataset holds, in numbers, without decoding an image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from siclip_platform.datasets.importing.ledger import LEDGER
+from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.storage import Place
+
+
+@dataclass
+class Spread:
+    """Smallest, median, mean, 95th percentile and largest of a number."""
+
+    low: float
+    median: float
+    mean: float
+    p95: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Any) -> Spread:
+        numbers = np.asarray(values, float)
+        if not len(numbers):
+            return cls(*[float("nan")] * 5)
+        low, median, p95, high = np.percentile(numbers, [0, 50, 95, 100])
+        return cls(float(low), float(median), float(numbers.mean()), float(p95), float(high))
+
+
+@dataclass
+class SplitSummary:
+    """``sources``: captions by source and model (``original``, ``synthetic: coca_ViT-L-14``)."""
+
+    rows: int
+    bytes: int
+    shards: int
+    captions: int
+    sources: dict[str, int]
+    spreads: dict[str, Spread] = field(default_factory=dict)
+
+
+def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
+    """Rows, bytes, captions by source; spreads of words and characters a caption, captions an image, and sides."""
+    sources: Counter[str] = Counter()
+    numbers: dict[str, list[Any]] = {}
+    for path in dataset.shards(split):
+        table = read_table(path, ["width", "height", "captions"])
+        captions = table["captions"].combine_chunks()
+        flat = pc.list_flatten(captions)
+        texts, models = pc.struct_field(flat, "text"), pc.struct_field(flat, "model")
+        for source, model in zip(pc.struct_field(flat, "source").to_pylist(), models.to_pylist(), strict=True):
+            sources[f"{source}: {model}" if model else source] += 1
+        found = {
+            "words a caption": pc.add(pc.count_substring(texts, " "), 1),
+            "characters a caption": pc.utf8_length(texts),
+            "captions an image": pc.list_value_length(captions),
+            "shorter side": pc.min_element_wise(table["width"], table["height"]),
+            "longer side": pc.max_element_wise(table["width"], table["height"]),
+        }
+        for name, values in found.items():
+            numbers.setdefault(name, []).append(np.asarray(values))
+    entries = dataset.entries(split)
+    return SplitSummary(
+        rows=dataset.rows(split),
+        bytes=sum(entry.bytes for entry in entries),
+        shards=len(entries),
+        captions=sources.total(),
+        sources=dict(sources.most_common()),
+        spreads={name: Spread.of(np.concatenate(parts)) for name, parts in numbers.items()},
+    )
+
+
+def ledger_counts(folder: Place) -> dict[str, int]:
+    """Rejected rows by reason; empty where there is no ledger."""
+    path = folder / LEDGER
+    if not path.is_file():
+        return {}
+    counts = pc.value_counts(read_table(path, ["reason"])["reason"].combine_chunks())
+    return {item["values"]: item["counts"] for item in sorted(counts.to_pylist(), key=lambda item: -item["counts"])}
+
+
+def sample_rows(dataset: Dataset, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """``count`` rows spread evenly over a split, always the same."""
+    wanted = np.unique(np.linspace(0, max(dataset.rows(split) - 1, 0), min(count, dataset.rows(split))).astype(int))
+    before = 0
+    for path, entry in zip(dataset.shards(split), dataset.entries(split), strict=True):
+        here = [int(row) - before for row in wanted if before <= row < before + entry.rows]
+        before += entry.rows
+        if here:
+            yield from _rows(path, here)
+
+
+def _rows(path: Place, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """Rows of one shard; only their row groups are read."""
+    with parquet_file(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            here = [number - start for number in numbers if start <= number < stop]
+            if here:
+                yield from file.read_row_group(group).take(pa.array(here)).to_pylist()
+            start = stop

@@ -1,0 +1,110 @@
+"""A finished dataset into object storage: files first, each manifest after what it lists, the dataset's own last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from siclip.errors import UserError
+from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, open_dataset
+from siclip_platform.datasets.sidecar import Kind, open_sidecar, sidecar_names
+from siclip_platform.storage import Place, check_writable, copy_file, place, sha256_of
+
+SENDERS = 4
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What lies at ``dest`` now: files and their bytes, and how many of the files were sent by this call."""
+
+    dest: Place
+    files: int
+    sent: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file by its path in the dataset; ``sha256`` as its manifest has it, None of a manifest."""
+
+    path: str
+    sha256: str | None = None
+
+
+def push_dataset(folder: Path, dest: str | Place, progress: Callable[[int, int], None] | None = None) -> Pushed:
+    """Upload a dataset, its ledger and what lies finished beside it; what is there with the same bytes is kept.
+
+    A put is whole or not at all, and a reader finds no dataset before its manifest, which comes last: so a killed
+    upload leaves nothing that could be mistaken for one, and the next goes on.
+
+    Raises:
+        UserError: the dataset is damaged, another one, or other captions or embeddings of a name, lie at ``dest``, or
+            that cannot be written.
+    """
+    dataset, target = open_dataset(folder.absolute()), place(dest)
+    check_writable(target, "DEST")
+    source, files = dataset.local_folder, list(_files(dataset))
+    for file in files:
+        if file.sha256 is None:
+            _refuse_other(file.path, source, target)
+    done = 0
+
+    def send(file: _File) -> bool:
+        nonlocal done
+        sent = _send(file, source, target)
+        done += 1
+        if progress is not None:
+            progress(done, len(files))
+        return sent
+
+    listed = [file for file in files if file.sha256 is not None]
+    with ThreadPoolExecutor(SENDERS) as senders:
+        sent = sum(senders.map(send, listed))
+    sent += sum(send(file) for file in files if file.sha256 is None)
+    return Pushed(target, len(files), sent, sum((source / file.path).stat().st_size for file in files))
+
+
+def _files(dataset: Dataset) -> Iterator[_File]:
+    """Manifests behind what they list, the dataset's own at the end."""
+    ledger = dataset.manifest.recipe.get("ledger")
+    if ledger:
+        yield _File(ledger["path"], ledger["sha256"])
+    for kind in get_args(Kind):
+        for name in sidecar_names(dataset.folder, kind):
+            yield from _listed(open_sidecar(dataset, kind, name).manifest.splits, f"{kind}/{name}/")
+    yield from _listed(dataset.manifest.splits, "")
+
+
+def _listed(splits: dict[str, list[ShardEntry]], folder: str) -> Iterator[_File]:
+    for entries in splits.values():
+        for entry in entries:
+            yield _File(folder + entry.path, entry.sha256)
+    yield _File(folder + MANIFEST)
+
+
+def _refuse_other(manifest: str, source: Path, target: Place) -> None:
+    """What lies under a manifest and what replaces it would be read mixed while the second is on its way."""
+    there = target / manifest
+    if there.is_file() and there.read_bytes() != (source / manifest).read_bytes():
+        what = "another dataset" if manifest == MANIFEST else f"other {manifest.partition('/')[0]}"
+        raise UserError(f"{there.parent} holds {what}: name another place, or remove what lies there first")
+
+
+def _send(file: _File, source: Path, target: Place) -> bool:
+    """Whether it had to be sent."""
+    here, there = source / file.path, target / file.path
+    try:
+        same_size = file.sha256 is not None and there.stat().st_size == here.stat().st_size
+        if same_size and sha256_of(there) == file.sha256:
+            return False
+    except FileNotFoundError:
+        pass
+    if file.sha256 is not None and sha256_of(here) != file.sha256:
+        raise UserError(f"{here} has other bytes than its manifest says: siclip-platform data verify {source}")
+    if isinstance(there, Path):
+        there.parent.mkdir(parents=True, exist_ok=True)
+    copy_file(here, there)
+    return True

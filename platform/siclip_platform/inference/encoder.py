@@ -1,0 +1,77 @@
+"""A checkpoint ready to embed image files and texts.
+
+Shapes: N inputs, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from siclip.data.batch import to_float_images
+from siclip.data.images import decode_image
+from siclip.data.transforms import fit_image
+from siclip.models.clip import Clip
+from siclip.models.hashing import weights_hash
+from siclip.tokenizer import tokenize
+from siclip_platform.storage import Place
+from siclip_platform.storage.checkpoints import read_model
+
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Unit embeddings from a model, reparameterized and in eval mode, on the best device here.
+
+    ``weights``: the `weights_hash` of the checkpoint's own form.
+    """
+
+    model: Clip
+    device: torch.device
+    weights: str
+
+    @classmethod
+    def load(cls, checkpoint: str | Place) -> Encoder:
+        """Read a checkpoint of ours.
+
+        Raises:
+            UserError: it is missing, damaged or of another kind.
+        """
+        model = read_model(checkpoint)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        fused = model if model.is_reparameterized else model.reparameterize()
+        return cls(fused.eval().requires_grad_(False).to(device), device, weights_hash(model))
+
+    @property
+    def width(self) -> int:
+        return self.model.config.embed_dim
+
+    def pixels(self, file: bytes, place: str) -> npt.NDArray[np.uint8]:
+        """An encoded image as the model sees it, (size, size, 3) uint8.
+
+        Raises:
+            UserError: it cannot be decoded; the message names ``place``.
+        """
+        return fit_image(decode_image(file, place), self.model.config.image.image_size)
+
+    @torch.no_grad()
+    def images(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Embeddings:
+        """Pictures from `pixels` → (N, D), unit length."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device)
+        return _array(self.model.encode_image(to_float_images(batch), normalize=True))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """(N, D), unit length; a text longer than the model's context is cut."""
+        tokens = tokenize(list(texts), self.model.config.text.context_length).to(self.device)
+        return _array(self.model.encode_text(tokens, normalize=True))
+
+
+def _array(embeddings: torch.Tensor) -> Embeddings:
+    found: Embeddings = embeddings.float().cpu().numpy()
+    return found

@@ -1,0 +1,81 @@
+"""A checkpoint as an MLflow model, so that ``mlflow models serve`` answers with embeddings.
+
+A request's rows have a column ``text``, or a column ``image`` with a base64-encoded JPEG, PNG or WebP; the answer
+has one embedding a row, a list of D numbers of unit length.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+
+from siclip.errors import UserError
+
+CHECKPOINT = "checkpoint"
+LARGEST_REQUEST = 1024
+"""Rows of one request: what a server holds in memory is bounded."""
+
+
+class SiclipModel(mlflow.pyfunc.PythonModel):
+    """Embeds texts and images. ``predict`` bears no types: MLflow would take them for a schema."""
+
+    def load_context(self, context: Any) -> None:
+        from siclip_platform.inference.encoder import Encoder
+
+        self.encoder = Encoder.load(Path(context.artifacts[CHECKPOINT]))
+
+    def predict(self, context: Any, model_input, params=None):  # type: ignore[no-untyped-def]
+        """A pandas DataFrame with a column ``text`` or ``image`` → embeddings.
+
+        Raises:
+            UserError: neither or both columns, too many rows, or an image that cannot be decoded.
+        """
+        columns = [name for name in ("text", "image") if name in model_input.columns]
+        if len(columns) != 1 or len(model_input) > LARGEST_REQUEST:
+            raise UserError(
+                f"a request has one column, text or image, and at most {LARGEST_REQUEST} rows; this one has "
+                f"{', '.join(map(str, model_input.columns))} and {len(model_input)} rows"
+            )
+        values = [str(value) for value in model_input[columns[0]]]
+        if columns == ["text"]:
+            found = self.encoder.texts(values)
+        else:
+            found = self.encoder.images([self._pixels(value, row) for row, value in enumerate(values)])
+        answer: list[list[float]] = found.tolist()
+        return answer
+
+    def _pixels(self, text: str, row: int) -> Any:
+        try:
+            file = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise UserError(f"the image of row {row} is not base64: {error}") from None
+        return self.encoder.pixels(file, f"row {row}")
+
+
+def export_mlflow(checkpoint: Path, out: Path) -> None:
+    """Write an MLflow model folder: the checkpoint, its signature and the requirements.
+
+    Raises:
+        UserError: ``out`` exists, or the checkpoint cannot be read.
+    """
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    from siclip.checkpoints.formats import load_model
+
+    load_model(checkpoint)
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
+    inputs = Schema([ColSpec("string", "text", required=False), ColSpec("string", "image", required=False)])
+    mlflow.pyfunc.save_model(
+        str(out),
+        python_model=SiclipModel(),
+        artifacts={CHECKPOINT: str(checkpoint.resolve())},
+        signature=ModelSignature(inputs=inputs, outputs=Schema([ColSpec(Array(DataType.double))])),
+        pip_requirements=["siclip-platform"],
+    )

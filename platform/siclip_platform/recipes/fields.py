@@ -1,0 +1,74 @@
+"""What the recipe allows at a dotted path: which paths can be searched, and which values a field takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from siclip.config import Config
+from siclip.errors import UserError
+from siclip_platform.recipes.recipe import Recipe, find_field
+
+NOT_SEARCHED = {
+    "training.steps": "every trial has the same budget of steps",
+    "training.log_every": "it changes nothing that is computed",
+    "training.evaluate_every": "it changes nothing that is computed",
+    "training.checkpoint_every": "it changes nothing that is computed",
+    "evaluation.validation_samples": "scores of different samples do not compare",
+    "evaluation.subset_seed": "scores of different samples do not compare",
+    "evaluation.max_share": "it changes nothing that is computed",
+    "loss.schedule": "scheduler {name: pbt} finds schedules of the loss weights",
+    "training.seed": "it is no setting, and scores of different seeds do not compare",
+    "data.path": "scores on different data do not compare",
+    "data.reader": "it changes nothing that is computed",
+    "data.concurrent_reads": "it changes nothing that is computed",
+    "data.reader_nodes": "it changes nothing that is computed",
+    "teacher": "a checkpoint is a path, not a range",
+}
+
+
+def leaf_paths(model: type[Config] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of a config class that ends in a value."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from leaf_paths(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def path_problem(path: str) -> str | None:
+    """Why this path cannot be searched, with the remedy; None if it can."""
+    if path in NOT_SEARCHED:
+        return f"{path!r} cannot be searched: {NOT_SEARCHED[path]}; set it in the recipe"
+    paths = list(leaf_paths())
+    if path in paths:
+        return None
+    try:
+        find_field(Recipe, path)
+    except UserError as error:
+        leaf = path.rpartition(".")[2]
+        near = difflib.get_close_matches(path, paths, n=2) or [p for p in paths if p.rpartition(".")[2] == leaf]
+        return f"{error}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+    parts = ", ".join(p for p in paths if p.startswith(f"{path}."))
+    if not parts:  # a key of a mapping
+        return None
+    return f"{path!r} is a group of the recipe; name one of its fields: {parts}"
+
+
+@cache
+def _adapter(path: str) -> TypeAdapter[Any]:
+    field = find_field(Recipe, path)
+    annotated: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotated)
+
+
+def read_value(path: str, value: Any) -> tuple[Any, str | None]:
+    """The value as the recipe's field holds it (1 as 1.0 in a float field), or why it is refused."""
+    try:
+        return _adapter(path).validate_python(value, strict=True), None
+    except ValidationError as error:
+        return None, error.errors()[0]["msg"]

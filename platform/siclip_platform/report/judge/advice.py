@@ -1,0 +1,126 @@
+"""What to try next, from what the store shows: rules, each with the figure that it rests on."""
+
+from __future__ import annotations
+
+from siclip_platform.report.draw.values import metric_label, plural, points, short
+from siclip_platform.report.judge.numbers import number, numeric_range
+from siclip_platform.report.judge.settings import compare_settings, level_with, seeds_between, settings
+from siclip_platform.report.judge.statistics import t_interval
+from siclip_platform.report.judge.winner import find_winner
+from siclip_platform.report.read.runs import Curve, Run, Study
+
+FRESH_SEEDS = 5
+FAILED_SHARE = 0.2
+RISE = 0.02
+OTHERWISE = "Try other data and another teacher: seeds do not show what those would change."
+
+
+def next_steps(study: Study) -> list[str]:
+    """Sentences ``WHAT: WHY.``, the most useful first."""
+    if study.type == "runs":
+        return []
+    steps = [*_unfinished(study), *_failures(study), *_confirm(study), *_tell_apart(study), *_more_seeds(study)]
+    return [*steps, *_edges(study), *_rising(study)] or [OTHERWISE]
+
+
+def _unfinished(study: Study) -> list[str]:
+    running = [run for run in study.runs if run.state == "running"]
+    if not running:
+        return []
+    return [f"Let it finish: {plural(len(running), 'run')} of {len(study.runs)} have not ended, or were cut off."]
+
+
+def _failures(study: Study) -> list[str]:
+    failed = [run for run in study.leaves if run.state == "failed"]
+    if not failed or len(failed) < FAILED_SHARE * len(study.leaves):
+        return []
+    return [f"Look at the failures: {len(failed)} of {plural(len(study.leaves), 'run')} failed, see their reasons."]
+
+
+def _confirm(study: Study) -> list[str]:
+    winner = find_winner(study)
+    if winner.status == "not repeated":
+        return [
+            f"Re-run with fresh seeds: {winner.name} and the baseline, {FRESH_SEEDS} seeds each that no run has "
+            "used, before it is called best."
+        ]
+    if winner.status == "not confirmed":
+        return [f"Add fresh seeds: {plural(len(winner.fresh), 'fresh run')} of {winner.name} do not decide."]
+    if winner.status == "contradicted":
+        return [f"Drop it: with fresh seeds {winner.name} is worse than {winner.against}."]
+    return []
+
+
+def _tell_apart(study: Study) -> list[str]:
+    """Seeds that would tell the leading setting from the nearest that this study does not tell it apart from."""
+    winner = find_winner(study)
+    if study.type != "ablation" or winner.comparison is None or winner.comparison.verdict != "better":
+        return []
+    values = {setting.name: setting.values(study.metric) for setting in settings(study)}
+    level = level_with(study, winner.name)
+    needed = {name: seeds_between(values[winner.name], values[name]) for name in level}
+    known = {name: count for name, count in needed.items() if count}
+    if not known:
+        return []
+    name = min(known, key=known.__getitem__)
+    return [
+        f"Tell {winner.name} from {name}: about {known[name]} more seeds of both would, if the measured gap is true."
+    ]
+
+
+def _rising(study: Study) -> list[str]:
+    """Whether the leader still gained in the last fifth of its steps: over seeds surely, of one run by a fiftieth."""
+    winner = find_winner(study)
+    by_name = {setting.name: setting for setting in settings(study)}
+    if winner.name not in by_name:
+        return []
+    curves = [run.curves.get(study.metric, ()) for run in by_name[winner.name].by_seed.values()]
+    ends = [(curve[-1][1], gain) for curve in curves if (gain := _late_gain(study, curve)) is not None]
+    found = t_interval([gain for _, gain in ends])
+    if not found.count:
+        return []
+    sure = found.low > 0 if found.count > 1 else found.mean > RISE * abs(ends[0][0])
+    if not sure:
+        return []
+    return [
+        f"Train longer: {metric_label(study.metric)} of {winner.name} still changed by "
+        f"{points(study.metric, study.gain(found.mean))} in the last fifth of its steps."
+    ]
+
+
+def _late_gain(study: Study, curve: Curve) -> float | None:
+    """Gain from the last value at or before four fifths of the steps to the last; positive is for the better."""
+    before = [value for step, value in curve if step <= 0.8 * curve[-1][0]]
+    return study.gain(curve[-1][1] - before[-1]) if before else None
+
+
+def _more_seeds(study: Study) -> list[str]:
+    if study.type != "ablation":
+        return []
+    rows = [row for row in compare_settings(study) if row.verdict == "not distinguishable" and row.more]
+    nearest = min(rows, key=lambda row: row.more or 0, default=None)
+    if nearest is None:
+        return []
+    return [
+        f"Add seeds: {nearest.more} more would decide {nearest.setting.name}, if its true gain is the measured one."
+    ]
+
+
+def _edges(study: Study) -> list[str]:
+    """Searched numbers whose best trials lie at an end of what was tried."""
+    trial = study.best_trial
+    if trial is None or len(study.ranked) < 5:
+        return []
+    found = [words for path in study.searched if (words := _edge(study, trial, path))]
+    return [f"Widen the search: {'; '.join(found)}."] if found else []
+
+
+def _edge(study: Study, trial: Run, path: str) -> str | None:
+    value, bounds = number(trial.params.get(path)), numeric_range(study.trials, path)
+    if value is None or bounds is None or len({run.params.get(path) for run in study.trials}) < 5:
+        return None
+    low, high = bounds
+    for edge, side in ((low, "lowest"), (high, "highest")):
+        if value == edge:
+            return f"the leader has the {side} {path} that was tried ({short(edge)})"
+    return None

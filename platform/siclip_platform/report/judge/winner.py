@@ -1,0 +1,146 @@
+"""Whether the selected setting may be called the best.
+
+The best of many is chosen partly for its luck (the winner's curse), so its score in the selection proves nothing.
+It is called best only if runs with fresh seeds, made after it was chosen, put it above the baseline: the 95 %
+interval of that one difference holds no 0. Only one comparison is made, so it needs no further correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from siclip_platform.report.judge.settings import Comparison, baseline_of, compare_settings, settings
+from siclip_platform.report.judge.statistics import Difference, independent_difference, paired_difference
+from siclip_platform.report.read.runs import Run, Study
+
+Status = Literal["confirmed", "not confirmed", "contradicted", "not repeated", "none"]
+BASELINES = ("baseline", "control")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The selected setting. ``difference``: to ``against``, on fresh seeds, of ``metric``; None without such runs.
+
+    ``not repeated``: no run with a fresh seed exists. ``none``: nothing stands out that could be called best.
+    """
+
+    status: Status
+    name: str = ""
+    trial: Run | None = None
+    metric: str = ""
+    difference: Difference | None = None
+    against: str = ""
+    fresh: tuple[Run, ...] = ()
+    comparison: Comparison | None = None
+
+
+def find_winner(study: Study) -> Winner:
+    """The setting that the study selected, and what its fresh seeds say."""
+    if study.type == "runs":
+        return Winner("none", metric=study.metric)
+    compared = compare_settings(study) if study.type == "ablation" else []
+    rivals, own = _split(study)
+    name, trial = _selected(study, compared, own)
+    comparison = next((row for row in compared if row.setting.name == name), None)
+    if trial is None and not own:
+        return Winner("none", metric=study.metric)
+    if comparison is not None and comparison.verdict == "baseline":
+        return Winner("none", name, trial, study.metric, comparison=comparison)
+    if not own:
+        status: Status = "none" if comparison and comparison.verdict != "better" else "not repeated"
+        return Winner(status, name, trial, study.metric, comparison=comparison)
+    return _confirm(study, name, trial, own, rivals, comparison)
+
+
+def _confirm(
+    study: Study, name: str, trial: Run | None, own: list[Run], rivals: list[Run], comparison: Comparison | None
+) -> Winner:
+    against, others = _rivals(study, own, rivals)
+    metric = _metric(study, own, others)
+    difference = _difference(own, others, metric)
+    status: Status = "not confirmed"
+    if difference is not None and difference.low == difference.low:
+        low, high = sorted((study.gain(difference.low), study.gain(difference.high)))
+        status = "confirmed" if low > 0 else "contradicted" if high < 0 else "not confirmed"
+    if difference is not None and (math.isnan(difference.p) or len(own) < 2):
+        status = "not confirmed"
+    return Winner(status, name, trial, metric, difference, against, tuple(own), comparison)
+
+
+def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple[str, Run | None]:
+    """What the confirmations repeat; without them the best trial, or an ablation's setting with the best mean."""
+    if own:
+        tag = own[0].tag("setting") or own[0].tag("best_trial") or own[0].label
+        trial = next((t for t in study.trials if tag in (t.label, t.tag("trial"), t.run_id, t.name)), None)
+        return (trial.label if trial else tag), trial
+    if study.type != "ablation":
+        best = study.best_trial
+        return (best.label if best else ""), best
+    known = [row for row in compared if math.isfinite(row.estimate.mean)]
+    if not known:
+        return "", None
+    top = max(known, key=lambda row: study.gain(row.estimate.mean))
+    return top.setting.name, top.setting.trial
+
+
+def _split(study: Study) -> tuple[list[Run], list[Run]]:
+    """Confirming runs of the baseline or control, and those of the selected setting; with fresh seeds only."""
+    names = {*BASELINES, study.baseline} - {"", None}
+    used = {run.seed for run in study.leaves}
+    done = [run for run in study.confirms if run.state == "completed" and (run.seed is None or run.seed not in used)]
+    rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]
+    ids = {run.run_id for run in rivals}
+    own = [run for run in done if run.run_id not in ids]
+    now = _repeated(study, own)
+    return [run for run in rivals if run.tag("best_trial") in (now, None)], [run for run in own if _of(run) == now]
+
+
+def _of(run: Run) -> str | None:
+    """Which trial or setting a confirming run repeats."""
+    return run.tag("best_trial") or run.tag("setting")
+
+
+def _repeated(study: Study, own: Sequence[Run]) -> str | None:
+    """What the confirmations that count repeat: a study that grew may have confirmed another setting before.
+
+    Of a search only its best trial counts; of an ablation the newest repeated setting.
+    """
+    found = [_of(run) for run in own]
+    leader = study.best_trial
+    if study.type == "search" and leader is not None:
+        names = [leader.tag("trial"), leader.run_id, leader.name, leader.label]
+        return next((name for name in names if name in found), None)
+    return found[-1] if found else None
+
+
+def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[Run]]:
+    """What the fresh runs are held against: the baseline's fresh runs, else its own, else the control."""
+    if rivals:
+        return (rivals[0].tag("setting") or "baseline") + " with the same fresh seeds", rivals
+    baseline = baseline_of(study, settings(study))
+    if baseline is not None:
+        done = [run for run in baseline.by_seed.values() if run.state == "completed"]
+        return f"{baseline.name} with the study's seeds", done
+    control = study.control
+    return ("the control run", [control]) if control and control.state == "completed" else ("", [])
+
+
+def _metric(study: Study, own: Sequence[Run], others: Sequence[Run]) -> str:
+    """The study's metric on the test split where both sides have it: nothing was selected on that split."""
+    test = study.metric.replace("validation/", "test/", 1)
+    both = [*own, *others]
+    return test if others and all(run.value(test) is not None for run in both) else study.metric
+
+
+def _difference(own: Sequence[Run], others: Sequence[Run], metric: str) -> Difference | None:
+    mine, theirs = ({run.seed: run.value(metric) for run in runs} for runs in (own, others))
+    if mine.keys() & theirs.keys() - {None}:
+        return paired_difference(
+            {seed: value for seed, value in mine.items() if seed is not None and value is not None},
+            {seed: value for seed, value in theirs.items() if seed is not None and value is not None},
+        )
+    values = [[value for run in runs if (value := run.value(metric)) is not None] for runs in (own, others)]
+    return independent_difference(*values)

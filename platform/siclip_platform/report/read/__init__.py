@@ -1,0 +1,1 @@
+"""Reading a study from its MLflow store."""

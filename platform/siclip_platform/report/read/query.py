@@ -1,0 +1,228 @@
+"""From a tracking store and a choice to the studies of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from siclip.errors import UserError
+from siclip_platform.metrics import metric_name
+from siclip_platform.report.read.history import with_curves
+from siclip_platform.report.read.runs import MEAN_RECALL, Run, Study, StudyType
+from siclip_platform.report.read.store import Store, json_list, listed
+
+DATA_SUMMARY = "data_summary.json"
+NO_TRIAL_TAG = "The best run does not record which trial it retrains."
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which studies and runs; all empty takes the newest study.
+
+    ``studies``: names. ``runs``: names, or ids or their beginnings. ``tags``: ``NAME=VALUE`` (a name without
+    ``siclip.`` is looked for with it too). ``search``: a filter string of MLflow. ``experiment``: None for all.
+    """
+
+    studies: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    search: str | None = None
+    experiment: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.studies or self.runs or self.tags or self.search)
+
+
+def read_studies(store: Store, selection: Selection) -> tuple[Study, ...]:
+    """The chosen studies with all their runs, the newest first; none if the store holds none and none was named.
+
+    Raises:
+        UserError: an experiment, study, run, tag or search that finds nothing; the message lists what there is.
+    """
+    experiments = store.experiment_ids(selection.experiment)
+    studies = store.search(experiments, "tags.`siclip.kind` = 'study'")[::-1]
+    if selection.empty:
+        chosen, loose = studies[:1], []
+        if not studies:
+            loose = [run for run in store.search(experiments) if run.parent is None]
+    else:
+        found = _selected(store, experiments, studies, selection)
+        chosen = [run for run in found if run.kind == "study"]
+        parents = {run.run_id for run in chosen}
+        loose = [run for run in found if run.kind != "study" and run.parent not in parents]
+    result = [_study(store, run) for run in chosen]
+    return (*result, *([_loose(store, loose)] if loose else []))
+
+
+def find_runs(store: Store, names: Sequence[str], experiment: str | None = None) -> list[Run]:
+    """One run for each id, beginning of an id (six characters or more), trial id or name.
+
+    Raises:
+        UserError: nothing or several runs go by a name.
+    """
+    everything = store.search(store.experiment_ids(experiment))
+    return [_one(everything, name) for name in names]
+
+
+def _one(runs: list[Run], name: str) -> Run:
+    tests: tuple[Callable[[Run], bool], ...] = (
+        lambda run: run.run_id == name,
+        lambda run: len(name) >= 6 and run.run_id.startswith(name),
+        lambda run: name in (run.name, run.tag("trial")),
+    )
+    for test in tests:
+        found = [run for run in runs if test(run)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(run.run_id for run in found[:8])
+            raise UserError(f"{len(found)} runs go by {name!r}: name one by its id ({ids})")
+    recent = listed(f"{run.name} ({run.run_id[:8]})" for run in runs[:-9:-1])
+    raise UserError(f"no run {name!r} in this tracking store; the newest are {recent}")
+
+
+def _selected(store: Store, experiments: list[str], studies: list[Run], selection: Selection) -> list[Run]:
+    found = [_named(studies, name) for name in selection.studies]
+    if selection.runs:
+        everything = store.search(experiments)
+        found += [_one(everything, name) for name in selection.runs]
+    for tag in selection.tags:
+        found += _tagged(store, experiments, tag)
+    if selection.search:
+        matching = store.search(experiments, selection.search)
+        if not matching:
+            raise UserError(f"no run matches the search {selection.search!r}: loosen it, or check --experiment")
+        found += matching
+    return list({run.run_id: run for run in found}.values())
+
+
+def _named(studies: list[Run], wanted: str) -> Run:
+    for run in studies:
+        if wanted in (run.tag("study") or run.name, run.run_id):
+            return run
+    names = dict.fromkeys(run.tag("study") or run.name for run in studies)
+    raise UserError(f"no study {wanted!r} in this tracking store: it has {listed(names)}")
+
+
+def _tagged(store: Store, experiments: list[str], text: str) -> list[Run]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or "`" in name:
+        raise UserError(f"tag {text!r}: write NAME=VALUE, for example question=sharing")
+    quoted = value.replace("'", "''")
+    for key in (f"siclip.{name}", name):
+        runs = [run for run in store.search(experiments, f"tags.`{key}` LIKE '%'") if run.tags.get(key) == value]
+        if runs:
+            studies = [run for run in runs if run.kind == "study"]
+            return studies or runs
+    raise UserError(f"no run has the tag {name} = {quoted!r}: look at the tags in MLflow, or check --experiment")
+
+
+def _study(store: Store, run: Run) -> Study:
+    children = store.search([run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    trials = [child for child in children if child.kind == "trial"]
+    ids = {trial.run_id for trial in trials}
+    seeds = store.search([run.experiment_id], "tags.`siclip.kind` = 'seed'")
+    metric = run.params.get("study.metric")
+    study = Study(
+        run=run,
+        experiment=store.experiments.get(run.experiment_id, run.experiment_id),
+        type=_type(run),
+        metric=metric_name(metric) if metric else MEAN_RECALL,
+        mode=run.params.get("study.mode", "max"),
+        searched=tuple(str(path) for path in json_list(run.tag("searched"))),
+        trials=tuple(trials),
+        seeds=tuple(child for child in seeds if child.parent in ids),
+        confirms=tuple(child for child in children if child.kind == "confirm"),
+        teachers=tuple(sorted(_of(children, "teacher"), key=lambda child: child.state != "completed")),
+        best=_chosen(_of(children, "best")),
+        control=_chosen(_of(children, "control")),
+    )
+    data = (store.text_artifact(candidate, DATA_SUMMARY) for candidate in _with_artifacts(study))
+    study = replace(study, notes=_notes(study, children), data=next((text for text in data if text), None))
+    return with_curves(store, study)
+
+
+def _type(run: Run) -> StudyType:
+    return "ablation" if run.tag("study_type") == "ablation" else "search"
+
+
+def _of(children: Iterable[Run], kind: str) -> list[Run]:
+    return [child for child in children if child.kind == kind]
+
+
+def _chosen(runs: list[Run]) -> Run | None:
+    """The newest, a completed one first, before it one that no other was trained in place of."""
+    if not runs:
+        return None
+
+    def rank(item: tuple[int, Run]) -> tuple[bool, bool, int]:
+        place, run = item
+        return run.state == "completed", not run.tag("superseded_by"), place
+
+    return max(enumerate(runs), key=rank)[1]
+
+
+def _with_artifacts(study: Study) -> list[Run]:
+    """Runs that may hold a data summary: the study, best, confirmations, teacher, and the first setting's."""
+    single = [run for run in (study.best, *study.confirms[:1], study.teacher, *study.leaves[:2]) if run]
+    return [study.run, *single]
+
+
+def _notes(study: Study, children: Sequence[Run]) -> tuple[str, ...]:
+    notes: list[str] = []
+    if "study.metric" not in study.run.params:
+        notes.append(f"The study does not record its metric; {MEAN_RECALL} is shown.")
+    if study.type == "search" and not study.searched:
+        notes.append("The study does not record which parameters it searched.")
+    if not study.trials:
+        notes.append("The study has no trials.")
+    if study.type == "search":
+        for kind in ("teacher", "best", "control"):
+            same = _of(children, kind)
+            if not same:
+                notes.append(f"The study has no {kind} run.")
+            elif len(same) > 1:
+                notes.append(f"The study has {len(same)} {kind} runs; the newest is shown, a completed one first.")
+        if study.best is not None and study.best_trial is None:
+            tag = study.best.tag("best_trial")
+            notes.append(f"The best run names trial {tag!r}, which the study does not hold." if tag else NO_TRIAL_TAG)
+    elif study.baseline is None:
+        notes.append("The ablation does not record which setting is its baseline.")
+    elif study.baseline not in {trial.label for trial in study.trials}:
+        notes.append(f"The baseline {study.baseline!r} has no run in the store.")
+    return tuple(notes)
+
+
+def _loose(store: Store, runs: list[Run]) -> Study:
+    """Runs chosen one by one, as if they were the trials of a study."""
+    metric = next((name for name in _metric_order(runs)), MEAN_RECALL)
+    first = runs[0]
+    frame = Run(
+        run_id="",
+        name="chosen runs" if len(runs) > 1 else first.name,
+        kind="runs",
+        state="completed" if all(run.state == "completed" for run in runs) else "not all completed",
+        started=min((run.started for run in runs if run.started), default=None),
+        tags={key: value for key, value in first.tags.items() if all(run.tags.get(key) == value for run in runs)}
+        | {"siclip.study": "chosen runs"},
+    )
+    paths = sorted({path for run in runs for path in run.params})
+    differing = tuple(path for path in paths if len({run.params.get(path) for run in runs}) > 1)
+    experiment = ", ".join(dict.fromkeys(store.experiments.get(run.experiment_id, "") for run in runs))
+    summary = next((text for run in runs[:8] if (text := store.text_artifact(run, DATA_SUMMARY))), None)
+    study = Study(
+        run=frame, experiment=experiment, type="runs", metric=metric, trials=tuple(runs), searched=differing,
+        data=summary,
+    )  # fmt: skip
+    return with_curves(store, study)
+
+
+def _metric_order(runs: list[Run]) -> list[str]:
+    """Metrics to judge by, the first one that some run has first."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    wanted = [MEAN_RECALL, "test/mean_recall@1"]
+    return [
+        *(n for n in wanted if n in names),
+        *(n for n in names if n.startswith(("validation/", "test/", "eval/"))),
+    ]

@@ -1,0 +1,156 @@
+"""The study's own memory: an append-only file of what happened to each trial, whole after a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from siclip.errors import UserError
+
+State = Literal["completed", "pruned", "failed"]
+FILE = "journal.jsonl"
+
+
+@dataclass
+class Entry:
+    """What the journal knows of one trial. ``results``: (step, mean metrics, metrics of each seed) in order.
+
+    ``attempts``: the ids that Tune gave the trial, one for each time the driver was started. ``state`` is None while
+    the trial is not over. ``told``: the optimizer has heard of the end. ``takeovers``: (step, parent) of a
+    population's member, each with ``values`` of the parent's from then on; ``lineage``: those that its training
+    state comes from.
+    """
+
+    name: str
+    values: dict[str, Any]
+    attempts: list[str] = field(default_factory=list)
+    results: list[tuple[int, dict[str, float], dict[str, dict[str, float]]]] = field(default_factory=list)
+    state: State | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    told: bool = False
+    takeovers: list[tuple[int, str]] = field(default_factory=list)
+    lineage: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """Its place in the order of suggestions."""
+        return int(self.name.rpartition("-")[2])
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest mean metrics; empty before the first."""
+        return self.results[-1][1] if self.results else {}
+
+
+def trial_name(number: int) -> str:
+    return f"trial-{number:03d}"
+
+
+class Journal:
+    """Entries by trial name, in the order of suggestion; every change is a line of ``folder/journal.jsonl``.
+
+    ``sequence``: (trial, index of its result) in the order in which results came. ``turns``: a population's, by step.
+
+    A line that a kill cut short is taken off when the journal is opened again.
+
+    Raises:
+        UserError: a line in the middle of the file cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self.entries: dict[str, Entry] = {}
+        self.sequence: list[tuple[str, int]] = []
+        self.turns: list[int] = []
+        for event in self._read():
+            self._apply(event)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if not self.path.is_file():
+            return
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{self.path}:{number}: not a line of a study's journal ({error}); restore the file from a copy, "
+                    "or start a new study: what was finished is taken over from MLflow"
+                ) from None
+
+    def _apply(self, event: Mapping[str, Any]) -> None:
+        name = event.get("trial", "")
+        match event["event"]:
+            case "suggested":
+                self.entries[name] = Entry(name, event["values"])
+            case "started":
+                self.entries[name].attempts.append(event["tune"])
+            case "result":
+                entry = self.entries[name]
+                if not entry.results or event["step"] > entry.results[-1][0]:
+                    entry.results.append((event["step"], event["metrics"], event["seeds"]))
+                    self.sequence.append((name, len(entry.results) - 1))
+            case "ended":
+                entry = self.entries[name]
+                entry.state, entry.steps = event["state"], event["steps"]
+                entry.seconds, entry.reason = event["seconds"], event["reason"]
+            case "told":
+                self.entries[name].told = True
+            case "turned":
+                self.turns.append(event["step"])
+                for child, (parent, values) in event["changes"].items():
+                    taken, entry = (event["step"], parent), self.entries[child]
+                    entry.values = values
+                    entry.takeovers.append(taken)
+                    entry.lineage = [*self.entries[parent].lineage, taken]
+
+    def _write(self, event: str, durable: bool = False, **what: Any) -> None:
+        record = {"event": event, **what}
+        os.write(self._file, (json.dumps(record) + "\n").encode())
+        if durable:
+            os.fsync(self._file)
+        self._apply(record)
+
+    def suggested(self, trial: str, values: Mapping[str, Any]) -> None:
+        self._write("suggested", trial=trial, values=dict(values))
+
+    def started(self, trial: str, tune_id: str) -> None:
+        self._write("started", trial=trial, tune=tune_id)
+
+    def result(
+        self, trial: str, step: int, metrics: Mapping[str, float], seeds: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """A step that is reported again keeps its first figures."""
+        each = {seed: dict(figures) for seed, figures in seeds.items()}
+        self._write("result", trial=trial, step=step, metrics=dict(metrics), seeds=each)
+
+    def ended(self, trial: str, state: State, steps: int, seconds: float, reason: str = "") -> None:
+        self._write("ended", trial=trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason)
+
+    def told(self, trial: str) -> None:
+        self._write("told", trial=trial)
+
+    def turned(self, step: int, changes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+        """A turn of a population, whole: member → whose training state it takes over, and its values from then on."""
+        plain = {child: [parent, dict(values)] for child, (parent, values) in changes.items()}
+        self._write("turned", durable=True, step=step, changes=plain)
+
+    def finished(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.state]
+
+    def in_flight(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.state is None]
+
+    def close(self) -> None:
+        os.close(self._file)

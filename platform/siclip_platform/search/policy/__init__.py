@@ -1,0 +1,1 @@
+"""Which setting comes next and which trial stops: searchers, samplers, schedulers, populations."""

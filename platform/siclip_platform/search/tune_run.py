@@ -1,0 +1,150 @@
+"""A study under Ray Tune."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, RunConfig, TuneConfig
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from siclip.errors import UserError
+from siclip_platform.cluster.ray_patches import keep_secrets_from_metadata
+from siclip_platform.search.conductor import Conductor
+from siclip_platform.search.ledger.retention import TRAIN
+from siclip_platform.search.population_conductor import PopulationConductor
+from siclip_platform.search.study import StudyPlan, StudyResult
+from siclip_platform.search.trial.ray_run import train_with_ray
+from siclip_platform.search.trial.trial import run_trial
+
+
+def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyResult:
+    """Run a study to its end, or go on with one that was stopped; needs a connected Ray.
+
+    ``recorder``: a `siclip_platform.search.ledger.recorder.Recorder`. The study's folder holds the journal that it
+    goes on from; a trial that is over there is not run again, and a training that the MLflow store has completed is
+    taken over from it, unless ``rerun``. Ctrl-C stops it and leaves it resumable (``StudyResult.interrupted``); a
+    second one raises KeyboardInterrupt at once.
+
+    Raises:
+        UserError: the recipe is not evaluated while it trains.
+    """
+    if not plan.base.training.evaluate_every:
+        raise UserError("a study compares trials as they train: set training.evaluate_every above 0")
+    return conduct((PopulationConductor if plan.population else Conductor)(plan, recorder, rerun))
+
+
+INSIDE = ("seeds/", "notes/")
+
+
+class _Settings(Searcher):
+    """Tune's view of the conductor as a searcher."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        inner = conductor.plan.searcher
+        super().__init__(metric=inner.metric, mode=inner.mode)
+        self.conductor = conductor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # the study goes on from its journal, not from what Tune saves
+
+    def suggest(self, trial_id: str) -> Any:
+        return self.conductor.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        told = {key: value for key, value in result.items() if not key.startswith(INSIDE)}
+        self.conductor.heard(trial_id, told)
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        self.conductor.ended(trial_id, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_text("")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise UserError("a study is not restored by Ray Tune: siclip-platform tune --resume STUDY goes on with it")
+
+
+class _Watch(Callback):
+    """Tune's view of the conductor as a callback."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.conductor.started(trial)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.conductor.reported(trial.trial_id, result)
+
+
+def conduct(conductor: Conductor) -> StudyResult:
+    """See `siclip_platform.search.tune_run.run_study`."""
+    _leave_failures_to_us()
+    recorder = conductor.recorder
+    try:
+        conductor.catch_up()
+        if conductor.remaining > 0:
+            _tuner(conductor).fit()
+        interrupted = conductor.remaining > 0 and not conductor.exhausted
+        if interrupted:
+            recorder.interrupt()
+        return conductor.result(interrupted)
+    except BaseException:
+        recorder.interrupt()
+        raise
+    finally:
+        conductor.journal.close()
+
+
+def _leave_failures_to_us() -> None:
+    """Tune prints a traceback for each failed trial; its last line stands in the journal and in MLflow."""
+    logger = logging.getLogger("ray.tune")
+    if logger.getEffectiveLevel() >= logging.ERROR:
+        logger.setLevel(logging.CRITICAL)
+
+
+def _tuner(conductor: Conductor) -> tune.Tuner:
+    plan = conductor.plan
+    keep_secrets_from_metadata()
+    trainable = tune.with_parameters(
+        run_trial,
+        recipe_json=plan.base.model_dump_json(),
+        folder=str(plan.folder.resolve()),
+        metric=plan.metric,
+        seeds=plan.seed_numbers,
+        run=plan.run or _run_of(plan),
+    )
+    starts = len(list((plan.folder / "tune").glob("start-*"))) if (plan.folder / "tune").is_dir() else 0
+    return tune.Tuner(
+        tune.with_resources(trainable, dict(plan.resources)),
+        tune_config=TuneConfig(
+            search_alg=ConcurrencyLimiter(_Settings(conductor), max_concurrent=plan.concurrent),
+            scheduler=plan.scheduler,
+            num_samples=conductor.remaining,
+            reuse_actors=plan.backend == "process",
+        ),
+        run_config=RunConfig(
+            name=f"start-{starts}",
+            storage_path=str(plan.folder.resolve() / "tune"),
+            callbacks=[_Watch(conductor)],
+            verbose=0,
+        ),
+    )
+
+
+def _run_of(plan: StudyPlan) -> Any:
+    """None is the training in the trial's own process."""
+    if plan.backend == "process":
+        return None
+    storage = str(plan.folder.resolve() / TRAIN)
+    return functools.partial(train_with_ray, storage=storage, worker_cpus=plan.worker_cpus)

@@ -1,0 +1,1 @@
+"""Recorded curves replayed through a search's policies, at no cost."""

@@ -1,0 +1,171 @@
+"""Recorded learning curves of a study, and what any setting of its space would have scored after them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from siclip.config import Config
+from siclip.errors import UserError
+from siclip_platform.spaces.definition import LOG, Mode, Parameter, Scalar, SearchSpace
+from siclip_platform.spaces.load import load_space, space_folders
+
+FOLDER = "curves"
+TREES = 100
+INACTIVE = -1.0
+
+
+class Curve(Config):
+    """One setting: its score at each evaluated step (None where it was not finite) and the seconds in between."""
+
+    values: dict[str, Scalar]
+    scores: dict[int, float | None]
+    seconds: tuple[float, ...]
+    costs: dict[str, float] = Field(default_factory=dict)
+    reason: str = ""
+
+
+class Curves(Config):
+    """A recorded study of the space ``space``; ``made_by`` is the command, ``dataset`` what it trained on."""
+
+    name: str
+    space: str
+    metric: str
+    mode: Mode
+    steps: int = Field(ge=1)
+    curves: tuple[Curve, ...] = Field(min_length=10)
+    made_by: str = ""
+    dataset: str = ""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def milestones(self) -> list[int]:
+        return sorted(next(iter(self.whole)).scores)
+
+    @property
+    def whole(self) -> list[Curve]:
+        """The curves that reach the last step with figures all along."""
+        return [curve for curve in self.curves if None not in curve.scores.values() and self.steps in curve.scores]
+
+    @property
+    def stretch_seconds(self) -> list[float]:
+        """Median seconds up to each milestone from the one before: a busy machine's outliers do not count."""
+        return [statistics.median(times) for times in zip(*(curve.seconds for curve in self.whole), strict=True)]
+
+
+def load_curves(name_or_path: str) -> Curves:
+    """Read curves from a file, or by name from ``curves/`` of the folders in which spaces are looked for.
+
+    Raises:
+        UserError: there are none of this name, or the file does not hold curves.
+    """
+    places: list[Traversable] = [Path(name_or_path)]
+    places += [folder / FOLDER / f"{name_or_path}.json" for folder in space_folders()]
+    source = next((place for place in places if place.is_file()), None)
+    if source is None:
+        raise UserError(
+            f"no curves {name_or_path!r}: give the path of a file or one of: {', '.join(_names()) or 'none'}"
+        )
+    try:
+        curves = Curves.model_validate_json(source.read_text())
+        if not curves.whole:
+            raise UserError(f"curves {source}: none of them reaches step {curves.steps}; record the study again")
+        return curves
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"curves {source} cannot be read: {error}; record them again") from None
+
+
+def _names() -> list[str]:
+    folders = [folder / FOLDER for folder in space_folders()]
+    return sorted({Path(item.name).stem for folder in folders if folder.is_dir() for item in folder.iterdir()})
+
+
+class Landscape:
+    """What a setting would score at each milestone: a fit of extremely randomised trees to the recorded curves.
+
+    A setting that was recorded gets close to its own curve; between settings the trees interpolate, without noise and
+    never beyond what was recorded. ``space``: the space that is searched in it, the recorded one or a part of it.
+    """
+
+    def __init__(self, curves: Curves, space: SearchSpace | None = None) -> None:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        self.curves = curves
+        self.recorded = load_space(curves.space)
+        self.space = space or self.recorded
+        self._held = _held(self.recorded, self.space)
+        self._model = ExtraTreesRegressor(TREES, min_samples_leaf=1, random_state=0)
+        self._x, self._y = _table(self.recorded, curves)
+        self._model.fit(self._x, self._y)
+
+    def scores(self, values: Mapping[str, Any]) -> list[float]:
+        """One for each milestone."""
+        row = encode(self.recorded, self._held | dict(values))
+        return [float(score) for score in self._model.predict([row])[0]]
+
+    def fit_quality(self, folds: int = 10) -> float:
+        """R² of the last score of settings that were left out of the fit."""
+        from sklearn.base import clone
+        from sklearn.metrics import r2_score
+        from sklearn.model_selection import KFold, cross_val_predict
+
+        split = KFold(min(folds, len(self._x)), shuffle=True, random_state=0)
+        found = cross_val_predict(clone(self._model), self._x, self._y, cv=split)
+        return float(r2_score(self._y[:, -1], found[:, -1]))
+
+
+def _table(space: SearchSpace, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
+    x = np.array([encode(space, curve.values) for curve in curves.whole])
+    y = np.array([[curve.scores[step] for step in curves.milestones] for curve in curves.whole], dtype=float)
+    return x, y
+
+
+def encode(space: SearchSpace, values: Mapping[str, Any]) -> list[float]:
+    """A setting as numbers: ranges from 0 to 1 (by their logarithm where drawn so), choices as indicators."""
+    row: list[float] = []
+    for parameter in space.parameters:
+        row += _encode(parameter, values.get(parameter.path, None), parameter.path in values)
+    return row
+
+
+def _encode(parameter: Parameter, value: Any, active: bool) -> Sequence[float]:
+    if parameter.distribution == "choice":
+        return [float(active and value == choice) for choice in parameter.values]
+    if not active:
+        return [INACTIVE]
+    low, high = map(float, parameter.sample_values)
+    if parameter.distribution in LOG:
+        return [math.log(value / low) / math.log(high / low)]
+    return [(value - low) / (high - low)]
+
+
+def _held(recorded: SearchSpace, searched: SearchSpace) -> dict[str, Any]:
+    """What a space that searches less than was recorded leaves at the method's defaults.
+
+    Raises:
+        UserError: it searches for something else, more, or wider.
+    """
+    from siclip_platform.search.policy.searcher import paper_point
+
+    if (searched.metric, searched.mode) != (recorded.metric, recorded.mode) or searched.objectives:
+        raise UserError(
+            f"the curves hold {recorded.metric} alone and space {searched.name!r} searches for "
+            f"{', '.join(searched.directions)}; give it this one metric"
+        )
+    known = {parameter.path: parameter for parameter in recorded.parameters}
+    for parameter in searched.parameters:
+        there = known.get(parameter.path)
+        if there is None or not all(map(there.contains, parameter.sample_values)):
+            raise UserError(
+                f"space {searched.name!r} searches {parameter.path} where no curve was recorded: keep to the paths "
+                f"and ranges of space {recorded.name!r}, or record curves of this one"
+            )
+    return {path: value for path, value in paper_point(recorded).items() if path not in searched.paths}

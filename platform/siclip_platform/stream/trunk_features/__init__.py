@@ -1,0 +1,16 @@
+"""Trunk features for a sweep: computed once, kept in files, streamed in place of images."""
+
+from siclip_platform.stream.trunk_features.build import build_trunk_cache
+from siclip_platform.stream.trunk_features.files import TrunkCache, open_trunk_cache
+from siclip_platform.stream.trunk_features.key import TrunkCacheKey, trunk_hash
+from siclip_platform.stream.trunk_features.stream import CachedStream, StoredFeatures
+
+__all__ = [
+    "CachedStream",
+    "StoredFeatures",
+    "TrunkCache",
+    "TrunkCacheKey",
+    "build_trunk_cache",
+    "open_trunk_cache",
+    "trunk_hash",
+]

@@ -1,0 +1,227 @@
+"""Building a trunk cache: one process at a time, shard by shard, what is whole is kept."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from siclip.errors import UserError
+from siclip.models.clip import Clip
+from siclip.models.freezing import eval_mode
+from siclip_platform.datasets.manifest import MANIFEST, open_dataset, replacing
+from siclip_platform.datasets.sidecar import open_sidecar
+from siclip_platform.storage import Place, sha256_of
+from siclip_platform.stream.trunk_features.files import (
+    CacheManifest,
+    CacheShard,
+    TrunkCache,
+    is_whole,
+    open_trunk_cache,
+)
+from siclip_platform.stream.trunk_features.key import TrunkCacheKey
+from siclip_platform.stream.trunk_features.sources import Source, image_source, text_source
+
+SHARD_BYTES = 256 * 2**20  # what a killed build loses at the most, and the features it holds in memory
+Progress = Callable[[int, int], None]
+"""(features computed or kept, all features)"""
+
+
+def build_trunk_cache(
+    model: Clip,
+    dataset_folder: str | Place,
+    split: str,
+    root: Path,
+    *,
+    augmentations: int = 1,
+    augmentation_seed: int = 0,
+    captions: Sequence[str] = (),
+    crops: str | None = None,
+    batch: int = 64,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> TrunkCache:
+    """The cache of a model's trunk for a split, under ``root``: found there, mended, or computed.
+
+    The trunk runs on the model's device in eval mode, in fp32, and its output is rounded to bf16 once; a training
+    under bf16 autocast without a cache rounds at every layer instead. A second caller waits for the first. A killed
+    build goes on with the shards that it has: at most one is computed again.
+
+    Args:
+        augmentations: K, fixed random crops of every image; 1 for the plain image.
+        augmentation_seed: draws the crops; without a meaning for K = 1.
+        captions: names of caption sets beside the dataset whose texts are kept too.
+        crops: name of an embedding set beside it, whose crops the images get in place of ``augmentations``.
+        batch: inputs that go through a trunk at once.
+        verify: read an existing cache whole and compare its checksums, not the sizes alone.
+        progress: called in this process after every batch that is computed; never if the cache was complete.
+
+    Raises:
+        UserError: the dataset or what lies beside it cannot be read, has no such split or no samples in it,
+            ``augmentations`` is below 1, ``root`` cannot be written, or its disk has not enough space: that is told
+            before anything is computed.
+    """
+    dataset = open_dataset(dataset_folder)
+    texts = [open_sidecar(dataset, "captions", name) for name in captions]
+    boxes = open_sidecar(dataset, "embeddings", crops) if crops else None
+    key = TrunkCacheKey.of(model, dataset, split, augmentations, augmentation_seed, texts, boxes)
+    if dataset.rows(split) == 0:
+        raise UserError(f"split {split!r} of dataset {dataset.folder} has no samples: name a split that has some")
+    folder = root.absolute() / f"trunk-{key.hash}"
+    found = _complete(folder, verify)
+    if found:
+        return found
+    with _claimed(folder), eval_mode(model), torch.inference_mode():
+        found = _complete(folder, verify)  # by another process meanwhile
+        if found:
+            return found
+        sources = (
+            image_source(model, dataset, split, key, boxes, batch),
+            text_source(model, dataset, split, texts, batch),
+        )
+        return _build(folder, key, sources, verify, progress)
+
+
+def _complete(folder: Path, verify: bool) -> TrunkCache | None:
+    try:
+        return open_trunk_cache(folder, verify=verify)
+    except UserError:  # nothing there, cut short or damaged: all of it is for the build to mend
+        return None
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold the folder for one build at a time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot keep trunk features in {folder}: {error}; name a folder that can be written"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process dies
+        yield
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard to be: the features ``start`` ≤ r < ``stop`` of a source."""
+
+    source: Source
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.source.shape)
+
+
+def _parts(source: Source, folder: Path) -> Iterator[_Part]:
+    """Shards of at most `SHARD_BYTES`, or of one sample."""
+    step = max(1, SHARD_BYTES // (source.row_bytes * source.together)) * source.together
+    for number, start in enumerate(range(0, source.rows, step)):
+        path = folder / f"{source.name}-{number:05d}.safetensors"
+        yield _Part(source, path, start, min(start + step, source.rows))
+
+
+def _build(
+    folder: Path, key: TrunkCacheKey, sources: tuple[Source, Source], verify: bool, progress: Progress | None
+) -> TrunkCache:
+    """Write what is missing, then the manifest; the folder is claimed."""
+    parts = [part for source in sources for part in _parts(source, folder)]
+    listed = _listed(folder)
+    kept = {part.path: shard for part in parts if (shard := _kept(part, listed, verify))}
+    _check_space(folder, key, sources, kept.values())
+    done, total = sum(shard.rows for shard in kept.values()), sum(source.rows for source in sources)
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done, total)
+
+    shards = {part.path: kept.get(part.path) or _write(part, count) for part in parts}
+    for path in {*folder.glob("*.safetensors"), *folder.glob(".*.tmp")} - shards.keys():
+        path.unlink()  # of a killed build
+    images, texts = (tuple(shards[p.path] for p in parts if p.source is source) for source in sources)
+    manifest = CacheManifest(key=key, images=images, texts=texts)
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+    return TrunkCache(folder, manifest)
+
+
+def _write(part: _Part, count: Callable[[int], None]) -> CacheShard:
+    """Compute a shard and write it whole or not at all."""
+    features = torch.empty(part.shape, dtype=torch.bfloat16)
+    ids = np.empty(len(features), dtype=np.int64)
+    first = 0
+    for some, inputs in part.source.inputs(part.start, part.stop):
+        last = first + len(some)
+        ids[first:last] = some
+        features[first:last] = part.source.trunk(inputs)
+        first = last
+        count(len(some))
+    with replacing(part.path) as temporary:
+        save_file({"features": features, "ids": torch.from_numpy(ids)}, temporary)
+    return _entry(part)
+
+
+def _entry(part: _Part) -> CacheShard:
+    """The manifest's entry of a shard on disk."""
+    size, checksum = part.path.stat().st_size, sha256_of(part.path)
+    return CacheShard(path=part.path.name, rows=part.shape[0], bytes=size, sha256=checksum)
+
+
+def _listed(folder: Path) -> dict[str, CacheShard]:
+    """The shards that a manifest names, whether or not they are there."""
+    try:
+        manifest = CacheManifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return {}
+    return {shard.path: shard for shard in manifest.images + manifest.texts}
+
+
+def _kept(part: _Part, listed: Mapping[str, CacheShard], verify: bool) -> CacheShard | None:
+    """The entry of a shard that need not be computed again: it agrees with the manifest or, where a killed build
+    left none, has the shape it should have (a shard gets its name only when it is whole)."""
+    if not part.path.is_file():
+        return None
+    shard = listed.get(part.path.name)
+    if shard is not None and not is_whole(part.path, shard, verify):
+        return None
+    try:
+        with safe_open(part.path, "pt") as file:
+            fits = tuple(file.get_slice("features").get_shape()) == part.shape
+    except SafetensorError:
+        return None
+    return (shard or _entry(part)) if fits else None
+
+
+def _check_space(
+    folder: Path, key: TrunkCacheKey, sources: tuple[Source, Source], kept: Iterable[CacheShard]
+) -> None:
+    """Refuse, with the figures, what does not fit the disk."""
+    images, texts = sources
+    total = sum(source.rows * source.row_bytes for source in sources)
+    missing = total - sum(shard.bytes for shard in kept)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        crops = f" × {key.augmentations} crops" if key.augmentations > 1 else ""
+        raise UserError(
+            f"the trunk features of split {key.split!r} take {total / 1e9:.2f} GB ({images.rows // images.together} "
+            f"images{crops} × {images.row_bytes} bytes, {texts.rows} captions × {texts.row_bytes} bytes); "
+            f"{missing / 1e9:.2f} GB are still to be written and the disk of {folder} has {free / 1e9:.2f} GB free: "
+            "make room, name another folder, or take a smaller dataset or fewer augmentations"
+        )

@@ -1,0 +1,149 @@
+"""What a trunk cache computes: the two trunks, and the images and captions of a split that go through them.
+
+Shapes: B batch, C width of a tower, h×w the grid of the attention stage, T context length, K variants of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import Tensor
+
+from siclip.data.augment import load_crop
+from siclip.data.batch import to_float_images
+from siclip.data.captions import stable_id
+from siclip.data.images import decode_image
+from siclip.data.transforms import TRAIN_SCALE, fit_image
+from siclip.models.clip import Clip
+from siclip.tokenizer import tokenize
+from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.datasets.sidecar import Sidecar
+from siclip_platform.storage import Place
+from siclip_platform.stream.trunk_features.key import TrunkCacheKey
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tower's trunk and its inputs, numbered from 0 to ``rows``.
+
+    ``inputs(start, stop)`` gives (ids (B,), input of the trunk) batch by batch, ``trunk`` maps an input to features
+    (B, *shape). ``together`` inputs, from a multiple of it on, belong to one sample.
+    """
+
+    name: str
+    rows: int
+    together: int
+    shape: torch.Size
+    inputs: Callable[[int, int], Iterator[tuple[Ids, Tensor]]]
+    trunk: Callable[[Tensor], Tensor]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the features of one input, in bf16."""
+        return self.shape.numel() * 2
+
+
+def image_source(
+    model: Clip, dataset: Dataset, split: str, key: TrunkCacheKey, crops: Sidecar | None, batch: int
+) -> Source:
+    """The images of a split in file order, each with its K variants: (B, size, size, 3) uint8 → (B, C, h, w)."""
+    device, augmentations = model.logit_scale.device, key.augmentations
+
+    def inputs(start: int, stop: int) -> Iterator[tuple[Ids, Tensor]]:
+        rows = _rows(dataset, split, start // augmentations, stop // augmentations, crops)
+        while some := list(islice(rows, max(1, batch // augmentations))):
+            ids = np.repeat([stable_id(row["id"]) for row in some], augmentations)
+            variants = [image for row in some for image in _variants(row, key)]
+            yield ids, torch.from_numpy(np.stack(variants))
+
+    def trunk(pixels: Tensor) -> Tensor:
+        return model.image_encoder.trunk(to_float_images(pixels.to(device)))
+
+    shape = trunk(torch.zeros(1, key.image_size, key.image_size, 3, dtype=torch.uint8)).shape[1:]
+    return Source("images", dataset.rows(split) * augmentations, augmentations, shape, inputs, trunk)
+
+
+def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Sidecar], batch: int) -> Source:
+    """Every caption of a split and of the caption sets ``beside`` it once: token ids (B, T) → (B, T, C)."""
+    length, device = model.config.text.context_length, model.logit_scale.device
+    shards = [*dataset.shards(split), *(path for sidecar in beside for path in sidecar.shards(split))]
+    captions = _unique_captions(shards)
+
+    def inputs(start: int, stop: int) -> Iterator[tuple[Ids, Tensor]]:
+        for first in range(start, stop, batch):
+            some = captions[first : min(first + batch, stop)]
+            yield np.array([stable_id(text) for text in some]), tokenize(some, length)
+
+    def trunk(tokens: Tensor) -> Tensor:
+        return model.text_encoder.trunk(tokens.to(device))
+
+    shape = trunk(torch.zeros(1, length, dtype=torch.long)).shape[1:]
+    return Source("texts", len(captions), 1, shape, inputs, trunk)
+
+
+def random_crop(image: Pixels, size: int, seed: int) -> Pixels:
+    """(height, width, 3) uint8 → (size, size, 3) uint8: the training crop of `siclip.data.transforms.preprocess`.
+
+    The seed alone decides which one; torch's global generator is left as it was.
+    """
+    from torchvision.transforms import InterpolationMode, RandomResizedCrop
+
+    crop = RandomResizedCrop(size, scale=TRAIN_SCALE, interpolation=InterpolationMode.BILINEAR)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return np.asarray(crop(Image.fromarray(image)))
+
+
+def _variants(row: dict[str, Any], key: TrunkCacheKey) -> list[Pixels]:
+    place, size = f"sample {row['id']}", key.image_size
+    if "boxes" in row:
+        boxes = np.array(row["boxes"]).reshape(-1, 4).tolist()
+        return [load_crop(row["image"], place, size, tuple(box)) for box in boxes]
+    pixels = decode_image(row["image"], place)
+    if key.augmentations == 1:
+        return [fit_image(pixels, size)]
+    seeds = (stable_id(f"{key.augmentation_seed}/{row['id']}/{k}") for k in range(key.augmentations))
+    return [random_crop(pixels, size, seed) for seed in seeds]
+
+
+def _rows(
+    dataset: Dataset, split: str, start: int, stop: int, crops: Sidecar | None = None
+) -> Iterator[dict[str, Any]]:
+    """``id``, ``image`` and, of stored crops, ``boxes`` of the samples start ≤ i < stop of a split, in file order."""
+    position = 0
+    for shard, (entry, path) in enumerate(zip(dataset.entries(split), dataset.shards(split), strict=True)):
+        if position + entry.rows <= start or position >= stop:
+            position += entry.rows
+            continue
+        with parquet_file(path) as file:
+            for index in range(file.num_row_groups):
+                rows = file.metadata.row_group(index).num_rows
+                first, last = max(start - position, 0), min(stop - position, rows)
+                if first < last:
+                    group = file.read_row_group(index, columns=["id", "image"])
+                    if crops is not None:
+                        boxes = crops.read(split, shard, index, ["boxes"])["boxes"]
+                        group = group.append_column("boxes", boxes)
+                    yield from group.slice(first, last - first).to_pylist()
+                position += rows
+
+
+def _unique_captions(shards: Iterable[Place]) -> list[str]:
+    """In order of first appearance."""
+    seen: dict[str, None] = {}
+    for shard in shards:
+        captions = read_table(shard, ["captions"])["captions"].combine_chunks()
+        seen |= dict.fromkeys(pc.struct_field(pc.list_flatten(captions), "text").to_pylist())
+    return list(seen)

@@ -1,0 +1,112 @@
+"""An experiment's beginning and end: everything checked and connected before, everything closed and told after."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from siclip.errors import UserError
+from siclip_platform.cluster.connect import Needs, ray_cluster
+from siclip_platform.display import Display
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage import check_writable
+from siclip_platform.studies.experiment import Experiment
+from siclip_platform.studies.options import WORKER_CPUS, Options, unused_name
+from siclip_platform.studies.study_file import FILE, read_study
+from siclip_platform.tracking import Tracker, check_tracking, default_tracking_uri
+from siclip_platform.tracking.store import check_artifacts, study_names, without_password
+from siclip_platform.training.build import check
+
+STOPPED = 130
+OPTIONS_AS_THEN = ("tune_wikd", "ablate_siclip")
+"""Jobs that go on with a study by its name and all the options that began it."""
+
+
+@contextmanager
+def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[Experiment]:
+    """Check all that can be checked, connect MLflow and Ray, and close both at the end.
+
+    ``recipes`` are what will be trained. Their dataset need not exist yet if it is the embedded default. Ctrl-C
+    leaves a study that ``options.resume`` goes on with, and ends the process with exit code 130.
+
+    Raises:
+        UserError: see `Tracker`, `ray_cluster`, `siclip_platform.training.build.check`.
+    """
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {options.out} cannot be made: {error.strerror}; name another --out") from None
+    if options.checkpoints:
+        check_writable(options.checkpoints, "--checkpoints")
+    if options.artifacts:
+        check_artifacts(options.artifacts)
+    for recipe in recipes:
+        check(recipe, with_data=options.data is not None)
+    uri = options.tracking_uri or default_tracking_uri(options.out)
+    name = options.resume or _new_name(name, uri, options)
+    tracker = Tracker(uri, artifacts=options.artifacts or options.out / "artifacts", spool=options.out / name)
+    display = Display()
+    needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS, workers=options.workers)
+    try:
+        experiment = Experiment(options, display, tracker, name)
+        with ray_cluster(needs, options.address, options.verbose), display.live(), _ending(experiment):
+            yield experiment
+        experiment.timeline.write(options.out)
+    except KeyboardInterrupt:
+        _close(tracker, display, options.out / name, 5)
+        display.say(f"stopped; {_how_to_go_on(options.out / name)}")
+        raise SystemExit(STOPPED) from None
+    except BaseException:
+        _close(tracker, display, options.out / name, 10)
+        raise
+    _close(tracker, display, options.out / name, 60)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What goes on with a study that this process has stopped."""
+    if not (folder / FILE).is_file():
+        return "there is nothing to go on with: start it again"
+    if Path(sys.argv[0]).stem in OPTIONS_AS_THEN:
+        return f"to go on: the same command with --resume {folder.name}"
+    kind = read_study(folder).kind
+    command = {"search": "tune"}.get(kind, kind)
+    return f"to go on: siclip-platform {command} --resume {folder.name} --out {folder.parent}"
+
+
+def _new_name(name: str, uri: str, options: Options) -> str:
+    check_tracking(uri)
+    return unused_name(name, study_names(uri, options.artifacts or options.out / "artifacts"), options.out)
+
+
+@contextmanager
+def _ending(experiment: Experiment) -> Iterator[None]:
+    """Close the study's run in the state that the block ended in."""
+
+    def finish(state: Any, reason: str = "") -> None:
+        if experiment.study_run:
+            experiment.study_run.finish(state, reason=reason)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        finish("interrupted", "stopped by Ctrl-C")
+        raise
+    except BaseException as error:
+        finish("failed", f"{type(error).__name__}: {error}")
+        raise
+    finish("completed")
+
+
+def _close(tracker: Tracker, display: Display, folder: Path, timeout_seconds: float) -> None:
+    left = tracker.flush(timeout_seconds)
+    problems, reason = tracker.spool.problems(), tracker.sender.reason
+    tracker.close(0)
+    if left:
+        why = f" ({reason})" if reason else ""
+        place = without_password(tracker.uri)
+        display.say(f"{left} records wait for MLflow at {place}{why}: siclip-platform sync {folder} sends them")
+    for problem in problems:
+        display.say(f"MLflow did not take a record: {problem}")

@@ -1,0 +1,49 @@
+"""What a search prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from siclip_platform.report import ReportPaths
+    from siclip_platform.search.study import StudyResult
+    from siclip_platform.studies.experiment import Experiment, Finished
+
+ROWS = {
+    "test/mean_recall@1": "retrieval R@1, mean of both ways",
+    "test/image_retrieval_recall@1": "text → image R@1",
+    "test/text_retrieval_recall@1": "image → text R@1",
+    "test/beats_all_negatives": "beats all one-attribute negatives",
+    "cost/steps": "steps",
+    "cost/parameters_trainable": "parameters trained",
+}
+
+
+def print_summary(
+    experiment: Experiment, study: StudyResult, finished: Mapping[Any, Finished], report: ReportPaths
+) -> None:
+    """The best setting, best beside control on the test split, and where everything lies."""
+    best = study.best
+    say = experiment.display.say
+    say(f"\nBest setting of {len(study.trials)} trials ({study.metric} {best.value:.3f} at step {best.steps}):")
+    for path, value in best.values.items():
+        say(f"  {path}: {value:.4g}" if isinstance(value, float) else f"  {path}: {value}")
+    table = Table(title="Test split, one seed: a difference this size may be noise until it is repeated")
+    table.add_column("")
+    for kind in finished:
+        table.add_column(kind, justify="right")
+    for name, title in ROWS.items():
+        table.add_row(title, *(_show(run.metrics.get(name)) for run in finished.values()))
+    experiment.display.table(table)
+    say(f"MLflow:  {experiment.tracker.address}")
+    say(f"Look:    mlflow ui --backend-store-uri {experiment.tracker.address}")
+    say(f"Report:  {report.html}")
+
+
+def _show(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 2 else f"{value:.3f}"

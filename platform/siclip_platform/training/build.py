@@ -1,0 +1,157 @@
+"""From a recipe to a trainer, and the first of the two ways to run it: in this process.
+
+The other is `siclip_platform.training.ray_train`. Both build the same trainer and feed it the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from siclip.config import ModelConfig
+from siclip.errors import UserError
+from siclip.evaluation.cost import latency
+from siclip.evaluation.evaluate import evaluate
+from siclip.models.clip import Clip, count_parameters
+from siclip.models.registry import model_config
+from siclip.teachers import ModelTeacher
+from siclip.training.block_regression import check_blocks
+from siclip.training.setup import make_trainer
+from siclip.training.trainer import Trainer
+from siclip_platform.evaluation.budget import Budgeted
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage import place
+from siclip_platform.storage.checkpoints import read_model
+from siclip_platform.stream import Stream, validation_set
+from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
+from siclip_platform.training.teachers import check_teachers_are_used, teacher_source
+
+CHECKPOINT = "checkpoint.pt"
+Log = Callable[[int, Mapping[str, float]], None]
+"""(step, metrics) → somewhere: a tracker, a display."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe turned into things that compute."""
+
+    trainer: Trainer
+    stream: Stream | CachedStream
+    evaluate: Callable[[Clip], dict[str, float]]
+
+    def costs(self) -> dict[str, float]:
+        """What the run is made of, in the units of the report's cost table."""
+        model = self.trainer.model
+        return {
+            "cost/parameters_trainable": count_parameters(model, trainable=True),
+            "cost/parameters_image": count_parameters(model.image_encoder),
+            "cost/parameters_text": count_parameters(model.text_encoder),
+            "cost/latency_ms_batch_1": latency(model, self.trainer.device),
+            "cost/steps": self.trainer.config.steps,
+        }
+
+
+def check(recipe: Recipe, with_data: bool) -> None:
+    """Build what a recipe names, and throw it away: the cheapest way to find out whether it fits.
+
+    Raises:
+        UserError: a file is missing or of the wrong kind, the parts do not fit each other, or a teacher is named that
+            nothing looks at (a trial of a search may have one: its weights may be 0). Without a
+            teacher's checkpoint the student's inheritance cannot be looked at, nor the data without
+            ``with_data``.
+    """
+    model = recipe_model(recipe)
+    check_teachers_are_used(recipe)
+    if recipe.teacher or not (recipe.model.inherit or recipe.loss.needs_teacher):
+        build_trainer(recipe)
+    if with_data:
+        Stream.of(recipe, model)
+        validation_set(recipe, model)
+
+
+def recipe_model(recipe: Recipe) -> ModelConfig:
+    """The config of the model that a recipe trains.
+
+    Raises:
+        UserError: the name or a pattern is wrong.
+    """
+    student = recipe.model
+    context = {} if student.context_length is None else {"context_length": student.context_length}
+    return model_config(
+        student.name,
+        image_sharing=student.image_sharing,
+        text_sharing=student.text_sharing,
+        image={"sasp": student.image_sasp.model_dump()},
+        text={"sasp": student.text_sasp.model_dump(), **context},
+    )
+
+
+def build_trainer(recipe: Recipe) -> Trainer:
+    """The trainer of a recipe, its teacher loaded and inherited from.
+
+    Raises:
+        UserError: the teacher's checkpoint is missing or does not fit.
+    """
+    model = recipe_model(recipe)
+    teacher = read_model(recipe.teacher) if recipe.teacher else None
+    if recipe.model.block_regression_steps and teacher is not None:
+        check_blocks(model, teacher.config)
+    return make_trainer(
+        model,
+        recipe.loss,
+        recipe.training,
+        teacher=teacher,
+        inherit_weights=recipe.model.inherit,
+        freeze=recipe.model.freeze,
+        distil_from=teacher_source(recipe),
+    )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Build everything a recipe names.
+
+    Raises:
+        UserError: a file is missing or of the wrong kind, or the parts do not fit each other.
+    """
+    trainer = build_trainer(recipe)
+    config = trainer.model.config
+    validation = validation_set(recipe, config)
+
+    def validate(model: Clip) -> dict[str, float]:
+        metrics = evaluate(model, validation, device=trainer.device)
+        return {f"validation/{name}": value for name, value in metrics.items()}
+
+    stream = _training_stream(recipe, trainer)
+    trainer.cursor_of = stream.cursor
+    budgeted = Budgeted(
+        validate,
+        max_share=recipe.evaluation.max_share,
+        last_step=recipe.training.steps,
+        now=lambda: (trainer.step, trainer.training_seconds),
+    )
+    return Prepared(trainer, stream, budgeted)
+
+
+def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
+    """The recipe's stream; with a trunk cache, which is built here if it is not there, that of its features."""
+    stream = Stream.of(recipe, trainer.model.config)
+    data = recipe.data
+    if not data.trunk_cache:
+        return stream
+    for teacher in getattr(trainer.teacher, "teachers", [trainer.teacher]):
+        if isinstance(teacher, ModelTeacher) and not all(teacher.shares.values()):
+            raise UserError(
+                f"a teacher {teacher.model.config.name!r} with a trunk of its own needs images, and data.trunk_cache "
+                "leaves them out: distil from the model that the student inherits from, or leave the cache out"
+            )
+    cache = build_trunk_cache(
+        trainer.model,
+        place(data.path),
+        "train",
+        Path(data.trunk_cache),
+        augmentations=data.augmentations,
+        captions=data.captions,
+        crops=data.teacher_embeddings,
+    )
+    return CachedStream(stream, cache)

@@ -1,0 +1,144 @@
+"""``siclip-platform model propose-sharing``: what it prints and the search space that it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from siclip import create_model, load_model, save_checkpoint
+from siclip.data.batch import to_float_images
+from siclip.diagnostics import attention_divergence, propose_sharing
+from siclip.errors import UserError
+from siclip.models import count_parameters
+from siclip_platform.cli import main
+from siclip_platform.cli.model.sharing import space_text
+from siclip_platform.spaces import load_space
+from siclip_platform.stream import load_evaluation_set
+from siclip_platform.studies.options import check_sharing
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command in an empty folder; returns its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["siclip-platform", "model", "propose-sharing", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_json_tells_what_the_library_finds(cli: Any, nano_teacher: Path, digits: Path) -> None:
+    code, out, err = cli(nano_teacher, digits, "--samples", 40, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["model"], told["student"], told["samples"]) == ("mobileclip-nano", "siclip-nano", 40)
+    model = load_model(nano_teacher)
+    pairs = load_evaluation_set(digits, "validation", model.config, 40)
+    found = attention_divergence(model, [(to_float_images(pairs.images), pairs.tokens)])
+    for tower in ("image", "text"):
+        ours = told["towers"][tower]
+        torch.testing.assert_close(
+            torch.tensor(ours["pairs"]), torch.tensor(found[tower].pairs), rtol=1e-4, atol=1e-9
+        )
+        assert ours["entropy_share"] == pytest.approx(found[tower].entropy_share)
+        assert ours["adjacent"] == pytest.approx(found[tower].adjacent, rel=1e-4)
+        assert [p["pattern"] for p in ours["proposals"]] == [str(p.pattern) for p in propose_sharing(found[tower])]
+    for proposal in told["towers"]["text"]["proposals"]:
+        unshared, shared = (create_model("siclip-nano", text_sharing=s) for s in ("none", proposal["pattern"]))
+        assert proposal["parameters_saved"] == count_parameters(unshared) - count_parameters(shared) > 0
+
+
+def test_the_space_it_writes_can_be_searched(cli: Any, nano_teacher: Path, digits: Path) -> None:
+    _, out, _ = cli(nano_teacher, digits, "--samples", 8, "--json", "--out", "mine.yaml")
+    towers = json.loads(out)["towers"]
+    space = load_space("mine.yaml", check_value=check_sharing("siclip-nano"))
+    assert space.paths == ("model.image_sharing", "model.text_sharing")
+    for tower in ("image", "text"):
+        patterns = [proposal["pattern"] for proposal in towers[tower]["proposals"]]
+        assert list(space.sample_values(f"model.{tower}_sharing")) == ["none", *patterns]
+    assert len(towers["text"]["proposals"]) == 3
+    head = Path("mine.yaml").read_text().splitlines()[0]
+    assert head.startswith("# siclip-platform tune --space mine.yaml") and "model.name=siclip-nano" in head
+    assert f"--teacher {nano_teacher}" in head
+
+
+def test_the_screen_shows_divergences_and_parameters_saved(cli: Any, nano_teacher: Path, digits: Path) -> None:
+    code, out, err = cli(nano_teacher, digits, "--split", "test", "--samples", 8)
+    assert (code, err) == (0, "")
+    saved = 128 * 128 * 2  # queries and keys of one image block, without bias
+    for part in ("qk:0-0", f"{saved:,}", "qk:0-0-0-0", "entropy share", "non-adjacent", "8 test samples"):
+        assert part in out
+    assert Path("proposed_sharing.yaml").is_file()
+
+
+def test_a_siclip_checkpoint_keeps_its_name_and_is_no_teacher(cli: Any, tmp_path: Path, digits: Path) -> None:
+    checkpoint = tmp_path / "student.pt"
+    save_checkpoint(checkpoint, create_model("siclip-nano"))
+    _, out, _ = cli(checkpoint, digits, "--samples", 8, "--json")
+    assert json.loads(out)["student"] == "siclip-nano"
+    assert "--teacher" not in Path("proposed_sharing.yaml").read_text()
+
+
+def test_a_file_that_is_there_is_kept(cli: Any, nano_teacher: Path, digits: Path) -> None:
+    Path("proposed_sharing.yaml").write_text("mine")
+    code, _, err = cli(nano_teacher, digits)
+    assert code == 2 and "proposed_sharing.yaml exists" in err
+    assert Path("proposed_sharing.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"checkpoint": "missing.pt"}, "missing.pt does not exist"),
+        ({"checkpoint": "text.pt"}, "text.pt"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"data": "."}, "manifest"),
+        ({"split": "training"}, "no split 'training'"),
+        ({"out": "no/folder/space.yaml"}, "no folder no/folder"),
+    ],
+)
+def test_bad_input_ends_with_2_and_leaves_nothing(
+    cli: Any, nano_teacher: Path, digits: Path, tmp_path: Path, broken: dict[str, str], said: str
+) -> None:
+    Path("text.pt").write_text("not a checkpoint")
+    given = {"checkpoint": nano_teacher, "data": digits, "split": "validation", "out": "space.yaml", **broken}
+    code, out, err = cli(given["checkpoint"], given["data"], "--split", given["split"], "--out", given["out"])
+    assert (code, out) == (2, "")
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
+
+
+def findings(**proposals: list[str]) -> dict[str, Any]:
+    towers = {
+        tower: {
+            "adjacent_mean": 0.1,
+            "non_adjacent_mean": None,
+            "entropy_share": [0.5],
+            "proposals": [{"pattern": pattern, "within": 0.1, "parameters_saved": 7} for pattern in patterns],
+        }
+        for tower, patterns in proposals.items()
+    }
+    names = {"model": "mobileclip-nano", "student": "siclip-nano", "split": "test", "samples": 1, "space": "s.yaml"}
+    return {**names, "checkpoint": "a b\nc.pt", "data": "d", "towers": towers}
+
+
+def test_odd_paths_stay_in_the_comment_and_towers_without_a_choice_are_left_out() -> None:
+    space = yaml.safe_load(space_text(findings(image=[], text=["qk:0-0"])))
+    assert set(space) == {"name", "metric", "mode", "parameters"}
+    assert list(space["parameters"]) == ["model.text_sharing"]
+
+
+def test_a_model_of_single_blocks_has_nothing_to_share() -> None:
+    with pytest.raises(UserError, match="nothing to share"):
+        space_text(findings(image=[], text=[]))

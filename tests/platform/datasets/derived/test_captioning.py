@@ -1,0 +1,183 @@
+"""A CoCa that is fitted here captions shapes: what it says fits the image, however it is run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from captioning_parts import COLOURS, fitted_coca, shape, shapes_dataset
+from PIL import Image
+from transformers import TopPLogitsWarper
+from typer.testing import CliRunner
+
+from siclip.errors import UserError
+from siclip_platform.cli.data import app
+from siclip_platform.datasets.derived.captions.caption import caption_dataset, usable
+from siclip_platform.datasets.derived.captions.coca import CoCaCaptioner, draws, pick
+from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, Sampling, SimilarityFilter
+from siclip_platform.datasets.derived.stage import Pool
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.sidecar import open_sidecar
+
+HERE = Pool(here=True)
+
+
+@pytest.fixture(scope="module")
+def coca(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+    return fitted_coca(tmp_path_factory.mktemp("coca"))
+
+
+@pytest.fixture(scope="module")
+def captioner(coca: CaptionConfig) -> CoCaCaptioner:
+    return CoCaCaptioner(coca)
+
+
+def colour(text: str) -> str:
+    return next((name for name in COLOURS if f" {name} " in text), "none")
+
+
+@pytest.mark.slow
+def test_captions_are_those_of_the_images(coca: CaptionConfig, tmp_path: Path) -> None:
+    truth = shapes_dataset(tmp_path / "data")
+    made = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
+    rows = [row for index in range(3) for row in read(made, index)]
+    said = [(colour(text), colour(caption["text"])) for text, row in zip(truth, rows, strict=True) for caption in row]
+    assert len(said) >= 30 and sum(a == b for a, b in said) / len(said) > 0.8  # by chance 0.25
+    models = {(caption["source"], caption["model"]) for row in rows for caption in row}
+    captioner = CoCaCaptioner(coca)
+    assert models == {("synthetic", f"coca_nano@{captioner.hash}")}
+    counts = made.counts
+    assert counts["images"] == 30 and counts["generated"] == 60
+    assert counts["kept"] == len(said) == 60 - sum(counts[k] for k in ("unusable", "near_equal", "dissimilar"))
+
+
+def read(made: object, shard: int) -> list[list[dict[str, str]]]:
+    sidecar = made.sidecar  # type: ignore[attr-defined]
+    groups = [sidecar.read("train", shard, index) for index in range(2)]
+    assert [group.num_rows for group in groups] == [6, 4]
+    return [row for group in groups for row in group["captions"].to_pylist()]
+
+
+@pytest.mark.slow
+def test_tokens_at_temperature_0_are_those_of_open_clips_forward(captioner: CoCaCaptioner) -> None:
+    rng = np.random.default_rng(3)
+    pixels = torch.stack([captioner.transform(Image.fromarray(shape(rng)[0])) for _ in range(4)])
+    captioner.sampling, drawn = Sampling(temperature=0, max_tokens=8, min_tokens=0), captioner.sampling
+    found = captioner.tokens(pixels, np.zeros((4, 8)))
+    captioner.sampling = drawn
+    tokens = torch.full((4, 1), captioner.tokenizer.sot_token_id)
+    with torch.no_grad():
+        for _ in range(8):
+            logits = captioner.model(pixels, tokens, output_labels=False)["logits"][:, -1]
+            tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    end = captioner.tokenizer.eot_token_id
+    for ours, theirs in zip(found.tolist(), tokens.tolist(), strict=True):
+        length = ours.index(end)
+        assert ours[:length] == theirs[:length] and (length == 9 or theirs[length] == end)
+
+
+@pytest.mark.slow
+def test_a_caption_does_not_depend_on_its_batch(captioner: CoCaCaptioner) -> None:
+    rng = np.random.default_rng(4)
+    images, ids = [shape(rng)[0] for _ in range(5)], list("abcde")
+    together = captioner.captions(images, ids, 3)
+    order = [3, 0, 4]
+    assert captioner.captions([images[i] for i in order], [ids[i] for i in order], 3) == [together[i] for i in order]
+    assert all(len(texts) == 3 for texts in together)
+
+
+def test_draws_differ_by_image_number_and_seed() -> None:
+    one, other = draws(Sampling(seed=1), ["a", "b"], 2), draws(Sampling(seed=2), ["a", "b"], 2)
+    assert len({row.tobytes() for row in (*one, *other)}) == 8
+    assert (draws(Sampling(seed=1), ["b"], 1) == one[2]).all()
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_tokens_are_drawn_from_the_nucleus_of_transformers(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1, 400, generator=generator)
+    wanted = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits.clone()).softmax(dim=-1)[0]
+    uniforms = (torch.arange(20_000) + 0.5) / 20_000  # every part of the distribution as often as it is likely
+    found = pick(logits.expand(20_000, -1), uniforms, Sampling(top_p=top_p))
+    shares = torch.bincount(found, minlength=400) / 20_000
+    assert (shares[wanted == 0] == 0).all()
+    assert torch.allclose(shares, wanted, atol=2e-4)
+
+
+def test_a_nucleus_larger_than_the_tokens_looked_at_first() -> None:
+    found = pick(torch.zeros(1000, 1000), (torch.arange(1000) + 0.5) / 1000, Sampling(top_p=1))
+    assert sorted(found.tolist()) == list(range(1000))
+
+
+def test_near_equal_captions_and_those_that_the_dataset_has_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    generated = ["a red square . more", "a red square", "a blue disc", "short", "a photo of it"]
+    assert usable(generated, ["A photo of it"], CleanRules(), counts) == ["a red square", "a blue disc"]
+    assert counts == {"generated": 5, "unusable": 1, "near_equal": 2}
+
+
+@pytest.mark.slow
+def test_the_filter_keeps_what_the_teacher_finds_similar(
+    coca: CaptionConfig, nano_teacher: Path, tmp_path: Path
+) -> None:
+    shapes_dataset(tmp_path / "data", shards=1)
+    free = caption_dataset(tmp_path / "data", "free", coca, pool=HERE)
+    for name, minimum in (("all", -1.0), ("none", 1.0)):
+        similarity = SimilarityFilter(teacher=str(nano_teacher), min_similarity=minimum)
+        made = caption_dataset(tmp_path / "data", name, coca.model_copy(update={"similarity": similarity}), pool=HERE)
+        assert made.counts["kept"] == (free.counts["kept"] if name == "all" else 0)
+        assert made.counts["dissimilar"] == free.counts["kept"] - made.counts["kept"]
+
+
+@pytest.mark.slow
+def test_what_cannot_caption_is_refused_before_anything_is_written(coca: CaptionConfig, tmp_path: Path) -> None:
+    shapes_dataset(tmp_path / "data", shards=1)
+    wrong = {
+        "open_clip has no model 'coca_none'": {"model": "coca_none"},
+        "neither a file nor a tag": {"model": "coca_ViT-B-32", "pretrained": "nothing"},
+        "has 10 positions": {"sampling": Sampling(max_tokens=10)},
+        "does not exist": {"model": str(tmp_path / "none.json")},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(UserError, match=message):
+            caption_dataset(tmp_path / "data", "bad", coca.model_copy(update=change), pool=HERE)
+    assert open_dataset(tmp_path / "data").split_names == ["train"] and not (tmp_path / "data/captions").exists()
+
+
+@pytest.mark.slow
+def test_the_same_name_with_other_settings_is_refused(coca: CaptionConfig, tmp_path: Path) -> None:
+    shapes_dataset(tmp_path / "data", shards=1)
+    made = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
+    again = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
+    assert (again.sidecar.hash, again.counts) == (made.sidecar.hash, made.counts)
+    with pytest.raises(UserError, match="differ in config"):
+        caption_dataset(tmp_path / "data", "nano", coca.model_copy(update={"per_image": 1}), pool=HERE)
+
+
+@pytest.mark.slow
+def test_the_command_on_ray_gives_the_same(coca: CaptionConfig, tmp_path: Path) -> None:
+    shapes_dataset(tmp_path / "data", shards=2)
+    here = caption_dataset(tmp_path / "data", "here", coca, pool=HERE)
+    found = CliRunner().invoke(
+        app,
+        ["caption", str(tmp_path / "data"), "--name", "ray", "--model", coca.model, "--pretrained", coca.pretrained,
+         "--per-image", "2", "--max-tokens", "8", "--batch-size", "8", "--near-equal", "1"],
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert f"{here.counts['kept']} captions of 20 images (40 generated" in found.output
+    made = open_sidecar(open_dataset(tmp_path / "data"), "captions", "ray")
+    assert made.manifest.recipe == here.sidecar.manifest.recipe
+    assert made.manifest.splits == here.sidecar.manifest.splits
+
+
+def test_options_that_do_not_fit_are_named() -> None:
+    for options, message in (
+        (["--top-p", "0"], "--top-p: Input should be greater than 0"),
+        (["--min-similarity", "0.2"], "--min-similarity and --teacher go together"),
+        (["--min-tokens", "40"], "min_tokens 40 is above max_tokens 30"),
+    ):
+        found = CliRunner().invoke(app, ["caption", "nowhere", "--name", "x", *options])
+        assert isinstance(found.exception, UserError) and message in str(found.exception)

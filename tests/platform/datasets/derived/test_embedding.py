@@ -1,0 +1,210 @@
+"""Stored embeddings are those that the teacher gives online for the very same crop and caption."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resized_crop
+from typer.testing import CliRunner
+
+from siclip.checkpoints.formats import load_model
+from siclip.data.batch import Batch
+from siclip.data.images import decode_image
+from siclip.errors import UserError
+from siclip.losses import Embeddings
+from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
+from siclip.tokenizer import tokenize
+from siclip_platform.cli.data import app
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, image_vectors, text_vectors
+from siclip_platform.datasets.derived.stage import Pool
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.sidecar import (
+    CAPTIONS_SCHEMA,
+    SidecarManifest,
+    open_sidecar,
+    sidecar_folder,
+    write_sidecar_manifest,
+    write_sidecar_shard,
+)
+
+HERE = Pool(here=True)
+CROPS = 2
+TINY: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """Digit scenes' smallest split with one synthetic caption more for every second row."""
+    folder = tmp_path_factory.mktemp("embed") / "digits"
+    folder.mkdir()
+    for path in digits.iterdir():
+        (folder / path.name).symlink_to(path)
+    dataset = open_dataset(folder)
+    beside = sidecar_folder(folder, "captions", "more")
+    beside.mkdir(parents=True)
+    entries = []
+    for shard, groups in zip(dataset.shards("validation"), dataset.groups("validation"), strict=True):
+        tables = [
+            pa.Table.from_pylist([{"captions": captions(row)} for row in range(rows)], CAPTIONS_SCHEMA)
+            for rows in groups
+        ]
+        entries.append(write_sidecar_shard(beside / shard.name, tables, CAPTIONS_SCHEMA))
+    write_sidecar_manifest(
+        beside,
+        SidecarManifest(
+            kind="captions", name="more", version="1", dataset=dataset.hash, recipe={}, splits={"validation": entries}
+        ),
+    )
+    return folder
+
+
+def captions(row: int) -> list[dict[str, str]]:
+    return [{"text": f"synthetic words {row}", "source": "synthetic", "model": "m"}] if row % 2 else []
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> dict[str, tuple[str, Teacher]]:
+    """Kind → (how a command names it, the teacher that training would build)."""
+    folder = tmp_path_factory.mktemp("open_clip")
+    (folder / "tiny_embed.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder / "tiny_embed.json")
+    torch.manual_seed(6)
+    torch.save(open_clip.create_model("tiny_embed").state_dict(), folder / "tiny.pt")
+    tiny = folder / "tiny.pt"
+    return {
+        "ours": (str(nano_teacher), ModelTeacher(load_model(nano_teacher))),
+        "open_clip": (f"open_clip:tiny_embed:{tiny}", OpenClipTeacher("tiny_embed", str(tiny))),
+    }
+
+
+def embed(data: Path, name: str, teacher: str, **settings: Any) -> Any:
+    config = EmbedConfig(teacher=teacher, augmentations=CROPS, captions=("more",), **settings)
+    return embed_dataset(plan_embedding(data, name, config, ["validation"]), pool=HERE)
+
+
+def online(teacher: Teacher, pixels: np.ndarray, boxes: np.ndarray, texts: list[str], side: int) -> Embeddings:
+    """Crops by torchvision, resized to the student's side; captions at the student's context length."""
+    image = Image.fromarray(pixels)
+    crops = [resized_crop(image, *map(int, box), [side, side], InterpolationMode.BILINEAR) for box in boxes]
+    images = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
+    ids = torch.zeros(len(texts), dtype=torch.int64)
+    return teacher.embed(Batch(images, tokenize(texts, 77), ids, ids), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", ["bf16", "int8"])
+@pytest.mark.parametrize(("kind", "side"), [("ours", None), ("open_clip", 48), ("open_clip", 64)])
+def test_stored_is_online(data: Path, teachers: Any, kind: str, side: int | None, numbers: str) -> None:
+    name, teacher = teachers[kind]
+    made = embed(data, f"{kind}-{side}-{numbers}", name, numbers=numbers, image_size=side, crop_scale=0.5)
+    layout = EmbeddingLayout.of(made.sidecar.manifest)
+    size = side or layout.image_size[0]
+    dataset = open_dataset(data)
+    beside = open_sidecar(dataset, "captions", "more")
+    stored = made.sidecar.read("validation", 0, 1)
+    rows = pq.ParquetFile(dataset.shards("validation")[0]).read_row_group(1).to_pylist()
+    added = beside.read("validation", 0, 1)["captions"].to_pylist()
+    for row in (0, 1, 3):
+        texts = [caption["text"] for caption in (*rows[row]["captions"], *added[row])]
+        pixels = decode_image(rows[row]["image"])
+        vectors, boxes = image_vectors(layout, stored, [row] * CROPS, range(CROPS))
+        assert len(np.unique(boxes, axis=0)) == CROPS and len(stored["text"][row]) == len(texts)
+        wanted = online(teacher, pixels, boxes, texts, size)
+        close(vectors, wanted.image, numbers)
+        close(text_vectors(layout, stored, [row] * len(texts), range(len(texts))), wanted.text, numbers)
+        assert layout.logit_scale == pytest.approx(float(wanted.logit_scale))
+    assert layout.teacher == teacher.identity and layout.widths == teacher.widths
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, numbers: str) -> None:
+    """To the stated precision, and 1e-5 for sums in another order."""
+    bound = 2**-8 * wanted.abs() if numbers == "bf16" else wanted.abs().amax(dim=1, keepdim=True) / 254
+    assert found.shape == wanted.shape and ((found - wanted).abs() <= bound + 1e-5).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", ["bf16", "int8"])
+def test_the_bytes_announced_are_those_written(data: Path, nano_teacher: Path, numbers: str) -> None:
+    config = EmbedConfig(teacher=str(nano_teacher), augmentations=5, numbers=numbers, captions=("more",))  # type: ignore[arg-type]
+    plan = plan_embedding(data, f"bytes-{numbers}", config, ["validation"])
+    made = embed_dataset(plan, pool=HERE)
+    written = sum(path.stat().st_size for path in made.sidecar.shards("validation"))
+    assert sum(plan.bytes.values()) == pytest.approx(written, rel=0.01)
+    dataset = open_dataset(data)
+    rows, width = dataset.rows("validation"), 2 if numbers == "bf16" else 1
+    assert plan.bytes["image embeddings"] == rows * 5 * plan.layout.widths[0] * width
+    assert plan.bytes["text embeddings"] == made.counts["captions"] * plan.layout.widths[1] * width
+    assert plan.bytes["crop boxes"] == rows * 5 * 16
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_refused_with_the_figures(
+    data: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_embedding(data, "large", EmbedConfig(teacher=str(nano_teacher), augmentations=3), ["validation"])
+    total = sum(plan.bytes.values())
+    plan.check(int(total) + 1)
+    with pytest.raises(UserError, match=r"the disk budget is 0\.000 GB: take fewer --augmentations"):
+        plan.check(int(total) - 1)
+    usage = type("Usage", (), {"free": int(total) - 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
+    with pytest.raises(UserError, match=r"its disk has 0\.00 GB free"):
+        plan.check(None)
+    assert not plan.folder.exists()
+
+
+@pytest.mark.slow
+def test_another_teacher_or_crop_under_the_same_name_is_refused(data: Path, teachers: Any) -> None:
+    first = embed(data, "keyed", teachers["ours"][0])
+    assert embed(data, "keyed", teachers["ours"][0]).sidecar.hash == first.sidecar.hash
+    with pytest.raises(UserError, match="differ in layout"):
+        embed(data, "keyed", teachers["open_clip"][0])
+    with pytest.raises(UserError, match="differ in config"):
+        embed(data, "keyed", teachers["ours"][0], seed=1)
+    other = embed(data, "other", teachers["ours"][0], seed=1)
+    assert EmbeddingLayout.of(other.sidecar.manifest).key == EmbeddingLayout.of(first.sidecar.manifest).key
+    with pytest.raises(UserError, match="no finished captions 'none'"):
+        plan_embedding(data, "x", EmbedConfig(teacher=teachers["ours"][0], captions=("none",)))
+
+
+@pytest.mark.slow
+def test_embeddings_of_captions_that_were_made_again_are_refused(data: Path, nano_teacher: Path) -> None:
+    made = embed(data, "before", str(nano_teacher))
+    dataset, manifest = open_dataset(data), data / "captions/more/manifest.json"
+    before = manifest.read_text()
+    assert open_sidecar(dataset, "embeddings", "before").hash == made.sidecar.hash
+    manifest.write_text(json.dumps(json.loads(before) | {"recipe": {"seed": 2}}))
+    try:
+        with pytest.raises(UserError, match="holds embeddings of other captions"):
+            open_sidecar(dataset, "embeddings", "before")
+    finally:
+        manifest.write_text(before)
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_bytes_and_refuses_before_it_starts(data: Path, nano_teacher: Path) -> None:
+    arguments = ["embed", str(data), "--name", "cli", "--teacher", str(nano_teacher), "--split", "validation"]
+    found = CliRunner().invoke(app, [*arguments, "--augmentations", "3", "--disk-budget", "1KB"])
+    assert isinstance(found.exception, UserError) and "disk budget" in str(found.exception)
+    parts = ("image embeddings", "text embeddings", "crop boxes", "in all")
+    assert all(re.search(rf"{part} +0\.\d{{6}} GB", found.output) for part in parts)
+    found = CliRunner().invoke(app, [*arguments, "--crop-scale", "2"])
+    assert isinstance(found.exception, UserError) and "--crop-scale: Input should be less" in str(found.exception)
+    assert not (data / "embeddings" / "cli").exists()

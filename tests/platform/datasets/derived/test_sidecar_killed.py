@@ -1,0 +1,188 @@
+"""Import, captioning and embedding survive a killed worker or driver; what is finished is not done again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioning_parts import fitted_coca, shapes_dataset
+from pair_shards import write_pairs
+
+from siclip_platform.datasets.derived.captions.caption import CaptionShard, caption_dataset
+from siclip_platform.datasets.derived.captions.config import CaptionConfig
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.embed import EmbedShard, embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.stage import Made, Pool, Task, Work
+from siclip_platform.datasets.importing import ingest
+from siclip_platform.datasets.importing.parts import ImportConfig
+from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.find import find_source
+
+SHARDS = 3
+Make = Callable[[Path, Pool], str]
+
+DRIVER = """
+import sys
+from pathlib import Path
+from siclip_platform.captioning.caption import caption_dataset
+from siclip_platform.captioning.config import CaptionConfig
+from siclip_platform.datasets.stage import Pool
+from siclip_platform.embedding.config import EmbedConfig
+from siclip_platform.embedding.embed import embed_dataset, plan_embedding
+kind, data, settings, here = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Pool(here=True)
+if kind == "captions":
+    caption_dataset(data, "made", CaptionConfig.model_validate_json(settings), pool=here)
+else:
+    embed_dataset(plan_embedding(data, "made", EmbedConfig.model_validate_json(settings)), pool=here)
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> dict[str, Any]:
+    """Of both kinds; the CoCa is as good as untrained, so it says something else of every image."""
+    coca = fitted_coca(tmp_path_factory.mktemp("coca"), steps=1)
+    return {"captions": coca, "embeddings": EmbedConfig(teacher=str(nano_teacher), augmentations=2)}
+
+
+def make(settings: CaptionConfig | EmbedConfig, data: Path, pool: Pool) -> str:
+    """The hash of the manifest."""
+    if isinstance(settings, CaptionConfig):
+        return str(caption_dataset(data, "made", settings, pool=pool).sidecar.hash)
+    return str(embed_dataset(plan_embedding(data, "made", settings), pool=pool).sidecar.hash)
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Callable[[str], str]:
+    """What a run gives that nothing disturbs."""
+
+    @functools.cache
+    def make_once(kind: str) -> str:
+        folder = tmp_path_factory.mktemp("undisturbed") / "data"
+        shapes_dataset(folder, SHARDS)
+        return make(settings[kind], folder, Pool(here=True))
+
+    return make_once
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", [pytest.param("captions", marks=pytest.mark.long), "embeddings"])
+def test_a_killed_driver_keeps_its_shards(
+    tmp_path: Path, settings: dict[str, Any], wanted: Callable[[str], str], kind: str
+) -> None:
+    data = tmp_path / "data"
+    shapes_dataset(data, SHARDS)
+    folder = data / kind / "made"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, kind, str(data), settings[kind].model_dump_json()])
+    until = time.monotonic() + 120
+    while not list(folder.glob(".done/*.json")) and driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    finished = [folder / f"train-{path.stem}.parquet" for path in folder.glob(".done/*.json")]
+    kept = {path: path.stat().st_mtime_ns for path in finished}
+    assert 0 < len(kept) < SHARDS + 1 and not (folder / "manifest.json").exists()
+    assert make(settings[kind], data, Pool(here=True)) == wanted(kind)
+    assert {path: path.stat().st_mtime_ns for path in finished} == kept
+    assert not (folder / ".done").exists()
+
+
+def killed_once(base: type, method: str) -> type:
+    """Work that logs every task and kills its own process in the middle of the second one, once."""
+
+    class KilledOnce(base):
+        def __call__(self, folder: Path, task: Task) -> Made:
+            with (self.folder / "attempts").open("a") as log:
+                log.write(f"{task.name}\n")
+            self.done = len(list(folder.glob(".done/*.json")))
+            made: Made = super().__call__(folder, task)
+            return made
+
+    def step(self: Any, *arguments: Any) -> Any:
+        marker = self.folder / "killed"
+        if self.done == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return getattr(base, method)(self, *arguments)
+
+    setattr(KilledOnce, method, step)
+    return KilledOnce
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize(
+    ("kind", "base", "method"),
+    [
+        ("captions", CaptionShard, "_batch"),
+        pytest.param("embeddings", EmbedShard, "_table", marks=pytest.mark.long),
+    ],
+)
+def test_a_killed_worker_is_replaced(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    wanted: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    base: type,
+    method: str,
+) -> None:
+    data = tmp_path / "data"
+    shapes_dataset(data, SHARDS)
+    expected = wanted(kind)
+    monkeypatch.setattr(f"{base.__module__}.{base.__name__}", killed_once(base, method))
+    assert make(settings[kind], data, Pool(actors=1)) == expected
+    attempts = (data / "attempts").read_text().split()
+    assert (data / "killed").exists()
+    assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1
+
+
+def killed_at(log: Path, whole: Work, at: str) -> Work:
+    """Work that logs every task and kills its own process at one task, once, when its files lie there."""
+
+    def work(folder: Path, task: Task) -> Made:
+        with (log / folder.name).open("a") as attempts:
+            attempts.write(f"{task.name}\n")
+        made = whole(folder, task)
+        marker = log / f"killed in {folder.name}"
+        if at in (task.name, "") and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+def test_a_killed_worker_costs_an_import_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both stages: one where pieces become shards, one where shards with duplicates are written again."""
+    write_pairs(tmp_path / "source", 120, 12, 0.2)
+    config = ImportConfig(shard_rows=12, drop_duplicates=True)
+    source = find_source(str(tmp_path / "source"), None, Columns(), 12)
+
+    def run(folder: str, pool: Pool) -> ingest.Imported:
+        return ingest.import_dataset(source, tmp_path / folder, config, max_bad_share=1, pool=pool)
+
+    wanted = run("undisturbed", Pool(here=True))
+    log = tmp_path / "log"
+    log.mkdir()
+    monkeypatch.setattr(ingest, "import_piece", killed_at(log, ingest.import_piece, "00007"))
+    monkeypatch.setattr(ingest, "filter_shard", killed_at(log, ingest.filter_shard, ""))
+    found = run("killed", Pool())
+    assert (found.dataset.hash, found.read, found.rejected) == (wanted.dataset.hash, wanted.read, wanted.rejected)
+    pieces = Counter((log / "parts").read_text().split())
+    assert pieces == {f"{number:05d}": 2 if number == 7 else 1 for number in range(10)}
+    again = Counter((log / "kept").read_text().split())
+    assert sorted(again.values()) == [*[1] * (len(again) - 1), 2]

@@ -1,0 +1,90 @@
+"""Odd rows that once were lost, merged or fatal: each is a row of its own, in the data or in the ledger."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from siclip.data.mixing import mixture
+from siclip_platform.datasets.derived.stage import run_stage
+from siclip_platform.datasets.importing.images import ImageRules, prepare_image
+from siclip_platform.datasets.importing.sources.columns import Columns, image_bytes, plain
+from siclip_platform.datasets.importing.sources.lists import rows_with_offsets
+from siclip_platform.datasets.importing.sources.sample import Rejection
+from siclip_platform.datasets.importing.sources.tables import parquet_samples
+from siclip_platform.storage.listing import read_uri, without_credentials
+
+
+def test_one_value_that_is_not_utf8_costs_one_row(tmp_path: Path) -> None:
+    raw = pa.array([b"ant", b"\xff\xfe", b"cat", b"dog"], pa.binary())
+    captions = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array([b"x"] * 4, pa.binary()), "caption": captions}), path)
+    columns = Columns(image="image", caption=("caption",))
+    found = list(parquet_samples(pafs.LocalFileSystem(), str(path), "a", range(1), 0, columns, lambda name: b""))
+    assert [sample.rejected is None for sample in found] == [True, False, True, True]
+
+
+def test_a_quotation_mark_that_does_not_close_is_told() -> None:
+    text = b'a\tb\nx\t"open one\ny\tplain\n'
+    found = [row for _, row in rows_with_offsets(io.BytesIO(text), "a.tsv", ("image", "caption"))]
+    assert any(isinstance(row, Rejection) for row in found)
+
+
+def test_an_image_longer_than_jpeg_can_hold_is_rejected() -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((40, 66_000, 3), np.uint8)).save(out, "PNG")
+    with pytest.raises(Rejection):
+        prepare_image(out.getvalue(), ImageRules(size=64, min_side=8))
+
+
+def test_any_value_of_a_table_becomes_json() -> None:
+    import datetime
+
+    assert plain({"d": datetime.timedelta(seconds=3), "n": 1, "l": [b"a"]}) == {"d": "0:00:03", "n": 1, "l": ["YQ=="]}
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/cc12m?region=x", "s3://bucket/cc12m"),
+        ("s3://KEY:SEC/RET@bucket/cc12m", "s3://…"),
+        ("https://host:8080/a.jpg?signature=SECRET", "https://host:8080/a.jpg"),
+        ("https://host/a.jpg?signature=SECRET", "https://host/a.jpg"),
+        ("a/b@c.jpg", "a/b@c.jpg"),
+    ],
+)
+def test_credentials_are_not_written_down(uri: str, shown: str) -> None:
+    assert without_credentials(uri) == shown
+
+
+def test_a_signature_of_a_row_is_used_and_not_written_down() -> None:
+    fsspec.filesystem("memory").pipe_file("/odd/a.jpg?signature=hunter2", b"bytes")
+    assert image_bytes("memory://odd/a.jpg?signature=hunter2", read_uri) == b"bytes"
+    for uri in (
+        "memory://odd/b.jpg?signature=hunter2",
+        "s3://KEY:SEC/RET@bucket/a.jpg",
+        "nosuch://a.jpg?key=hunter2",
+    ):
+        with pytest.raises(Rejection) as rejected:
+            image_bytes(uri, read_uri)
+        assert not any(part in str(rejected.value.detail) for part in ("hunter2", "KEY:", "/RET"))
+
+
+def test_a_driver_killed_while_it_wrote_its_plan_can_start_again(tmp_path: Path) -> None:
+    (tmp_path / "..stage.json.123.tmp").write_text("{")
+    (tmp_path / ".done").mkdir()
+    assert run_stage(tmp_path, {"a": 1}, [], lambda task: None) == []
+
+
+def test_a_tiny_weight_still_comes() -> None:
+    mixed = mixture([1000, 1000], [1.0, 1e-5])
+    assert 0 < float(mixed.shares[1]) == pytest.approx(0.01)

@@ -1,0 +1,79 @@
+"""``siclip-platform report`` and ``compare`` as they are typed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from report_store import METRIC, SyntheticStore
+from typer.testing import CliRunner
+
+from siclip.errors import UserError
+from siclip_platform.cli import app
+from siclip_platform.report.compare import differing
+from siclip_platform.report.read.query import find_runs
+from siclip_platform.report.read.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> SyntheticStore:
+    made = SyntheticStore(tmp_path_factory.mktemp("store"), mlflow_database)
+    experiment = made.experiment("siclip")
+    study = made.study(experiment, "wikd")
+    for index, name in enumerate(("one", "two\x1b[31m")):
+        params = {
+            "loss.pair_matching": index,
+            "model.name": "nano",
+            "loss.negatives": f"[red]{index}",
+            "only.here" if index else "y": 1,
+        }
+        metrics = {METRIC: 0.25 + index / 10, "cost/steps": 100.0, "train/odd": math.nan}
+        tags = {"siclip.trial": f"t{index}", "siclip.study": "wikd"}
+        made.run(experiment, "trial", name=name, parent=study, params=params, metrics=metrics, tags=tags)
+    return made
+
+
+def run(*arguments: str) -> str:
+    found = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(arguments), catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+def test_compare_shows_what_differs_and_nothing_else(store: SyntheticStore) -> None:
+    output = run("compare", "t0", "t1", "--tracking-uri", store.uri)
+    rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in output.splitlines() if line.count("│") > 3}
+    assert [cell.strip() for cell in rows["loss.pair_matching"]] == ["0", "1"]
+    assert [cell.strip() for cell in rows[METRIC]] == ["25.0 %", "35.0 %"]
+    assert [cell.strip() for cell in rows["only.here"]] == ["—", "1"]
+    assert [cell.strip() for cell in rows["loss.negatives"]] == ["[red]0", "[red]1"]
+    assert "model.name" not in output and "train/odd" not in output
+    assert "\x1b" not in output
+
+
+def test_runs_go_by_id_beginning_or_name(store: SyntheticStore) -> None:
+    reader = Store(store.uri)
+    one, two = find_runs(reader, ["one", "t1"])
+    again = find_runs(reader, [one.run_id, two.run_id[:8]])
+    assert [run.run_id for run in again] == [one.run_id, two.run_id]
+    params, metrics = differing([one, one])
+    assert params == [] and metrics == []
+    with pytest.raises(UserError, match=r"no run 'three'.*one"):
+        find_runs(reader, ["three"])
+    store.run(store.experiment("siclip"), "train", name="one")
+    with pytest.raises(UserError, match="2 runs go by 'one'"):
+        find_runs(reader, ["one"])
+
+
+def test_compare_of_one_run_is_refused(store: SyntheticStore) -> None:
+    with pytest.raises(UserError, match="two runs or more"):
+        run("compare", "t0", "--tracking-uri", store.uri)
+
+
+def test_report_takes_its_choice_from_the_command_line(store: SyntheticStore, tmp_path: Path) -> None:
+    output = run("report", "--tracking-uri", store.uri, "--out", str(tmp_path), "--run", "t0", "--run", "t1")
+    assert [Path(line).exists() for line in output.split()] == [True, True, True]
+    twin = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "# chosen runs" in twin and "| t0 |" in twin and "| t1 |" in twin
+    output = run("report", "--tracking-uri", store.uri, "--out", str(tmp_path), "--study", "wikd", "--watch", "1")
+    assert "# Search wikd" in (tmp_path / "report.md").read_text(encoding="utf-8")

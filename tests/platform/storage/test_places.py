@@ -1,0 +1,214 @@
+"""Places by path or URI: one interface, no credentials in it, and errors that name the URI."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import fsspec
+import pytest
+from typer.testing import CliRunner
+
+from siclip.errors import UserError
+from siclip_platform.cli import app
+from siclip_platform.cli.experiments import read_recipe
+from siclip_platform.cluster.submit import compose
+from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.tools.push import push_dataset
+from siclip_platform.datasets.tools.verify import verify_dataset
+from siclip_platform.storage import RemotePath, check_writable, copy_file, fetched, local_folder, place
+from siclip_platform.storage.filesystem import open_filesystem, told
+from siclip_platform.stream import Stream
+from siclip_platform.training.build import recipe_model
+
+
+def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
+    assert place("data/digits") == Path("data/digits")
+    assert place("file:///data/digits") == Path("/data/digits")
+    assert place(Path("/data/my digits").as_uri()) == Path("/data/my digits")
+    named = place("s3://bucket/a/b?region=eu-west-1&scheme=http")
+    assert isinstance(named, RemotePath)
+    assert str(named / "c.parquet") == "s3://bucket/a/b/c.parquet?region=eu-west-1&scheme=http"
+    assert (named / "c.parquet").as_uri() == "s3://bucket/a/b/c.parquet"
+    assert (named.name, (named / "c.pt").suffix, named.parent.plain) == ("b", ".pt", "s3://bucket/a")
+    assert pickle.loads(pickle.dumps(named)) == named == place(str(named))
+    assert place("s3://bucket").name == "bucket"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAKEY:hidden@bucket/data",
+        "s3://AKIAKEY@bucket/data",
+        "s3://AKIAKEY:abc/hidden@bucket/data",
+        "abfs://account:abc/hidden@container/data",
+        "s3://bucket/data?secret_key=hidden",
+        "abfs://:hidden@account.dfs.core.windows.net/data",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(UserError, match=r"credentials in the URI.*in the environment") as refused:
+        place(uri)
+    assert "hidden" not in str(refused.value) and "AKIAKEY" not in str(refused.value)
+    with pytest.raises(UserError, match=r"credentials|password") as refused:
+        compose("train_siclip", ["--data", uri], address=None, tracking_uri=None, installed=False)
+    assert "hidden" not in str(refused.value) and "AKIAKEY" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("memory://storage/a", "/storage/a/b.csv"),
+        ("local:///data/a", "/data/a/b.csv"),
+        ("webhdfs://host:50070/a", "/a/b.csv"),
+        ("https://host:8080/a", "https://host:8080/a/b.csv"),
+    ],
+)
+def test_the_path_on_a_filesystem_of_fsspec_is_fsspecs_own(uri: str, path: str) -> None:
+    where = place(uri) / "b.csv"
+    assert isinstance(where, RemotePath) and where.path == path
+    assert fsspec.core.url_to_fs(f"{uri}/b.csv")[1] == path
+
+
+def test_a_query_of_a_file_is_its_and_not_the_servers() -> None:
+    where = place("https://host/a/b.jpg?width=3")
+    assert isinstance(where, RemotePath) and where.path == "https://host/a/b.jpg?width=3"
+    signed = place("https://host/b.jpg?signature=hidden", signed=True)
+    assert isinstance(signed, RemotePath) and "hidden" in signed.path and "hidden" not in signed.shown
+    with pytest.raises(UserError, match="chain of URIs"):
+        place("zip://a.zip::s3://bucket/b.zip")
+
+
+@pytest.mark.parametrize("named", ["s3://bucket/x", Path("s3://bucket/x"), "memory://x"])
+def test_only_a_folder_of_this_machine_is_written_to(named: str | Path) -> None:
+    with pytest.raises(UserError, match=r"DEST \w+:/.*only a folder of this machine"):
+        local_folder(named, "DEST")
+
+
+def test_a_folder_of_this_machine_stays_one() -> None:
+    assert local_folder("a/b", "DEST") == Path("a/b")
+    assert local_folder(Path("/data/my digits").as_uri(), "DEST") == Path("/data/my digits")
+
+
+def test_two_commands_that_look_whether_a_folder_can_be_written_do_not_meet(tmp_path: Path) -> None:
+    (tmp_path / ".siclip-write-check").mkdir()
+    check_writable(tmp_path, "--out")
+    assert [path.name for path in tmp_path.iterdir()] == [".siclip-write-check"]
+
+
+def test_options_that_s3_has_not_are_refused() -> None:
+    with pytest.raises(UserError, match="s3://bucket/data has no option 'endpoint': there are region, scheme"):
+        place("s3://bucket/data?endpoint=localhost")
+    with pytest.raises(UserError, match="names no bucket"):
+        place("s3:///data")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation", "no such bucket"),
+        ("AWS Error ACCESS_DENIED during HeadObject operation", "refuses the credentials"),
+        ("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7", "no server answers at host:1;"),
+        ("something else\nand more", "cannot be used: something else"),
+    ],
+)
+def test_what_a_store_says_is_told_with_a_remedy(said: str, remedy: str) -> None:
+    message = told("s3://bucket/data?endpoint_override=host:1", OSError(said))
+    assert message.startswith("s3://bucket/data?endpoint_override=host:1") and remedy in message
+
+
+def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endpoint(uri: str) -> tuple[str, str, str]:
+        filesystem, path = open_filesystem.__wrapped__(uri)
+        _, (fields,) = filesystem.__reduce__()
+        return fields["scheme"], fields["endpoint_override"], path
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
+    assert endpoint("s3://bucket/data") == ("http", "store.example:9000", "bucket/data")
+    assert endpoint("s3://bucket?endpoint_override=other:1") == ("https", "other:1", "bucket")
+    assert endpoint("s3://bucket?endpoint_override=other:1&scheme=http") == ("http", "other:1", "bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")
+    assert endpoint("s3://bucket/data") == ("https", "s3.example", "bucket/data")
+
+
+@pytest.fixture
+def pushed(digits: Path) -> RemotePath:
+    """The digit scenes in a store."""
+    where = place("memory://storage/digits")
+    assert isinstance(where, RemotePath)
+    memory = fsspec.filesystem("memory")
+    if memory.exists("/storage"):
+        memory.rm("/storage", recursive=True)
+    push_dataset(digits, where)
+    return where
+
+
+def test_a_pushed_dataset_is_the_same_and_damage_is_found(digits: Path, pushed: RemotePath) -> None:
+    here, there = open_dataset(digits), open_dataset(pushed)
+    assert there.hash == here.hash
+    assert verify_dataset(pushed) == []
+    again = push_dataset(digits, pushed)
+    assert (again.sent, again.files) == (1, 1 + sum(len(entries) for entries in here.manifest.splits.values()))
+
+    shard = there.shards("train")[0]
+    assert isinstance(shard, RemotePath)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    assert [damage.path for damage in verify_dataset(pushed)] == [shard]
+    shard.write_bytes(bytes(content[:-1]))
+    with pytest.raises(UserError, match=r"train-00000.* has \d+ bytes, its manifest says"):
+        open_dataset(pushed)
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing although"):
+        open_dataset(pushed)
+    assert push_dataset(digits, pushed).sent == 2
+    assert verify_dataset(pushed) == []
+
+
+def test_the_command_uploads_and_reads_back(digits: Path, pushed: RemotePath) -> None:
+    said = CliRunner().invoke(app, ["data", "push", str(digits), "memory://storage/again"])
+    assert said.exit_code == 0, said.output
+    count = len(list(digits.iterdir()))
+    assert f"memory://storage/again: {count} of {count} files sent" in said.output
+    assert open_dataset("memory://storage/again").hash == open_dataset(digits).hash
+
+
+def test_another_dataset_is_not_overwritten(digits: Path, pushed: RemotePath) -> None:
+    (pushed / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match="holds another dataset"):
+        push_dataset(digits, pushed)
+
+
+def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: RemotePath) -> None:
+    recipe = read_recipe(None, "digits-teacher", str(pushed), None, ["training.batch_size=40"])
+    assert recipe.data.path == str(pushed)
+    local = recipe.updated({"data.path": str(digits)})
+    streams = [Stream.of(each, recipe_model(each)) for each in (recipe, local)]
+    assert streams[0].cursor(80) == streams[1].cursor(80)
+    theirs, ours = (list(stream.batches(40, 200, 320)) for stream in streams)
+    for one, other in zip(theirs, ours, strict=True):
+        assert one.images.equal(other.images) and one.tokens.equal(other.tokens)
+
+
+def test_a_fetched_file_is_a_copy_and_errors_name_the_uri(tmp_path: Path) -> None:
+    where = place("memory://storage/models/a.pt")
+    with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), fetched(where):
+        pass
+    (tmp_path / "a.pt").write_bytes(b"weights")
+    copy_file(tmp_path / "a.pt", where)
+    with fetched(str(where)) as path:
+        assert path.read_bytes() == b"weights" and path.suffix == ".pt"
+    with fetched(str(where)) as again:
+        assert again == path
+    with pytest.raises(UserError, match=r"^memory://storage/models/a.pt is empty$"), fetched(where) as path:
+        raise UserError(f"{path} is empty")
+    with fetched(tmp_path / "a.pt") as path:
+        assert path == tmp_path / "a.pt"
+
+
+def test_what_writes_beside_a_dataset_needs_a_folder(pushed: RemotePath) -> None:
+    with pytest.raises(UserError, match=r"lies in a store.*data push"):
+        _ = open_dataset(pushed).local_folder
+    with pytest.raises(UserError, match=r"there is no dataset at memory://storage/none: no manifest.json lies there"):
+        open_dataset("memory://storage/none")

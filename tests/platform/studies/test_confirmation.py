@@ -1,0 +1,140 @@
+"""Fresh seeds at the end of a study: what is trained, how it is tagged, and what the report then says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from siclip.checkpoints.formats import save_checkpoint
+from siclip.models import create_model
+from siclip_platform.datasets.tools.summary import DataSummary
+from siclip_platform.display import Display
+from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.report.judge.winner import find_winner
+from siclip_platform.report.read.query import DATA_SUMMARY, Selection, read_studies
+from siclip_platform.report.read.store import Store
+from siclip_platform.search.study import StudyResult, TrialOutcome
+from siclip_platform.spaces import load_space
+from siclip_platform.spaces.ablation import parse_ablation
+from siclip_platform.studies.ablation import confirm_ablation
+from siclip_platform.studies.confirmation import confirm, confirm_search
+from siclip_platform.studies.experiment import Experiment, Finished
+from siclip_platform.studies.options import Options
+from siclip_platform.studies.timeline import Timeline
+from siclip_platform.tracking import Tracker, default_tracking_uri
+
+
+@pytest.mark.parametrize(("gain", "status"), [(0.1, "confirmed"), (0.0, "not confirmed"), (-0.1, "contradicted")])
+def test_fresh_seeds_decide_what_the_report_calls_best(
+    gain: float, status: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "model.pt"
+    torch.manual_seed(0)
+    save_checkpoint(checkpoint, create_model("siclip-nano"))
+    trained: list[tuple[str, int]] = []
+
+    def pretend(self: Experiment, name: str, recipe: Recipe, run: object) -> Finished:
+        seed = recipe.training.seed
+        trained.append((name, seed))
+        level = 0.3 + 0.01 * (seed % 3) + (gain + 0.002 * (-1) ** seed if "best" in name else 0)
+        return Finished(checkpoint, {"test/mean_recall@1": level, "validation/mean_recall@1": level})
+
+    monkeypatch.setattr(Experiment, "_under_ray_train", pretend)
+    tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "artifacts", spool=tmp_path / "study")
+    options = Options(out=tmp_path, data=digits, seeds=2, concurrent=1)
+    experiment = Experiment(options, Display(), tracker, "study")
+    experiment.dataset()
+    base = digits_student(digits, checkpoint, seed=5)
+    experiment.begin_study(load_space("wikd"), base)
+    experiment.train({"best": base, "control": base}, best_trial="trial-003")
+    confirm(experiment, base, base, 4, "trial-003")
+    assert experiment.study_run is not None
+    experiment.study_run.finish("completed")
+    assert tracker.close(30) == 0
+    expected = [(f"confirm-trial-003-{role}-{seed}", seed) for seed in (7, 8, 9, 10) for role in ("best", "rival")]
+    assert trained[2:] == expected
+
+    [study] = read_studies(Store(tracker.uri), Selection(studies=("study",)))
+    winner = find_winner(study)
+    assert winner.status == status
+    assert winner.difference is not None and winner.difference.mean == pytest.approx(gain, abs=1e-9)
+    assert len(winner.fresh) == 4
+
+    [summary] = (tmp_path / "artifacts").rglob(DATA_SUMMARY)
+    examples = DataSummary.model_validate_json(summary.read_text()).examples
+    assert examples and all(example.retrieved for example in examples)
+
+
+class Recorded:
+    """What an experiment would train."""
+
+    def __init__(self, seeds: int) -> None:
+        self.options = Options(out=Path(), seeds=seeds)
+        self.timeline = Timeline()
+        self.display = self
+        self.said: list[str] = []
+        self.jobs: dict[str, tuple[Recipe, Mapping[str, str]]] = {}
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def train_all(self, jobs: Mapping[str, tuple[Recipe, Mapping[str, str]]]) -> None:
+        self.jobs.update(jobs)
+
+    def told(self) -> set[tuple[int, str | None, str, float]]:
+        """Seed, setting, selected trial and learning rate of each training."""
+        return {
+            (recipe.training.seed, tags.get("setting"), tags["best_trial"], recipe.training.learning_rate)
+            for recipe, tags in self.jobs.values()
+        }
+
+
+def outcome(number: int, value: float, recipe: Recipe) -> TrialOutcome:
+    return TrialOutcome(f"trial-{number:03d}", {}, recipe, "completed", 12, value, 1.0)
+
+
+def test_a_search_confirms_its_best_trial_against_the_recipe_it_began_with() -> None:
+    base = digits_student(Path("digits"), Path("teacher.pt"), seed=7)
+    better = base.updated({"training.learning_rate": 0.5})
+    result = StudyResult("validation/mean_recall@1", "max", [outcome(0, 0.2, base), outcome(1, 0.3, better)])
+    made: Any = Recorded(seeds=2)
+    confirm_search(made, result, base, 2)
+    rate = base.training.learning_rate
+    assert made.told() == {(seed, *rest) for seed in (9, 10) for rest in (
+        (None, "trial-001", 0.5), ("baseline", "trial-001", rate),
+    )}  # fmt: skip
+    itself: Any = Recorded(seeds=2)
+    confirm_search(itself, StudyResult(result.metric, "max", [outcome(0, 0.4, base)]), base, 2)
+    assert not itself.jobs and "recipe itself" in itself.said[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "leader"),
+    [("max", (0.2, 0.1, 0.3), "two"), ("min", (0.2, 0.1, 0.3), "one"), ("max", (0.4, 0.1, 0.3), None)],
+)
+def test_an_ablation_confirms_its_leader_against_the_baseline(
+    mode: str, values: tuple[float, ...], leader: str | None
+) -> None:
+    study = parse_ablation(
+        "name: x\nmetric: validation/mean_recall@1\nbaseline: zero\nsettings:\n"
+        "  zero: {set: {loss.pair_matching: 0}}\n  one: {set: {loss.pair_matching: 1}}\n"
+        "  two: {set: {loss.pair_matching: 2}}\n",
+        "study.yaml",
+    )
+    base = digits_student(Path("digits"), Path("teacher.pt"), seed=1)
+    recipes = [base.updated({"training.learning_rate": 0.1 * (place + 1)}) for place in range(3)]
+    trials = [outcome(place, *pair) for place, pair in enumerate(zip(values, recipes, strict=True))]
+    made: Any = Recorded(seeds=3)
+    confirm_ablation(made, study, study.settings, StudyResult(study.metric, mode, trials), 1)
+    if leader is None:
+        assert not made.jobs and "no setting is above the baseline" in made.said[0]
+        return
+    place = ("zero", "one", "two").index(leader)
+    trial = f"trial-{place:03d}"
+    rates = [recipe.training.learning_rate for recipe in recipes]
+    assert made.told() == {(4, leader, trial, rates[place]), (4, "zero", trial, rates[0])}

@@ -1,0 +1,272 @@
+"""What reaches MLflow through the spool while its server comes and goes, and after a kill: everything, once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow_server import free_port, server
+
+from siclip.errors import UserError
+from siclip_platform.tracking import Tracker, default_tracking_uri, sync
+from siclip_platform.tracking.models import MODEL_KEY
+from siclip_platform.tracking.spool import Spool
+from siclip_platform.tracking.store import connect
+
+DOWN = mlflow.MlflowException("API request failed: connection refused")
+
+
+class Flaky:
+    """A client whose calls fail as ``verdict`` says: before the call, after it has arrived, or not."""
+
+    def __init__(self, uri: str, verdict: Callable[[str], str | None]) -> None:
+        self.real = connect(uri)
+        self.verdict = verdict
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            verdict = self.verdict(name)
+            self.failures += verdict is not None
+            if verdict == "before":
+                raise DOWN
+            result = getattr(self.real, name)(*args, **options)
+            if verdict == "after":
+                raise DOWN
+            return result
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: to make them takes seconds, to copy them does not."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(default_tracking_uri(folder)).search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_store: Path) -> str:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return default_tracking_uri(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siclip_platform.tracking.sender.PAUSES", (0.01,))
+
+
+def write_study(tracker: Tracker, file: Path) -> None:
+    """A study of two trials with every kind of record."""
+    study = tracker.start("s", "study", params={f"p{i}": i for i in range(150)}, tags={"study": "s"}, key="s")
+    study.dataset("digits", "0123abcd", file.parent)
+    for number in range(2):
+        trial = tracker.start(
+            f"trial-{number}", "trial", params={"x": number}, tags={}, parent=study, key=f"s/{number}"
+        )
+        for step in range(1, 6):
+            trial.log(step, {"train/loss": number + 1 / step})
+            trial.flush()
+        trial.tag(note="told")
+        trial.artifact(file)
+        trial.finish("completed", {"cost/steps": 5, "cost/seconds": 1.5})
+    study.finish("completed")
+
+
+def read_store(uri: str) -> dict[str, Any]:
+    """All runs of the store by name, as they are to be, without ids and times."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("siclip")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    return {
+        f"{run.info.run_name}#{sum(n == run.info.run_name for n in names.values())}": (
+            run.info.status,
+            dict(run.data.params),
+            {k: v for k, v in run.data.tags.items() if k.startswith("siclip.")},
+            names.get(run.data.tags.get("mlflow.parentRunId")),
+            {
+                key: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+                for key in run.data.metrics
+            },
+            [(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs],
+            [item.path for item in client.list_artifacts(run.info.run_id)],
+        )
+        for run in runs
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, Any]:
+    """The store after an undisturbed study."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    shutil.copyfile(empty_store, out / "mlflow.db")
+    (out / "file.txt").write_text("x")
+    tracker = Tracker(default_tracking_uri(out), artifacts=out / "artifacts")
+    write_study(tracker, out / "file.txt")
+    assert tracker.close() == 0
+    store = read_store(default_tracking_uri(out))
+    assert sorted(store) == ["s#1", "trial-0#1", "trial-1#1"]
+    assert store["trial-1#1"][3] == "s" and store["trial-1#1"][4]["train/loss"][-1] == (5, 1.2)
+    return store
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_every_call_fails_once_and_all_arrives_once(
+    tmp_path: Path, uri: str, expected: dict[str, Any], quick: None, when: str
+) -> None:
+    """``after``: the server did it and its answer was lost, or we were killed before we noted it."""
+    (tmp_path / "file.txt").write_text("x")
+    failed: dict[str, int] = {}
+
+    def every_other(name: str) -> str | None:
+        failed[name] = failed.get(name, 0) + 1
+        return when if failed[name] % 2 else None
+
+    client = Flaky(uri, every_other)
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=client)
+    write_study(tracker, tmp_path / "file.txt")
+    assert tracker.close() == 0
+    assert client.failures > 20
+    assert {"create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated"} <= set(failed)
+    assert read_store(uri) == expected
+
+
+def test_with_the_server_away_all_waits_and_sync_sends_it(
+    tmp_path: Path, uri: str, expected: dict[str, Any], quick: None
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    calls = 0
+
+    def away(name: str) -> str | None:
+        nonlocal calls
+        calls += 1
+        return "before" if calls > 8 else None
+
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, away))
+    write_study(tracker, tmp_path / "file.txt")
+    left = tracker.close(timeout_seconds=0.3)
+    assert left > 10
+    assert "connection refused" in tracker.sender.reason
+    with pytest.raises(UserError, match="another process is writing"):
+        held = Spool(tmp_path / "s")
+        try:
+            sync(tmp_path)
+        finally:
+            held.close()
+    (synced,) = sync(tmp_path)
+    assert (synced.waited, synced.waiting, synced.problems) == (left, 0, [])
+    assert sync(tmp_path)[0].waited == 0
+    assert read_store(uri) == expected
+
+
+def test_sync_wants_a_folder_with_a_spool(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no spool\.db in"):
+        sync(tmp_path)
+
+
+def test_a_run_begun_again_takes_no_step_twice_and_reopens_only_what_was_interrupted(
+    tmp_path: Path, uri: str
+) -> None:
+
+    def begin(tracker: Tracker, key: str) -> Any:
+        return tracker.start(key, "trial", params={"x": 1}, tags={}, key=key)
+
+    first = Tracker(uri, spool=tmp_path / "s")
+    for key, state in (("a", "interrupted"), ("b", "failed"), ("c", None)):
+        run = begin(first, key)
+        run.log(1, {"train/loss": 1.0})
+        run.log(2, {"train/loss": 0.5})
+        run.flush()
+        if state:
+            run.finish(state)
+    assert first.close() == 0
+
+    second = Tracker(uri, spool=tmp_path / "s")
+    for key in "abc":
+        run = begin(second, key)
+        run.log(2, {"train/loss": 99.0})
+        run.log(3, {"train/loss": 0.25})
+        run.finish("completed")
+    assert second.close() == 0
+    store = read_store(uri)
+    assert sorted(store) == ["a#1", "b#1", "c#1"]
+    for key in "abc":
+        assert store[f"{key}#1"][4]["train/loss"] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert [store[f"{key}#1"][0] for key in "abc"] == ["FINISHED", "FAILED", "FINISHED"]
+    assert store["b#1"][2]["siclip.state"] == "failed"
+
+
+def test_what_mlflow_refuses_is_set_aside_and_told(tmp_path: Path, uri: str, quick: None) -> None:
+    tracker = Tracker(uri, spool=tmp_path / "s")
+    run = tracker.start("a", "trial", params={"x": 1}, tags={}, key="a")
+    tracker.spool.put("a", ("params", {"params": [("x", "another value")]}))
+    run.artifact(tmp_path / "missing.txt")
+    run.finish("completed")
+    assert tracker.flush() == 0
+    problems = tracker.spool.problems()
+    assert len(problems) == 2
+    assert problems[0].startswith("params: ") and "missing.txt is gone" in problems[1]
+    assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
+    tracker.close()
+
+
+def test_a_checkpoint_becomes_one_logged_model_with_a_signature_also_in_the_registry(
+    tmp_path: Path, uri: str, nano_teacher: Path, quick: None
+) -> None:
+    failed: dict[str, int] = {}
+
+    def first_two(name: str) -> str | None:
+        failed[name] = failed.get(name, 0) + 1
+        return "after" if failed[name] <= 1 else None
+
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, first_two))
+    run = tracker.start("best", "best", params={}, tags={}, key="best")
+    run.model(nano_teacher, "best", register="siclip-digits")
+    run.finish("completed")
+    assert tracker.flush(30) == 0, tracker.sender.reason
+    assert tracker.spool.problems() == []
+    client = connect(uri)
+    (model,) = client.search_logged_models([tracker.experiment_id])
+    assert model.tags[MODEL_KEY] == "best/best"
+    assert str(model.status) == "READY"
+    assert model.source_run_id == run.run_id
+    (version,) = client.search_model_versions("name = 'siclip-digits'")
+    assert version.run_id == run.run_id
+    mlflow.set_tracking_uri(uri)
+    try:
+        info = mlflow.models.get_model_info(f"models:/{model.model_id}")
+        signature = info.signature
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}"))
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert [spec.name for spec in signature.inputs.inputs] == ["images", "tokens"]
+    assert signature.inputs.inputs[0].shape[1] == 3
+    assert (folder / "model.pt").read_bytes() == nano_teacher.read_bytes()
+    tracker.close()
+
+
+@pytest.mark.long
+def test_a_real_server_stopped_for_a_while_misses_nothing_and_has_nothing_twice(
+    tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    port = free_port()
+    with server(port, tmp_path):
+        tracker = Tracker(f"http://127.0.0.1:{port}", spool=tmp_path / "s")
+        tracker.start("before", "train", params={}, tags={}, key="before").finish("completed")
+        assert tracker.flush(60) == 0
+    write_study(tracker, tmp_path / "file.txt")
+    time.sleep(60)
+    assert tracker.spool.waiting() > 10
+    with server(port, tmp_path):
+        assert tracker.close(timeout_seconds=120) == 0
+        store = read_store(f"http://127.0.0.1:{port}")
+    store.pop("before#1")
+    assert store == expected

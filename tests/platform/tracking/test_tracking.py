@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from siclip.errors import UserError
+from siclip_platform.studies.options import unused_name
+from siclip_platform.tracking import TrackedRun, Tracker, check_store_exists, check_tracking, default_tracking_uri
+from siclip_platform.tracking.store import without_password
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    out = tmp_path_factory.mktemp("tracking")
+    return Tracker(default_tracking_uri(out), artifacts=out / "artifacts")
+
+
+def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_path: Path) -> None:
+    study = tracker.start("wikd", "study", params={"study.trials": 8}, tags={"study": "wikd"})
+    params = {f"loss.p{i}": i for i in range(230)}  # more than one batch of MLflow's
+    trial = tracker.start("trial", "trial", params=params, tags={"study": "wikd", "trial": "t1"}, parent=study)
+    for step in range(1, 1501):
+        trial.log(step, {"train/loss": 1 / step})
+    trial.log(1500, {"validation/mean_recall@1": 0.5})
+    (tmp_path / "file.txt").write_text("x")
+    trial.artifact(tmp_path / "file.txt")
+    trial.finish("pruned", {"cost/steps": 1500, "cost/seconds": float("nan")}, reason="stopped")
+    assert tracker.flush() == 0
+
+    client = mlflow.MlflowClient(tracking_uri=tracker.uri)
+    run = client.get_run(trial.run_id)
+    assert run.data.params == {key: str(value) for key, value in params.items()}
+    assert run.data.tags["mlflow.parentRunId"] == study.run_id
+    assert {run.data.tags[f"siclip.{t}"] for t in ("kind", "state", "trial", "reason")} == {
+        "trial", "pruned", "t1", "stopped",
+    }  # fmt: skip
+    history = client.get_metric_history(trial.run_id, "train/loss")
+    assert {point.step: point.value for point in history} == {step: 1 / step for step in range(1, 1501)}
+    assert run.data.metrics["validation/mean_recall_at_1"] == 0.5
+    assert "cost/seconds" not in run.data.metrics
+    assert run.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(trial.run_id)] == ["file.txt"]
+
+
+def test_a_study_gets_a_name_that_neither_store_nor_folder_has(tracker: Tracker, tmp_path: Path) -> None:
+    for expected in ("named", "named-2"):
+        name = unused_name("named", tracker.study_names(), tmp_path)
+        assert name == expected
+        tracker.start(name, "study", params={}, tags={"study": name})
+        assert tracker.flush() == 0
+    (tmp_path / "named-3").mkdir()
+    assert unused_name("named", tracker.study_names(), tmp_path) == "named-4"
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database, and much longer than a header would be")
+    with pytest.raises(UserError, match="cannot be used as an MLflow store"):
+        Tracker(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
+    runs = [tracker.start(f"r{i}", "train", params={}, tags={}) for i in range(4)]
+    threads = [
+        threading.Thread(target=lambda r=run: [r.log(s, {"train/loss": s}) for s in range(600)]) for run in runs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for run in runs:
+        run.finish("completed")
+    assert tracker.flush() == 0
+    for run in runs:
+        assert len(tracker.client.get_metric_history(run.run_id, "train/loss")) == 600
+
+
+def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_restart(
+    tmp_path: Path, mlflow_database: bytes
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(mlflow_database)
+    files = [tmp_path / f"{number}.txt" for number in range(12)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"x" * 2**number)
+
+    def begin() -> tuple[Tracker, TrackedRun]:
+        tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "kept", spool=tmp_path / "spool")
+        return tracker, tracker.start("r", "train", params={}, tags={}, key="r", reopen=True)
+
+    def logged(tracker: Tracker, run: TrackedRun) -> list[float]:
+        run.flush()
+        assert tracker.flush() == 0 and tracker.spool.problems() == []
+        points = tracker.client.get_metric_history(run.run_id, "cost/artifact_bytes")
+        return [point.value for point in sorted(points, key=lambda point: point.step)]
+
+    tracker, run = begin()
+    threads = [
+        threading.Thread(target=lambda part=files[n:10:4]: [run.artifact(path) for path in part]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logged(tracker, run)[-1] == 2**10 - 1
+    tracker.close()
+
+    tracker, run = begin()
+    for path in (files[3], files[11]):
+        run.artifact(path)
+    values = logged(tracker, run)
+    assert values == sorted(values) and len(values) == 11 and values[-1] == 2**10 - 1 + 2**11
+    files[11].write_bytes(b"x" * 7)  # written anew, and sent anew
+    run.artifact(files[11])
+    assert logged(tracker, run)[-1] == 2**10 - 1 + 7
+    tracker.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://x/y", "write sqlite:///"),
+        ("sqlite:///relative.db", "ABSOLUTE"),
+        ("sqlite:////proc/nothing/mlflow.db", "cannot be made"),
+        ("http://127.0.0.1:{port}", "does not answer"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_within_seconds(uri: str, said: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match=said):
+            check_tracking(uri.format(port=unused.getsockname()[1]), timeout_seconds=2)
+
+
+def test_a_reader_does_not_make_an_empty_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no MLflow store at"):
+        check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept"),
+    [
+        ("https://user:secret@host:5000/p", "https://host:5000/p"),
+        ("https://user:se@ret@host", "https://host"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
+    ],
+)
+def test_a_password_is_not_written_to_files(uri: str, kept: str) -> None:
+    assert without_password(uri) == kept

@@ -1,0 +1,213 @@
+"""The commands of README and docs: found in the Markdown, and read by the parser of the program that they call."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from siclip_platform.cli import app
+from siclip_platform.cli.experiments import read_recipe
+from siclip_platform.plan.cards import find_card
+from siclip_platform.spaces import load_space
+from siclip_platform.spaces.ablation import load_ablation
+from siclip_platform.studies.options import check_sharing
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
+PROGRAMS = ("siclip-platform", "python", "make", "ray", "mlflow", "pytest", "kubectl")
+# Lines that set up a shell, and programs of others whose options are not ours to check.
+SHELL = (".", "export", "curl", "rm", "ulimit")
+JOBS = {"demo": "tune_wikd", "train": "train_siclip", "ablate": "ablate_siclip"}  # commands that are jobs
+
+
+@functools.cache
+def ours() -> Any:
+    """`siclip-platform` as click sees it."""
+    return typer.main.get_command(app)
+
+
+@functools.cache
+def job_parser(name: str) -> Any:
+    return typer.main.get_command(runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))["app"])
+
+
+@dataclass(frozen=True)
+class Command:
+    """``mention``: it stands in a sentence, where it may be cut short: the command and its options exist."""
+
+    document: str
+    words: tuple[str, ...]
+    mention: bool
+
+    @property
+    def subject(self) -> str:
+        """What it calls: `siclip-platform data import`, `python benchmarks/plan.py`, `make demo`."""
+        program = self.words[0].removeprefix(".venv/bin/")
+        if program == "siclip-platform":
+            return " ".join([program, *_path(ours(), self.words[1:])])
+        words = [word for word in self.words[1:] if program != "make" or "=" not in word]
+        count = 2 if program in ("ray", "mlflow") and words[0] in ("job", "models") else 1
+        return " ".join([program, *words[:count]])
+
+
+def commands(document: str) -> list[Command]:
+    """Every command of a document: each line of its `sh` blocks, and code in sentences that begins with a program."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = []
+    for language, code in fenced.findall(text):
+        if language == "sh":
+            for line in code.replace("\\\n", " ").splitlines():
+                found += [Command(document, words, False) for words in _split(line)]
+    for code in re.findall(r"`([^`\n]+)`", fenced.sub("", text)):
+        program, *more = code.split() or [""]
+        if program.removeprefix(".venv/bin/") in PROGRAMS and more:
+            found += [Command(document, words, True) for words in _split(code)]
+    return found
+
+
+def _split(line: str) -> Iterator[tuple[str, ...]]:
+    for part in line.split("&&"):
+        words = tuple(shlex.split(part, comments=True))
+        if words:
+            yield words
+
+
+def check(command: Command) -> None:
+    """Have the program's own parser read the command.
+
+    Raises:
+        AssertionError, click's UsageError, UserError: it would not run as it stands there.
+    """
+    program, *arguments = command.words
+    program = program.removeprefix(".venv/bin/")
+    assert program in (*PROGRAMS, *SHELL), f"{program}: no test reads its command lines"
+    checks: dict[str, Callable[[Sequence[str], bool], None]] = {
+        "siclip-platform": _ours, "python": _script, "make": _make, "ray": _ray, "mlflow": _mlflow,
+        "pytest": _pytest, "kubectl": _kubectl,
+    }  # fmt: skip
+    if program in checks:
+        checks[program](arguments, command.mention)
+
+
+def _path(group: Any, words: Sequence[str]) -> list[str]:
+    """The leading words that name a command."""
+    command = group.get_command(None, words[0]) if words and hasattr(group, "commands") else None
+    return [words[0], *_path(command, words[1:])] if command else []
+
+
+def _read(group: Any, words: Sequence[str], mention: bool) -> dict[str, Any]:
+    """The parameters that click reads from a command line."""
+    path = _path(group, words)
+    for name in path:
+        group = group.get_command(None, name)
+    assert not hasattr(group, "commands"), f"no command {' '.join(words)}"
+    rest = list(words[len(path) :])
+    if mention:
+        known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        unknown = {word.partition("=")[0] for word in rest if word.startswith("--")} - known
+        assert not unknown or group.ignore_unknown_options, f"{' '.join(path)} has no {', '.join(unknown)}"
+        return {}
+    context = group.make_context(path[-1] if path else "", rest)
+    return {**context.params, "rest": context.args}
+
+
+def _ours(words: Sequence[str], mention: bool) -> None:
+    if words[0] in JOBS:
+        _job(JOBS[words[0]], words[1:], mention)
+        return
+    values = _read(ours(), words, mention)
+    if values and words[0] in ("submit", "job"):
+        _job(values.get("job") or values["name"], values["rest"], mention)
+    _check_values(values)
+
+
+def _job(name: str, words: Sequence[str], mention: bool) -> None:
+    _check_values(_read(job_parser(name), words, mention))
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """What a parser takes for any text, and the command then looks up."""
+    sharing = check_sharing("siclip-nano")
+    if values.get("preset"):
+        read_recipe(None, values["preset"], values["data"], values["teacher"], list(values["changes"] or []))
+    if values.get("card"):
+        find_card(values["card"])
+    if values.get("study") and "setting" in values:
+        load_ablation(values["study"], check_value=sharing)
+    if "trials" in values and values.get("space") and not values["space"].endswith(".yaml"):
+        load_space(values["space"], check_value=sharing)
+
+
+class _Parsed(Exception):
+    """argparse has read the command line: no more of the script is to run."""
+
+
+def _script(words: Sequence[str], mention: bool) -> None:
+    if words[0] == "-c":
+        return
+    script = ROOT / words[0]
+    assert script.is_file(), f"no script {words[0]}"
+    if script.parent.name == "jobs":
+        _job(script.stem, words[1:], mention)
+        return
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(parser: argparse.ArgumentParser, given: Any = None, namespace: Any = None) -> None:
+        real(parser, list(words[1:]))
+        raise _Parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(sys, "argv", [str(script), *words[1:]])
+        patch.syspath_prepend(str(script.parent))
+        with pytest.raises(_Parsed):
+            runpy.run_path(str(script), run_name="__main__")
+
+
+def _make(words: Sequence[str], mention: bool) -> None:
+    make = shutil.which("make")
+    assert make
+    done = subprocess.run([make, "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _ray(words: Sequence[str], mention: bool) -> None:
+    from ray.scripts.scripts import cli
+
+    values = _read(cli, words, mention)
+    if entrypoint := values.get("entrypoint"):
+        assert entrypoint[0] == "python"
+        _script(entrypoint[1:], mention)
+    for key in ("runtime_env", "cluster_config_file"):
+        assert not values.get(key) or (ROOT / values[key]).is_file(), f"no file {values[key]}"
+
+
+def _mlflow(words: Sequence[str], mention: bool) -> None:
+    from mlflow.cli import cli
+
+    _read(cli, words, mention)
+
+
+def _pytest(words: Sequence[str], mention: bool) -> None:
+    for word in words:
+        assert word.startswith("-") or (ROOT / word).exists(), f"no test {word}"
+
+
+def _kubectl(words: Sequence[str], mention: bool) -> None:
+    for option, file in itertools.pairwise(words):
+        assert option != "-f" or (ROOT / file).is_file(), f"no file {file}"

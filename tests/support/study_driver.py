@@ -1,0 +1,53 @@
+"""A driver of a study, to be killed: python study_driver.py OUT DATA TRIALS. Started again it goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from siclip_platform.cluster.connect import Needs, ray_cluster
+
+SPACE = """\
+name: s
+metric: validation/mean_recall@1
+mode: max
+parameters:
+  training.weight_decay: {distribution: uniform, low: 0, high: 1}
+  training.learning_rate: {distribution: log_uniform, low: 1.0e-4, high: 1.0e-2}
+"""
+
+
+def main(out: Path, data: Path, trials: int) -> int:
+    with ray_cluster(Needs(concurrent=1, worker_cpus=1.0)):
+        from ray.tune.schedulers import ASHAScheduler
+
+        from siclip_platform.metrics import METRICS
+        from siclip_platform.search.ledger.recorder import Recorder
+        from siclip_platform.search.policy.searcher import make_searcher
+        from siclip_platform.search.tune_run import run_study
+        from siclip_platform.spaces.parsing import parse_space
+        from siclip_platform.tracking import Tracker, default_tracking_uri
+        from tests.support import study_parts as parts
+
+        folder = out / "s"
+        tracker = Tracker(default_tracking_uri(out), artifacts=out / "artifacts", spool=folder)
+        study = tracker.start("s", "study", params={}, tags={"study": "s"}, key="s", reopen=True)
+        searcher = make_searcher(
+            parse_space(SPACE, "s.yaml", METRICS, None), seed=5, num_trials=trials, max_steps=parts.STEPS,
+            study_name="s", storage=folder / "optuna.db",
+        )  # fmt: skip
+        asha = ASHAScheduler(
+            time_attr="step", metric=parts.METRIC, mode="max", max_t=parts.STEPS, grace_period=2, reduction_factor=2
+        )
+        plan = parts.plan(
+            folder, data, [], base=parts.base_recipe(data, checkpoint_every=2), searcher=searcher, scheduler=asha,
+            trials=trials,
+        )  # fmt: skip
+        result = run_study(plan, Recorder(tracker, study, {"study": "s"}))
+        study.finish("interrupted" if result.interrupted else "completed")
+        tracker.close()
+    return 130 if result.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

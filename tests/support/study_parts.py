@@ -1,0 +1,120 @@
+"""A training that costs nothing, and the parts of a study around it, for the tests of studies."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+
+from siclip_platform.recipes.recipe import DataConfig, Recipe, StudentConfig
+from siclip_platform.search.study import StudyPlan
+from siclip_platform.tracking import Tracker
+
+METRIC = "validation/mean_recall@1"
+STEPS, EVERY = 8, 2
+GOOD, BAD, CRASH, NAN, OOM, OOM_ALWAYS = 0.5, 0.1, 0.91, 0.92, 0.93, 0.94
+
+
+def base_recipe(data: Path, **training: Any) -> Recipe:
+    return Recipe(
+        data=DataConfig(path=str(data)),
+        model=StudentConfig(name="mobileclip-nano", inherit=False),
+        loss={"feature_distillation": 0, "contrastive_relational": 0, "interactive_contrastive": 0},
+        training={"steps": STEPS, "batch_size": 8, "warmup_steps": 1, "evaluate_every": EVERY, "precision": "fp32"}
+        | training,
+    )
+
+
+def score(weight_decay: float, seed: int, step: int) -> float:
+    return weight_decay * (1 - 0.5 ** (step / 2)) + 0.01 * seed
+
+
+def pretend(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
+    """Report `score` at each evaluation; some weight decays crash, lose their memory or stop being numbers."""
+    kind, training = recipe.training.weight_decay, recipe.training
+    first = int(checkpoint.read_text()) if checkpoint else 0
+    reporter.log(0, {"train/first": float(first)})
+    for step in range(first + 1, training.steps + 1):
+        reporter.log(step, {"train/loss": 1.0 / step})
+        if CRASH <= kind < NAN and step == 3:
+            os._exit(1)
+        if (kind == OOM and training.micro_batch_size == 0 and step == 5) or (kind == OOM_ALWAYS and step == 3):
+            raise MemoryError("no room for 12 GiB")
+        value = score(kind, training.seed, step)
+        if kind == NAN and step >= 4:
+            value = math.nan
+        time.sleep(float(os.environ.get("PRETEND_SECONDS", "0")))
+        if step % training.evaluate_every == 0:
+            saves = training.checkpoint_every and step % training.checkpoint_every == 0
+            save = (lambda path, at=step: path.write_text(str(at))) if saves or step == training.steps else None
+            reporter.milestone(step, {METRIC: value, "validation/other": 2 * value}, save)
+
+
+class InOrder(Searcher):
+    """Suggests weight decays in their order; keeps what it is told."""
+
+    def __init__(self, weight_decays: list[float]) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.weight_decays = weight_decays
+        self.told: dict[str, tuple[Mapping[str, Any] | None, bool]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        number = int(trial_id.rpartition("-")[2])
+        if number >= len(self.weight_decays):
+            return Searcher.FINISHED
+        return {"training.weight_decay": self.weight_decays[number]}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        self.told.setdefault(trial_id, (result, error))
+
+    def save(self, checkpoint_path: str) -> None:
+        raise AssertionError("a study keeps its own journal")
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a study keeps its own journal")
+
+
+def plan(folder: Path, data: Path, weight_decays: list[float], **more: Any) -> StudyPlan:
+    base = more.pop("base", None) or base_recipe(data)
+    given = {"searcher": InOrder(weight_decays), "trials": len(weight_decays), "run": pretend} | more
+    return StudyPlan(name="study", folder=folder, base=base, metric=METRIC, mode="max", **given)
+
+
+def asha() -> ASHAScheduler:
+    return ASHAScheduler(time_attr="step", metric=METRIC, mode="max", max_t=STEPS, grace_period=2, reduction_factor=2)
+
+
+def curve(tracker: Tracker, run: Run, key: str) -> dict[int, float]:
+    points = tracker.client.get_metric_history(run.info.run_id, key)
+    assert len({point.step for point in points}) == len(points)
+    return {point.step: point.value for point in points}
+
+
+class Held:
+    """Stands for a training's tensors; knows how many of it are alive in this process."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Held.alive += 1
+
+    def __del__(self) -> None:
+        Held.alive -= 1
+
+
+def hold_memory(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
+    """As `pretend`, holding something while it runs and telling how much was held before it began."""
+    import sys
+
+    counter = sys.modules.setdefault("siclip_test_held", Held)  # type: ignore[arg-type]
+    reporter.log(0, {"train/held_before": float(counter.alive), "train/process": float(os.getpid())})
+    held = counter()
+    pretend(recipe, reporter, checkpoint)
+    del held

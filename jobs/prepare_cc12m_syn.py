@@ -26,7 +26,7 @@ from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, pla
 from siclip_platform.datasets.derived.preparation import Preparation
 from siclip_platform.datasets.importing.ingest import import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.display import Display
 from siclip_platform.studies.options import parse_bytes
@@ -54,7 +54,7 @@ def prepare_cc12m_syn(
     makes = Preparation.of(cli.recipe_beside(recipe, preset, data, teacher, changes), data, teacher)
     importing = ImportConfig.model_validate({"images": {"size": size}, "shard_rows": shard_rows})
     captions = CaptionConfig(model=captioner, pretrained=pretrained, per_image=per_image)
-    found = find_source(source, None, Columns(), shard_rows)
+    found = find_source(source, None, ColumnNames(), shard_rows)
     display = Display()
     with ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose), display.live():
         with display.task("import") as task:

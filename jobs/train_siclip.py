@@ -14,7 +14,7 @@ import typer
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cli.tune import ResumeOption, refuse_beside_resume, resumed
-from siclip_platform.storage import place
+from siclip_platform.storage import as_path
 from siclip_platform.studies.options import Options, default_out
 from siclip_platform.studies.session import open_experiment
 
@@ -49,7 +49,11 @@ def train_siclip(
     else:
         chosen = cli.read_recipe(recipe, preset, data, teacher, changes)
         options = Options(
-            **asked, tracking_uri=tracking_uri, register=register, data=place(chosen.data.path), workers=workers or 1
+            **asked,
+            tracking_uri=tracking_uri,
+            register=register,
+            data=as_path(chosen.data.path),
+            workers=workers or 1,
         )
 
     with open_experiment(options, name, chosen) as experiment:

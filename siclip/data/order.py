@@ -43,7 +43,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WindowSlice:
     """The places start ≤ p < stop of a window."""
 
     window: Window
@@ -61,12 +61,12 @@ class SampleOrder:
         self.rows = sum(group.rows for group in groups)
         self._last: tuple[int, list[Window], list[int]] = (-1, [], [])
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    def pieces(self, start: int, stop: int) -> Iterator[WindowSlice]:
         """What to read for the positions start ≤ p < stop, in order."""
         while start < stop:
             window = self.window_at(start)
             first, last = start - window.position, min(stop - window.position, window.rows)
-            yield Piece(window, first, last)
+            yield WindowSlice(window, first, last)
             start = window.position + last
 
     def window_at(self, position: int) -> Window:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from siclip_platform.evaluation.kept import KeptResults
     from siclip_platform.evaluation.measure import Subject
     from siclip_platform.evaluation.results import Sampling, SetResult, SuiteResult
-    from siclip_platform.storage import Place
+    from siclip_platform.storage import AnyPath
 
 DEFAULT_CACHE = Path("runs/evaluate")
 """Of an evaluation of several sets, which may be stopped half-way."""
@@ -67,7 +67,7 @@ def evaluate(
     from siclip_platform.evaluation.record import as_dict, record
     from siclip_platform.evaluation.results import Sampling
     from siclip_platform.evaluation.show import show
-    from siclip_platform.storage import place
+    from siclip_platform.storage import as_path
 
     wanted = recipe_beside(recipe, preset, data, teacher, changes)
     data = wanted.data.path if wanted else data
@@ -77,7 +77,7 @@ def evaluate(
     models = [model, *(compare or []), *([teacher] if teacher else [])]
     if len(set(models)) != len(models):
         raise UserError("the same model is named twice: name another with --compare")
-    where = place(data)
+    where = as_path(data)
     plain = suite is None and len(models) == 1 and not (pair_matching or cost or cache or tracking_uri)
     if plain and not model.startswith("open_clip:") and (where / "manifest.json").is_file():
         _print_metrics(model, where, split, as_json)
@@ -98,7 +98,7 @@ def evaluate(
     _refuse_half_done(result)
 
 
-def _print_metrics(checkpoint: str, data: Place, split: str, as_json: bool) -> None:
+def _print_metrics(checkpoint: str, data: AnyPath, split: str, as_json: bool) -> None:
     from siclip_platform.evaluation import evaluate_checkpoint
 
     metrics = evaluate_checkpoint(checkpoint, data, split)

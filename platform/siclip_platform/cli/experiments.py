@@ -74,7 +74,7 @@ def read_recipe(
     """
     from siclip_platform.recipes.presets import preset as shipped
     from siclip_platform.recipes.recipe import load_recipe
-    from siclip_platform.storage import located, place
+    from siclip_platform.storage import as_path, located
 
     if (file is None) == (preset is None):
         raise UserError("name either --recipe FILE or --preset NAME")
@@ -83,7 +83,7 @@ def read_recipe(
     elif data is None:
         raise UserError(f"preset {preset!r} needs --data FOLDER (make one with: siclip-platform data build FOLDER)")
     else:
-        recipe = shipped(str(preset), place(data).resolve())
+        recipe = shipped(str(preset), as_path(data).resolve())
     values: dict[str, object] = {}
     if data is not None:
         values["data.path"] = located(data)
@@ -114,9 +114,9 @@ def recipe_beside(
 
 def places(data: str | None, teacher: str | None) -> dict[str, Any]:
     """Fields of `Options` for ``--data`` and ``--teacher``."""
-    from siclip_platform.storage import place
+    from siclip_platform.storage import as_path
 
-    return {"data": place(data) if data else None, "teacher": place(teacher) if teacher else None}
+    return {"data": as_path(data) if data else None, "teacher": as_path(teacher) if teacher else None}
 
 
 def set_values(changes: list[str] | None) -> dict[str, object]:
@@ -155,11 +155,11 @@ def where_to_keep(checkpoints: str | None, artifacts: str | None) -> dict[str, A
     Raises:
         UserError: a URI holds credentials.
     """
-    from siclip_platform.storage import place
+    from siclip_platform.storage import as_path
 
-    files = place(artifacts).resolve() if artifacts else None
+    files = as_path(artifacts).resolve() if artifacts else None
     return {
-        "checkpoints": place(checkpoints).resolve() if checkpoints else None,
+        "checkpoints": as_path(checkpoints).resolve() if checkpoints else None,
         "artifacts": files.as_uri() if isinstance(files, Path) else files and str(files),
     }
 

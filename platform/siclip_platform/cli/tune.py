@@ -73,7 +73,7 @@ def tune(
 ) -> None:
     """Search a space around one recipe, or go on with a search that was stopped (--resume)."""
     from siclip_platform.spaces import load_space
-    from siclip_platform.storage import place
+    from siclip_platform.storage import as_path
     from siclip_platform.studies.options import Options, check_sharing, parse_bytes
 
     asked: dict[str, Any] = {"out": out.resolve(), "address": address, "verbose": verbose, "concurrent": concurrent}
@@ -89,7 +89,7 @@ def tune(
         base = read_recipe(recipe, preset, data, teacher, changes)
         options = Options(
             **asked, tracking_uri=tracking_uri, trials=trials or TRIALS, seed=seed, seeds=seeds, space=space,
-            backend=_backend(backend), rerun=rerun, register=register, data=place(base.data.path),
+            backend=_backend(backend), rerun=rerun, register=register, data=as_path(base.data.path),
             disk_budget=parse_bytes(disk_budget) if disk_budget else None, sampler=sampler, scheduler=scheduler,
             **where_to_keep(None, artifacts),
         )  # fmt: skip
@@ -148,7 +148,7 @@ def resumed(
     Raises:
         UserError: there is no such study, or it is of another kind.
     """
-    from siclip_platform.storage import place
+    from siclip_platform.storage import as_path
     from siclip_platform.studies.options import Options
     from siclip_platform.studies.study_file import FILE, SPACE, fetch_study, read_study
 
@@ -163,7 +163,7 @@ def resumed(
         tracking_uri=tracking_uri or study.tracking_uri, trials=trials or study.trials, seed=study.search_seed,
         seeds=study.seeds, space=str(folder / SPACE), backend=_backend(study.backend), rerun=study.rerun, resume=name,
         sampler=study.sampler, scheduler=study.scheduler, register=study.register_as,
-        data=place(study.data) if study.data else None, disk_budget=study.disk_budget,
+        data=as_path(study.data) if study.data else None, disk_budget=study.disk_budget,
     )  # fmt: skip
     return options, study.base
 

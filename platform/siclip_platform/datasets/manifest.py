@@ -19,7 +19,7 @@ from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.parquet import Footer, read_footer
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
-from siclip_platform.storage import Place, RemotePath, Stat, in_threads, place
+from siclip_platform.storage import AnyPath, RemotePath, Stat, as_path, in_threads
 
 MANIFEST = "manifest.json"
 
@@ -61,7 +61,7 @@ class Manifest(Config):
 class Dataset:
     """An opened dataset. ``checked``: rows of each row group of the shards that were looked at, by path."""
 
-    folder: Place
+    folder: AnyPath
     manifest: Manifest
     checked: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -90,7 +90,7 @@ class Dataset:
             )
         return self.folder
 
-    def shards(self, split: str) -> list[Place]:
+    def shards(self, split: str) -> list[AnyPath]:
         """Absolute paths, in the order of the manifest."""
         return [self.folder / entry.path for entry in self.entries(split)]
 
@@ -143,7 +143,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
-def open_dataset(folder: str | Place) -> Dataset:
+def open_dataset(folder: str | AnyPath) -> Dataset:
     """Read the manifest and check every shard against it: size, schema, rows, row groups (not the checksum).
 
     ``folder``: a path or URI.
@@ -151,14 +151,14 @@ def open_dataset(folder: str | Place) -> Dataset:
     Raises:
         UserError: no folder, no manifest, an unreadable manifest, or a shard that does not agree with it.
     """
-    where = place(folder).absolute()
+    where = as_path(folder).absolute()
     manifest = read_manifest(where)
     entries = [entry for split in manifest.splits.values() for entry in split]
     footers = in_threads(lambda entry: check_shard(where, entry), entries, where)
     return Dataset(where, manifest, {e.path: footer.groups for e, footer in zip(entries, footers, strict=True)})
 
 
-def read_manifest(folder: Place) -> Manifest:
+def read_manifest(folder: AnyPath) -> Manifest:
     """The manifest alone; its shards are not looked at.
 
     Raises:
@@ -191,7 +191,7 @@ def read_manifest(folder: Place) -> Manifest:
         ) from None
 
 
-def check_shard(folder: Place, entry: ShardEntry) -> Footer:
+def check_shard(folder: AnyPath, entry: ShardEntry) -> Footer:
     """Compare a shard's size, schema, rows and row groups with its entry; what its footer says.
 
     Raises:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siclip_platform.storage import Place, RemotePath, Stat, parsing
+from siclip_platform.storage import AnyPath, RemotePath, Stat, parsing
 
 
 @contextmanager
-def parquet_file(place: Place) -> Iterator[pq.ParquetFile]:
+def parquet_file(place: AnyPath) -> Iterator[pq.ParquetFile]:
     """Open for the block. In a store a row group's columns are fetched together, by few requests.
 
     Raises:
@@ -29,7 +29,7 @@ def parquet_file(place: Place) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def read_table(place: Place, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(place: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
     """A file whole."""
     with parquet_file(place) as file:
         return file.read(columns=None if columns is None else list(columns))
@@ -43,7 +43,7 @@ class Footer:
     groups: tuple[int, ...]
 
 
-def read_footer(place: Place, found: Stat | None = None) -> Footer:
+def read_footer(place: AnyPath, found: Stat | None = None) -> Footer:
     """A file's footer; of one in a store it is kept, until the file there changes. ``found``: what `stat` gave."""
     if isinstance(place, Path):
         return _footer(place)
@@ -56,7 +56,7 @@ def _kept_footer(place: RemotePath, found: Stat) -> Footer:
     return _footer(place)
 
 
-def _footer(place: Place) -> Footer:
+def _footer(place: AnyPath) -> Footer:
     with parquet_file(place) as file:
         metadata = file.metadata
         groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))

@@ -24,9 +24,9 @@ from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, replacing
 from siclip_platform.datasets.parquet import parquet_file, read_footer
 from siclip_platform.datasets.schema import CAPTION
-from siclip_platform.storage import Place, RemotePath, Stat, in_threads
+from siclip_platform.storage import AnyPath, RemotePath, Stat, in_threads
 
-Kind = Literal["captions", "embeddings"]
+SidecarKind = Literal["captions", "embeddings"]
 COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
 REMEDY = "delete its folder and make it again"
 CAPTIONS_SCHEMA = pa.schema([pa.field("captions", pa.list_(CAPTION), nullable=False)])
@@ -35,7 +35,7 @@ CAPTIONS_SCHEMA = pa.schema([pa.field("captions", pa.list_(CAPTION), nullable=Fa
 class SidecarManifest(Config):
     """What a sidecar holds. ``dataset``: hash of the manifest of the dataset that it belongs to."""
 
-    kind: Kind
+    kind: SidecarKind
     name: str
     version: str
     dataset: str
@@ -53,7 +53,7 @@ class SidecarManifest(Config):
 class Sidecar:
     """An opened sidecar; picklable."""
 
-    folder: Place
+    folder: AnyPath
     manifest: SidecarManifest
 
     @property
@@ -61,12 +61,12 @@ class Sidecar:
         return self.manifest.hash
 
     @cached_property
-    def _paths(self) -> dict[str, list[Place]]:
+    def _paths(self) -> dict[str, list[AnyPath]]:
         return {
             split: [self.folder / entry.path for entry in entries] for split, entries in self.manifest.splits.items()
         }
 
-    def shards(self, split: str) -> list[Place]:
+    def shards(self, split: str) -> list[AnyPath]:
         """Absolute paths, in the order of the dataset's shards of this split.
 
         Raises:
@@ -86,10 +86,10 @@ class Sidecar:
 
 
 @overload
-def sidecar_folder(dataset: Path, kind: Kind, name: str) -> Path: ...
+def sidecar_folder(dataset: Path, kind: SidecarKind, name: str) -> Path: ...
 @overload
-def sidecar_folder(dataset: Place, kind: Kind, name: str) -> Place: ...
-def sidecar_folder(dataset: Place, kind: Kind, name: str) -> Place:
+def sidecar_folder(dataset: AnyPath, kind: SidecarKind, name: str) -> AnyPath: ...
+def sidecar_folder(dataset: AnyPath, kind: SidecarKind, name: str) -> AnyPath:
     """Where a sidecar of this name lies.
 
     Raises:
@@ -127,14 +127,14 @@ def write_sidecar_manifest(folder: Path, manifest: SidecarManifest) -> None:
         temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
-def sidecar_names(dataset: Place, kind: Kind) -> list[str]:
+def sidecar_names(dataset: AnyPath, kind: SidecarKind) -> list[str]:
     """Names of the finished sidecars of a dataset."""
     if isinstance(dataset, RemotePath):
         return sorted(folder.name for folder in (dataset / kind).folders() if (folder / MANIFEST).is_file())
     return sorted(path.parent.name for path in (dataset / kind).glob(f"*/{MANIFEST}"))
 
 
-def open_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
+def open_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
     """Read the manifest and check every shard against it and against the dataset's: sizes, rows, row groups.
 
     Raises:
@@ -148,7 +148,7 @@ def open_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
     return sidecar
 
 
-def read_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
+def read_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
     """Read the manifest and compare it with the dataset's; its shards are not looked at.
 
     Raises:
@@ -171,7 +171,7 @@ def read_sidecar(dataset: Dataset, kind: Kind, name: str) -> Sidecar:
     return Sidecar(folder, manifest)
 
 
-def _check_used_captions(dataset: Dataset, folder: Place, manifest: SidecarManifest) -> None:
+def _check_used_captions(dataset: Dataset, folder: AnyPath, manifest: SidecarManifest) -> None:
     """Embeddings name the captions whose texts they hold; those may have been made again under the same name."""
     for used in manifest.recipe.get("layout", {}).get("captions", ()):
         place = sidecar_folder(dataset.folder, "captions", used["name"]) / MANIFEST
@@ -182,7 +182,7 @@ def _check_used_captions(dataset: Dataset, folder: Place, manifest: SidecarManif
             )
 
 
-def _read_manifest(dataset: Dataset, folder: Place, kind: Kind, name: str) -> SidecarManifest:
+def _read_manifest(dataset: Dataset, folder: AnyPath, kind: SidecarKind, name: str) -> SidecarManifest:
     try:
         manifest = SidecarManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -198,7 +198,7 @@ def _read_manifest(dataset: Dataset, folder: Place, kind: Kind, name: str) -> Si
     return manifest
 
 
-def _check_shard(dataset: Place, folder: Place, entry: ShardEntry, wanted: tuple[int, ...]) -> None:
+def _check_shard(dataset: AnyPath, folder: AnyPath, entry: ShardEntry, wanted: tuple[int, ...]) -> None:
     """``wanted``: rows of each row group of the dataset's shard."""
     path = folder / entry.path
     try:

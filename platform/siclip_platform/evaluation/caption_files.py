@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import RetrievalData, Sample
+from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData
 
 PATTERNS = ("dataset_*.json", "captions_*.json", "*.token", "*annotations*.csv")
 PLACES = ("", "images", "val2014", "val2017", "flickr30k-images", "flickr30k_images")
@@ -54,10 +54,10 @@ def read_captions(folder: Path, annotations: Path, split: str) -> RetrievalData:
             f"first is {missing[0]}; put them into {folder / 'images'}"
         )
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         for name, path in paths.items():
             if path is not None:
-                yield Sample(name, path.read_bytes(), texts=tuple(captions[name]))
+                yield EvaluationSample(name, path.read_bytes(), texts=tuple(captions[name]))
 
     return RetrievalData(folder.name, samples)
 

@@ -6,12 +6,12 @@ import torch
 
 from siclip.errors import UserError
 from siclip.evaluation.evaluate import evaluate
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.stream import load_evaluation_set
 
 
-def evaluate_checkpoint(checkpoint: str | Place, data: str | Place, split: str) -> dict[str, float]:
+def evaluate_checkpoint(checkpoint: str | AnyPath, data: str | AnyPath, split: str) -> dict[str, float]:
     """Metrics of a checkpoint on all samples of a split, named ``SPLIT/METRIC``.
 
     Raises:

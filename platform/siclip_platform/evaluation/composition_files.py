@@ -21,7 +21,7 @@ from PIL import Image
 
 from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
-from siclip_platform.evaluation.sets import CompositionData, Sample
+from siclip_platform.evaluation.sets import CompositionData, EvaluationSample
 
 KEYS = (
     ("image", "negatives"),
@@ -92,10 +92,10 @@ class _Builder:
     def data(self, winoground: bool) -> CompositionData:
         paths = [(name, box, self._locate(name)) for name, box in self.images]
 
-        def samples() -> Iterator[Sample]:
+        def samples() -> Iterator[EvaluationSample]:
             for name, box, path in paths:
                 content = path.read_bytes()
-                yield Sample(name, _cut(content, box) if box else content)
+                yield EvaluationSample(name, _cut(content, box) if box else content)
 
         return CompositionData(self.folder.name, samples, tuple(self.texts), tuple(self.items), winoground)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import CueData, Sample
+from siclip_platform.evaluation.sets import CueData, EvaluationSample
 
 FILE = "winogavil.jsonl"
 EXTENSIONS = ("", ".jpg", ".png", ".jpeg", ".webp")
@@ -42,9 +42,9 @@ def read_cues(folder: Path) -> CueData:
         raise UserError(f"{folder / FILE} holds no cues")
     paths = {name: _locate(folder, name) for name in images}
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         for name, path in paths.items():
-            yield Sample(name, path.read_bytes())
+            yield EvaluationSample(name, path.read_bytes())
 
     return CueData(folder.name, samples, tuple(cues))
 

@@ -10,11 +10,11 @@ from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
-from siclip_platform.evaluation.sets import CompositionData, RetrievalData, Sample, decode_as_training
-from siclip_platform.storage import Place
+from siclip_platform.evaluation.sets import CompositionData, EvaluationSample, RetrievalData, decode_as_training
+from siclip_platform.storage import AnyPath
 
 
-def read_dataset(folder: Place, split: str) -> tuple[RetrievalData, CompositionData | None]:
+def read_dataset(folder: AnyPath, split: str) -> tuple[RetrievalData, CompositionData | None]:
     """
     Raises:
         UserError: the dataset cannot be read, or the split is not there or empty.
@@ -25,13 +25,13 @@ def read_dataset(folder: Place, split: str) -> tuple[RetrievalData, CompositionD
         raise UserError(f"dataset {folder} has no samples in its split {split!r}: name another with --split")
     place = f"{folder.name}/{split}"
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         for shard in shards:
             with parquet_file(shard) as file:
                 for batch in file.iter_batches(256, columns=["id", "image", "captions"]):
                     for row in batch.to_pylist():
                         own = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])
-                        yield Sample(row["id"], row["image"], texts=(own["text"],))
+                        yield EvaluationSample(row["id"], row["image"], texts=(own["text"],))
 
     texts: dict[str, int] = {}
     items: list[CompositionItem] = []

@@ -17,7 +17,7 @@ from siclip_platform.evaluation.hub_cache import CACHE, cache_folder, find_arrow
 from siclip_platform.evaluation.image_folder import is_image_folder, read_image_folder
 from siclip_platform.evaluation.sets import Data
 from siclip_platform.evaluation.webdataset_layout import SHARDS, read_webdataset
-from siclip_platform.storage import Place, RemotePath
+from siclip_platform.storage import AnyPath, RemotePath
 
 LAYOUTS = (
     "SPLIT/nshards.txt (webdataset), manifest.json (a dataset of ours), captions_*.json, dataset_*.json, *.token or "
@@ -30,11 +30,11 @@ class Found:
     """A set that was asked for. ``folder``: None where it is not on disk. ``known``: its entry if it is one of 38."""
 
     name: str
-    folder: Place | None
+    folder: AnyPath | None
     known: SuiteSet | None
 
 
-def find_sets(suite: str | None, data: Place) -> list[Found]:
+def find_sets(suite: str | None, data: AnyPath) -> list[Found]:
     """``suite``: ``datacomp``, or names separated by commas: of the 38 sets, or of folders in ``data``; None takes
     ``data`` itself as the one set.
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from siclip.errors import UserError
 from siclip.evaluation.suite import SuiteSet
-from siclip_platform.evaluation.sets import RetrievalData, Sample
+from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData
 
 CACHE = "hf_cache"
 COLUMNS = ("image", "caption")
@@ -51,14 +51,14 @@ def read_hub_cache(folder: Path, files: list[Path]) -> RetrievalData:
         if missing:
             raise UserError(f"{file} has no column {missing[0]!r}: it is of no set with captions")
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         count = 0
         for file in files:
             with pa.memory_map(str(file)) as source:
                 for batch in pa.ipc.open_stream(source):
                     for row in batch.select(COLUMNS).to_pylist():
                         texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-                        yield Sample(f"{file.name}:{count}", _bytes(row["image"], file), texts=tuple(texts))
+                        yield EvaluationSample(f"{file.name}:{count}", _bytes(row["image"], file), texts=tuple(texts))
                         count += 1
 
     return RetrievalData(folder.name, samples)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.evaluation.prompts import class_prompts
-from siclip_platform.evaluation.sets import ClassificationData, Sample
+from siclip_platform.evaluation.sets import ClassificationData, EvaluationSample
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -35,10 +35,10 @@ def read_image_folder(folder: Path, split: str, set_name: str) -> Classification
             "the folders' names"
         )
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         for label, each in enumerate(folders):
             for path in _images(each):
-                yield Sample(f"{each.name}/{path.name}", path.read_bytes(), label=label)
+                yield EvaluationSample(f"{each.name}/{path.name}", path.read_bytes(), label=label)
 
     return ClassificationData(folder.name, samples, names, prompts.templates, prompts.source)
 

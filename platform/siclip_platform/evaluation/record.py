@@ -12,7 +12,7 @@ from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.cost import Cost
 from siclip_platform.evaluation.results import SetResult, SuiteResult
 from siclip_platform.metrics import evaluation_key
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.tracking import Tracker
 
 
@@ -64,7 +64,9 @@ def cost_metrics(cost: Cost) -> dict[str, float]:
     }
 
 
-def record(uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: Place, split: str, suite: str) -> None:
+def record(
+    uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: AnyPath, split: str, suite: str
+) -> None:
     """One run of kind ``evaluation`` a model.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Literal
 from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.suite import Average
 
-State = Literal["measured", "missing", "failed"]
+SetState = Literal["measured", "missing", "failed"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SetResult:
 
     name: str
     title: str
-    state: State
+    state: SetState
     main: str = ""
     reason: str = ""
     units: int = 0

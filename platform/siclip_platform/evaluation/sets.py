@@ -37,7 +37,7 @@ def decode_as_training(data: bytes) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EvaluationSample:
     """One image and what a set says of it. ``key`` names it in messages; ``image`` is a file's bytes."""
 
     key: str
@@ -53,7 +53,7 @@ class ClassificationData:
     sample's ``array`` holds 0 or 1 for each class; else it may hold metadata, and ``label`` is the class."""
 
     place: str
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[EvaluationSample]]
     classnames: tuple[str, ...]
     templates: Templates
     prompts: str
@@ -65,7 +65,7 @@ class RetrievalData:
     """Samples with captions."""
 
     place: str
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[EvaluationSample]]
     decode: Decode = decode_as_the_field
 
 
@@ -77,7 +77,7 @@ class CompositionData:
     """
 
     place: str
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[EvaluationSample]]
     texts: tuple[str, ...]
     items: tuple[CompositionItem, ...]
     winoground: bool = False
@@ -89,7 +89,7 @@ class CueData:
     """WinoGAViL: cues, each with candidates (order of the samples) and which of them are associated with it."""
 
     place: str
-    samples: Callable[[], Iterator[Sample]]
+    samples: Callable[[], Iterator[EvaluationSample]]
     cues: tuple[tuple[str, tuple[int, ...], tuple[bool, ...]], ...]
 
 
@@ -102,20 +102,25 @@ class Encoded:
     the order of reading; the keys of those that could not."""
 
     images: Tensor
-    samples: list[Sample]
+    samples: list[EvaluationSample]
     places: list[int]
     unreadable: list[str]
 
 
 def encode_samples(
-    encoder: Encoder, samples: Iterable[Sample], *, place: str, decode: Decode = decode_as_the_field, batch: int = 64
+    encoder: Encoder,
+    samples: Iterable[EvaluationSample],
+    *,
+    place: str,
+    decode: Decode = decode_as_the_field,
+    batch: int = 64,
 ) -> Encoded:
     """Decode, prepare and encode, batch by batch; decoding runs ahead in threads.
 
     Raises:
         UserError: there are no samples, none can be read, or the model gives an embedding that is not finite.
     """
-    kept: list[Sample] = []
+    kept: list[EvaluationSample] = []
     places: list[int] = []
     unreadable: list[str] = []
     parts: list[Tensor] = []
@@ -149,9 +154,9 @@ def check_finite(embeddings: Tensor, what: str) -> None:
 
 
 def _prepared(
-    encoder: Encoder, samples: Iterator[Sample], decode: Decode, batch: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[list[Sample], list[Any]]]:
-    def prepare(sample: Sample) -> Tensor | None:
+    encoder: Encoder, samples: Iterator[EvaluationSample], decode: Decode, batch: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[EvaluationSample], list[Any]]]:
+    def prepare(sample: EvaluationSample) -> Tensor | None:
         try:
             image = decode(sample.image)
         except (*BROKEN, UserError):
@@ -162,7 +167,7 @@ def _prepared(
         yield chunk, list(pool.map(prepare, chunk))
 
 
-def caption_index(samples: Sequence[Sample], place: str) -> tuple[list[str], Tensor]:
+def caption_index(samples: Sequence[EvaluationSample], place: str) -> tuple[list[str], Tensor]:
     """All captions in order, and (T,) for each the index of its sample.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy as np
 
 from siclip.errors import UserError
 from siclip_platform.evaluation.prompts import class_prompts, class_prompts_missing
-from siclip_platform.evaluation.sets import ClassificationData, Data, RetrievalData, Sample
+from siclip_platform.evaluation.sets import ClassificationData, Data, EvaluationSample, RetrievalData
 
 SHARDS = "nshards.txt"
 TYPE = "dataset_type.txt"
@@ -33,7 +33,7 @@ def read_webdataset(folder: Path, split: str, set_name: str) -> Data:
     kind = (folder / TYPE).read_text().strip().lower() if (folder / TYPE).is_file() else "classification"
     place = f"{folder.name}/{split}"
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EvaluationSample]:
         for shard in shards:
             yield from _read_tar(shard, kind)
 
@@ -63,7 +63,7 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _read_tar(shard: Path, kind: str) -> Iterator[Sample]:
+def _read_tar(shard: Path, kind: str) -> Iterator[EvaluationSample]:
     """Members that follow each other with one key are a sample, as webdataset reads them."""
     held: dict[str, bytes] = {}
     key = ""
@@ -86,20 +86,20 @@ def _read_tar(shard: Path, kind: str) -> Iterator[Sample]:
         yield _sample(shard, key, held, kind)
 
 
-def _sample(shard: Path, key: str, parts: dict[str, bytes], kind: str) -> Sample:
+def _sample(shard: Path, key: str, parts: dict[str, bytes], kind: str) -> EvaluationSample:
     place = f"{shard.name}:{key}"
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
     if image is None:
         raise UserError(f"{shard}: sample {key} has no image ({', '.join(IMAGES)}) among {', '.join(parts)}")
     try:
         if kind == "retrieval":
-            return Sample(place, image, texts=tuple(parts["txt"].decode().splitlines()))
+            return EvaluationSample(place, image, texts=tuple(parts["txt"].decode().splitlines()))
         array = np.load(io.BytesIO(parts["npy"]), allow_pickle=False) if "npy" in parts else None
         if kind == "multilabel":
             if array is None:
                 raise KeyError("npy")
-            return Sample(place, image, array=array)
-        return Sample(place, image, label=int(parts["cls"]), array=array)
+            return EvaluationSample(place, image, array=array)
+        return EvaluationSample(place, image, label=int(parts["cls"]), array=array)
     except KeyError as error:
         raise UserError(
             f"{shard}: sample {key} has no .{error.args[0]}, its labels, among {', '.join(parts)}"

@@ -16,8 +16,8 @@ from siclip.errors import UserError
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import DESCRIPTION, PARTS, REJECTED, IndexDescription
-from siclip_platform.inference.inputs import Kind, Piece, find_pieces, read_rows
-from siclip_platform.storage import Place, located
+from siclip_platform.inference.inputs import InputPart, Modality, find_pieces, read_rows
+from siclip_platform.storage import AnyPath, located
 
 PIECE_ROWS = 256
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("place", pa.string()), ("reason", pa.string())])
@@ -31,7 +31,7 @@ class _Embed:
         self.folder = Path(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        number, piece = int(batch["number"][0]), Piece(**json.loads(str(batch["piece"][0])))
+        number, piece = int(batch["number"][0]), InputPart(**json.loads(str(batch["piece"][0])))
         rows, rejected = self._embed(piece)
         table = pa.table(
             {
@@ -48,7 +48,7 @@ class _Embed:
             "rejected": np.array([json.dumps(rejected)]),
         }
 
-    def _embed(self, piece: Piece) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def _embed(self, piece: InputPart) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         rows, inputs, rejected = [], [], []
         for row in read_rows(piece):
             try:
@@ -74,11 +74,11 @@ class _Embed:
 
 
 def embed(
-    checkpoint: str | Place,
+    checkpoint: str | AnyPath,
     source: Path,
     out: Path,
     *,
-    kind: Kind | None = None,
+    kind: Modality | None = None,
     column: str | None = None,
     actors: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -114,8 +114,8 @@ def embed(
 
 
 def _run(
-    checkpoint: str | Place,
-    pieces: list[Piece],
+    checkpoint: str | AnyPath,
+    pieces: list[InputPart],
     folder: Path,
     actors: int,
     progress: Callable[[int, int], None] | None,

@@ -18,7 +18,7 @@ from siclip.data.transforms import fit_image
 from siclip.models.clip import Clip
 from siclip.models.hashing import weights_hash
 from siclip.tokenizer import tokenize
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.storage.checkpoints import read_model
 
 Embeddings = npt.NDArray[np.float32]
@@ -36,7 +36,7 @@ class Encoder:
     weights: str
 
     @classmethod
-    def load(cls, checkpoint: str | Place) -> Encoder:
+    def load(cls, checkpoint: str | AnyPath) -> Encoder:
         """Read a checkpoint of ours.
 
         Raises:

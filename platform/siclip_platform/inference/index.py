@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.inference.encoder import Embeddings
-from siclip_platform.inference.inputs import Kind
+from siclip_platform.inference.inputs import Modality
 
 DESCRIPTION = "index.json"
 PARTS = "embeddings"
@@ -27,7 +27,7 @@ REJECTED = "rejected.parquet"
 class IndexDescription(Config):
     """``weights``: the hash of the model's weights; ``checkpoint``: where it lay."""
 
-    kind: Kind
+    kind: Modality
     model: str
     weights: str
     checkpoint: str

@@ -20,14 +20,14 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes")
 TEXT_COLUMNS = ("text", "caption", "txt")
 ID_COLUMNS = ("id", "key", "uid")
-Kind = Literal["image", "text"]
+Modality = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class InputPart:
     """Rows that one task reads: image files of a folder, lines of a text file, or a row group of a Parquet file."""
 
-    kind: Kind
+    kind: Modality
     files: tuple[str, ...] = ()
     parquet: str = ""
     row_group: int = 0
@@ -36,7 +36,7 @@ class Piece:
     root: str = ""
 
 
-def find_pieces(source: Path, kind: Kind | None, column: str | None, size: int) -> list[Piece]:
+def find_pieces(source: Path, kind: Modality | None, column: str | None, size: int) -> list[InputPart]:
     """Cut a source into pieces of about ``size`` rows. ``kind`` and ``column``: None where the source tells.
 
     Raises:
@@ -45,7 +45,7 @@ def find_pieces(source: Path, kind: Kind | None, column: str | None, size: int) 
     if not source.exists():
         raise UserError(f"{source} does not exist: name a folder of images, a Parquet file or folder, or a .txt file")
     if source.is_file() and source.suffix == ".txt":
-        return [Piece("text", files=(str(source),), root=str(source.parent))]
+        return [InputPart("text", files=(str(source),), root=str(source.parent))]
     tables = _tables(source)
     if tables:
         return [piece for table in tables for piece in _row_groups(table, kind, column)]
@@ -56,7 +56,9 @@ def find_pieces(source: Path, kind: Kind | None, column: str | None, size: int) 
             "Parquet files, and is no .txt file with a text a line"
         )
     names = [str(path.relative_to(source)) for path in images]
-    return [Piece("image", files=tuple(names[i : i + size]), root=str(source)) for i in range(0, len(names), size)]
+    return [
+        InputPart("image", files=tuple(names[i : i + size]), root=str(source)) for i in range(0, len(names), size)
+    ]
 
 
 def _tables(source: Path) -> list[Path]:
@@ -69,7 +71,7 @@ def _tables(source: Path) -> list[Path]:
     return sorted(source.rglob("*.parquet"))
 
 
-def _row_groups(table: Path, kind: Kind | None, column: str | None) -> Iterator[Piece]:
+def _row_groups(table: Path, kind: Modality | None, column: str | None) -> Iterator[InputPart]:
     try:
         schema, groups = pq.read_schema(table), pq.read_metadata(table).num_row_groups
     except (pa.ArrowException, OSError) as error:
@@ -88,12 +90,12 @@ def _row_groups(table: Path, kind: Kind | None, column: str | None) -> Iterator[
         raise UserError(f"column {found!r} of {table} is {type_}: images are binary, texts are strings")
     id_column = next((name for name in ID_COLUMNS if name in schema.names), "")
     for group in range(groups):
-        yield Piece(
+        yield InputPart(
             "text" if is_text else "image", parquet=str(table), row_group=group, column=found, id_column=id_column
         )
 
 
-def read_rows(piece: Piece) -> Iterator[dict[str, Any]]:
+def read_rows(piece: InputPart) -> Iterator[dict[str, Any]]:
     """The rows of a piece, in order."""
     if piece.parquet:
         yield from _table_rows(piece)
@@ -106,7 +108,7 @@ def read_rows(piece: Piece) -> Iterator[dict[str, Any]]:
             yield {"id": name, "place": str(path), "image": path.read_bytes()}
 
 
-def _table_rows(piece: Piece) -> Iterator[dict[str, Any]]:
+def _table_rows(piece: InputPart) -> Iterator[dict[str, Any]]:
     columns = [piece.column] + ([piece.id_column] if piece.id_column else [])
     table = pq.ParquetFile(piece.parquet).read_row_group(piece.row_group, columns=columns)
     ids = table[piece.id_column].to_pylist() if piece.id_column else [None] * table.num_rows

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 
 GB = 10**9
 IMAGE_BYTES = 33_100
@@ -39,7 +39,7 @@ class RowBytes:
     source: str = "img2dataset's figures for CC12M at 256 px, not measured here"
 
 
-def measure_rows(folder: str | Place, split: str) -> RowBytes:
+def measure_rows(folder: str | AnyPath, split: str) -> RowBytes:
     """Bytes a row of a dataset, from the compressed sizes in its Parquet files.
 
     Raises:
@@ -66,7 +66,7 @@ def measure_rows(folder: str | Place, split: str) -> RowBytes:
     )
 
 
-def captions_a_row(folder: str | Place, split: str) -> float:
+def captions_a_row(folder: str | AnyPath, split: str) -> float:
     """Mean number of captions of a dataset's rows."""
     dataset = open_dataset(folder)
     counts = [

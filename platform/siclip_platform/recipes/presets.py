@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection
 from siclip.config import LossConfig, TrainingConfig
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import DataConfig, EvaluationConfig, Recipe, StudentConfig
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 
 TEACHER_STEPS = 200
 STUDENT_STEPS = 48
 
 
-def digits_teacher(data: Place, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
+def digits_teacher(data: AnyPath, *, steps: int = TEACHER_STEPS, seed: int = 0) -> Recipe:
     """``mobileclip-nano`` from scratch with the contrastive loss alone."""
     return Recipe(
         data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
@@ -24,7 +24,9 @@ def digits_teacher(data: Place, *, steps: int = TEACHER_STEPS, seed: int = 0) ->
     )
 
 
-def digits_student(data: Place, teacher: Place | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0) -> Recipe:
+def digits_student(
+    data: AnyPath, teacher: AnyPath | None = None, *, steps: int = STUDENT_STEPS, seed: int = 0
+) -> Recipe:
     """``siclip-nano`` that inherits the teacher's trunk, keeps it frozen, and is distilled in three spaces."""
     return Recipe(
         data=DataConfig(path=str(data), window_row_groups=4, concurrent_reads=1),
@@ -62,7 +64,7 @@ def _without(terms: Collection[str], loss: LossConfig) -> list[object]:
     return [{"step": step, "weights": weights} for step, weights in kept if weights]
 
 
-def preset(name: str, data: Place, **options: object) -> Recipe:
+def preset(name: str, data: AnyPath, **options: object) -> Recipe:
     """A shipped recipe by name.
 
     Raises:

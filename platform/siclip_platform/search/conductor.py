@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from siclip_platform.search.ledger.journal import Entry, Journal, State, trial_name
+from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import newest_checkpoint, sweep
 from siclip_platform.search.ledger.reuse import Reuse
@@ -134,7 +134,7 @@ class Conductor:
     def _begun(self) -> set[str]:
         return {self.names[tune_id] for tune_id in self.trials}
 
-    def _judge(self, tune_id: str, entry: Entry, steps: int, error: bool) -> tuple[State, str]:
+    def _judge(self, tune_id: str, entry: Entry, steps: int, error: bool) -> tuple[TrialState, str]:
         value = entry.last.get(self.plan.metric, math.nan)
         if error:
             return "failed", _last_line(self.trials.get(tune_id))

@@ -14,10 +14,8 @@ from typing import Any
 from siclip.errors import UserError
 from siclip_platform.cluster.resources import Backend
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.search.ledger.journal import Entry, State
+from siclip_platform.search.ledger.journal import Entry, TrialState
 from siclip_platform.search.policy.population import Population
-
-__all__ = ["State", "StudyPlan", "StudyResult", "TrialOutcome"]
 
 
 def _no_tags(values: Mapping[str, Any]) -> dict[str, str]:
@@ -85,7 +83,7 @@ class TrialOutcome:
     trial_id: str
     values: dict[str, Any]
     recipe: Recipe
-    state: State
+    state: TrialState
     steps: int
     value: float
     seconds: float

@@ -7,25 +7,26 @@ from ``AWS_REGION`` (or ``?region=``), its keys from the environment, a profile 
 
 from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads, sha256_of, within
 from siclip_platform.storage.filesystem import READING, StoreError, open_filesystem
-from siclip_platform.storage.place import (
-    Place,
+from siclip_platform.storage.path import (
+    AnyPath,
     RemotePath,
     Stat,
+    as_path,
     asking,
     keys_in_front,
     local_folder,
     located,
     parsing,
-    place,
     refuse_credentials,
 )
 
 __all__ = [
     "READING",
-    "Place",
+    "AnyPath",
     "RemotePath",
     "Stat",
     "StoreError",
+    "as_path",
     "asking",
     "check_writable",
     "copy_file",
@@ -36,7 +37,6 @@ __all__ = [
     "located",
     "open_filesystem",
     "parsing",
-    "place",
     "refuse_credentials",
     "sha256_of",
     "within",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from siclip.checkpoints.formats import load_model
 from siclip.models.clip import Clip
-from siclip_platform.storage import Place, fetched
+from siclip_platform.storage import AnyPath, fetched
 
 
-def read_model(named: str | Place) -> Clip:
+def read_model(named: str | AnyPath) -> Clip:
     """The model of a checkpoint of ours, wherever it lies.
 
     Raises:

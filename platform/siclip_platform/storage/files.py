@@ -17,7 +17,7 @@ from uuid import uuid4
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
-from siclip_platform.storage.place import Place, RemotePath, Stat, asking, place
+from siclip_platform.storage.path import AnyPath, RemotePath, Stat, as_path, asking
 
 READERS = 16
 PART_BYTES = 8 * 2**20  # of one request
@@ -26,7 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def check_writable(folder: Place, option: str) -> None:
+def check_writable(folder: AnyPath, option: str) -> None:
     """Put a small file there and remove it, before anything is computed.
 
     Raises:
@@ -42,7 +42,7 @@ def check_writable(folder: Place, option: str) -> None:
         raise UserError(f"{option} {folder} cannot be written: {error.strerror or error}; name another") from None
 
 
-def copy_file(source: Place, target: Place) -> None:
+def copy_file(source: AnyPath, target: AnyPath) -> None:
     """Whole or not at all, from any place to any other.
 
     Raises:
@@ -56,7 +56,7 @@ def copy_file(source: Place, target: Place) -> None:
         Path(part).replace(target)
 
 
-def within(where: Place) -> tuple[Any, str]:
+def within(where: AnyPath) -> tuple[Any, str]:
     """pyarrow's filesystem of a place, and its path there."""
     if isinstance(where, RemotePath):
         return where.filesystem, where.path
@@ -64,7 +64,7 @@ def within(where: Place) -> tuple[Any, str]:
 
 
 @contextmanager
-def fetched(named: str | Place) -> Iterator[Path]:
+def fetched(named: str | AnyPath) -> Iterator[Path]:
     """A file as one of this machine: itself, or a copy of what lies at a URI that this process keeps while it runs.
 
     A `UserError` of the block names the URI.
@@ -72,7 +72,7 @@ def fetched(named: str | Place) -> Iterator[Path]:
     Raises:
         UserError: there is no such file, or the store does not answer.
     """
-    where = place(named)
+    where = as_path(named)
     if isinstance(where, Path):
         yield where
         return
@@ -102,7 +102,7 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-def sha256_of(where: Place) -> str:
+def sha256_of(where: AnyPath) -> str:
     """SHA-256 of a file's bytes, in hex."""
     if isinstance(where, Path):
         with where.open("rb") as file:
@@ -114,7 +114,7 @@ def sha256_of(where: Place) -> str:
     return digest.hexdigest()
 
 
-def in_threads(work: Callable[[T], R], items: Iterable[T], where: Place) -> list[R]:
+def in_threads(work: Callable[[T], R], items: Iterable[T], where: AnyPath) -> list[R]:
     """``work`` on every item, in order; many at a time where ``where`` is in a store, for each waits for it."""
     if isinstance(where, Path):
         return [work(item) for item in items]

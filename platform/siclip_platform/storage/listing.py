@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
-from siclip_platform.storage import Place, RemotePath, asking, keys_in_front, place, within
+from siclip_platform.storage import AnyPath, RemotePath, as_path, asking, keys_in_front, within
 
 
-def files(where: Place) -> list[tuple[str, int]]:
+def files(where: AnyPath) -> list[tuple[str, int]]:
     """(path relative to this folder, bytes) of all files below it, sorted; a file gives its own name.
 
     Hidden files and what lies in hidden folders is left out.
@@ -33,7 +33,7 @@ def files(where: Place) -> list[tuple[str, int]]:
     return sorted((name, size) for name, size in names if not _hidden(name))
 
 
-def folder_of(where: Place) -> Place:
+def folder_of(where: AnyPath) -> AnyPath:
     """The place that the names of `files` are relative to."""
     return where.parent if where.is_file() else where
 
@@ -50,12 +50,12 @@ def read_uri(uri: str) -> bytes:
     Raises:
         UserError: it holds keys, or its store does not answer.
     """
-    where = place(uri, signed=True)
+    where = as_path(uri, signed=True)
     with asking(where):
         return read_bytes(*within(where))
 
 
-def _plain(where: Place) -> str:
+def _plain(where: AnyPath) -> str:
     return where.plain if isinstance(where, RemotePath) else str(where)
 
 

@@ -6,7 +6,7 @@ The way of a sample: `source` (shards and their order) → `windows` (row groups
 
 from siclip_platform.stream.columns import Columns
 from siclip_platform.stream.evaluation_set import load_evaluation_set, validation_set
-from siclip_platform.stream.source import Source
+from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stream import Stream
 
-__all__ = ["Columns", "Source", "Stream", "load_evaluation_set", "validation_set"]
+__all__ = ["Columns", "Stream", "StreamSource", "load_evaluation_set", "validation_set"]

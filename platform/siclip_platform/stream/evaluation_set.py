@@ -19,7 +19,7 @@ from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset, open_dataset, read_manifest
 from siclip_platform.datasets.parquet import read_table
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import Place, in_threads
+from siclip_platform.storage import AnyPath, in_threads
 
 
 def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
@@ -31,7 +31,7 @@ def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
 
 
 def load_evaluation_set(
-    folder: str | Place, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
+    folder: str | AnyPath, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
 ) -> EvaluationSet:
     """``limit`` samples of a split (0: all), read for a model: the first, or those that ``subset_seed`` draws.
 
@@ -48,7 +48,7 @@ def load_evaluation_set(
 
 @lru_cache(maxsize=4)
 def _load_evaluation(
-    folder: Place,
+    folder: AnyPath,
     dataset_hash: str,
     split: str,
     limit: int,

@@ -11,19 +11,19 @@ from siclip.errors import UserError
 from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 
 
 @dataclass(frozen=True)
-class Source:
+class StreamSource:
     """Picklable. ``first_rows``: (shard, row group) → the number of its first row in the split, in file order.
 
     ``hashes`` are those of the dataset's manifest and of everything beside it that is read.
     """
 
-    folder: Place
+    folder: AnyPath
     hashes: tuple[str, ...]
-    shards: tuple[Place, ...]
+    shards: tuple[AnyPath, ...]
     order: SampleOrder
     first_rows: dict[tuple[int, int], int]
     rows: int
@@ -34,7 +34,7 @@ class Source:
     @classmethod
     def of(
         cls,
-        folder: Place,
+        folder: AnyPath,
         split: str,
         seed: int,
         window_groups: int,
@@ -42,7 +42,7 @@ class Source:
         limit: int = 0,
         captions: Sequence[str] = (),
         embeddings: str | None = None,
-    ) -> Source:
+    ) -> StreamSource:
         """A split of a dataset, or its first ``limit`` samples (see `siclip.data.order.first_samples`).
 
         ``captions``, ``embeddings``: names of sidecars, see `siclip_platform.datasets.sidecar`.

@@ -26,9 +26,9 @@ from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.recipes.recipe import MixedDataset, Recipe
-from siclip_platform.storage import place
+from siclip_platform.storage import as_path
 from siclip_platform.stream.columns import Columns, shares, teacher_columns
-from siclip_platform.stream.source import Source
+from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stored import StoredPair
 from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, caption_of
 
@@ -37,7 +37,7 @@ from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, captio
 class Stream:
     """How a recipe reads a split: picklable, so that Ray tasks can carry it."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[StreamSource, ...]
     mixture: Mixture
     seed: int
     image_size: int
@@ -61,8 +61,8 @@ class Stream:
         data, seed = recipe.data, recipe.training.seed
         parts = [MixedDataset(path=data.path, limit=data.limit, captions=data.captions), *data.mix]
         sources = tuple(
-            Source.of(
-                place(part.path),
+            StreamSource.of(
+                as_path(part.path),
                 split,
                 seed,
                 data.window_row_groups,
@@ -185,5 +185,5 @@ class Stream:
             )
 
 
-def _behind(source: Source, window: Window) -> Any:
+def _behind(source: StreamSource, window: Window) -> Any:
     return lambda: source.order.window_at(window.position + window.rows)

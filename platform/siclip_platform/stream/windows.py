@@ -21,7 +21,7 @@ from siclip.data.order import RowGroup, Window
 from siclip.data.unique import arranged, tail
 from siclip_platform.datasets.parquet import parquet_file
 from siclip_platform.storage import in_threads
-from siclip_platform.stream.source import Source
+from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stored import StoredGroup, StoredPair
 
 Places = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class Rows:
     Stored embeddings, where the source has some, come with the images, or where ``fields`` names `EMBEDDINGS`.
     """
 
-    def __init__(self, source: Source, window: Window, fields: Sequence[str]) -> None:
+    def __init__(self, source: StreamSource, window: Window, fields: Sequence[str]) -> None:
         self.source = source
         self.window = window
         read = in_threads(lambda group: _read(source, group, fields), window.groups, source.folder)
@@ -101,7 +101,7 @@ class _Group(NamedTuple):
     stored: StoredGroup | None
 
 
-def _read(source: Source, group: RowGroup, fields: Sequence[str]) -> _Group:
+def _read(source: StreamSource, group: RowGroup, fields: Sequence[str]) -> _Group:
     own = [name for name in fields if name != EMBEDDINGS]
     with parquet_file(source.shards[group.shard]) as file:
         table = file.read_row_group(group.index, columns=own)
@@ -120,7 +120,7 @@ class LoadedWindow:
     """
 
     def __init__(
-        self, source: Source, window: Window, fields: Sequence[str], policy: CaptionPolicy, unique: int = 0
+        self, source: StreamSource, window: Window, fields: Sequence[str], policy: CaptionPolicy, unique: int = 0
     ) -> None:
         self.rows = Rows(source, window, fields)
         self.policy = policy
@@ -140,7 +140,7 @@ class LoadedWindow:
         return shuffled[arranged(captions, window.position, self.unique, before)]
 
 
-def _tails_before(source: Source, window: Window, policy: CaptionPolicy, batch_size: int) -> Iterator[Places]:
+def _tails_before(source: StreamSource, window: Window, policy: CaptionPolicy, batch_size: int) -> Iterator[Places]:
     """The captions that stand before a window in the batch of its first sample."""
     begin = window.position - window.position % batch_size
     while window.position > begin:

@@ -24,7 +24,7 @@ from siclip_platform.studies.final_runs import Trained
 from siclip_platform.studies.options import WORKER_CPUS, Options, command_line
 from siclip_platform.studies.study_file import FILE, SPACE, StudyFile, read_study
 from siclip_platform.studies.timeline import Timeline
-from siclip_platform.tracking import Kind, TrackedRun, Tracker
+from siclip_platform.tracking import RunKind, TrackedRun, Tracker
 from siclip_platform.tracking.store import without_password
 from siclip_platform.training.identity import weights_hash
 from siclip_platform.training.ray_train import run_with_ray_train
@@ -254,7 +254,7 @@ class Experiment:
 
     def _train_anew(self, name: str, stem: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
         key, kept = f"{self.key}/{stem}", self.folder / f"{stem}.json"
-        kind = cast(Kind, name.partition("-")[0])
+        kind = cast(RunKind, name.partition("-")[0])
         all_tags = {**self.tags, **tags, "recipe_hash": recipe.hash}
         run = self.tracker.start(
             name, kind, params=recipe.flat(), tags=all_tags, parent=self.study_run, key=key, reopen=True

@@ -14,7 +14,7 @@ from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster.resources import Backend
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -33,8 +33,8 @@ class Options:
     """
 
     out: Path
-    data: Place | None = None
-    teacher: Place | None = None
+    data: AnyPath | None = None
+    teacher: AnyPath | None = None
     tracking_uri: str | None = None
     address: str | None = None
     trials: int = 8
@@ -51,11 +51,11 @@ class Options:
     sampler: str | None = None
     scheduler: str | None = None
     workers: int = 1
-    checkpoints: Place | None = None
+    checkpoints: AnyPath | None = None
     artifacts: str | None = None
 
     @property
-    def dataset_folder(self) -> Place:
+    def dataset_folder(self) -> AnyPath:
         """``data``, or where the embedded default is built."""
         return (self.data or self.built_folder).resolve()
 

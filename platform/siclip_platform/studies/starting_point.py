@@ -8,7 +8,7 @@ from dataclasses import replace
 from siclip.errors import UserError
 from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import place
+from siclip_platform.storage import as_path
 from siclip_platform.studies.options import Options
 
 
@@ -29,8 +29,8 @@ def starting_point(
         UserError: a change does not fit.
     """
     if given is not None:
-        named = options.teacher or (place(given.teacher) if given.teacher else None)
-        options = replace(options, data=options.data or place(given.data.path), teacher=named)
+        named = options.teacher or (as_path(given.teacher) if given.teacher else None)
+        options = replace(options, data=options.data or as_path(given.data.path), teacher=named)
     teacher = options.teacher.resolve() if options.teacher else None
     folder = options.dataset_folder
     base = given or digits_student(folder, steps=steps, seed=options.seed).updated(changes)

@@ -13,7 +13,7 @@ from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import replacing
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import Place, copy_file
+from siclip_platform.storage import AnyPath, copy_file
 
 if TYPE_CHECKING:
     from siclip_platform.studies.options import Options
@@ -85,7 +85,7 @@ class StudyFile(Config):
             temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
 
 
-def fetch_study(folder: Path, checkpoints: Place) -> None:
+def fetch_study(folder: Path, checkpoints: AnyPath) -> None:
     """Take a study's description back from where its checkpoints are, for a machine that has not begun it.
 
     Raises:

@@ -17,9 +17,9 @@ from siclip_platform.tracking.store import (
     git_commit,
 )
 from siclip_platform.tracking.sync import Synced, sync
-from siclip_platform.tracking.tracker import Kind, State, TrackedRun, Tracker
+from siclip_platform.tracking.tracker import RunKind, RunState, TrackedRun, Tracker
 
 __all__ = [
-    "EXPERIMENT", "Kind", "State", "Synced", "TrackedRun", "Tracker", "check_store_exists", "check_tracking",
+    "EXPERIMENT", "RunKind", "RunState", "Synced", "TrackedRun", "Tracker", "check_store_exists", "check_tracking",
     "default_tracking_uri", "git_commit", "sync",
 ]  # fmt: skip

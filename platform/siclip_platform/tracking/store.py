@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from siclip.errors import UserError
-from siclip_platform.storage import RemotePath, check_writable, place
+from siclip_platform.storage import RemotePath, as_path, check_writable
 
 EXPERIMENT = "siclip"
 
@@ -122,7 +122,7 @@ def check_artifacts(uri: str) -> None:
     Raises:
         UserError: a package that MLflow needs for it is missing, or the store refuses or does not answer.
     """
-    where = place(uri)
+    where = as_path(uri)
     if isinstance(where, RemotePath):
         if where.query:
             raise UserError(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from siclip.errors import UserError
 from siclip_platform.metrics import stored_key
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.tracking.models import model_payload
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import Op, Spool
@@ -26,8 +26,8 @@ from siclip_platform.tracking.store import (
     without_password,
 )
 
-Kind = Literal["study", "trial", "seed", "teacher", "best", "control", "confirm", "train", "evaluation"]
-State = Literal["completed", "pruned", "failed", "interrupted"]
+RunKind = Literal["study", "trial", "seed", "teacher", "best", "control", "confirm", "train", "evaluation"]
+RunState = Literal["completed", "pruned", "failed", "interrupted"]
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch
 MAX_PARAM_LENGTH = 6000
 BYTES = "cost/artifact_bytes"
@@ -89,7 +89,7 @@ class TrackedRun:
         """Set tags, each under the prefix ``siclip.``."""
         self._spool.put(self.key, ("tags", _tags(tags)))
 
-    def dataset(self, name: str, digest: str, folder: Place, profile: str = "", context: str = "train") -> None:
+    def dataset(self, name: str, digest: str, folder: AnyPath, profile: str = "", context: str = "train") -> None:
         """Tell which dataset the run reads, as an MLflow dataset."""
         uri = folder.as_uri()
         kind = "local" if isinstance(folder, Path) else uri.partition(":")[0]
@@ -126,7 +126,9 @@ class TrackedRun:
                 self._hold(self._last.get(BYTES, -1) + 1, {BYTES: float(sum(self._sizes.values()))})
         return {"bytes": size}
 
-    def finish(self, state: State, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str) -> None:
+    def finish(
+        self, state: RunState, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str
+    ) -> None:
         """The final figures, the state and further tags, and close the run; nothing if it is closed already."""
         if metrics:
             step = int(metrics.get("cost/steps", 0))
@@ -192,7 +194,7 @@ class Tracker:
     def start(
         self,
         name: str,
-        kind: Kind,
+        kind: RunKind,
         *,
         params: Mapping[str, Any],
         tags: Mapping[str, str],

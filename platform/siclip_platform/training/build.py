@@ -21,7 +21,7 @@ from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
 from siclip_platform.evaluation.budget import Budgeted
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import place
+from siclip_platform.storage import as_path
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.stream import Stream, validation_set
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
@@ -147,7 +147,7 @@ def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
             )
     cache = build_trunk_cache(
         trainer.model,
-        place(data.path),
+        as_path(data.path),
         "train",
         Path(data.trunk_cache),
         augmentations=data.augmentations,

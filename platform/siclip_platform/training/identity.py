@@ -19,7 +19,7 @@ from siclip.models.hashing import weights_hash as hash_of
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import Place, place
+from siclip_platform.storage import AnyPath, as_path
 from siclip_platform.storage.checkpoints import read_model
 
 DIGITS = 16
@@ -74,7 +74,7 @@ def weights_hash(name: str) -> str:
     """16 hex digits for a teacher's weights, wherever its file lies; of an open_clip tag its name."""
     if name.startswith(OPEN_CLIP):
         return name
-    where = place(name)
+    where = as_path(name)
     try:
         found = where.stat()
     except OSError:
@@ -83,7 +83,7 @@ def weights_hash(name: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _weights_hash(where: Place, size: int, modified: int) -> str:
+def _weights_hash(where: AnyPath, size: int, modified: int) -> str:
     model = read_model(where)
     return hashlib.sha256(f"{model.config.model_dump_json()} {hash_of(model)}".encode()).hexdigest()[:DIGITS]
 

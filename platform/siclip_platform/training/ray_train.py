@@ -16,7 +16,7 @@ from typing import Any
 
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import Place, RemotePath
+from siclip_platform.storage import AnyPath, RemotePath
 from siclip_platform.stream.ray_reader import check_reader_nodes
 from siclip_platform.training.build import CHECKPOINT, Log
 from siclip_platform.training.ray_worker import FINAL, Failure, train_worker
@@ -40,7 +40,7 @@ def run_with_ray_train(
     log: Log,
     worker_cpus: float = 1.0,
     workers: int = 1,
-    checkpoints: Place | None = None,
+    checkpoints: AnyPath | None = None,
 ) -> TrainedModel:
     """Train on Ray Train workers (each with a GPU where the cluster has that many); each reads its share of a batch.
 
@@ -107,7 +107,7 @@ def _beside_driver() -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
-def _storage(where: Place) -> dict[str, Any]:
+def _storage(where: AnyPath) -> dict[str, Any]:
     """Fields of Ray's `RunConfig`; a store's filesystem is ours, with bounded waiting, and holds no keys."""
     if isinstance(where, RemotePath):
         return {"storage_path": where.path, "storage_filesystem": where.filesystem}

@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.tune.execution import class_cache
 
-from siclip_platform.cluster import ray_patches as secrets
+from siclip_platform.cluster import ray_patches
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -23,7 +23,7 @@ def as_installed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(secrets, "class_cache", module)
+    monkeypatch.setattr("ray.tune.execution.class_cache", module)
     return module
 
 
@@ -43,7 +43,7 @@ def test_tune_passes_no_key_on(as_installed: ModuleType, monkeypatch: pytest.Mon
     for name in names:
         monkeypatch.setenv(name, f"value of {name}")
     assert keys <= set(passed_on(as_installed, monkeypatch)) and keys  # why this is needed
-    secrets.keep_secrets_from_metadata()
+    ray_patches.keep_secrets_from_metadata()
     assert {n: v for n, v in passed_on(as_installed, monkeypatch).items() if n in names} == {
         name: f"value of {name}" for name in names - keys
     }

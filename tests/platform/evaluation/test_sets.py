@@ -27,7 +27,7 @@ from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.models import open_model
 from siclip_platform.evaluation.results import SetResult
 from siclip_platform.evaluation.runner import run_suite
-from siclip_platform.evaluation.sets import CompositionData, CueData, RetrievalData, Sample
+from siclip_platform.evaluation.sets import CompositionData, CueData, EvaluationSample, RetrievalData
 
 CPU = torch.device("cpu")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -74,7 +74,7 @@ def measured(subject: Subject, data: Path, suite: str | None) -> tuple[SetResult
     return result, {name: figure.value for name, figure in result.metrics[subject.encoder.name].items()}
 
 
-def samples_of(folder: Path) -> list[Sample]:
+def samples_of(folder: Path) -> list[EvaluationSample]:
     (data,) = open_set(find_sets(folder.name, folder.parent)[0], "test")
     return list(data.samples())
 

@@ -26,7 +26,7 @@ from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import RemotePath, check_writable, copy_file, fetched, place
+from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, fetched
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.tracking import Tracker
 from siclip_platform.tracking.store import check_artifacts
@@ -69,7 +69,7 @@ def keys(store: Any, bucket: str, prefix: str) -> list[str]:
 def remote(store: Any, digits: Path, nano_teacher: Path) -> Recipe:
     """A recipe whose dataset and teacher lie in the store."""
     push_dataset(digits, "s3://data/digits")
-    copy_file(nano_teacher, place("s3://data/teachers/nano.pt"))
+    copy_file(nano_teacher, as_path("s3://data/teachers/nano.pt"))
     changes = {
         "data.path": "s3://data/digits",
         "teacher": "s3://data/teachers/nano.pt",
@@ -126,7 +126,7 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
     assert sorted(record.figures) == list(range(1, 13))
     assert record.figures == trained.figures
 
-    there = place("s3://runs/models/end.pt")
+    there = as_path("s3://runs/models/end.pt")
     copy_file(tmp_path / "end.pt", there)
     assert evaluate_checkpoint(there, "s3://data/digits", "test") == evaluate_checkpoint(
         trained.folder / "end.pt", local.data.path, "test"
@@ -138,7 +138,7 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
 def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
     store: Any, remote: Recipe, trained: Record, tmp_path: Path, own_ray: None
 ) -> None:
-    runs, seen = place("s3://runs/study/train"), Record(tmp_path)
+    runs, seen = as_path("s3://runs/study/train"), Record(tmp_path)
     assert isinstance(runs, RemotePath)
     steps: list[int] = []
 
@@ -247,7 +247,7 @@ def test_what_is_wrong_with_a_store_is_told_within_seconds(store: Any, monkeypat
     with pytest.raises(UserError, match=r"there is no file s3://data/teachers/none.pt"):
         read_model("s3://data/teachers/none.pt")
     with pytest.raises(UserError, match=r"s3://nowhere/x.*: there is no such bucket; create it"):
-        check_writable(place("s3://nowhere/x"), "--checkpoints")
+        check_writable(as_path("s3://nowhere/x"), "--checkpoints")
     with pytest.raises(UserError, match="takes no options in a URI; set AWS_ENDPOINT_URL"):
         check_artifacts("s3://runs/x?region=us-east-1")
     import siclip_platform.tracking.store as tracking
@@ -258,6 +258,6 @@ def test_what_is_wrong_with_a_store_is_told_within_seconds(store: Any, monkeypat
             check_artifacts("s3://runs/x")
     with pytest.raises(UserError, match="the store refuses the credentials; set AWS_ACCESS_KEY_ID"):
         set_initial_no_auth_action_count(0)(verify_dataset)("s3://data/digits")
-    away = place("s3://data/digits?endpoint_override=127.0.0.1:9&scheme=http")
+    away = as_path("s3://data/digits?endpoint_override=127.0.0.1:9&scheme=http")
     with pytest.raises(UserError, match=r"no server answers at 127.0.0.1:9; start it, or correct AWS_ENDPOINT_URL"):
         verify_dataset(away)

@@ -16,23 +16,23 @@ from siclip_platform.cluster.submit import compose
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
-from siclip_platform.storage import RemotePath, check_writable, copy_file, fetched, local_folder, place
+from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, fetched, local_folder
 from siclip_platform.storage.filesystem import open_filesystem, told
 from siclip_platform.stream import Stream
 from siclip_platform.training.build import recipe_model
 
 
 def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
-    assert place("data/digits") == Path("data/digits")
-    assert place("file:///data/digits") == Path("/data/digits")
-    assert place(Path("/data/my digits").as_uri()) == Path("/data/my digits")
-    named = place("s3://bucket/a/b?region=eu-west-1&scheme=http")
+    assert as_path("data/digits") == Path("data/digits")
+    assert as_path("file:///data/digits") == Path("/data/digits")
+    assert as_path(Path("/data/my digits").as_uri()) == Path("/data/my digits")
+    named = as_path("s3://bucket/a/b?region=eu-west-1&scheme=http")
     assert isinstance(named, RemotePath)
     assert str(named / "c.parquet") == "s3://bucket/a/b/c.parquet?region=eu-west-1&scheme=http"
     assert (named / "c.parquet").as_uri() == "s3://bucket/a/b/c.parquet"
     assert (named.name, (named / "c.pt").suffix, named.parent.plain) == ("b", ".pt", "s3://bucket/a")
-    assert pickle.loads(pickle.dumps(named)) == named == place(str(named))
-    assert place("s3://bucket").name == "bucket"
+    assert pickle.loads(pickle.dumps(named)) == named == as_path(str(named))
+    assert as_path("s3://bucket").name == "bucket"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(UserError, match=r"credentials in the URI.*in the environment") as refused:
-        place(uri)
+        as_path(uri)
     assert "hidden" not in str(refused.value) and "AKIAKEY" not in str(refused.value)
     with pytest.raises(UserError, match=r"credentials|password") as refused:
         compose("train_siclip", ["--data", uri], address=None, tracking_uri=None, installed=False)
@@ -65,18 +65,18 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     ],
 )
 def test_the_path_on_a_filesystem_of_fsspec_is_fsspecs_own(uri: str, path: str) -> None:
-    where = place(uri) / "b.csv"
+    where = as_path(uri) / "b.csv"
     assert isinstance(where, RemotePath) and where.path == path
     assert fsspec.core.url_to_fs(f"{uri}/b.csv")[1] == path
 
 
 def test_a_query_of_a_file_is_its_and_not_the_servers() -> None:
-    where = place("https://host/a/b.jpg?width=3")
+    where = as_path("https://host/a/b.jpg?width=3")
     assert isinstance(where, RemotePath) and where.path == "https://host/a/b.jpg?width=3"
-    signed = place("https://host/b.jpg?signature=hidden", signed=True)
+    signed = as_path("https://host/b.jpg?signature=hidden", signed=True)
     assert isinstance(signed, RemotePath) and "hidden" in signed.path and "hidden" not in signed.shown
     with pytest.raises(UserError, match="chain of URIs"):
-        place("zip://a.zip::s3://bucket/b.zip")
+        as_path("zip://a.zip::s3://bucket/b.zip")
 
 
 @pytest.mark.parametrize("named", ["s3://bucket/x", Path("s3://bucket/x"), "memory://x"])
@@ -98,9 +98,9 @@ def test_two_commands_that_look_whether_a_folder_can_be_written_do_not_meet(tmp_
 
 def test_options_that_s3_has_not_are_refused() -> None:
     with pytest.raises(UserError, match="s3://bucket/data has no option 'endpoint': there are region, scheme"):
-        place("s3://bucket/data?endpoint=localhost")
+        as_path("s3://bucket/data?endpoint=localhost")
     with pytest.raises(UserError, match="names no bucket"):
-        place("s3:///data")
+        as_path("s3:///data")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeyp
 @pytest.fixture
 def pushed(digits: Path) -> RemotePath:
     """The digit scenes in a store."""
-    where = place("memory://storage/digits")
+    where = as_path("memory://storage/digits")
     assert isinstance(where, RemotePath)
     memory = fsspec.filesystem("memory")
     if memory.exists("/storage"):
@@ -192,7 +192,7 @@ def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: Remot
 
 
 def test_a_fetched_file_is_a_copy_and_errors_name_the_uri(tmp_path: Path) -> None:
-    where = place("memory://storage/models/a.pt")
+    where = as_path("memory://storage/models/a.pt")
     with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), fetched(where):
         pass
     (tmp_path / "a.pt").write_bytes(b"weights")

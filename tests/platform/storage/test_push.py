@@ -24,8 +24,8 @@ from siclip_platform.datasets.sidecar import (
 )
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
-from siclip_platform.storage import RemotePath, StoreError, open_filesystem, place
-from siclip_platform.stream.source import Source
+from siclip_platform.storage import RemotePath, StoreError, as_path, open_filesystem
+from siclip_platform.stream.source import StreamSource
 
 NUMBERS = pa.schema([pa.field("image", pa.float32(), nullable=False)])
 
@@ -57,7 +57,7 @@ def embedded(digits: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def store() -> Iterator[RemotePath]:
     memory = fsspec.filesystem("memory")
-    where = place("memory://pushes/digits")
+    where = as_path("memory://pushes/digits")
     assert isinstance(where, RemotePath)
     yield where
     if memory.exists("/pushes"):
@@ -147,7 +147,7 @@ def failing(embedded: Path, store: RemotePath) -> RemotePath:
     """The dataset in a store that does not give what Parquet files hold."""
     push_dataset(embedded, store)
     fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
-    where = place("failing://pushes/digits")
+    where = as_path("failing://pushes/digits")
     assert isinstance(where, RemotePath)
     return where
 
@@ -171,7 +171,7 @@ def test_bytes_that_are_no_parquet_file_in_a_store_are_damage(embedded: Path, st
 
 def test_a_message_of_ours_is_told_once() -> None:
     with pytest.raises(UserError, match=r"^nosuch://a cannot be opened") as told:
-        place("nosuch://a/b").stat()  # type: ignore[union-attr]
+        as_path("nosuch://a/b").stat()  # type: ignore[union-attr]
     assert str(told.value).count("nosuch://a") == 1
 
 
@@ -187,7 +187,7 @@ def test_each_shard_of_a_store_is_asked_about_once(
         return own(self)
 
     monkeypatch.setattr(RemotePath, "stat", stat)
-    Source.of(store, "train", 0, 4)
+    StreamSource.of(store, "train", 0, 4)
     shards = [f"digits/{path.name}" for path in sorted(embedded.glob("*.parquet"))]
     assert asked == Counter(shards)
     dataset = open_dataset(store)
@@ -199,6 +199,6 @@ def test_each_shard_of_a_store_is_asked_about_once(
 def test_a_store_is_opened_once_however_many_files_are_named() -> None:
     before = open_filesystem.cache_info().currsize
     for number in range(50):
-        where = place(f"memory://rows/{number}.jpg?width={number}")
+        where = as_path(f"memory://rows/{number}.jpg?width={number}")
         assert isinstance(where, RemotePath) and where.path.endswith(f"{number}.jpg?width={number}")
     assert open_filesystem.cache_info().currsize <= before + 1

@@ -53,7 +53,7 @@ def import_(
     from siclip_platform.datasets.importing.images import ImageRules
     from siclip_platform.datasets.importing.ingest import import_dataset
     from siclip_platform.datasets.importing.parts import ImportConfig
-    from siclip_platform.datasets.importing.sources.columns import Columns
+    from siclip_platform.datasets.importing.sources.columns import ColumnNames
     from siclip_platform.datasets.importing.sources.find import find_source
     from siclip_platform.display import Display
 
@@ -63,7 +63,9 @@ def import_(
         drop_duplicates=drop_duplicates, near_duplicates=near_duplicates,
         shard_rows=shard_rows, row_group_rows=row_group_rows,
     )  # fmt: skip
-    columns = Columns(image=image_column, caption=tuple(caption_column or ()), id=id_column, category=category_column)
+    columns = ColumnNames(
+        image=image_column, caption=tuple(caption_column or ()), id=id_column, category=category_column
+    )
     found = find_source(source, layout.value if layout else None, columns, shard_rows)
     display = Display()
     cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)

@@ -36,7 +36,7 @@ def export(
     names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
     A model card is written beside it: in a folder README.md, beside a file NAME.md.
     """
-    from siclip_platform.storage import fetched, place
+    from siclip_platform.storage import as_path, fetched
     from siclip_platform.storage.checkpoints import read_model
 
     model = read_model(checkpoint)
@@ -45,7 +45,7 @@ def export(
     if (run is None) != (tracking_uri is None):
         raise UserError("--run and --tracking-uri go together: a run is looked up in its store")
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
-    card = model_card(model, place(checkpoint).name, origin)
+    card = model_card(model, as_path(checkpoint).name, origin)
     if format is Format.MLFLOW:
         from siclip_platform.inference.serving import export_mlflow
 

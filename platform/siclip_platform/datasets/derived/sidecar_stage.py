@@ -17,8 +17,8 @@ from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import PLAN, Pool, Record, Task, clear_stage, locked, run_stage
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry
 from siclip_platform.datasets.sidecar import (
-    Kind,
     Sidecar,
+    SidecarKind,
     SidecarManifest,
     open_sidecar,
     sidecar_folder,
@@ -59,7 +59,7 @@ def chosen_splits(dataset: Dataset, splits: Sequence[str]) -> list[str]:
 
 def make_sidecar(
     dataset: Dataset,
-    kind: Kind,
+    kind: SidecarKind,
     name: str,
     version: str,
     recipe: Mapping[str, Any],
@@ -152,7 +152,7 @@ def _run(
     write_sidecar_manifest(folder, wanted.model_copy(update={"splits": splits, "recipe": recipe}))
 
 
-def _existing(dataset: Dataset, kind: Kind, wanted: SidecarManifest) -> Made:
+def _existing(dataset: Dataset, kind: SidecarKind, wanted: SidecarManifest) -> Made:
     sidecar = open_sidecar(dataset, kind, wanted.name)
     found = sidecar.manifest
     recipe = {key: value for key, value in found.recipe.items() if key != "counts"}

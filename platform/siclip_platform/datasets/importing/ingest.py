@@ -27,11 +27,11 @@ from siclip_platform.datasets.importing.parts import (
     ORDER,
     VALIDATION,
     ImportConfig,
-    PieceJob,
+    PartJob,
     import_piece,
     libraries,
 )
-from siclip_platform.datasets.importing.sources.find import Source
+from siclip_platform.datasets.importing.sources.find import ImportSource
 from siclip_platform.datasets.manifest import (
     MANIFEST,
     Dataset,
@@ -59,7 +59,7 @@ class Imported:
 
 
 def import_dataset(
-    source: Source,
+    source: ImportSource,
     folder: Path,
     config: ImportConfig,
     *,
@@ -97,7 +97,7 @@ def import_dataset(
 class _Job:
     """One import at work."""
 
-    source: Source
+    source: ImportSource
     folder: Path
     config: ImportConfig
     name: str
@@ -157,7 +157,7 @@ class _Job:
         tasks = [
             Task(
                 name=f"{number:05d}",
-                payload=PieceJob(root=self.source.root, number=number, piece=piece, config=self.config).model_dump(
+                payload=PartJob(root=self.source.root, number=number, piece=piece, config=self.config).model_dump(
                     mode="json"
                 ),
             )

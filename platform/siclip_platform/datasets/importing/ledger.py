@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.sample import LEFT_OUT, Rejection, Sample
+from siclip_platform.datasets.importing.sources.sample import LEFT_OUT, Rejection, SourceSample
 from siclip_platform.datasets.manifest import replacing
 
 LEDGER = "ledger.parquet"
@@ -31,7 +31,7 @@ ROWS_BEFORE_STOP = 1_000  # a share of fewer rows says too little to stop for
 DETAIL_CHARACTERS = 500
 
 
-def ledger_row(sample: Sample, rejection: Rejection) -> dict[str, Any]:
+def ledger_row(sample: SourceSample, rejection: Rejection) -> dict[str, Any]:
     """A row of `LEDGER_SCHEMA`; what UTF-8 cannot hold is written as an escape."""
     image = sample.image
     return {

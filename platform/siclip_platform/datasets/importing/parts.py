@@ -19,8 +19,8 @@ from siclip.config import Config
 from siclip_platform.datasets.derived.stage import Made, Task
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_row, storable
-from siclip_platform.datasets.importing.sources.piece import Piece, read_samples
-from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, Sample
+from siclip_platform.datasets.importing.sources.piece import SourcePart, read_samples
+from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample
 from siclip_platform.datasets.manifest import ShardEntry, replacing, write_shard
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 
@@ -59,12 +59,12 @@ class ImportConfig(Config):
     near_duplicates: int | None = Field(None, ge=0, le=8)
 
 
-class PieceJob(Config):
+class PartJob(Config):
     """The payload of a task: piece ``number`` of the source at ``root``."""
 
     root: str
     number: int
-    piece: Piece
+    piece: SourcePart
     config: ImportConfig
 
 
@@ -75,7 +75,7 @@ def libraries() -> dict[str, str]:
 
 def import_piece(folder: Path, task: Task) -> Made:
     """Read a piece and write its parts; the result has rows ``read``, ``reasons`` (reason → rows) and ``shards``."""
-    job = PieceJob.model_validate(task.payload)
+    job = PartJob.model_validate(task.payload)
     shards = _Shards(folder, job)
     rejected: list[dict[str, Any]] = []
     keys: list[dict[str, Any]] = []
@@ -110,7 +110,7 @@ def import_piece(folder: Path, task: Task) -> Made:
     )
 
 
-def make_row(sample: Sample, config: ImportConfig) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
     """A row of `SCHEMA`, and the pixels of its image.
 
     Raises:
@@ -154,7 +154,7 @@ def _caption(caption: Caption) -> dict[str, Any]:
     return {"text": caption.text, "source": caption.source, "model": caption.model}
 
 
-def _split(row_id: str, job: PieceJob) -> str:
+def _split(row_id: str, job: PartJob) -> str:
     split = job.piece.split or job.config.split
     if split != job.config.split or not job.config.validation_share:
         return split
@@ -165,7 +165,7 @@ def _split(row_id: str, job: PieceJob) -> str:
 class _Shards:
     """Rows → shards of at most so many rows, per split."""
 
-    def __init__(self, folder: Path, job: PieceJob) -> None:
+    def __init__(self, folder: Path, job: PartJob) -> None:
         self.folder = folder
         self.job = job
         self.open: dict[str, tuple[int, list[dict[str, Any]]]] = {}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from siclip_platform.datasets.importing.ledger import LEDGER
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 
 
 @dataclass
@@ -79,7 +79,7 @@ def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
     )
 
 
-def ledger_counts(folder: Place) -> dict[str, int]:
+def ledger_counts(folder: AnyPath) -> dict[str, int]:
     """Rejected rows by reason; empty where there is no ledger."""
     path = folder / LEDGER
     if not path.is_file():
@@ -99,7 +99,7 @@ def sample_rows(dataset: Dataset, split: str, count: int) -> Iterator[dict[str, 
             yield from _rows(path, here)
 
 
-def _rows(path: Place, numbers: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(path: AnyPath, numbers: list[int]) -> Iterator[dict[str, Any]]:
     """Rows of one shard; only their row groups are read."""
     with parquet_file(path) as file:
         start = 0

@@ -10,8 +10,8 @@ from typing import get_args
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, open_dataset
-from siclip_platform.datasets.sidecar import Kind, open_sidecar, sidecar_names
-from siclip_platform.storage import Place, check_writable, copy_file, place, sha256_of
+from siclip_platform.datasets.sidecar import SidecarKind, open_sidecar, sidecar_names
+from siclip_platform.storage import AnyPath, as_path, check_writable, copy_file, sha256_of
 
 SENDERS = 4
 
@@ -20,7 +20,7 @@ SENDERS = 4
 class Pushed:
     """What lies at ``dest`` now: files and their bytes, and how many of the files were sent by this call."""
 
-    dest: Place
+    dest: AnyPath
     files: int
     sent: int
     bytes: int
@@ -34,7 +34,7 @@ class _File:
     sha256: str | None = None
 
 
-def push_dataset(folder: Path, dest: str | Place, progress: Callable[[int, int], None] | None = None) -> Pushed:
+def push_dataset(folder: Path, dest: str | AnyPath, progress: Callable[[int, int], None] | None = None) -> Pushed:
     """Upload a dataset, its ledger and what lies finished beside it; what is there with the same bytes is kept.
 
     A put is whole or not at all, and a reader finds no dataset before its manifest, which comes last: so a killed
@@ -44,7 +44,7 @@ def push_dataset(folder: Path, dest: str | Place, progress: Callable[[int, int],
         UserError: the dataset is damaged, another one, or other captions or embeddings of a name, lie at ``dest``, or
             that cannot be written.
     """
-    dataset, target = open_dataset(folder.absolute()), place(dest)
+    dataset, target = open_dataset(folder.absolute()), as_path(dest)
     check_writable(target, "DEST")
     source, files = dataset.local_folder, list(_files(dataset))
     for file in files:
@@ -72,7 +72,7 @@ def _files(dataset: Dataset) -> Iterator[_File]:
     ledger = dataset.manifest.recipe.get("ledger")
     if ledger:
         yield _File(ledger["path"], ledger["sha256"])
-    for kind in get_args(Kind):
+    for kind in get_args(SidecarKind):
         for name in sidecar_names(dataset.folder, kind):
             yield from _listed(open_sidecar(dataset, kind, name).manifest.splits, f"{kind}/{name}/")
     yield from _listed(dataset.manifest.splits, "")
@@ -85,7 +85,7 @@ def _listed(splits: dict[str, list[ShardEntry]], folder: str) -> Iterator[_File]
     yield _File(folder + MANIFEST)
 
 
-def _refuse_other(manifest: str, source: Path, target: Place) -> None:
+def _refuse_other(manifest: str, source: Path, target: AnyPath) -> None:
     """What lies under a manifest and what replaces it would be read mixed while the second is on its way."""
     there = target / manifest
     if there.is_file() and there.read_bytes() != (source / manifest).read_bytes():
@@ -93,7 +93,7 @@ def _refuse_other(manifest: str, source: Path, target: Place) -> None:
         raise UserError(f"{there.parent} holds {what}: name another place, or remove what lies there first")
 
 
-def _send(file: _File, source: Path, target: Place) -> bool:
+def _send(file: _File, source: Path, target: AnyPath) -> bool:
     """Whether it had to be sent."""
     here, there = source / file.path, target / file.path
     try:

@@ -9,8 +9,8 @@ from typing import NamedTuple, get_args
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, check_shard, read_manifest
-from siclip_platform.datasets.sidecar import Kind, read_sidecar, sidecar_folder, sidecar_names
-from siclip_platform.storage import Place, StoreError, place, sha256_of
+from siclip_platform.datasets.sidecar import SidecarKind, read_sidecar, sidecar_folder, sidecar_names
+from siclip_platform.storage import AnyPath, StoreError, as_path, sha256_of
 
 READERS = 4
 Check = Callable[[], "Damage | None"]
@@ -19,11 +19,11 @@ Check = Callable[[], "Damage | None"]
 class Damage(NamedTuple):
     """A file of the dataset and what is wrong with it."""
 
-    path: Place
+    path: AnyPath
     problem: str
 
 
-def verify_dataset(folder: str | Place, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+def verify_dataset(folder: str | AnyPath, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
     """Read every shard, the ledger where there is one, and the finished captions and embeddings beside the dataset,
     and compare with their manifests; damage in this order.
 
@@ -31,7 +31,7 @@ def verify_dataset(folder: str | Place, progress: Callable[[int, int], None] | N
         UserError: there is no readable manifest of the dataset.
         StoreError: the store does not answer or refuses.
     """
-    where = place(folder).absolute()
+    where = as_path(folder).absolute()
     dataset = Dataset(where, read_manifest(where))
     checks = list(_checks(dataset))
     found = []
@@ -49,12 +49,12 @@ def _checks(dataset: Dataset) -> Iterator[Check]:
     ledger = dataset.manifest.recipe.get("ledger")
     if ledger:
         yield partial(_file_damage, dataset.folder / ledger["path"], ledger["sha256"])
-    for kind in get_args(Kind):
+    for kind in get_args(SidecarKind):
         for name in sidecar_names(dataset.folder, kind):
             yield from _sidecar_checks(dataset, kind, name)
 
 
-def _sidecar_checks(dataset: Dataset, kind: Kind, name: str) -> Iterator[Check]:
+def _sidecar_checks(dataset: Dataset, kind: SidecarKind, name: str) -> Iterator[Check]:
     try:
         sidecar = read_sidecar(dataset, kind, name)
     except StoreError:
@@ -67,7 +67,7 @@ def _sidecar_checks(dataset: Dataset, kind: Kind, name: str) -> Iterator[Check]:
         yield from (partial(_file_damage, sidecar.folder / entry.path, entry.sha256) for entry in entries)
 
 
-def _shard_damage(folder: Place, entry: ShardEntry) -> Damage | None:
+def _shard_damage(folder: AnyPath, entry: ShardEntry) -> Damage | None:
     try:
         check_shard(folder, entry)
     except StoreError:
@@ -77,7 +77,7 @@ def _shard_damage(folder: Place, entry: ShardEntry) -> Damage | None:
     return _file_damage(folder / entry.path, entry.sha256)
 
 
-def _file_damage(path: Place, sha256: str) -> Damage | None:
+def _file_damage(path: AnyPath, sha256: str) -> Damage | None:
     try:
         found = sha256_of(path)
     except OSError as error:

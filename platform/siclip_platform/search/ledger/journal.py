@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from siclip.errors import UserError
 
-State = Literal["completed", "pruned", "failed"]
+TrialState = Literal["completed", "pruned", "failed"]
 FILE = "journal.jsonl"
 
 
@@ -29,7 +29,7 @@ class Entry:
     values: dict[str, Any]
     attempts: list[str] = field(default_factory=list)
     results: list[tuple[int, dict[str, float], dict[str, dict[str, float]]]] = field(default_factory=list)
-    state: State | None = None
+    state: TrialState | None = None
     steps: int = 0
     seconds: float = 0.0
     reason: str = ""
@@ -135,7 +135,7 @@ class Journal:
         each = {seed: dict(figures) for seed, figures in seeds.items()}
         self._write("result", trial=trial, step=step, metrics=dict(metrics), seeds=each)
 
-    def ended(self, trial: str, state: State, steps: int, seconds: float, reason: str = "") -> None:
+    def ended(self, trial: str, state: TrialState, steps: int, seconds: float, reason: str = "") -> None:
         self._write("ended", trial=trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason)
 
     def told(self, trial: str) -> None:

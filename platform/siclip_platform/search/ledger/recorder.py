@@ -11,7 +11,7 @@ from siclip_platform.display import Task
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.ledger.journal import Entry
 from siclip_platform.search.study import StudyPlan, StudyResult
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.tracking import TrackedRun, Tracker
 from siclip_platform.training.identity import identity
 
@@ -37,11 +37,11 @@ class Recorder:
         self.study = study
         self.tags = dict(tags)
         self.task = task
-        self._dataset: tuple[str, str, Place] | None = None
+        self._dataset: tuple[str, str, AnyPath] | None = None
         self._trials: dict[str, TrackedRun] = {}
         self._seeds: dict[tuple[str, str], TrackedRun] = {}
 
-    def dataset(self, name: str, digest: str, folder: Place) -> None:
+    def dataset(self, name: str, digest: str, folder: AnyPath) -> None:
         """The dataset that each training reads from now on."""
         self._dataset = (name, digest, folder)
 

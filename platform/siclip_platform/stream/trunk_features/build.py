@@ -21,7 +21,7 @@ from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
 from siclip_platform.datasets.manifest import MANIFEST, open_dataset, replacing
 from siclip_platform.datasets.sidecar import open_sidecar
-from siclip_platform.storage import Place, sha256_of
+from siclip_platform.storage import AnyPath, sha256_of
 from siclip_platform.stream.trunk_features.files import (
     CacheManifest,
     CacheShard,
@@ -30,7 +30,7 @@ from siclip_platform.stream.trunk_features.files import (
     open_trunk_cache,
 )
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey
-from siclip_platform.stream.trunk_features.sources import Source, image_source, text_source
+from siclip_platform.stream.trunk_features.sources import FeatureSource, image_source, text_source
 
 SHARD_BYTES = 256 * 2**20  # what a killed build loses at the most, and the features it holds in memory
 Progress = Callable[[int, int], None]
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 def build_trunk_cache(
     model: Clip,
-    dataset_folder: str | Place,
+    dataset_folder: str | AnyPath,
     split: str,
     root: Path,
     *,
@@ -118,7 +118,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 class _Part:
     """A shard to be: the features ``start`` ≤ r < ``stop`` of a source."""
 
-    source: Source
+    source: FeatureSource
     path: Path
     start: int
     stop: int
@@ -128,7 +128,7 @@ class _Part:
         return (self.stop - self.start, *self.source.shape)
 
 
-def _parts(source: Source, folder: Path) -> Iterator[_Part]:
+def _parts(source: FeatureSource, folder: Path) -> Iterator[_Part]:
     """Shards of at most `SHARD_BYTES`, or of one sample."""
     step = max(1, SHARD_BYTES // (source.row_bytes * source.together)) * source.together
     for number, start in enumerate(range(0, source.rows, step)):
@@ -137,7 +137,11 @@ def _parts(source: Source, folder: Path) -> Iterator[_Part]:
 
 
 def _build(
-    folder: Path, key: TrunkCacheKey, sources: tuple[Source, Source], verify: bool, progress: Progress | None
+    folder: Path,
+    key: TrunkCacheKey,
+    sources: tuple[FeatureSource, FeatureSource],
+    verify: bool,
+    progress: Progress | None,
 ) -> TrunkCache:
     """Write what is missing, then the manifest; the folder is claimed."""
     parts = [part for source in sources for part in _parts(source, folder)]
@@ -210,7 +214,7 @@ def _kept(part: _Part, listed: Mapping[str, CacheShard], verify: bool) -> CacheS
 
 
 def _check_space(
-    folder: Path, key: TrunkCacheKey, sources: tuple[Source, Source], kept: Iterable[CacheShard]
+    folder: Path, key: TrunkCacheKey, sources: tuple[FeatureSource, FeatureSource], kept: Iterable[CacheShard]
 ) -> None:
     """Refuse, with the figures, what does not fit the disk."""
     images, texts = sources

@@ -27,7 +27,7 @@ from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
 from siclip_platform.datasets.sidecar import Sidecar
-from siclip_platform.storage import Place
+from siclip_platform.storage import AnyPath
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 
 Ids = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSource:
     """A tower's trunk and its inputs, numbered from 0 to ``rows``.
 
     ``inputs(start, stop)`` gives (ids (B,), input of the trunk) batch by batch, ``trunk`` maps an input to features
@@ -57,7 +57,7 @@ class Source:
 
 def image_source(
     model: Clip, dataset: Dataset, split: str, key: TrunkCacheKey, crops: Sidecar | None, batch: int
-) -> Source:
+) -> FeatureSource:
     """The images of a split in file order, each with its K variants: (B, size, size, 3) uint8 → (B, C, h, w)."""
     device, augmentations = model.logit_scale.device, key.augmentations
 
@@ -72,10 +72,10 @@ def image_source(
         return model.image_encoder.trunk(to_float_images(pixels.to(device)))
 
     shape = trunk(torch.zeros(1, key.image_size, key.image_size, 3, dtype=torch.uint8)).shape[1:]
-    return Source("images", dataset.rows(split) * augmentations, augmentations, shape, inputs, trunk)
+    return FeatureSource("images", dataset.rows(split) * augmentations, augmentations, shape, inputs, trunk)
 
 
-def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Sidecar], batch: int) -> Source:
+def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Sidecar], batch: int) -> FeatureSource:
     """Every caption of a split and of the caption sets ``beside`` it once: token ids (B, T) → (B, T, C)."""
     length, device = model.config.text.context_length, model.logit_scale.device
     shards = [*dataset.shards(split), *(path for sidecar in beside for path in sidecar.shards(split))]
@@ -90,7 +90,7 @@ def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Side
         return model.text_encoder.trunk(tokens.to(device))
 
     shape = trunk(torch.zeros(1, length, dtype=torch.long)).shape[1:]
-    return Source("texts", len(captions), 1, shape, inputs, trunk)
+    return FeatureSource("texts", len(captions), 1, shape, inputs, trunk)
 
 
 def random_crop(image: Pixels, size: int, seed: int) -> Pixels:
@@ -140,7 +140,7 @@ def _rows(
                 position += rows
 
 
-def _unique_captions(shards: Iterable[Place]) -> list[str]:
+def _unique_captions(shards: Iterable[AnyPath]) -> list[str]:
     """In order of first appearance."""
     seen: dict[str, None] = {}
     for shard in shards:

@@ -24,7 +24,7 @@ from siclip_platform.stream.columns import shares, teacher_columns
 from siclip_platform.stream.trunk_features.files import TrunkCache
 from siclip_platform.stream.windows import EMBEDDINGS, Sample, Windows, caption_of
 
-Rows = npt.NDArray[np.int64]
+RowIndices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,16 @@ class StoredFeatures:
             with safe_open(path, "pt") as file:
                 self._shards.append(file.get_tensor("features"))
                 ids.append(file.get_tensor("ids").numpy())
-        self.ids: Rows = np.concatenate(ids)
+        self.ids: RowIndices = np.concatenate(ids)
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self._sorted = np.argsort(self.ids)
 
-    def find(self, ids: Rows) -> Rows:
+    def find(self, ids: RowIndices) -> RowIndices:
         """A row for each id; that of another one where there is none of this id."""
         places = np.searchsorted(self.ids, ids, sorter=self._sorted)
         return self._sorted[np.minimum(places, len(self.ids) - 1)]
 
-    def take(self, rows: Rows) -> Tensor:
+    def take(self, rows: RowIndices) -> Tensor:
         """(B, …) in bf16: (C, h, w) of images, (T, C) of texts."""
         taken = torch.empty(len(rows), *self._shards[0].shape[1:], dtype=torch.bfloat16)
         shards = np.searchsorted(self._ends, rows, side="right")

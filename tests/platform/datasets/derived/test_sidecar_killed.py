@@ -24,7 +24,7 @@ from siclip_platform.datasets.derived.embeddings.embed import EmbedShard, embed_
 from siclip_platform.datasets.derived.stage import Made, Pool, Task, Work
 from siclip_platform.datasets.importing import ingest
 from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 
 SHARDS = 3
@@ -170,7 +170,7 @@ def test_a_killed_worker_costs_an_import_one_piece(tmp_path: Path, monkeypatch: 
     """In both stages: one where pieces become shards, one where shards with duplicates are written again."""
     write_pairs(tmp_path / "source", 120, 12, 0.2)
     config = ImportConfig(shard_rows=12, drop_duplicates=True)
-    source = find_source(str(tmp_path / "source"), None, Columns(), 12)
+    source = find_source(str(tmp_path / "source"), None, ColumnNames(), 12)
 
     def run(folder: str, pool: Pool) -> ingest.Imported:
         return ingest.import_dataset(source, tmp_path / folder, config, max_bad_share=1, pool=pool)

@@ -19,7 +19,7 @@ from siclip_platform.datasets.importing import duplicates
 from siclip_platform.datasets.importing.duplicates import near, repeated
 from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig, perceptual_hash
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 
 BASE = [0, 2**64 - 1, 0x0123456789ABCDEF]
@@ -106,7 +106,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, out: str, config: ImportConfig) -> tuple[Imported, list[str], dict[str, tuple[str, str]]]:
-    source = find_source(str(folder / "in"), None, Columns(), config.shard_rows)
+    source = find_source(str(folder / "in"), None, ColumnNames(), config.shard_rows)
     done = import_dataset(source, folder / out, config, pool=Pool(here=True))
     ids = [i for path in done.dataset.shards("train") for i in pq.read_table(path)["id"].to_pylist()]
     ledger = pq.read_table(folder / out / "ledger.parquet").to_pylist()

@@ -27,7 +27,7 @@ from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 
@@ -44,7 +44,7 @@ class Made(NamedTuple):
 
 
 def run_import(source: Path, folder: Path, config: ImportConfig, max_bad_share: float = 1.0) -> Imported:
-    found = find_source(str(source), None, Columns(), config.shard_rows)
+    found = find_source(str(source), None, ColumnNames(), config.shard_rows)
     return import_dataset(found, folder, config, max_bad_share=max_bad_share, pool=HERE)
 
 
@@ -205,7 +205,7 @@ def test_a_finished_import_is_returned_and_another_refused(tmp_path: Path) -> No
     first = run_import(tmp_path / "source", tmp_path / "out", config)
     assert run_import(tmp_path / "source", tmp_path / "out", config).dataset.hash == first.dataset.hash
     (tmp_path / "source").rename(tmp_path / "moved")
-    again = find_source(str(tmp_path / "moved"), None, Columns(), 10)
+    again = find_source(str(tmp_path / "moved"), None, ColumnNames(), 10)
     elsewhere = import_dataset(again, tmp_path / "b", config, name="source", pool=HERE)
     assert elsewhere.dataset.hash == first.dataset.hash, "the hash holds no places"
     with pytest.raises(UserError, match="other settings"):

@@ -16,7 +16,7 @@ from PIL import Image
 from siclip.data.mixing import mixture
 from siclip_platform.datasets.derived.stage import run_stage
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
-from siclip_platform.datasets.importing.sources.columns import Columns, image_bytes, plain
+from siclip_platform.datasets.importing.sources.columns import ColumnNames, image_bytes, plain
 from siclip_platform.datasets.importing.sources.lists import rows_with_offsets
 from siclip_platform.datasets.importing.sources.sample import Rejection
 from siclip_platform.datasets.importing.sources.tables import parquet_samples
@@ -28,7 +28,7 @@ def test_one_value_that_is_not_utf8_costs_one_row(tmp_path: Path) -> None:
     captions = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array([b"x"] * 4, pa.binary()), "caption": captions}), path)
-    columns = Columns(image="image", caption=("caption",))
+    columns = ColumnNames(image="image", caption=("caption",))
     found = list(parquet_samples(pafs.LocalFileSystem(), str(path), "a", range(1), 0, columns, lambda name: b""))
     assert [sample.rejected is None for sample in found] == [True, False, True, True]
 

@@ -13,12 +13,12 @@ from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 
 
 def run(root: str, folder: Path) -> Imported:
-    source = find_source(root, None, Columns(), 100)
+    source = find_source(root, None, ColumnNames(), 100)
     return import_dataset(source, folder, ImportConfig(), name="pairs", max_bad_share=1, pool=Pool(here=True))
 
 

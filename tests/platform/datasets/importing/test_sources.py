@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.datasets.importing.sources.piece import read_samples
-from siclip_platform.datasets.importing.sources.sample import Sample
+from siclip_platform.datasets.importing.sources.sample import SourceSample
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 
@@ -36,8 +36,8 @@ def caption(name: str) -> str:
     return f'a "small" {name},\n  seen 蟻'
 
 
-def read(root: Any, columns: Columns | None = None, rows: int = 2, layout: Any = None) -> list[Sample]:
-    source = find_source(str(root), layout, columns or Columns(), rows)
+def read(root: Any, columns: ColumnNames | None = None, rows: int = 2, layout: Any = None) -> list[SourceSample]:
+    source = find_source(str(root), layout, columns or ColumnNames(), rows)
     return [sample for piece in source.pieces for sample in read_samples(source.root, piece)]
 
 
@@ -138,7 +138,7 @@ def test_the_splits_of_a_saved_dataset_dict_are_kept(tmp_path: Path) -> None:
         )
 
     datasets.DatasetDict({"train": part(NAMES[:3]), "test": part(NAMES[3:])}).save_to_disk(tmp_path / "d")
-    source = find_source(str(tmp_path / "d"), None, Columns(), 10)
+    source = find_source(str(tmp_path / "d"), None, ColumnNames(), 10)
     found = {piece.split: [s.captions for s in read_samples(source.root, piece)] for piece in source.pieces}
     assert {split: [[c.text for c in cs] for cs in captions] for split, captions in found.items()} == {
         "train": [[n, n * 2] for n in NAMES[:3]],
@@ -149,15 +149,15 @@ def test_the_splits_of_a_saved_dataset_dict_are_kept(tmp_path: Path) -> None:
 def test_columns_are_mapped_and_missing_ones_are_told_before_any_work(tmp_path: Path) -> None:
     rows = {"pixels": [image(n) for n in NAMES], "alt": NAMES, "long": [None, *["long"] * 4], "n": [1, 2, 3, 4, 5]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
-    columns = Columns(image="pixels", caption=("alt", "long"), id="n", category="alt")
+    columns = ColumnNames(image="pixels", caption=("alt", "long"), id="n", category="alt")
     samples = read(tmp_path, columns)
     assert [sample.id for sample in samples] == ["1", "2", "3", "4", "5"]
     assert [[c.text for c in s.captions] for s in samples] == [["ant"], *[[n, "long"] for n in NAMES[1:]]]
     assert [sample.category for sample in samples] == NAMES
     with pytest.raises(UserError, match="no column 'px': it has pixels, alt, long, n"):
-        read(tmp_path, Columns(image="px"))
+        read(tmp_path, ColumnNames(image="px"))
     with pytest.raises(UserError, match=r"usual name for a caption.*--caption-column"):
-        read(tmp_path, Columns(image="pixels"))
+        read(tmp_path, ColumnNames(image="pixels"))
 
 
 def test_what_img2dataset_could_not_download_is_told_apart(tmp_path: Path) -> None:

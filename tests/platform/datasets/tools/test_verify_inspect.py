@@ -19,7 +19,7 @@ from siclip_platform.cli import app
 from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.importing.ingest import import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.datasets.manifest import Manifest, open_dataset, write_manifest, write_shard
 from siclip_platform.datasets.schema import SCHEMA
@@ -35,7 +35,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     write_pairs(folder / "pairs", 100, 20, 0.1)
-    source = find_source(str(folder / "pairs"), None, Columns(), 20)
+    source = find_source(str(folder / "pairs"), None, ColumnNames(), 20)
     import_dataset(source, folder / "out", ImportConfig(), max_bad_share=1, pool=Pool(here=True))
     return folder / "out"
 

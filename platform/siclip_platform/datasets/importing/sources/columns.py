@@ -10,7 +10,7 @@ from typing import Any
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, Sample, captions_of
+from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample, captions_of
 from siclip_platform.storage import READING
 from siclip_platform.storage.listing import without_credentials
 
@@ -21,7 +21,7 @@ ID = ("id", "key", "uid", "image_id")
 CATEGORY = ("category", "class", "label")
 
 
-class Columns(Config):
+class ColumnNames(Config):
     """Names of columns; None: the first of the usual names that the table has."""
 
     image: str | None = None
@@ -29,7 +29,7 @@ class Columns(Config):
     id: str | None = None
     category: str | None = None
 
-    def found_in(self, names: Sequence[str], place: str) -> Columns:
+    def found_in(self, names: Sequence[str], place: str) -> ColumnNames:
         """The same with every name filled in (``id`` and ``category`` stay None where the table has none).
 
         Raises:
@@ -44,7 +44,7 @@ class Columns(Config):
             what, option = ("an image", "--image-column") if image is None else ("a caption", "--caption-column")
             raise UserError(f"no column of {place} has a usual name for {what}: it has {', '.join(names)}; "
                             f"name one with {option}")  # fmt: skip
-        return Columns(
+        return ColumnNames(
             image=image,
             caption=caption,
             id=self.id or _first(ID, names),
@@ -57,8 +57,8 @@ def _first(wanted: Sequence[str], names: Sequence[str], taken: str | None = None
 
 
 def row_sample(
-    row: Mapping[str, Any], columns: Columns, source: str, place: str, read: Callable[[str], bytes]
-) -> Sample:
+    row: Mapping[str, Any], columns: ColumnNames, source: str, place: str, read: Callable[[str], bytes]
+) -> SourceSample:
     """A row as a sample. ``columns`` are filled in; ``read`` gives the bytes of an image from its path."""
     stem = posixpath.splitext(source)[0]
     identity = row.get(columns.id) if columns.id else None
@@ -77,10 +77,10 @@ def row_sample(
     except Rejection as error:
         rejected = error
     text = None if category is None else str(category)
-    return Sample(source, place, sample_id, image, captions, text, meta, rejected)
+    return SourceSample(source, place, sample_id, image, captions, text, meta, rejected)
 
 
-def _captions(row: Mapping[str, Any], columns: Columns) -> tuple[Caption, ...]:
+def _captions(row: Mapping[str, Any], columns: ColumnNames) -> tuple[Caption, ...]:
     """Of one column as it is; of several, what is not null of each, in their order."""
     if len(columns.caption) == 1:
         return captions_of(row.get(columns.caption[0]))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.lists import DELIMITERS, JSON_LINES, read_header, rows_with_offsets
 from siclip_platform.datasets.importing.sources.members import IMAGES, TEXTS
-from siclip_platform.datasets.importing.sources.piece import Layout, Piece
+from siclip_platform.datasets.importing.sources.piece import Layout, SourcePart
 from siclip_platform.datasets.importing.sources.tables import arrow_names, parquet_layout
-from siclip_platform.storage import READING, Place, place, within
+from siclip_platform.storage import READING, AnyPath, as_path, within
 from siclip_platform.storage.listing import files, folder_of, read_bytes
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -30,16 +30,16 @@ Files = list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """A source cut into pieces."""
 
     root: str
     layout: Layout
-    pieces: list[Piece]
+    pieces: list[SourcePart]
     files: Files
 
 
-def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -> Source:
+def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: int) -> ImportSource:
     """Cut what lies at ``root`` (a path or a URI) into pieces of about ``rows`` rows; tar and Arrow files stay whole.
 
     ``layout``: None for the one that the files tell: Hugging Face's Arrow files, else tar archives (beside which
@@ -50,7 +50,7 @@ def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -
         UserError: there is nothing to import, or a table lacks the columns.
     """
     root = root if "://" in root else str(Path(root).absolute())
-    where = place(root)
+    where = as_path(root)
     found = files(where)
     folder = folder_of(where)
     layout = layout or _layout(root, found)
@@ -60,7 +60,7 @@ def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -
     if not chosen:
         raise UserError(f"{root} holds no {' or '.join(SUFFIXES[layout])} file: name another source or --layout")
     if layout == "webdataset":
-        pieces = [Piece(layout=layout, name=name, bytes=size) for name, size in chosen]
+        pieces = [SourcePart(layout=layout, name=name, bytes=size) for name, size in chosen]
     elif layout == "folder":
         pieces = _folder_pieces(found, rows)
     elif layout == "parquet":
@@ -71,7 +71,7 @@ def find_source(root: str, layout: Layout | None, columns: Columns, rows: int) -
         pieces = [piece for item in chosen for piece in _list_pieces(folder, *item, columns, rows)]
     if not pieces:
         raise UserError(f"{root} holds no rows: name another source")
-    return Source(root, layout, pieces, chosen)
+    return ImportSource(root, layout, pieces, chosen)
 
 
 def _layout(root: str, files: Files) -> Layout:
@@ -88,7 +88,7 @@ def _is_metadata(name: str) -> bool:
     return posixpath.basename(name).startswith("metadata.") and name.lower().endswith(LISTS)
 
 
-def _folder_pieces(files: Files, rows: int) -> list[Piece]:
+def _folder_pieces(files: Files, rows: int) -> list[SourcePart]:
     """Files that differ in the extension alone stay together."""
     wanted = (*IMAGES, *TEXTS, "json", "cls")
     groups: dict[str, list[tuple[str, int]]] = {}
@@ -101,25 +101,27 @@ def _folder_pieces(files: Files, rows: int) -> list[Piece]:
     for first in range(0, len(keys), rows):
         part = [item for key in keys[first : first + rows] for item in groups[key]]
         names, sizes = zip(*part, strict=True)
-        pieces.append(Piece(layout="folder", name="", bytes=sum(sizes), first=first, files=names))
+        pieces.append(SourcePart(layout="folder", name="", bytes=sum(sizes), first=first, files=names))
     return pieces
 
 
-def _parquet_pieces(folder: Place, chosen: Files, columns: Columns, rows: int) -> list[Piece]:
+def _parquet_pieces(folder: AnyPath, chosen: Files, columns: ColumnNames, rows: int) -> list[SourcePart]:
     """A file whose footer is damaged is a piece without rows, for the ledger."""
-    pieces: list[Piece] = []
+    pieces: list[SourcePart] = []
     damage = ""
     for name, size in chosen:
         try:
             names, groups = parquet_layout(*within(folder / name))
         except READING as error:
             damage = f"{name}: {error}"
-            pieces.append(Piece(layout="parquet", name=name, bytes=size))
+            pieces.append(SourcePart(layout="parquet", name=name, bytes=size))
             continue
         found = columns.found_in(names, name)
         for start, count, first in _runs(groups, rows):
             pieces.append(
-                Piece(layout="parquet", name=name, bytes=size, start=start, count=count, first=first, columns=found)
+                SourcePart(
+                    layout="parquet", name=name, bytes=size, start=start, count=count, first=first, columns=found
+                )
             )
     if damage and not any(piece.count for piece in pieces):
         raise UserError(f"no Parquet file of {folder} can be read; {damage}")
@@ -136,7 +138,7 @@ def _runs(groups: list[int], rows: int) -> Iterator[tuple[int, int, int]]:
             start, before, held = index, before + held, 0
 
 
-def _arrow_pieces(folder: Place, files: Files, chosen: Files, columns: Columns) -> list[Piece]:
+def _arrow_pieces(folder: AnyPath, files: Files, chosen: Files, columns: ColumnNames) -> list[SourcePart]:
     """Of a saved ``DatasetDict`` every folder is a split of that name."""
     states = {name for name, _ in files if posixpath.basename(name) == "state.json"}
     splits = any(name == "dataset_dict.json" for name, _ in files)
@@ -155,23 +157,23 @@ def _arrow_pieces(folder: Place, files: Files, chosen: Files, columns: Columns) 
             names = []
         found = columns.found_in(names, name) if names else columns
         split = name.split("/")[0] if splits else None
-        pieces.append(Piece(layout="arrow", name=name, bytes=size, columns=found, split=split))
+        pieces.append(SourcePart(layout="arrow", name=name, bytes=size, columns=found, split=split))
     return pieces
 
 
-def _list_pieces(folder: Place, name: str, size: int, columns: Columns, rows: int) -> list[Piece]:
+def _list_pieces(folder: AnyPath, name: str, size: int, columns: ColumnNames, rows: int) -> list[SourcePart]:
     filesystem, path = within(folder / name)
     with filesystem.open_input_file(path) as stream:
         header, offset = read_header(stream, name)
     found = columns.found_in(header, name)
-    pieces: list[Piece] = []
+    pieces: list[SourcePart] = []
     with filesystem.open_input_file(path) as stream:
         stream.seek(offset)
         start = end = offset
         held = first = 0
 
-        def piece() -> Piece:
-            return Piece(layout="list", name=name, bytes=size, start=start, count=held, first=first,
+        def piece() -> SourcePart:
+            return SourcePart(layout="list", name=name, bytes=size, start=start, count=held, first=first,
                          header=header, columns=found)  # fmt: skip
 
         for consumed, _ in rows_with_offsets(stream, name, header):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.columns import Columns, row_sample
-from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, Sample
+from siclip_platform.datasets.importing.sources.columns import ColumnNames, row_sample
+from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
@@ -74,15 +74,15 @@ def _reader(lines: _Lines, name: str) -> Any:
 
 
 def list_samples(
-    stream: Any, name: str, first: int, count: int, header: tuple[str, ...], columns: Columns,
+    stream: Any, name: str, first: int, count: int, header: tuple[str, ...], columns: ColumnNames,
     read: Callable[[str], bytes],
-) -> Iterator[Sample]:  # fmt: skip
+) -> Iterator[SourceSample]:  # fmt: skip
     """``count`` samples from where the stream stands; the first is row ``first`` of the list, counted from 0."""
     for number, (_, row) in enumerate(rows_with_offsets(stream, name, header), first):
         if number == first + count:
             return
         if isinstance(row, Rejection):
-            yield Sample(name, str(number), "", rejected=row)
+            yield SourceSample(name, str(number), "", rejected=row)
         else:
             yield row_sample(row, columns, name, str(number), read)
 

@@ -14,7 +14,7 @@ from siclip_platform.datasets.importing.sources.sample import (
     Caption,
     Reason,
     Rejection,
-    Sample,
+    SourceSample,
     captions_of,
     decode_text,
 )
@@ -49,7 +49,7 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[Sample]:
+def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
     """The samples of a tar archive, in its order; consecutive members of one name make a sample.
 
     Members are read in memory, one sample at a time. An archive that is cut or damaged gives the samples before the
@@ -78,13 +78,13 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[Sample]:
             if last.rejected is None:
                 yield last
         detail = f"the archive is cut or damaged after {count} members: {error}"
-        yield Sample(source, f"after {count} members", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
+        yield SourceSample(source, f"after {count} members", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
         return
     if group is not None:
         yield _sample(group, source)
 
 
-def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[Sample]:
+def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[SourceSample]:
     """The samples of files in a folder, named relative to it; those of one stem are one sample."""
     group: _Group | None = None
     for name in names:
@@ -126,7 +126,7 @@ def _put(group: _Group, extension: str, data: bytes) -> None:
     group.files[extension] = data
 
 
-def _sample(group: _Group, source: str) -> Sample:
+def _sample(group: _Group, source: str) -> SourceSample:
     files = group.files
     images = [name for name in IMAGES if name in files]
     image = files[images[0]] if images else None
@@ -147,7 +147,7 @@ def _sample(group: _Group, source: str) -> Sample:
     if image is None and group.rejected is None:
         detail = f"there are only {', '.join(sorted(files)) or 'no files'}"
         rejected = Rejection(Reason.MISSING_IMAGE, detail)
-    return Sample(source, group.key, group.key, image, captions, category, meta, rejected)
+    return SourceSample(source, group.key, group.key, image, captions, category, meta, rejected)
 
 
 def _caption(files: dict[str, bytes], meta: dict[str, Any]) -> Any:

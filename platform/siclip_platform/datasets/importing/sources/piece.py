@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from typing import Literal
 
 from siclip.config import Config
-from siclip_platform.datasets.importing.sources.columns import Columns
+from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.lists import list_samples
 from siclip_platform.datasets.importing.sources.members import folder_samples, tar_samples
-from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, Sample
+from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
 from siclip_platform.datasets.importing.sources.tables import arrow_samples, parquet_samples
-from siclip_platform.storage import READING, place, within
+from siclip_platform.storage import READING, as_path, within
 from siclip_platform.storage.listing import folder_of, read_bytes, read_uri
 
 Layout = Literal["webdataset", "parquet", "list", "folder", "arrow"]
 
 
-class Piece(Config):
+class SourcePart(Config):
     """``count`` rows (row groups of Parquet) from ``start`` on; ``start`` is a byte offset in a list.
 
     ``name``: the file, relative to the source; ``bytes``: its size. ``first``: number of its first row.
@@ -32,22 +32,22 @@ class Piece(Config):
     count: int = 0
     first: int = 0
     header: tuple[str, ...] = ()
-    columns: Columns = Columns()
+    columns: ColumnNames = ColumnNames()
     files: tuple[str, ...] = ()
 
 
-def read_samples(root: str, piece: Piece) -> Iterator[Sample]:
+def read_samples(root: str, piece: SourcePart) -> Iterator[SourceSample]:
     """The samples of a piece of the source ``root``, in order. A file that cannot be read is one rejected sample."""
     try:
         yield from _samples(root, piece)
     except READING as error:
-        yield Sample(
+        yield SourceSample(
             piece.name, "", "", rejected=Rejection(Reason.DAMAGED_SOURCE, f"the file cannot be read: {error}")
         )
 
 
-def _samples(root: str, piece: Piece) -> Iterator[Sample]:
-    filesystem, folder = within(folder_of(place(root)))
+def _samples(root: str, piece: SourcePart) -> Iterator[SourceSample]:
+    filesystem, folder = within(folder_of(as_path(root)))
     path = posixpath.join(folder, piece.name)
 
     def read(name: str) -> bytes:

@@ -52,7 +52,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SourceSample:
     """A pair. ``source`` is a file relative to the source's root, ``place`` where in it the pair stands.
 
     ``rejected``: the source itself shows that it cannot be used; then the other fields hold what is known.

@@ -8,16 +8,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siclip_platform.datasets.importing.sources.columns import Columns, row_sample
-from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, Sample
+from siclip_platform.datasets.importing.sources.columns import ColumnNames, row_sample
+from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
 from siclip_platform.storage import READING
 
 BATCH_ROWS = 256
 
 
 def parquet_samples(
-    filesystem: Any, path: str, name: str, groups: range, first: int, columns: Columns, read: Callable[[str], bytes]
-) -> Iterator[Sample]:
+    filesystem: Any,
+    path: str,
+    name: str,
+    groups: range,
+    first: int,
+    columns: ColumnNames,
+    read: Callable[[str], bytes],
+) -> Iterator[SourceSample]:
     """The rows of some row groups, in order; the first is row ``first`` of the file.
 
     In a row group that is damaged, each row from the damage on is rejected; the next row group is read again.
@@ -33,8 +39,8 @@ def parquet_samples(
 
 
 def _group(
-    file: Any, group: int, name: str, numbers: range, columns: Columns, read: Callable[[str], bytes]
-) -> Iterator[Sample]:
+    file: Any, group: int, name: str, numbers: range, columns: ColumnNames, read: Callable[[str], bytes]
+) -> Iterator[SourceSample]:
     """``numbers``: of the row group's rows in the file."""
     number = numbers.start
     try:
@@ -44,12 +50,12 @@ def _group(
     except READING as error:
         detail = f"row group {group} is damaged: {error}"
         for lost in range(number, numbers.stop):
-            yield Sample(name, str(lost), "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
+            yield SourceSample(name, str(lost), "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
 
 
 def arrow_samples(
-    filesystem: Any, path: str, name: str, columns: Columns, read: Callable[[str], bytes]
-) -> Iterator[Sample]:
+    filesystem: Any, path: str, name: str, columns: ColumnNames, read: Callable[[str], bytes]
+) -> Iterator[SourceSample]:
     """The rows of an Arrow IPC stream or file, in order. What is damaged is rejected."""
     number = 0
     try:
@@ -61,14 +67,16 @@ def arrow_samples(
         yield _damage(name, number, error)
 
 
-def _rows(batch: Any, columns: Columns, name: str, first: int, read: Callable[[str], bytes]) -> Iterator[Sample]:
+def _rows(
+    batch: Any, columns: ColumnNames, name: str, first: int, read: Callable[[str], bytes]
+) -> Iterator[SourceSample]:
     """The rows of a batch; one whose values cannot be read, such as text that is not UTF-8, is rejected alone."""
     for number in range(batch.num_rows):
         try:
             [row] = batch.slice(number, 1).to_pylist()
         except (ValueError, OverflowError) as error:
             rejected = Rejection(Reason.DAMAGED_ROW, f"a value cannot be read: {error}")
-            yield Sample(name, str(first + number), "", rejected=rejected)
+            yield SourceSample(name, str(first + number), "", rejected=rejected)
         else:
             yield row_sample(row, columns, name, str(first + number), read)
 
@@ -101,6 +109,6 @@ def _batches(stream: Any) -> Iterator[Any]:
         yield from reader
 
 
-def _damage(name: str, number: int, error: Exception) -> Sample:
+def _damage(name: str, number: int, error: Exception) -> SourceSample:
     detail = f"the file is cut or damaged after {number} rows: {error}"
-    return Sample(name, f"after row {number}", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
+    return SourceSample(name, f"after row {number}", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))

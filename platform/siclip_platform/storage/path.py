@@ -134,10 +134,10 @@ class RemotePath:
         return [self / item.base_name for item in found if item.type == pafs.FileType.Directory]
 
 
-Place = Path | RemotePath
+AnyPath = Path | RemotePath
 
 
-def place(named: str | Place, *, signed: bool = False) -> Place:
+def as_path(named: str | AnyPath, *, signed: bool = False) -> AnyPath:
     """A path or URI as a place; ``file://`` is a path.
 
     ``signed``: a signature may stand in the URI's query, which is then not to be written down.
@@ -167,16 +167,16 @@ def local_folder(named: str | Path, option: str) -> Path:
         UserError: it is another URI, also where `Path` has taken one of its slashes; ``option`` is what named it.
     """
     if isinstance(named, str) and named.startswith("file://"):
-        return Path(place(named))  # type: ignore[arg-type]
+        return Path(as_path(named))  # type: ignore[arg-type]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(named)):
         refuse_credentials(re.sub(":/+", "://", str(named), count=1))
         raise UserError(f"{option} {named}: only a folder of this machine can be written to; name one")
     return Path(named)
 
 
-def located(named: str | Place) -> str:
+def located(named: str | AnyPath) -> str:
     """A path or URI as it holds in any working folder."""
-    return str(place(named).resolve())
+    return str(as_path(named).resolve())
 
 
 def refuse_credentials(uri: str, *, signed: bool = False) -> None:
@@ -206,7 +206,7 @@ def keys_in_front(parts: SplitResult) -> bool:
 
 
 @contextmanager
-def asking(where: Place) -> Iterator[None]:
+def asking(where: AnyPath) -> Iterator[None]:
     """Tell what a store says as a `StoreError`; a file that is not there stays a FileNotFoundError."""
     try:
         yield
@@ -219,7 +219,7 @@ def asking(where: Place) -> Iterator[None]:
 
 
 @contextmanager
-def parsing(where: Place) -> Iterator[None]:
+def parsing(where: AnyPath) -> Iterator[None]:
     """As `asking`, for a file that is parsed while it is read: what is wrong with its bytes is raised as it is."""
     try:
         yield

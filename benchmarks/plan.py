@@ -32,7 +32,7 @@ from siclip_platform.plan.storage import measure_rows
 from siclip_platform.recipes.presets import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.tracking import git_commit
-from siclip_platform.training.in_process import run_in_process
+from siclip_platform.training.in_process import run_recipe
 
 RESULT = Path(__file__).resolve().parent / "results" / "plan.json"
 SKIPPED = 4
@@ -68,7 +68,7 @@ def scenes(folder: Path, count: int) -> Path:
 def real_step_seconds(recipe: Recipe) -> tuple[float, float]:
     """Median seconds of a step of a real run without its first steps, and the share of it spent waiting for data."""
     seen = Throughput()
-    run_in_process(recipe, seen)
+    run_recipe(recipe, seen)
     return recipe.training.batch_size / statistics.median(seen.rates), statistics.median(seen.waits)
 
 

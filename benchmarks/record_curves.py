@@ -79,12 +79,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def make_base(options: argparse.Namespace) -> Recipe:
     """The student around which settings are drawn; its teacher is trained if it is not there."""
-    from siclip_platform.training.in_process import run_in_process
+    from siclip_platform.training.in_process import run_recipe
 
     teacher = options.out / TEACHER
     if not teacher.is_file():
         recipe = digits_teacher(options.data.resolve(), steps=options.teacher_steps, seed=options.seed)
-        run_in_process(recipe.updated({"training.threads": 1}), _KeepLast(teacher))
+        run_recipe(recipe.updated({"training.threads": 1}), _KeepLast(teacher))
     student = digits_student(options.data.resolve(), teacher.resolve(), steps=options.steps, seed=options.seed)
     return student.updated(
         {
@@ -97,7 +97,7 @@ def make_base(options: argparse.Namespace) -> Recipe:
 
 def record(space: SearchSpace, base: Recipe, options: argparse.Namespace) -> None:
     """Train the settings that the folder lacks, each once."""
-    from siclip_platform.training.in_process import run_in_process
+    from siclip_platform.training.in_process import run_recipe
 
     there = {row["number"] for row in finished(options.out)}
     for number, values in enumerate(draw(space, options.settings, options.seed)):
@@ -106,7 +106,7 @@ def record(space: SearchSpace, base: Recipe, options: argparse.Namespace) -> Non
         curve = _Curve(space.metric)
         reason = ""
         try:
-            run_in_process(base.updated(values), curve)
+            run_recipe(base.updated(values), curve)
         except (UserError, RuntimeError) as error:
             reason = f"{type(error).__name__}: {error}"
         row = {"number": number, "values": values, "seconds": curve.seconds, "scores": curve.scores}

@@ -132,7 +132,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def ours(root: Path, batch: int, augment: bool, reader: str) -> Iterator[Any]:
     from siclip.models import model_config
     from siclip_platform.recipes.presets import digits_teacher
-    from siclip_platform.stream import Stream
+    from siclip_platform.stream import Stream, thread_batches
     from siclip_platform.stream.ray_reader import ray_batches
 
     recipe = digits_teacher(root / "parquet").updated(
@@ -144,7 +144,7 @@ def ours(root: Path, batch: int, augment: bool, reader: str) -> Iterator[Any]:
     )
     stream = Stream.of(recipe, model_config("mobileclip-s0"))
     images = stream.rows // batch * batch
-    return stream.batches(batch, 0, images) if reader == "threads" else ray_batches(stream, batch, 0, images)
+    return (thread_batches if reader == "threads" else ray_batches)(stream, batch, 0, images)
 
 
 def data_loader(root: Path, batch: int, augment: bool) -> Iterator[Any]:

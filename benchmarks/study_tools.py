@@ -259,12 +259,12 @@ class _KeepLast:
 def train_and_measure(recipe_json: str, checkpoint: Path | None) -> dict[str, float]:
     """Train a recipe in this process; its figures after the last step, with those of validation and test."""
     from siclip_platform.evaluation import evaluate_checkpoint
-    from siclip_platform.training.in_process import run_in_process
+    from siclip_platform.training.in_process import run_recipe
 
     recipe = Recipe.model_validate_json(recipe_json)
     with tempfile.TemporaryDirectory() as folder:
         reporter = _KeepLast(checkpoint or Path(folder) / "model.pt")
-        costs = run_in_process(recipe, reporter)
+        costs = run_recipe(recipe, reporter)
         test = evaluate_checkpoint(reporter.checkpoint, Path(recipe.data.path), "test")
     return reporter.metrics | costs | test
 

@@ -26,7 +26,7 @@ def ray_batches(
     *,
     nodes: Mapping[str, str] | None = None,
 ) -> Iterator[Batch]:
-    """As `Stream.batches`. Reading starts at once, in the background. Needs a connected Ray.
+    """As `siclip_platform.stream.thread_batches`. Reading starts at once, in the background. Needs a connected Ray.
 
     ``nodes``: labels of the nodes that the tasks run on. What a lost node had made is made again, in its place.
     """

@@ -5,8 +5,6 @@ Everything that a batch holds follows from its positions, so any thread, task or
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +14,6 @@ import numpy as np
 
 from siclip.config import ModelConfig
 from siclip.data.augment import load_crop, load_pixels
-from siclip.data.batch import Batch
 from siclip.data.captions import stable_id
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.data.cursor import Cursor
@@ -27,7 +24,8 @@ from siclip.models.registry import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.recipes.recipe import MixedDataset, Recipe
 from siclip_platform.storage import as_path
-from siclip_platform.stream.columns import Columns, shares, teacher_columns
+from siclip_platform.storage.hashing import canonical_hash
+from siclip_platform.stream.columns import Columns, teacher_columns
 from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stored import StoredPair
 from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, caption_of
@@ -105,22 +103,10 @@ class Stream:
             "unique_batch": self.unique_batch,
             "image_size": self.image_size,
         }
-        order = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        order = canonical_hash(settings, spaced=True)
         epoch = self.mixture.counts(position)[0] // first.rows
         hashes = tuple(chain.from_iterable(source.hashes for source in self.sources))
         return Cursor(seed=self.seed, epoch=epoch, position=position, datasets=hashes, order=order)
-
-    def batches(self, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """Batches of the positions start ≤ p < stop, of each the ``rank``-th of ``workers`` shares, made by threads.
-
-        Reading starts at once.
-
-        Raises:
-            UserError: a sample cannot be decoded.
-        """
-        from siclip_platform.stream.threads import ThreadedBatches
-
-        return ThreadedBatches(self, list(shares(batch_size, start, stop, rank, workers)))
 
     def windows(self, fields: tuple[str, ...] = ("id", "image", "captions"), ahead: bool = False) -> Windows:
         """A memory of windows for one reader of this stream."""

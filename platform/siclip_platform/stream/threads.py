@@ -5,19 +5,38 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from siclip.data.batch import Batch
-
-if TYPE_CHECKING:
-    from siclip_platform.stream.columns import Columns, Range
-    from siclip_platform.stream.stream import Stream
+from siclip_platform.stream.columns import Columns, Range, shares
+from siclip_platform.stream.stream import Stream
 
 AHEAD = 2  # batches that are made while one is trained on
 CHUNK = 32  # samples that a thread makes at a time
+
+
+def thread_batches(
+    stream: Stream, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1
+) -> Iterator[Batch]:
+    """Read batches with ``stream.concurrent_reads`` threads of this process.
+
+    Reading starts at once. Images are in pinned memory where there is a CUDA device. The batches are those of
+    `siclip_platform.stream.ray_reader.ray_batches`.
+
+    Args:
+        stream: what to read.
+        batch_size: samples of a whole batch.
+        start: the position of the first sample.
+        stop: the position after the last sample; the last batch may be smaller.
+        rank: which contiguous share of each batch to read.
+        workers: the number of shares.
+
+    Raises:
+        UserError: while iterating: an image that cannot be decoded.
+    """
+    return ThreadedBatches(stream, list(shares(batch_size, start, stop, rank, workers)))
 
 
 class ThreadedBatches(Iterator[Batch]):

@@ -5,11 +5,12 @@ The other is `siclip_platform.training.ray_train`. Both build the same trainer a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from siclip.config import ModelConfig
+from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.evaluation.cost import latency
 from siclip.evaluation.evaluate import evaluate
@@ -23,7 +24,7 @@ from siclip_platform.evaluation.budget import Budgeted
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import as_path
 from siclip_platform.storage.checkpoints import read_model
-from siclip_platform.stream import Stream, validation_set
+from siclip_platform.stream import Stream, thread_batches, validation_set
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
 from siclip_platform.training.teachers import check_teachers_are_used, teacher_source
 
@@ -40,8 +41,15 @@ class Prepared:
     stream: Stream | CachedStream
     evaluate: Callable[[Clip], dict[str, float]]
 
+    def batches(self, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
+        """The ``rank``-th of ``workers`` shares of the batches of the positions start ≤ p < stop, read here."""
+        size = self.trainer.config.batch_size
+        if isinstance(self.stream, CachedStream):
+            return self.stream.batches(size, start, stop, rank, workers)
+        return thread_batches(self.stream, size, start, stop, rank, workers)
+
     def costs(self) -> dict[str, float]:
-        """What the run is made of, in the units of the report's cost table."""
+        """The run's parameters, latency and steps, in the units of the report's cost table."""
         model = self.trainer.model
         return {
             "cost/parameters_trainable": count_parameters(model, trainable=True),

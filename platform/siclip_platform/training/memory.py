@@ -27,8 +27,7 @@ def _peak_of_first_step(recipe_json: str) -> int:
 
     recipe = Recipe.model_validate_json(recipe_json)
     prepared = prepare(recipe)
-    size = recipe.training.batch_size
-    for batch in prepared.stream.batches(size, 0, size):
+    for batch in prepared.batches(0, recipe.training.batch_size):
         prepared.trainer.train_step(batch)
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 

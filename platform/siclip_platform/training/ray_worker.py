@@ -5,21 +5,21 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from siclip.data.batch import Batch
 from siclip.errors import UserError
-from siclip.models.clip import Clip
-from siclip.training.loop import Save, resume, train
-from siclip.training.trainer import Trainer, TrainingDiverged
+from siclip.training.diverged import TrainingDiverged
+from siclip.training.loop import Save
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches
 from siclip_platform.stream.trunk_features import CachedStream
-from siclip_platform.training.build import CHECKPOINT, prepare, recipe_model
-from siclip_platform.training.in_process import keeping_ids, start_blocks
+from siclip_platform.training.build import CHECKPOINT, Prepared, recipe_model
+from siclip_platform.training.in_process import run_recipe
 
 FINAL = {"UserError": UserError, "TrainingDiverged": TrainingDiverged}
 """Failures that another try would only repeat."""
@@ -34,18 +34,20 @@ class Failure:
 
 
 class _TrainReporter:
-    """Reports to Ray Train, and every figure at once to the driver through a queue; only the first worker does.
+    """Reports to Ray Train, and every metric at once to the driver through a queue; only the first worker sends any.
 
-    Ray Train waits at a report until every worker has made it.
+    Ray Train waits at a report until every worker has made it, so the others report too, without metrics.
     """
 
-    def __init__(self, queue: Any, costs: Mapping[str, float], first: bool) -> None:
+    def __init__(self, queue: Any, first: bool) -> None:
         self.queue = queue
-        self.costs = dict(costs)
         self.first = first
+        self.costs: dict[str, float] = {}
         self.started = time.perf_counter()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == 0:
+            self.costs |= {name: value for name, value in metrics.items() if name.startswith("cost/")}
         if self.first:
             self.queue.put((step, dict(metrics)))
 
@@ -66,32 +68,34 @@ class _TrainReporter:
             ray.train.report({"step": step, **metrics, **costs}, checkpoint=checkpoint)
 
 
-class _Batches:
-    """This worker's share of every batch. The first ones are read while the model is built.
+class _Share:
+    """This worker's share of every batch, read as the recipe asks: a `RecipeBatches`.
 
-    A run that goes on starts reading where it stands.
+    With ``early``, reading starts here, while the model is still being built.
     """
 
-    def __init__(self, recipe: Recipe, rank: int, workers: int, goes_on: bool) -> None:
+    def __init__(self, recipe: Recipe, rank: int, workers: int, early: bool) -> None:
         self.recipe = recipe
-        self.place = (rank, workers)
-        self.stream: Stream | CachedStream | None = None
+        self.share = (rank, workers)
         self._early: Iterator[Batch] | None = None
-        if not goes_on and not recipe.data.trunk_cache:
-            self.stream = Stream.of(recipe, recipe_model(recipe))
+        if early and not recipe.data.trunk_cache:
             training = recipe.training
-            self._early = self._from(0, training.steps * training.batch_size)
+            stream = Stream.of(recipe, recipe_model(recipe))
+            self._early = self._read(stream, 0, training.steps * training.batch_size)
 
-    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+    def __call__(self, prepared: Prepared, start: int, stop: int) -> Iterator[Batch]:
         early, self._early = self._early, None
-        return early if early is not None and start == 0 else self._from(start, stop)
+        if early is not None and start == 0:
+            return early
+        if isinstance(prepared.stream, CachedStream):
+            return prepared.batches(start, stop, *self.share)
+        return self._read(prepared.stream, start, stop)
 
-    def _from(self, start: int, stop: int) -> Iterator[Batch]:
-        assert self.stream is not None
-        size = self.recipe.training.batch_size
-        if self.recipe.data.reader == "ray" and isinstance(self.stream, Stream):
-            return ray_batches(self.stream, size, start, stop, *self.place, nodes=self.recipe.data.reader_nodes)
-        return self.stream.batches(size, start, stop, *self.place)
+    def _read(self, stream: Stream, start: int, stop: int) -> Iterator[Batch]:
+        size, data = self.recipe.training.batch_size, self.recipe.data
+        if data.reader == "ray":
+            return ray_batches(stream, size, start, stop, *self.share, nodes=data.reader_nodes)
+        return thread_batches(stream, size, start, stop, *self.share)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -109,7 +113,14 @@ def train_worker(config: dict[str, Any]) -> None:
         return
     try:
         recipe = Recipe.model_validate_json(config["recipe"])
-        _train_share(recipe, config["queue"], rank, workers, config["outputs"])
+        checkpoint = ray.train.get_checkpoint()
+        run_recipe(
+            recipe,
+            _TrainReporter(config["queue"], first=rank == 0),
+            None if checkpoint is None else _file_of(checkpoint),
+            batches=_Share(recipe, rank, workers, early=checkpoint is None),
+            outputs=config["outputs"],
+        )
     except (UserError, TrainingDiverged) as error:
         failure = Failure(next(k for k, kind in FINAL.items() if isinstance(error, kind)), str(error))
         config["queue"].put(failure)
@@ -118,33 +129,8 @@ def train_worker(config: dict[str, Any]) -> None:
             raise
 
 
-def _train_share(recipe: Recipe, queue: Any, rank: int, workers: int, outputs: Path) -> None:
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    batches = _Batches(recipe, rank, workers, goes_on=checkpoint is not None)
-    prepared = prepare(recipe)
-    batches.stream = prepared.stream
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            resume(prepared.trainer, Path(folder) / CHECKPOINT)
-    costs = prepared.costs()
-    reporter = _TrainReporter(queue, costs, first=rank == 0)
-    reporter.log(0, costs)
-    start_blocks(recipe, prepared, reporter)
-    if workers > 1:
-        _take_over_weights(prepared.trainer)
-    with keeping_ids(outputs, recipe.hash):
-        train(prepared.trainer, batches, reporter, prepared.evaluate if rank == 0 else _evaluated_elsewhere)
-
-
-def _evaluated_elsewhere(model: Clip) -> dict[str, float]:
-    return {}
-
-
-def _take_over_weights(trainer: Trainer) -> None:
-    """Start with the first worker's weights, should another device have initialised to others."""
-    import torch.distributed as dist
-
-    for tensor in trainer.model.state_dict().values():
-        dist.broadcast(tensor, src=0)
+@contextmanager
+def _file_of(checkpoint: Any) -> Iterator[Path]:
+    """Ray Train's checkpoint as a local file; a remote one is downloaded for as long as this lasts."""
+    with checkpoint.as_directory() as folder:
+        yield Path(folder) / CHECKPOINT

@@ -68,7 +68,7 @@ def undisturbed(recipe: Recipe) -> Undisturbed:
     prepared = prepare(recipe)
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        for batch in prepared.stream.batches(BATCH, start, stop):
+        for batch in prepared.batches(start, stop):
             found.samples += batch.image_ids.tolist()
             yield batch
 

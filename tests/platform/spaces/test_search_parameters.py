@@ -12,7 +12,7 @@ from siclip.config import MiningStrategy
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces import load_space
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training.build import build_trainer
 
 SPACE = load_space("wikd")
@@ -24,7 +24,7 @@ def fingerprint(recipe: Recipe) -> tuple[int, list[float]]:
     trainer = build_trainer(recipe)
     stream = Stream.of(recipe, trainer.model.config)
     size = recipe.training.batch_size
-    losses = [float(trainer.train_step(batch)["loss"]) for batch in stream.batches(size, 0, 3 * size)]
+    losses = [float(trainer.train_step(batch)["loss"]) for batch in thread_batches(stream, size, 0, 3 * size)]
     groups = trainer.optimizer.param_groups
     return sum(p.numel() for group in groups for p in group["params"]), losses
 

@@ -31,7 +31,7 @@ from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.tracking import Tracker
 from siclip_platform.tracking.store import check_artifacts
 from siclip_platform.training.identity import identity
-from siclip_platform.training.in_process import run_in_process
+from siclip_platform.training.in_process import run_recipe
 from siclip_platform.training.ray_train import run_with_ray_train
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def trained(local: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Record:
     """The recipe trained in this process from the local folder."""
     record = Record(tmp_path_factory.mktemp("local"))
     threads = torch.get_num_threads()
-    run_in_process(local, record)
+    run_recipe(local, record)
     torch.set_num_threads(threads)
     return record
 
@@ -121,7 +121,7 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
     assert identity(remote) == identity(local)
     record = Record(tmp_path)
     threads = torch.get_num_threads()
-    run_in_process(remote, record)
+    run_recipe(remote, record)
     torch.set_num_threads(threads)
     assert sorted(record.figures) == list(range(1, 13))
     assert record.figures == trained.figures
@@ -194,7 +194,7 @@ def test_a_killed_job_goes_on_where_nothing_of_it_is_left(
     (tmp_path / "second.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     record = Record(tmp_path, last=200)
-    run_in_process(local.updated(changes), record)
+    run_recipe(local.updated(changes), record)
     ours = load_model(tmp_path / "end.pt").state_dict()
     theirs = read_model("s3://runs/jobs/train/train.pt").state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

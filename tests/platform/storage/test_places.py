@@ -18,7 +18,7 @@ from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, fetched, local_folder
 from siclip_platform.storage.filesystem import open_filesystem, told
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training.build import recipe_model
 
 
@@ -186,7 +186,7 @@ def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: Remot
     local = recipe.updated({"data.path": str(digits)})
     streams = [Stream.of(each, recipe_model(each)) for each in (recipe, local)]
     assert streams[0].cursor(80) == streams[1].cursor(80)
-    theirs, ours = (list(stream.batches(40, 200, 320)) for stream in streams)
+    theirs, ours = (list(thread_batches(stream, 40, 200, 320)) for stream in streams)
     for one, other in zip(theirs, ours, strict=True):
         assert one.images.equal(other.images) and one.tokens.equal(other.tokens)
 

@@ -17,7 +17,7 @@ from siclip.errors import UserError
 from siclip.models import create_model
 from siclip.models.clip import Clip
 from siclip_platform.recipes.presets import digits_student
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.trunk_features import CachedStream, TrunkCache, build_trunk_cache
 
 ROWS = 40  # of the validation split, in one shard
@@ -28,7 +28,7 @@ IMAGE_BYTES = 128 * 4 * 4 * 2
 def teacher(nano_teacher: Path, digits: Path) -> Clip:
     """With BatchNorm statistics of the data: with the initial ones all images have nearly the same features."""
     model = load_model(nano_teacher).train()
-    batch = next(stream(digits).batches(60, 0, 60))
+    batch = next(thread_batches(stream(digits), 60, 0, 60))
     with torch.no_grad():
         for _ in range(20):
             model.trunk(to_float_images(batch.images), batch.tokens)
@@ -60,7 +60,7 @@ def test_the_stream_has_the_same_samples_order_and_captions(digits: Path, train_
     plain = stream(digits)
     cached = pickle.loads(pickle.dumps(CachedStream(plain, train_cache)))
     for start in (0, 150):
-        pairs = list(zip(cached.batches(50, start, 600), plain.batches(50, start, 600), strict=True))
+        pairs = list(zip(cached.batches(50, start, 600), thread_batches(plain, 50, start, 600), strict=True))
         assert len(pairs) == (600 - start) // 50
         for ours, theirs in pairs:
             assert ours.images is None
@@ -73,7 +73,7 @@ def test_the_features_are_the_trunks_rounded_once(digits: Path, train_cache: Tru
     plain = stream(digits)
     assert len(train_cache.manifest.images) == 3 and len(train_cache.manifest.texts) > 1
     for ours, theirs in zip(
-        CachedStream(plain, train_cache).batches(100, 0, 240), plain.batches(100, 0, 240), strict=True
+        CachedStream(plain, train_cache).batches(100, 0, 240), thread_batches(plain, 100, 0, 240), strict=True
     ):
         with torch.no_grad():
             expected = teacher.trunk(to_float_images(theirs.images), theirs.tokens)

@@ -24,7 +24,7 @@ from siclip_platform.datasets.manifest import Manifest, ShardEntry, write_manife
 from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.columns import shares
 from siclip_platform.stream.ray_reader import tasks_of
 
@@ -108,10 +108,10 @@ def test_any_stretch_in_any_shares_is_a_slice_of_the_whole(
     stream = stream_of(folders, *chosen)
     size, workers = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     end = 2 * stream.rows + data.draw(st.integers(0, 8))
-    whole = joined(list(stream.batches(size, 0, end)))
+    whole = joined(list(thread_batches(stream, size, 0, end)))
     start = data.draw(st.integers(0, end - 1))
     stop = data.draw(st.integers(start + 1, end))
-    parts = [list(stream.batches(size, start, stop, rank, workers)) for rank in range(workers)]
+    parts = [list(thread_batches(stream, size, start, stop, rank, workers)) for rank in range(workers)]
     assert_same(joined(list(chain(*zip(*parts, strict=True)))), whole[slice(start, stop)])
     assert [sum(map(len, batches)) for batches in zip(*parts, strict=True)] == [
         min(size, stop - first) for first in range(start, stop, size)
@@ -159,10 +159,12 @@ def test_no_caption_comes_twice_in_a_batch(
     changes = {"data.window_row_groups": window, "training.seed": seed, "training.batch_size": size}
     changes |= {"data.synthetic_share": 0.0, "data.unique_captions": True}
     stream = stream_of(folders, "even", changes, [])
-    batches = list(stream.batches(size, 0, 72 // size * size))
+    batches = list(thread_batches(stream, size, 0, 72 // size * size))
     plain = stream_of(folders, "even", changes | {"data.unique_captions": False}, [])
     repeated, by_chance = (
-        sum(len(batch) - len(batch.caption_ids.unique()) for batch in some.batches(size, 0, 72 // size * size))
+        sum(
+            len(batch) - len(batch.caption_ids.unique()) for batch in thread_batches(some, size, 0, 72 // size * size)
+        )
         for some in (stream, plain)
     )
     assert repeated == 0 if window == 9 else repeated <= by_chance
@@ -170,7 +172,7 @@ def test_no_caption_comes_twice_in_a_batch(
     others = [sample.id for sample in plain.samples(0, 36, plain.windows(("id", "captions")))]
     assert sorted(order) == sorted(others)
     first = data.draw(st.integers(0, len(batches) - 1))
-    again = list(stream.batches(size, first * size, len(batches) * size))
+    again = list(thread_batches(stream, size, first * size, len(batches) * size))
     assert_same(joined(again), joined(batches[first:]))
 
 
@@ -227,7 +229,7 @@ def test_a_broken_image_is_raised_where_its_batch_would_come(folders: dict[str, 
     write_manifest(tmp_path, Manifest(name="x", version="1", recipe={}, splits={"train": [entry]}))
     stream = Stream.of(digits_student(tmp_path), MODEL)
     samples = [sample.id for sample in stream.samples(0, 20, stream.windows(("id", "captions")))]
-    batches = stream.batches(4, 0, 20)
+    batches = thread_batches(stream, 4, 0, 20)
     for _ in range(samples.index("x-11") // 4):
         assert len(next(batches)) == 4
     with pytest.raises(UserError, match="sample x-11 "):
@@ -238,5 +240,5 @@ def test_a_broken_image_is_raised_where_its_batch_would_come(folders: dict[str, 
 
 def test_ids_are_of_the_samples(folders: dict[str, Path]) -> None:
     stream = stream_of(folders, "even", {}, [])
-    batch = next(stream.batches(36, 0, 36))
+    batch = next(thread_batches(stream, 36, 0, 36))
     assert sorted(batch.image_ids.tolist()) == sorted(stable_id(f"even-{i}") for i in range(36))

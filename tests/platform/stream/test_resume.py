@@ -13,9 +13,9 @@ from siclip.training.loop import resume
 from siclip_platform.datasets.manifest import open_dataset, write_manifest
 from siclip_platform.recipes.presets import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
+from siclip_platform.training import ray_worker
 from siclip_platform.training.build import Prepared, prepare
-from siclip_platform.training.ray_worker import _Batches
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -28,7 +28,7 @@ def checkpoint(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """After two steps."""
     threads = torch.get_num_threads()
     prepared: Prepared = prepare(recipe(digits))
-    for batch in prepared.stream.batches(16, 0, 32):
+    for batch in prepared.batches(0, 32):
         prepared.trainer.train_step(batch)
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
     save_checkpoint(path, prepared.trainer.result, prepared.trainer.state_dict())
@@ -59,24 +59,22 @@ def test_a_changed_dataset_is_refused(checkpoint: Path, digits: Path, tmp_path: 
         resume(prepare(recipe(digits, **{"data.limit": 100})).trainer, checkpoint)
 
 
-def test_a_worker_that_goes_on_reads_from_where_it_stands(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Stream.of(recipe(digits), prepare(recipe(digits)).trainer.model.config)
+def test_a_resumed_worker_reads_from_its_position(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(recipe(digits))
     starts: list[int] = []
-    plain = Stream.batches
 
-    def noted(stream: Stream, size: int, start: int, stop: int, *place: int) -> object:
+    def recorded(stream: Stream, size: int, start: int, stop: int, *share: int) -> object:
         starts.append(start)
-        return plain(stream, size, start, stop, *place)
+        return thread_batches(stream, size, start, stop, *share)
 
-    monkeypatch.setattr(Stream, "batches", noted)
-    anew = _Batches(recipe(digits), 1, 2, goes_on=False)
+    monkeypatch.setattr(ray_worker, "thread_batches", recorded)
+    fresh = ray_worker._Share(recipe(digits), 1, 2, early=True)
     assert starts == [0]
-    first = next(iter(anew(0, 96)))
+    first = next(iter(fresh(prepared, 0, 96)))
     assert starts == [0] and len(first) == 8
-    goes_on = _Batches(recipe(digits), 1, 2, goes_on=True)
+    resumed = ray_worker._Share(recipe(digits), 1, 2, early=False)
     assert starts == [0]
-    goes_on.stream = whole
-    third = next(iter(goes_on(32, 96)))
+    third = next(iter(resumed(prepared, 32, 96)))
     assert starts == [0, 32]
-    expected = list(plain(whole, 16, 0, 48))[2][slice(8, 16)]
+    expected = list(prepared.batches(0, 48))[2][slice(8, 16)]
     assert torch.equal(third.images, expected.images) and torch.equal(third.tokens, expected.tokens)

@@ -34,7 +34,7 @@ from siclip_platform.datasets.sidecar import (
 )
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream
+from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
 from siclip_platform.training.build import prepare
 from siclip_platform.training.identity import identity as identity_of
@@ -141,7 +141,7 @@ def test_a_caption_set_follows_the_datasets_own_captions(folder: Path) -> None:
     own = {c["model"] for row in known.values() for c in row["captions"] if c["source"] == "synthetic"}
     only_written["data.caption_weights"] |= dict.fromkeys(own - {None}, 0.0)
     stream = Stream.of(recipe(folder, **only_written), MODEL)
-    for batch in stream.batches(40, 0, 240):
+    for batch in thread_batches(stream, 40, 0, 240):
         texts = [f"written for {known[identity]['id']}" for identity in batch.image_ids.tolist()]
         assert torch.equal(batch.tokens, tokenize(texts, 20))
     assert CAPTION.names == ["text", "source", "model"]
@@ -151,7 +151,7 @@ def test_embeddings_are_of_the_crop_and_the_caption_that_the_batch_holds(folder:
     stream = Stream.of(recipe(folder, **{"data.teacher_embeddings": "teacher", "data.synthetic_share": 0.7}), MODEL)
     known = rows(folder)
     crops, written_ones = set(), 0
-    for epoch, batches in enumerate((stream.batches(40, 0, 240), stream.batches(40, 240, 480))):
+    for epoch, batches in enumerate((thread_batches(stream, 40, 0, 240), thread_batches(stream, 40, 240, 480))):
         for batch in batches:
             assert batch.teacher_image is not None and batch.teacher_text is not None
             for place, identity in enumerate(batch.image_ids.tolist()):
@@ -179,7 +179,9 @@ def test_a_trunk_cache_keeps_the_crops_of_the_embeddings_and_the_captions_beside
     plain = Stream.of(recipe(folder, **named), MODEL)
     cache = build_trunk_cache(model, folder, "train", tmp_path, captions=("written",), crops="teacher")
     assert cache.key.augmentations == CROPS
-    for ours, theirs in zip(CachedStream(plain, cache).batches(40, 0, 480), plain.batches(40, 0, 480), strict=True):
+    for ours, theirs in zip(
+        CachedStream(plain, cache).batches(40, 0, 480), thread_batches(plain, 40, 0, 480), strict=True
+    ):
         for name in ("tokens", "image_ids", "caption_ids", "teacher_image", "teacher_text"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         with torch.no_grad():
@@ -202,7 +204,7 @@ def test_a_run_from_a_trunk_cache_takes_its_teacher_from_the_embeddings(
     base = recipe(folder, **{"data.teacher_embeddings": "teacher", "data.scaled_decode": False})
     base = base.updated({"teacher": str(nano_teacher), "training.evaluate_every": 0})
     first = [
-        prepared.trainer.train_step(next(iter(prepared.stream.batches(40, 0, 40))))["loss"].item()
+        prepared.trainer.train_step(next(iter(prepared.batches(0, 40))))["loss"].item()
         for prepared in (prepare(base), prepare(base.updated({"data.trunk_cache": str(tmp_path)})))
     ]
     assert first[0] == pytest.approx(first[1], rel=0.02)

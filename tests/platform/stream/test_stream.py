@@ -15,7 +15,7 @@ from siclip.models import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream, load_evaluation_set, ray_reader
+from siclip_platform.stream import Stream, load_evaluation_set, ray_reader, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches
 
 MODEL = model_config("siclip-nano")
@@ -37,7 +37,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 def test_a_batch_holds_the_pixels_and_a_caption_of_each_sample(digits: Path) -> None:
     rows = rows_by_id(digits)
-    batch = next(Stream.of(recipe(digits), MODEL).batches(50, 0, 50))
+    batch = next(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 50))
     assert batch.images.shape == (50, 64, 64, 3) and batch.tokens.shape == (50, 20)
     for image, tokens, identity in zip(batch.images, batch.tokens, batch.image_ids.tolist(), strict=True):
         row = rows[identity]
@@ -51,7 +51,7 @@ def test_a_batch_holds_the_pixels_and_a_caption_of_each_sample(digits: Path) -> 
 
 
 def test_an_epoch_delivers_every_sample_once(digits: Path) -> None:
-    batches = list(Stream.of(recipe(digits), MODEL).batches(50, 0, 240))
+    batches = list(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 240))
     assert [len(batch) for batch in batches] == [50, 50, 50, 50, 40]
     ids = [i for batch in batches for i in batch.image_ids.tolist()]
     assert sorted(ids) == sorted(rows_by_id(digits))
@@ -59,8 +59,8 @@ def test_an_epoch_delivers_every_sample_once(digits: Path) -> None:
 
 def test_a_stream_that_starts_late_goes_on_as_the_whole_one(digits: Path) -> None:
     stream = Stream.of(recipe(digits), MODEL)
-    whole = list(stream.batches(50, 0, 600))
-    assert all(same(a, b) for a, b in zip(stream.batches(50, 250, 600), whole[5:], strict=True))
+    whole = list(thread_batches(stream, 50, 0, 600))
+    assert all(same(a, b) for a, b in zip(thread_batches(stream, 50, 250, 600), whole[5:], strict=True))
 
 
 def test_the_share_of_synthetic_captions_is_as_asked(digits: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_share_of_synthetic_captions_is_as_asked(digits: Path) -> None:
         for identity, row in rows_by_id(digits).items()
     }
     for share in (0.0, 1.0):
-        batch = next(Stream.of(recipe(digits, **{"data.synthetic_share": share}), MODEL).batches(240, 0, 240))
+        batch = next(thread_batches(Stream.of(recipe(digits, **{"data.synthetic_share": share}), MODEL), 240, 0, 240))
         pairs = zip(batch.image_ids.tolist(), batch.caption_ids.tolist(), strict=True)
         assert [caption in texts[image] for image, caption in pairs] == [share == 0.0] * 240
 
@@ -88,7 +88,7 @@ def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path,
     """With another number of tasks than the threads that it is compared with."""
     stream = Stream.of(recipe(digits, **{"data.concurrent_reads": 1, "data.augment.crop_scale": 0.7}), MODEL)
     tasks = replace(stream, concurrent_reads=2)
-    local = list(stream.batches(50, 0, 600))
+    local = list(thread_batches(stream, 50, 0, 600))
     streamed = list(ray_batches(tasks, 50, 0, 600))
     assert len(streamed) == len(local) == 12
     assert all(same(a, b) for a, b in zip(streamed, local, strict=True))
@@ -99,7 +99,7 @@ def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path,
 
 @pytest.mark.gpu
 def test_what_goes_to_a_gpu_is_page_locked(digits: Path) -> None:
-    batch = next(Stream.of(recipe(digits), MODEL).batches(50, 0, 50))
+    batch = next(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 50))
     assert batch.images is not None and batch.images.is_pinned() and batch.tokens.is_pinned()
 
 

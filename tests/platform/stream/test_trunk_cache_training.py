@@ -11,7 +11,7 @@ from siclip.errors import UserError
 from siclip.training.loop import Save
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.training.in_process import run_in_process
+from siclip_platform.training.in_process import run_recipe
 
 
 class Losses:
@@ -33,7 +33,7 @@ def recipe(digits: Path, nano_teacher: Path) -> Recipe:
 
 def losses(recipe: Recipe) -> list[float]:
     record = Losses()
-    run_in_process(recipe, record)
+    run_recipe(recipe, record)
     return record.values
 
 

@@ -22,7 +22,7 @@ from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.study import StudyResult
 from siclip_platform.search.tune_run import run_study
 from siclip_platform.tracking import Tracker
-from siclip_platform.training.in_process import train_recipe
+from siclip_platform.training.in_process import run_recipe
 from tests.support import study_parts as parts
 from tests.support.population_parts import CRASHES, PATH, STEPS, base, follow, gain, plan_of, population
 
@@ -181,7 +181,7 @@ def test_a_member_has_the_parameters_of_a_training_by_its_schedule(
         tracker, "real", tmp_path, plan_of(tmp_path, digits, [100.0, 5.0], base=recipe, population=turning, run=None)
     )
     (taken,) = [trial for trial in result.trials if "loss.schedule" in trial.values]
-    train_recipe(taken.recipe, Last(tmp_path / "again.pt"), None)
+    run_recipe(taken.recipe, Last(tmp_path / "again.pt"), None)
     assert taken.checkpoint is not None
     member, again = (read_checkpoint(path) for path in (taken.checkpoint, tmp_path / "again.pt"))
     assert member["training"]["step"] == again["training"]["step"] == 4

@@ -18,7 +18,7 @@ from siclip.training.loop import Save
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import check, prepare
-from siclip_platform.training.in_process import run_in_process, start_blocks
+from siclip_platform.training.in_process import regress_blocks, run_recipe
 from siclip_platform.training.ray_train import run_with_ray_train
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def recipe(digits: Path, nano_teacher: Path) -> Recipe:
 def test_ray_train_and_in_process_agree_to_the_last_bit(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     local = Record(tmp_path)
     threads = torch.get_num_threads()
-    run_in_process(recipe, local)
+    run_recipe(recipe, local)
     torch.set_num_threads(threads)
     remote = Record(tmp_path)
     trained = run_with_ray_train(recipe, name="run", storage=tmp_path / "train", log=remote.log)
@@ -76,9 +76,9 @@ def test_ray_train_and_in_process_agree_to_the_last_bit(recipe: Recipe, tmp_path
 def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe, tmp_path: Path) -> None:
     local = Record(tmp_path)
     short = recipe.updated({"training.steps": 2, "training.warmup_steps": 1, "training.thaw_step": 0})
-    run_in_process(short, local)
+    run_recipe(short, local)
     prepared = prepare(short)
-    batches = list(prepared.stream.batches(32, 0, 3 * 32))
+    batches = list(prepared.batches(0, 3 * 32))
     teacher = load_model(Path(str(recipe.teacher)))
     losses = fit_blocks(prepared.trainer.model, teacher, batches)
     assert [local.figures[0][f"train/block_regression_{which}"] for which in ("first", "last")] == losses[::2]
@@ -97,15 +97,15 @@ def test_block_regression_takes_the_micro_batch_that_fits_and_every_batch(
     monkeypatch.setattr("siclip.training.trainer.find_micro_batch_size", lambda run, size, device: size // 4)
     monkeypatch.setattr("siclip_platform.training.build.fit_blocks", fit)
     whole = {"training.micro_batch_size": "auto", "training.batch_norm": "eval"}
-    start_blocks(recipe.updated(whole), prepare(recipe.updated(whole)), Record(tmp_path))
+    regress_blocks(recipe.updated(whole), prepare(recipe.updated(whole)), Record(tmp_path))
     assert fitted == [(8, 32 * recipe.model.block_regression_steps)]
 
 
 def test_a_run_that_goes_on_is_not_fitted_again(recipe: Recipe, tmp_path: Path) -> None:
     prepared, record = prepare(recipe), Record(tmp_path)
-    prepared.trainer.train_step(next(prepared.stream.batches(32, 0, 32)))
+    prepared.trainer.train_step(next(prepared.batches(0, 32)))
     before = {name: value.clone() for name, value in prepared.trainer.model.state_dict().items()}
-    start_blocks(recipe, prepared, record)
+    regress_blocks(recipe, prepared, record)
     assert not record.figures
     assert all(torch.equal(value, before[name]) for name, value in prepared.trainer.model.state_dict().items())
 

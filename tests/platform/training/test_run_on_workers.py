@@ -16,7 +16,7 @@ from siclip.training.loop import Save
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.recipes.presets import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.training.in_process import run_in_process
+from siclip_platform.training.in_process import run_recipe
 from siclip_platform.training.ray_train import run_with_ray_train
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def recipe(digits: Path) -> Recipe:
 def test_two_workers_train_what_one_does(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     local = Record(tmp_path)
     threads = torch.get_num_threads()
-    run_in_process(recipe, local)
+    run_recipe(recipe, local)
     torch.set_num_threads(threads)
     remote = Record(tmp_path)
     from_ray_data = recipe.updated({"data.reader": "ray"})

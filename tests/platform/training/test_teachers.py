@@ -22,7 +22,7 @@ from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.recipes.presets import DISTILLATION, digits_student, without_distillation
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import build_trainer, check, prepare
-from siclip_platform.training.in_process import run_in_process
+from siclip_platform.training.in_process import run_recipe
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ class Losses:
 
 def losses(recipe: Recipe) -> list[float]:
     record = Losses()
-    run_in_process(recipe, record)
+    run_recipe(recipe, record)
     return record.values
 
 
@@ -80,7 +80,7 @@ def test_a_shorter_context_cuts_captions_and_positions_and_the_teacher_sees_all(
     short = recipe.updated({"model.context_length": 12})
     prepared = prepare(short)
     model, teacher = prepared.trainer.model, prepared.trainer.teacher
-    batch = next(prepared.stream.batches(16, 0, 16))
+    batch = next(prepared.batches(0, 16))
     assert batch.tokens.shape == (16, 20) and fitted_tokens(model, batch).shape == (16, 12)
     assert isinstance(teacher, ModelTeacher) and teacher.shares == {"image": True, "text": False}
     positions = model.text_encoder.positional_embedding.pos_embed.pos_embed
@@ -148,11 +148,11 @@ def test_a_run_that_diverges_leaves_the_ids_of_its_batches(recipe: Recipe, tmp_p
     changes = {"distil_from": [str(tmp_path / "broken.pt")], "training.max_skipped_steps": 2}
     diverging = recipe.updated(changes)
     with pytest.raises(TrainingDiverged, match=r"up to step 1; the ids of their pairs are in .*-diverged-at-1\.csv"):
-        run_in_process(diverging, Losses(), tmp_path / "out")
+        run_recipe(diverging, Losses(), outputs=tmp_path / "out")
     (file,) = (tmp_path / "out").iterdir()
     assert file.name.startswith(diverging.hash)
     rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
-    batches = prepare(diverging).stream.batches(16, 0, 32)
+    batches = prepare(diverging).batches(0, 32)
     expected = [
         [str(step), str(image), str(caption)]
         for step, batch in enumerate(batches)

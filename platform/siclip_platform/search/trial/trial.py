@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ray import tune
 
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.trial.seed_run import Lane, Milestone, Run
-from siclip_platform.training.in_process import train_recipe
+from siclip_platform.training.in_process import run_recipe
 from siclip_platform.training.memory import give_back_memory
 
 REPLAY = "replay"
@@ -47,7 +48,8 @@ def run_trial(
     known = _known(Path(folder))
     if "save_every" in known:
         recipe = recipe.updated({"training.checkpoint_every": known["save_every"]})
-    lanes = [_lane(recipe, seed, run or train_recipe, place, known) for seed in seeds]
+    run = run or partial(run_recipe, outputs=Path(folder))
+    lanes = [_lane(recipe, seed, run, place, known) for seed in seeds]
     try:
         for moments in zip(*lanes, strict=True):
             result: dict[str, Any] = _mean(moments) | {

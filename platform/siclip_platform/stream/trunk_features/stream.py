@@ -78,7 +78,7 @@ class CachedStream:
         return int(uniform(self.stream.seed, sample.epoch, sample.id, "variant") * variants)
 
     def batches(self, batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """As `Stream.batches`, with ``features`` in bf16 and no images, made when they are asked for.
+        """As `siclip_platform.stream.thread_batches`, but lazily, and with ``features`` in bf16 in place of images.
 
         Raises:
             UserError: a sample or a caption is not in the cache.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +18,8 @@ from siclip.errors import UserError
 from siclip_platform.datasets.parquet import Footer, read_footer
 from siclip_platform.datasets.schema import SCHEMA, validate_schema, validate_table
 from siclip_platform.storage import AnyPath, RemotePath, Stat, as_path, in_threads
+from siclip_platform.storage.atomic import replacing, write_text_atomically
+from siclip_platform.storage.hashing import canonical_hash
 
 MANIFEST = "manifest.json"
 
@@ -53,8 +53,7 @@ class Manifest(Config):
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON; free of places and times."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return canonical_hash(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``folder/manifest.json`` whole or not at all."""
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+    write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
 def open_dataset(folder: str | AnyPath) -> Dataset:
@@ -217,21 +215,3 @@ def check_shard(folder: AnyPath, entry: ShardEntry) -> Footer:
             f"{entry.row_groups}: {remedy}"
         )
     return footer
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour; flushed and renamed to ``path`` when the block ends without error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ dataset's shards, Parquet files with the same rows in the same row groups. The d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -21,10 +20,12 @@ from pydantic import ValidationError
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, replacing
+from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry
 from siclip_platform.datasets.parquet import parquet_file, read_footer
 from siclip_platform.datasets.schema import CAPTION
 from siclip_platform.storage import AnyPath, RemotePath, Stat, in_threads
+from siclip_platform.storage.atomic import replacing, write_text_atomically
+from siclip_platform.storage.hashing import canonical_hash, sha256_of
 
 SidecarKind = Literal["captions", "embeddings"]
 COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
@@ -45,8 +46,7 @@ class SidecarManifest(Config):
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON; free of places and times."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return canonical_hash(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,14 @@ def write_sidecar_shard(path: Path, groups: Iterable[pa.Table], schema: pa.Schem
             for table in groups:
                 w.write_table(table.select(schema.names).cast(schema), row_group_size=max(1, table.num_rows))
                 rows, count = rows + table.num_rows, count + 1
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(temporary)
         size = temporary.stat().st_size
     return ShardEntry(path=path.name, rows=rows, bytes=size, sha256=digest, row_groups=count)
 
 
 def write_sidecar_manifest(folder: Path, manifest: SidecarManifest) -> None:
     """Write ``folder/manifest.json`` whole or not at all; the last file of a sidecar."""
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+    write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
 def sidecar_names(dataset: AnyPath, kind: SidecarKind) -> list[str]:

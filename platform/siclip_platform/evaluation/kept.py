@@ -16,10 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from siclip.errors import UserError
 from siclip.evaluation.encoder import fingerprint
 from siclip.models.hashing import weights_hash
-from siclip_platform.datasets.manifest import read_manifest, replacing
+from siclip_platform.datasets.manifest import read_manifest
 from siclip_platform.evaluation.find import Found
 from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.results import Sampling, SetResult
+from siclip_platform.storage.atomic import write_text_atomically
+from siclip_platform.storage.hashing import canonical_hash
 
 VERSION = "1"  # raise it whenever the same model and files give other figures
 LIBRARIES = ("siclip-platform", "torch", "torchvision", "open_clip_torch", "pillow")
@@ -62,13 +64,12 @@ class KeptResults:
 
     def keep(self, found: Found, result: SetResult) -> None:
         """Write a set that was measured, whole or not at all."""
-        with replacing(self._path(found)) as temporary:
-            temporary.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        write_text_atomically(self._path(found), json.dumps(asdict(result)))
 
     def _path(self, found: Found) -> Path:
         assert found.folder is not None
         key = {**self._common, "set": found.name, "known": found.known is not None, "files": _files(found.folder)}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        digest = canonical_hash(key, spaced=True)
         safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in found.name)
         return self.folder / f"{safe}-{digest}.json"
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
-from siclip_platform.datasets.manifest import replacing
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import DESCRIPTION, PARTS, REJECTED, IndexDescription
 from siclip_platform.inference.inputs import InputPart, Modality, find_pieces, read_rows
 from siclip_platform.storage import AnyPath, located
+from siclip_platform.storage.atomic import replacing, write_text_atomically
 
 PIECE_ROWS = 256
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("place", pa.string()), ("reason", pa.string())])
@@ -108,8 +108,7 @@ def embed(
         kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=located(checkpoint),
         embed_dim=model.embed_dim, rows=written, rejected=len(rejected), source=str(source.resolve()),
     )  # fmt: skip
-    with replacing(out / DESCRIPTION) as temporary:
-        temporary.write_text(description.model_dump_json(indent=2) + "\n")
+    write_text_atomically(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     return description
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -15,6 +13,7 @@ from pydantic.fields import FieldInfo
 from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig, Weight
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
+from siclip_platform.storage.hashing import canonical_hash
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -182,8 +181,7 @@ class Recipe(Config):
     @property
     def hash(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return canonical_hash(self.model_dump(mode="json"), digits=12)
 
     def flat(self) -> dict[str, Any]:
         """Dotted path → value, as MLflow parameters are named."""

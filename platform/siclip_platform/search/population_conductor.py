@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from ray.tune.search import Searcher
 
-from siclip_platform.datasets.manifest import replacing
 from siclip_platform.search.conductor import Conductor
 from siclip_platform.search.ledger.journal import Entry, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
@@ -23,6 +22,7 @@ from siclip_platform.search.ledger.retention import checkpoint_at
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.seed_run import step_of
 from siclip_platform.search.trial.trial import CHECKPOINTS, REPLAY
+from siclip_platform.storage.atomic import write_text_atomically
 
 RECIPES = "schedules"
 
@@ -162,9 +162,8 @@ class PopulationConductor(Conductor):
     def _write_recipe(self, entry: Entry) -> Path:
         path = self.plan.folder / RECIPES / f"{entry.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            recipe = self.plan.recipe(entry.values).model_dump(mode="json")
-            temporary.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        recipe = self.plan.recipe(entry.values).model_dump(mode="json")
+        write_text_atomically(path, yaml.safe_dump(recipe, sort_keys=False))
         return path
 
     def _tell(self, entry: Entry) -> None:

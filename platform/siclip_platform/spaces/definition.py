@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -11,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from siclip_platform.spaces.policy import SamplerConfig, SchedulerConfig
+from siclip_platform.storage.hashing import canonical_hash
 
 if TYPE_CHECKING:
     import optuna
@@ -203,5 +202,4 @@ class SearchSpace:
                 for part in ("parameters", "objectives", "constraints")
             },
         }
-        text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return canonical_hash(tree, digits=12)

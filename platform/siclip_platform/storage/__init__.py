@@ -5,7 +5,7 @@ from ``AWS_REGION`` (or ``?region=``), its keys from the environment, a profile 
 ``hdfs://`` are pyarrow's; every other scheme is looked up in fsspec.
 """
 
-from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads, sha256_of, within
+from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads, within
 from siclip_platform.storage.filesystem import READING, StoreError, open_filesystem
 from siclip_platform.storage.path import (
     AnyPath,
@@ -38,6 +38,5 @@ __all__ = [
     "open_filesystem",
     "parsing",
     "refuse_credentials",
-    "sha256_of",
     "within",
 ]

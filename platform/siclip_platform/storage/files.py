@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,10 @@ from uuid import uuid4
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
+from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.path import AnyPath, RemotePath, Stat, as_path, asking
 
 READERS = 16
-PART_BYTES = 8 * 2**20  # of one request
 MARK = ".siclip-write-check"
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,11 +48,12 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
         UserError: a store does not answer or refuses.
     """
     (from_fs, from_path), (to_fs, to_path) = within(source), within(target)
-    part = f"{to_path}.{os.getpid()}.tmp" if isinstance(target, Path) else to_path
-    with asking(source if isinstance(target, Path) else target):
-        pafs.copy_files(from_path, part, source_filesystem=from_fs, destination_filesystem=to_fs)
     if isinstance(target, Path):
-        Path(part).replace(target)
+        with replacing(target) as temporary, asking(source):
+            pafs.copy_files(from_path, str(temporary), source_filesystem=from_fs, destination_filesystem=to_fs)
+        return
+    with asking(target):
+        pafs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
 
 
 def within(where: AnyPath) -> tuple[Any, str]:
@@ -100,18 +100,6 @@ def _folder() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="siclip-fetched-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
-
-
-def sha256_of(where: AnyPath) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    if isinstance(where, Path):
-        with where.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    with asking(where), where.open() as file:
-        while some := file.read(PART_BYTES):
-            digest.update(some)
-    return digest.hexdigest()
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], where: AnyPath) -> list[R]:

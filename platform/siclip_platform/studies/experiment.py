@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from siclip_platform.datasets.manifest import Dataset, open_dataset, replacing
+from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipes.recipe import Recipe
@@ -20,6 +20,7 @@ from siclip_platform.search.study import StudyPlan, StudyResult
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text
 from siclip_platform.storage import copy_file
+from siclip_platform.storage.atomic import write_text_atomically
 from siclip_platform.studies.final_runs import Trained
 from siclip_platform.studies.options import WORKER_CPUS, Options, command_line
 from siclip_platform.studies.study_file import FILE, SPACE, StudyFile, read_study
@@ -185,7 +186,7 @@ class Experiment:
         machine = machine_of_ray(own=not self.options.joins)
         peak = measure_peak(base) if machine.gpus >= 1 else None
         layout = lay_out(
-            machine, wished=self.options.concurrent, seeds=self.options.seeds, worker_cpus=WORKER_CPUS,
+            machine, requested=self.options.concurrent, seeds=self.options.seeds, worker_cpus=WORKER_CPUS,
             peak_bytes=peak, backend=self.options.backend,
         )  # fmt: skip
         self.display.say(layout.reason)
@@ -262,8 +263,7 @@ class Experiment:
         self._log_dataset(run)
         try:
             finished = self._under_ray_train(stem, recipe, run)
-            with replacing(kept) as temporary:
-                temporary.write_text(json.dumps(finished.metrics))
+            write_text_atomically(kept, json.dumps(finished.metrics))
             run.artifact(finished.checkpoint)
             if kind in LOGGED_MODELS:
                 run.model(finished.checkpoint, kind, register=self.options.register)

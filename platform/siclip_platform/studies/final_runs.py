@@ -6,8 +6,8 @@ import json
 import threading
 from pathlib import Path
 
-from siclip_platform.datasets.manifest import replacing
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage.atomic import write_text_atomically
 
 FILE = "trained.json"
 
@@ -30,8 +30,7 @@ class Trained:
             stem = known.pop(recipe.hash, f"{name}-{recipe.hash}" if known else name)
             known[recipe.hash] = stem
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(names, indent=2) + "\n")
+            write_text_atomically(self.path, json.dumps(names, indent=2) + "\n")
         return stem
 
     def superseded(self, name: str) -> list[str]:

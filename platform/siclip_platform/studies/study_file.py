@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.manifest import replacing
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, copy_file
+from siclip_platform.storage.atomic import write_text_atomically
 
 if TYPE_CHECKING:
     from siclip_platform.studies.options import Options
@@ -81,8 +81,7 @@ class StudyFile(Config):
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        write_text_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
 
 
 def fetch_study(folder: Path, checkpoints: AnyPath) -> None:

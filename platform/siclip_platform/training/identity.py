@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, as_path
 from siclip_platform.storage.checkpoints import read_model
+from siclip_platform.storage.hashing import canonical_hash
 
 DIGITS = 16
 OPEN_CLIP = "open_clip:"
@@ -121,5 +121,4 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _digest(tree: object) -> str:
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return canonical_hash(tree, DIGITS)

@@ -17,6 +17,7 @@ from typing import Any
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, RemotePath
+from siclip_platform.storage.atomic import replacing
 from siclip_platform.stream.ray_reader import check_reader_nodes
 from siclip_platform.training.build import CHECKPOINT, Log
 from siclip_platform.training.ray_worker import FINAL, Failure, train_worker
@@ -165,7 +166,6 @@ def _draining(queue: Any, told: _Told) -> Iterator[None]:
 
 
 def _keep(source: Path, target: Path) -> Path:
-    temporary = target.with_suffix(".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
     return target

@@ -8,7 +8,6 @@ record: at most one task per worker.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,8 @@ from pydantic import Field, ValidationError
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.manifest import replacing
-from siclip_platform.storage import sha256_of
+from siclip_platform.storage.atomic import TEMPORARY, write_text_atomically
+from siclip_platform.storage.hashing import canonical_hash, sha256_of
 
 PLAN = ".stage.json"
 DONE = ".done"
@@ -37,7 +36,7 @@ class Task(Config):
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(_canonical(self.payload).encode()).hexdigest()[:16]
+        return canonical_hash(self.payload)
 
 
 class Made(Config):
@@ -63,7 +62,7 @@ class Record(Config):
 
 
 Work = Callable[[Path, Task], Made]
-"""Makes a task's files in the folder, through `manifest.replacing`, and nothing else; equal tasks, equal bytes."""
+"""Writes a task's files into the folder with `storage.atomic.replacing`; equal tasks give equal bytes."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def run_stage(
                 _take(found, records, on_record)
         missing = [task for task in tasks if task.name not in records]
         if missing:
-            for leftover in folder.glob("**/.*.tmp"):
+            for leftover in folder.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
         run = _run_here if pool.here else _run_on_ray
         for record in run(folder, missing, work, pool):
@@ -145,10 +144,6 @@ def clear_stage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; the system lets go of it when the process dies."""
@@ -176,7 +171,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def _keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    wanted = json.loads(_canonical(plan))
+    wanted = json.loads(json.dumps(plan))
     path = folder / PLAN
     if path.exists():
         found = json.loads(path.read_text())
@@ -188,8 +183,7 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
             f"{folder} holds unfinished work with other settings:\n" + "\n".join(lines) + "\nGo on with the "
             "settings that are there, name another folder, or delete this one"
         )
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+    write_text_atomically(path, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
 
 
 def _take(record: Record, records: dict[str, Record], on_record: Callable[[Record], None] | None) -> None:
@@ -209,8 +203,7 @@ def _complete(folder: Path, task: Task, work: Work) -> Record:
         for name in made.files
     )
     record = Record(task=task.name, payload=task.digest, files=files, result=made.result)
-    with replacing(folder / DONE / f"{task.name}.json") as temporary:
-        temporary.write_text(record.model_dump_json())
+    write_text_atomically(folder / DONE / f"{task.name}.json", record.model_dump_json())
     return record
 
 

@@ -34,6 +34,7 @@ from siclip_platform.datasets.manifest import (
     write_manifest,
     write_shard,
 )
+from siclip_platform.storage.atomic import TEMPORARY
 
 __all__ = [
     "DigitScenesConfig",
@@ -101,7 +102,7 @@ def _existing(folder: Path, recipe: dict[str, Any]) -> Dataset:
 
 
 def _own_files(folder: Path) -> list[Path]:
-    patterns = [f"{split}-[0-9]*.parquet" for split in SPLITS] + [".*.tmp"]
+    patterns = [f"{split}-[0-9]*.parquet" for split in SPLITS] + [TEMPORARY]
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 

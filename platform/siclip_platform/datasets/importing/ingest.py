@@ -7,8 +7,6 @@ is written, last.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,10 +36,10 @@ from siclip_platform.datasets.manifest import (
     Manifest,
     ShardEntry,
     open_dataset,
-    replacing,
     write_manifest,
 )
-from siclip_platform.storage import sha256_of
+from siclip_platform.storage.atomic import replacing
+from siclip_platform.storage.hashing import canonical_hash, sha256_of
 from siclip_platform.storage.listing import without_credentials
 
 VERSION = "2"  # raise it whenever the same source and config give other bytes
@@ -113,13 +111,13 @@ class _Job:
     @property
     def settings(self) -> dict[str, Any]:
         """What the bytes of the dataset follow from, free of places and times."""
-        content = json.dumps([piece.model_dump(mode="json") for piece in self.source.pieces], sort_keys=True)
+        pieces = [piece.model_dump(mode="json") for piece in self.source.pieces]
         return {
             "source": {
                 "layout": self.source.layout,
                 "files": len(self.source.files),
                 "bytes": sum(size for _, size in self.source.files),
-                "pieces": hashlib.sha256(content.encode()).hexdigest()[:16],
+                "pieces": canonical_hash(pieces, spaced=True),
             },
             "config": self.config.model_dump(mode="json"),
         }

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.datasets.importing.sources.sample import LEFT_OUT, Rejection, SourceSample
-from siclip_platform.datasets.manifest import replacing
+from siclip_platform.storage.atomic import replacing
+from siclip_platform.storage.hashing import sha256_of
 
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
@@ -58,8 +59,7 @@ def write_ledger(path: Path, tables: Iterable[pa.Table]) -> tuple[str, int]:
                 if table.num_rows:
                     writer.write_table(table.select(LEDGER_SCHEMA.names).cast(LEDGER_SCHEMA))
                     rows += table.num_rows
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(temporary)
     return digest, rows
 
 

@@ -21,8 +21,9 @@ from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_row, storable
 from siclip_platform.datasets.importing.sources.piece import SourcePart, read_samples
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample
-from siclip_platform.datasets.manifest import ShardEntry, replacing, write_shard
+from siclip_platform.datasets.manifest import ShardEntry, write_shard
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
+from siclip_platform.storage.atomic import replacing
 
 VALIDATION = "validation"
 ORDER = pa.field("order", pa.int64())  # of the sample in its piece

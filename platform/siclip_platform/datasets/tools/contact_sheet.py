@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from siclip.data.images import decode_image
-from siclip_platform.datasets.manifest import replacing
+from siclip_platform.storage.atomic import write_text_atomically
 
 SIDE = 224
 PAGE = """<!doctype html>
@@ -44,8 +44,7 @@ def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[s
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     shown = [{**row, "picture": _thumbnail(row["image"])} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(template.render(title=title, note=note, rows=shown), encoding="utf-8")
+    write_text_atomically(path, template.render(title=title, note=note, rows=shown))
 
 
 def _thumbnail(data: bytes) -> str:

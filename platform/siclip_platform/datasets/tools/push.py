@@ -11,7 +11,8 @@ from typing import get_args
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, open_dataset
 from siclip_platform.datasets.sidecar import SidecarKind, open_sidecar, sidecar_names
-from siclip_platform.storage import AnyPath, as_path, check_writable, copy_file, sha256_of
+from siclip_platform.storage import AnyPath, as_path, check_writable, copy_file
+from siclip_platform.storage.hashing import sha256_of
 
 SENDERS = 4
 

@@ -10,7 +10,8 @@ from typing import NamedTuple, get_args
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry, check_shard, read_manifest
 from siclip_platform.datasets.sidecar import SidecarKind, read_sidecar, sidecar_folder, sidecar_names
-from siclip_platform.storage import AnyPath, StoreError, as_path, sha256_of
+from siclip_platform.storage import AnyPath, StoreError, as_path
+from siclip_platform.storage.hashing import sha256_of
 
 READERS = 4
 Check = Callable[[], "Damage | None"]

@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
-from siclip_platform.datasets.manifest import MANIFEST, open_dataset, replacing
+from siclip_platform.datasets.manifest import MANIFEST, open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
-from siclip_platform.storage import AnyPath, sha256_of
+from siclip_platform.storage import AnyPath
+from siclip_platform.storage.atomic import TEMPORARY, replacing, write_text_atomically
+from siclip_platform.storage.hashing import sha256_of
 from siclip_platform.stream.trunk_features.files import (
     CacheManifest,
     CacheShard,
@@ -157,12 +159,11 @@ def _build(
             progress(done, total)
 
     shards = {part.path: kept.get(part.path) or _write(part, count) for part in parts}
-    for path in {*folder.glob("*.safetensors"), *folder.glob(".*.tmp")} - shards.keys():
+    for path in {*folder.glob("*.safetensors"), *folder.glob(TEMPORARY)} - shards.keys():
         path.unlink()  # of a killed build
     images, texts = (tuple(shards[p.path] for p in parts if p.source is source) for source in sources)
     manifest = CacheManifest(key=key, images=images, texts=texts)
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+    write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
     return TrunkCache(folder, manifest)
 
 

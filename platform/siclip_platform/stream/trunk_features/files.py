@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST
-from siclip_platform.storage import sha256_of
+from siclip_platform.storage.hashing import sha256_of
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from itertools import chain
 
@@ -17,6 +16,7 @@ from siclip.models.clip import Clip
 from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.sidecar import Sidecar
+from siclip_platform.storage.hashing import canonical_hash
 
 
 def trunk_hash(model: Clip) -> str:
@@ -97,5 +97,4 @@ class TrunkCacheKey(Config):
     @property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return canonical_hash(self.model_dump(mode="json"))

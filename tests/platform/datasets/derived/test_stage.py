@@ -23,7 +23,7 @@ from siclip_platform.datasets.derived.stage import (
     finished,
     run_stage,
 )
-from siclip_platform.datasets.manifest import replacing
+from siclip_platform.storage.atomic import replacing
 
 HERE = Pool(here=True)
 PLAN_A = {"seed": 1, "sizes": [1, 2]}

@@ -20,12 +20,12 @@ from siclip.teachers import ModelTeacher
 from siclip.training.block_regression import check_blocks
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
-from siclip_platform.evaluation.budget import Budgeted
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import as_path
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.stream import Stream, thread_batches, validation_set
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
+from siclip_platform.training.budget import Budgeted
 from siclip_platform.training.teachers import check_teachers_are_used, teacher_source
 
 CHECKPOINT = "checkpoint.pt"

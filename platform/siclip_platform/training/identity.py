@@ -1,7 +1,7 @@
-"""What makes a training the same training: its recipe, its data, its teachers' weights, its seed and the code.
+"""The identity of a training: its recipe, its data, its teachers' weights, its seed and the code that computes it.
 
-Paths are left out (a dataset stands for its manifest's hash, a teacher for its weights), and so is what cannot change
-a result: how often checkpoints are written and how many tasks read.
+Paths are not part of it: a dataset counts by its manifest's hash, a teacher by its weights. Neither is what cannot
+change a result: how often checkpoints are written, and how many tasks read.
 """
 
 from __future__ import annotations
@@ -14,49 +14,60 @@ from pathlib import Path
 from typing import Any
 
 import siclip
-from siclip.models.hashing import weights_hash as hash_of
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, as_path
-from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.storage.hashing import canonical_hash
 
 DIGITS = 16
 OPEN_CLIP = "open_clip:"
-PLATFORM = ("recipes", "training", "stream", "datasets", "storage", "search/trial", "evaluation/budget")
+VERSION = 2
+"""Raise it when results change although no hashed code did, such as with another version of a library."""
+PACKAGES = (
+    "siclip/**",
+    "siclip_platform/recipes/**",
+    "siclip_platform/stream/**",
+    "siclip_platform/training/**",
+    "siclip_platform/search/trial/**",
+    "siclip_platform/storage/**",
+    "siclip_platform/cluster",
+    "siclip_platform/datasets",
+    "siclip_platform/datasets/derived/embeddings",
+)
+"""What a training is made of: packages with their own modules, and where it says ``**`` those of all sub-packages."""
 
 
 def identity(recipe: Recipe) -> str:
-    """16 hex digits; the recipe's seed, dataset, teachers and this code are in it.
+    """Return 16 hex digits for a recipe with its seed, its dataset, its teachers and this code.
 
     Raises:
         UserError: the dataset or a teacher cannot be read.
     """
     tree = recipe.model_dump(mode="json")
-    tree["data"] |= {"concurrent_reads": None, "reader": None, "reader_nodes": None, **_beside(recipe)}
+    tree["data"] |= {"concurrent_reads": None, "reader": None, "reader_nodes": None, **_data_hashes(recipe)}
     tree["data"]["trunk_cache"] = tree["data"]["trunk_cache"] is not None
     tree["training"]["checkpoint_every"] = None
     tree["teacher"] = weights_hash(recipe.teacher) if recipe.teacher else None
     tree["distil_from"] = [weights_hash(name) for name in recipe.distil_from]
-    return _digest({"recipe": tree, "code": code_version()})
+    return canonical_hash({"recipe": tree, "code": code_version()}, DIGITS)
 
 
 def dataset_hash(recipe: Recipe) -> str:
-    """The hash of the manifest of the recipe's dataset."""
-    return _dataset_hash(recipe.data.path)
+    """Return the hash of the manifest of the recipe's dataset."""
+    return _manifest_hash(recipe.data.path)
 
 
-def _beside(recipe: Recipe) -> dict[str, Any]:
-    """Captions and embeddings beside the dataset, and the datasets mixed into it, by their hashes."""
+def _data_hashes(recipe: Recipe) -> dict[str, Any]:
+    """The dataset, its sidecars and the datasets mixed into it, by their hashes."""
     data = recipe.data
     embeddings = data.teacher_embeddings
-    mixed = [part.model_dump(mode="json") | _named(part.path, part.captions, embeddings) for part in data.mix]
-    return {**_named(data.path, data.captions, embeddings), "mix": mixed}
+    mixed = [part.model_dump(mode="json") | _hashes(part.path, part.captions, embeddings) for part in data.mix]
+    return {**_hashes(data.path, data.captions, embeddings), "mix": mixed}
 
 
 @lru_cache(maxsize=16)
-def _named(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict[str, Any]:
+def _hashes(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict[str, Any]:
     dataset = open_dataset(path)
     return {
         "path": dataset.hash,
@@ -66,50 +77,60 @@ def _named(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict
 
 
 @lru_cache(maxsize=16)
-def _dataset_hash(path: str) -> str:
+def _manifest_hash(path: str) -> str:
     return open_dataset(path).hash
 
 
 def weights_hash(name: str) -> str:
-    """16 hex digits for a teacher's weights, wherever its file lies; of an open_clip tag its name."""
+    """Return 16 hex digits for a teacher's weights, whatever its path or URI; an open_clip tag is returned as it is.
+
+    The name of a file that does not exist is returned as it is too: whoever loads it refuses it with a reason.
+    """
     if name.startswith(OPEN_CLIP):
         return name
-    where = as_path(name)
+    path = as_path(name)
     try:
-        found = where.stat()
+        found = path.stat()
     except OSError:
         return name
-    return _weights_hash(where, found.st_size, found.st_mtime_ns)
+    return _weights_hash(path, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=16)
-def _weights_hash(where: AnyPath, size: int, modified: int) -> str:
-    model = read_model(where)
+def _weights_hash(path: AnyPath, size: int, modified: int) -> str:
+    """``size`` and ``modified`` are part of the cache's key: a file that was replaced is read again."""
+    from siclip.models.hashing import weights_hash as hash_of
+    from siclip_platform.storage.checkpoints import read_model
+
+    model = read_model(path)
     return hashlib.sha256(f"{model.config.model_dump_json()} {hash_of(model)}".encode()).hexdigest()[:DIGITS]
 
 
 @cache
 def code_version() -> str:
-    """A hash of the code that a training passes through, without comments, docstrings and layout.
+    """Return 16 hex digits for the code of `PACKAGES`, without comments, docstrings and layout.
 
-    It is not the commit: a study goes on being comparable while the report, the documentation or the search change.
-    All of `siclip` is in it and those parts of the platform that make batches and run the loop.
+    It is not the commit: results stay comparable while the report, the documentation or the search change.
     """
-    digest = hashlib.sha256()
-    for name, path in _sources():
+    digest = hashlib.sha256(f"version {VERSION}\n".encode())
+    for name, path in code_files():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         digest.update(f"{name}\n{ast.dump(_without_docstrings(tree))}\n".encode())
     return digest.hexdigest()[:DIGITS]
 
 
-def _sources() -> Iterator[tuple[str, Path]]:
-    core, platform = Path(siclip.__file__).parent, Path(__file__).parents[1]
-    for path in sorted(core.rglob("*.py")):
-        yield f"siclip/{path.relative_to(core).as_posix()}", path
-    for part in PLATFORM:
-        place = platform / part
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
-            yield f"siclip_platform/{path.relative_to(platform).as_posix()}", path
+def code_files() -> Iterator[tuple[str, Path]]:
+    """The files behind `code_version` in a fixed order: name from the root package on, and path."""
+    roots = {"siclip": Path(siclip.__file__).parent, "siclip_platform": Path(__file__).parents[1]}
+    files: dict[str, Path] = {}
+    for package in PACKAGES:
+        root, *inner = package.removesuffix("/**").split("/")
+        folder = roots[root].joinpath(*inner)
+        found = folder.rglob("*.py") if package.endswith("**") else folder.glob("*.py")
+        # importing a package runs the __init__ of every package around it
+        around = [roots[root].joinpath(*inner[:depth], "__init__.py") for depth in range(len(inner))]
+        files |= {f"{root}/{path.relative_to(roots[root]).as_posix()}": path for path in [*around, *found]}
+    return iter(sorted(files.items()))
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
@@ -118,7 +139,3 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
             documented = ast.get_docstring(node, clean=False) is not None
             node.body = node.body[1:] if documented else node.body
     return tree
-
-
-def _digest(tree: object) -> str:
-    return canonical_hash(tree, DIGITS)

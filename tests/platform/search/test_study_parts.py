@@ -86,7 +86,7 @@ def test_the_codes_version_is_free_of_comments_docstrings_and_layout(
 ) -> None:
     def version(text: str) -> str:
         (tmp_path / "m.py").write_text(text)
-        monkeypatch.setattr(identities, "_sources", lambda: iter([("m", tmp_path / "m.py")]))
+        monkeypatch.setattr(identities, "code_files", lambda: iter([("m", tmp_path / "m.py")]))
         return code_version.__wrapped__()
 
     assert code_version() == code_version.__wrapped__()
@@ -94,7 +94,7 @@ def test_the_codes_version_is_free_of_comments_docstrings_and_layout(
     assert version("# other\n\ndef f(x):\n    # note\n    return (x +\n            1)\n") == first
     assert version("def f(x):\n    return x + 2\n") != first
     monkeypatch.undo()
-    names = [name for name, _ in identities._sources()]
+    names = [name for name, _ in identities.code_files()]
     assert {
         "siclip/training/loop.py",
         "siclip_platform/training/build.py",
@@ -242,7 +242,7 @@ def test_what_counts_as_out_of_memory(error: Exception, short: bool) -> None:
     ("machine", "asked", "concurrent", "resources"),
     [
         (Machine(2, 0), {}, 2, {"CPU": 1.0}),
-        (Machine(16, 0), {"wished": 3}, 3, {"CPU": 1.0}),
+        (Machine(16, 0), {"requested": 3}, 3, {"CPU": 1.0}),
         (Machine(16, 1, 80 * GIB), {}, 1, {"CPU": 1.0, "GPU": 1.0}),
         (Machine(16, 1, 80 * GIB), {"peak_bytes": 10 * GIB}, 6, {"CPU": 1.0, "GPU": 0.1666}),
         (Machine(16, 2, 80 * GIB), {"peak_bytes": 10 * GIB}, 12, {"CPU": 1.0, "GPU": 0.1666}),
@@ -251,7 +251,7 @@ def test_what_counts_as_out_of_memory(error: Exception, short: bool) -> None:
     ],
 )
 def test_what_fits(machine: Machine, asked: dict[str, Any], concurrent: int, resources: dict[str, float]) -> None:
-    layout = lay_out(machine, **{"wished": None, "seeds": 1, "worker_cpus": 1.0} | asked)
+    layout = lay_out(machine, **{"requested": None, "seeds": 1, "worker_cpus": 1.0} | asked)
     assert layout.concurrent == concurrent
     assert layout.resources == pytest.approx(resources)
     gpu = layout.resources.get("GPU", 0)
@@ -264,12 +264,12 @@ def test_what_fits(machine: Machine, asked: dict[str, Any], concurrent: int, res
 @pytest.mark.parametrize(
     ("machine", "asked", "said"),
     [
-        (Machine(2, 0), {"wished": 3}, "3 trials at a time do not fit: 2 CPUs, 1 a trial: 2 do"),
-        (Machine(2, 0), {"backend": "train"}, "1.51 a trial: 0 do"),
+        (Machine(2, 0), {"requested": 3}, "3 trials at a time do not fit: 2 CPUs, 1 per trial: 2 do"),
+        (Machine(2, 0), {"backend": "train"}, "1.51 per trial: 0 do"),
         (Machine(8, 1, 24 * GIB), {"peak_bytes": 20 * GIB, "seeds": 2}, "40.0 GiB of GPU memory"),
-        (Machine(8, 1, 24 * GIB), {"peak_bytes": 20 * GIB, "wished": 2}, "20.0 GiB a trial at its peak: 1 do"),
+        (Machine(8, 1, 24 * GIB), {"peak_bytes": 20 * GIB, "requested": 2}, "20.0 GiB per trial at its peak: 1 do"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_numbers(machine: Machine, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said.replace(".", r"\.")):
-        lay_out(machine, **{"wished": None, "seeds": 1, "worker_cpus": 1.0} | asked)
+        lay_out(machine, **{"requested": None, "seeds": 1, "worker_cpus": 1.0} | asked)

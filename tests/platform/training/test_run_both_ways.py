@@ -95,7 +95,7 @@ def test_block_regression_takes_the_micro_batch_that_fits_and_every_batch(
         return [0.0]
 
     monkeypatch.setattr("siclip.training.trainer.find_micro_batch_size", lambda run, size, device: size // 4)
-    monkeypatch.setattr("siclip_platform.training.build.fit_blocks", fit)
+    monkeypatch.setattr("siclip_platform.training.in_process.fit_blocks", fit)
     whole = {"training.micro_batch_size": "auto", "training.batch_norm": "eval"}
     regress_blocks(recipe.updated(whole), prepare(recipe.updated(whole)), Record(tmp_path))
     assert fitted == [(8, 32 * recipe.model.block_regression_steps)]

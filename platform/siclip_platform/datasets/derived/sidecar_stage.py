@@ -14,7 +14,7 @@ from pydantic import Field
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.derived.stage import PLAN, Pool, Record, Task, clear_stage, locked, run_stage
+from siclip_platform.datasets.derived.stage import PLAN, Pool, Record, Task, clear_stage, run_stage
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry
 from siclip_platform.datasets.sidecar import (
     Sidecar,
@@ -24,6 +24,7 @@ from siclip_platform.datasets.sidecar import (
     sidecar_folder,
     write_sidecar_manifest,
 )
+from siclip_platform.storage.locking import locked
 
 Progress = Callable[[int, int], None]
 """(shards done, all shards)"""

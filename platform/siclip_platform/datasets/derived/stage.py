@@ -7,7 +7,6 @@ record: at most one task per worker.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.storage.atomic import TEMPORARY, write_text_atomically
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
+from siclip_platform.storage.locking import locked
 
 PLAN = ".stage.json"
 DONE = ".done"
@@ -142,14 +142,6 @@ def clear_stage(folder: Path) -> None:
     shutil.rmtree(folder / DONE, ignore_errors=True)
     for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the system lets go of it when the process dies."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

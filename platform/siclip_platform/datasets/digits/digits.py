@@ -8,10 +8,9 @@ a split follows from (seed, split, k), so the result does not depend on how the 
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from siclip_platform.datasets.manifest import (
     write_shard,
 )
 from siclip_platform.storage.atomic import TEMPORARY
+from siclip_platform.storage.locking import locked
 
 __all__ = [
     "DigitScenesConfig",
@@ -109,15 +109,18 @@ def _own_files(folder: Path) -> list[Path]:
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Hold the folder for one build at a time; something foreign in it is left alone and refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not any((folder / name).exists() for name in (BUILDING, MANIFEST)):
-            raise UserError(f"{folder} is not empty and not a dataset: name an empty or a new folder for {NAME!r}")
-        marker = (folder / BUILDING).open("w")
-    except OSError as error:
-        raise UserError(f"cannot build {NAME!r} in {folder}: {error}; name a folder that can be written") from None
-    with marker:
-        fcntl.flock(marker, fcntl.LOCK_EX)  # the system lets go of it when the process dies
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()) and not any((folder / name).exists() for name in (BUILDING, MANIFEST)):
+                raise UserError(
+                    f"{folder} is not empty and not a dataset: name an empty or a new folder for {NAME!r}"
+                )
+            stack.enter_context(locked(folder / BUILDING))
+        except OSError as error:
+            raise UserError(
+                f"cannot build {NAME!r} in {folder}: {error}; name a folder that can be written"
+            ) from None
         yield
         (folder / BUILDING).unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
-from siclip_platform.datasets.derived.stage import Pool, Record, Task, locked, run_stage
+from siclip_platform.datasets.derived.stage import Pool, Record, Task, run_stage
 from siclip_platform.datasets.importing.deduplication import Drops, filter_shard, find_duplicates
 from siclip_platform.datasets.importing.ledger import LEDGER, LEDGER_SCHEMA, Tally, write_ledger
 from siclip_platform.datasets.importing.parts import (
@@ -41,6 +41,7 @@ from siclip_platform.datasets.manifest import (
 from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
 from siclip_platform.storage.listing import without_credentials
+from siclip_platform.storage.locking import locked
 
 VERSION = "2"  # raise it whenever the same source and config give other bytes
 WORK = ".work"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.storage import AnyPath
 from siclip_platform.storage.atomic import TEMPORARY, replacing, write_text_atomically
 from siclip_platform.storage.hashing import sha256_of
+from siclip_platform.storage.locking import locked
 from siclip_platform.stream.trunk_features.files import (
     CacheManifest,
     CacheShard,
@@ -104,15 +104,14 @@ def _complete(folder: Path, verify: bool) -> TrunkCache | None:
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """Hold the folder for one build at a time."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot keep trunk features in {folder}: {error}; name a folder that can be written"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when the process dies
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock"))
+        except OSError as error:
+            raise UserError(
+                f"cannot keep trunk features in {folder}: {error}; name a folder that can be written"
+            ) from None
         yield
 
 

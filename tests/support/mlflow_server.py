@@ -11,10 +11,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 
 def free_port() -> int:
+    """A port of the loopback interface that nothing uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -22,11 +24,20 @@ def free_port() -> int:
 
 @contextmanager
 def server(port: int, folder: Path) -> Iterator[str]:
-    """Its address, on the loopback interface; ended by a kill. ``folder`` holds ``mlflow.db``, or gets one."""
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
+    """Run a server on the loopback interface and kill it at the end. Yields its address.
+
+    Args:
+        port: a free port.
+        folder: has ``mlflow.db``, or gets one, and the artifacts.
+    """
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination": str(folder / "artifacts"),
+    }
+    command = [sys.executable, "-m", "mlflow", "server", *chain.from_iterable(options.items())]
     with (folder / "server.log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -1,4 +1,4 @@
-"""Start or join Ray, check that the work fits, keep it quiet."""
+"""Start or join Ray, check that the work fits, and limit what Ray prints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.cluster.ray_patches import hide_worker_count_warning
+from siclip_platform.cluster.ray_patches import hide_worker_count_warning, silence_through_environment
 
 COORDINATOR_CPUS = 0.01
 DATA_CPUS = 0.5
+CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the widest moment of the work takes: ``concurrent`` trainings of ``workers`` workers, and their data."""
+    """Peak use of CPUs: ``concurrent`` trainings of ``workers`` workers each, and the tasks that read their data."""
 
     concurrent: int
     worker_cpus: float
@@ -29,13 +30,13 @@ class Needs:
 
     @property
     def cpus(self) -> float:
-        """One CPU more than the parts, for Ray Data's own metadata tasks."""
+        """The sum of the parts, and one CPU for Ray Data's own metadata tasks."""
         return self.concurrent * (COORDINATOR_CPUS + self.workers * (self.worker_cpus + DATA_CPUS)) + 1
 
 
 @contextmanager
 def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False) -> Iterator[None]:
-    """Join the cluster at ``address`` or at RAY_ADDRESS (set inside a Ray job), else run one of our own here.
+    """Join the cluster at ``address`` or at RAY_ADDRESS (set inside a Ray job), else start one on this machine.
 
     Raises:
         UserError: no cluster answers at the address, or it is too small; the message gives the numbers.
@@ -49,8 +50,9 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
     if address:
         _join(address, options)
     else:
+        # Logical CPUs may exceed the cores: Ray schedules by them and reserves nothing.
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
-        _guard_token()
+        _restrict_token()
     try:
         check_size(needs, address)
         ray.data.DataContext.get_current().enable_progress_bars = verbose
@@ -59,8 +61,8 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         ray.shutdown()
 
 
-def _guard_token() -> None:
-    """The token that Ray makes for a first cluster is readable by everyone: keep it to its owner."""
+def _restrict_token() -> None:
+    """Make the token that Ray generates for its first cluster readable by its owner only: Ray leaves it to all."""
     token = Path.home() / ".ray" / "auth_token"
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)
@@ -77,15 +79,15 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 
 def check_address(address: str) -> None:
-    """Make sure that something listens at HOST:PORT; an address without a port is taken as it is.
+    """Check that something listens at HOST:PORT; an address without a port is not checked.
 
     Raises:
-        UserError: nothing does; Ray itself would try for minutes.
+        UserError: nothing listens there. Ray itself would retry for minutes.
     """
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if colon and port.isdigit():
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise _no_cluster(address, error) from None
 
@@ -93,12 +95,17 @@ def check_address(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> UserError:
     return UserError(
         f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}. Start one (make head), or unset RAY_ADDRESS "
-        "and leave --address out to run on this machine alone. A cluster with token authentication "
+        "and omit --address to run on this machine alone. A cluster with token authentication "
         "needs its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
     )
 
 
 def check_size(needs: Needs, address: str | None) -> None:
+    """Compare the CPUs of the connected cluster with what the work needs.
+
+    Raises:
+        UserError: the cluster has too few; the message gives both numbers.
+    """
     import ray
 
     cpus = ray.cluster_resources().get("CPU", 0)
@@ -112,20 +119,19 @@ def check_size(needs: Needs, address: str | None) -> None:
 
 
 def prepare_environment(verbose: bool) -> None:
-    """Variables that Ray reads when it is imported or started; what is set already stays."""
+    """Set the documented variables that Ray reads on import or start; one that is already set keeps its value."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Under `uv run` Ray would build an environment of its own for the workers.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # to give its memory back
+    # A trial that is stopped needs time to release its memory before the next one uses the same process.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    # Spinning OpenMP threads would take the cores of the other trials.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-        os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+        silence_through_environment()
 
 
 def _quieten(verbose: bool) -> None:

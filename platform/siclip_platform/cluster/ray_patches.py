@@ -1,30 +1,58 @@
-"""What we change in Ray through its private members, each until Ray has a public way."""
+"""Everything that uses private members or undocumented settings of Ray, each until Ray has a public way.
+
+All were seen in Ray 2.60. ``tests/platform/cluster/test_ray_patches.py`` fails when one is no longer needed.
+Importing this module does not import Ray.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 SECRETS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"})
+WORKER_COUNT_WARNING = "worker processes have been started on node"
+QUIET = {
+    # Ray Data configures its loggers again at each execution: a level that is set on a logger does not last.
+    # Waits for a log level in ray.data.DataContext.
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    # The autoscaler prints its events past the loggers. Waits for an argument of ray.init.
+    "RAY_SCHEDULER_EVENTS": "0",
+}
+"""Variables that no page of Ray's documentation lists."""
+
+
+def silence_through_environment() -> None:
+    """Set `QUIET` before Ray is imported; a variable that is already set keeps its value."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def hide_worker_count_warning() -> None:
-    """Drop the one warning that Ray prints past its loggers: that more worker processes run than it expected.
+    """Drop the warning that more worker processes run than Ray expected; calling it again has no effect.
 
-    With fractional CPUs that is meant. Ray has no public switch for it.
+    Trials with fractional CPUs start many workers on purpose. Ray prints the warning past its loggers, also with
+    ``log_to_driver=False``. Waits for an argument of ray.init or a logger.
     """
     from ray._private import worker
 
     shown = worker.print_to_stdstream
+    if getattr(shown, "hides_worker_count", False):
+        return
 
     def show(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        if not any("worker processes have been started on node" in line for line in data["lines"]):
+        if not any(WORKER_COUNT_WARNING in line for line in data["lines"]):
             shown(data, *args, **options)
 
+    show.hides_worker_count = True  # type: ignore[attr-defined]
     worker.print_to_stdstream = show
 
 
 def keep_secrets_from_metadata() -> None:
-    """From here on Tune passes none of `SECRETS` on. Ray has no public switch for it."""
+    """Stop Tune from passing `SECRETS` to the processes of trials, for the rest of this process.
+
+    Tune writes them into the runtime environment of each trial's actor, which everyone who reaches the cluster can
+    read. Waits for an option of tune.Tuner.
+    """
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE = set(class_cache.ENV_VARS_TO_PROPAGATE) - SECRETS

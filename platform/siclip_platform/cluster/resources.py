@@ -1,4 +1,4 @@
-"""How many trials fit at the same time, computed before the first starts."""
+"""How many trials fit at the same time, computed before the first trial starts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal
 from siclip.errors import UserError
 from siclip_platform.cluster.connect import COORDINATOR_CPUS, DATA_CPUS
 
-HEADROOM = 1.15
+HEADROOM = 1.15  # 15 % free for CUDA contexts, which a measured peak does not include
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What Ray has: logical CPUs, GPUs, the bytes of the smallest GPU's memory (0 without)."""
+    """What Ray has: logical CPUs, GPUs, and the memory of a GPU in bytes (0 without a GPU)."""
 
     cpus: float
     gpus: float
@@ -25,7 +25,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a study uses a machine: trials at a time, what Ray gives each, and why."""
+    """How a study uses a machine: concurrent trials, the resources that Ray gives each, and the reason."""
 
     concurrent: int
     resources: dict[str, float]
@@ -35,43 +35,51 @@ class Layout:
 def lay_out(
     machine: Machine,
     *,
-    wished: int | None,
+    requested: int | None,
     seeds: int,
     worker_cpus: float,
     peak_bytes: int | None = None,
     backend: Backend = "process",
 ) -> Layout:
-    """Lay a study out; ``wished``: the trials at a time that were asked for, None for as many as fit.
+    """Decide how many trials run at a time.
 
-    ``peak_bytes``: GPU memory that one training was measured to hold at its peak; a trial holds that of all its
-    ``seeds``, and 15 % stay free. Without it a GPU is not shared. Under Ray Train a trial has a coordinator, a worker
-    and tasks that read, and one CPU stays free for Ray Data's metadata.
+    Args:
+        machine: what Ray has.
+        requested: trials at a time; None for as many as fit.
+        seeds: trainings that a trial runs side by side.
+        worker_cpus: CPUs per training.
+        peak_bytes: GPU memory that one training was measured to use at its peak; a trial uses that for each of its
+            seeds, and 15 % stay free. Without it a GPU is not shared.
+        backend: under Ray Train (``train``) a trial has a coordinator, a worker and tasks that read, and one CPU
+            stays free for Ray Data's metadata.
 
     Raises:
-        UserError: what was asked for does not fit, or not even one trial; the message has the numbers.
+        UserError: the request does not fit, or not even one trial fits; the message has the numbers.
     """
-    of_trial, kept = worker_cpus, 0.0
+    per_trial, reserved = worker_cpus, 0.0
     if backend == "train":
-        of_trial, kept = COORDINATOR_CPUS + worker_cpus + DATA_CPUS, 1.0
-    limits = {f"{machine.cpus:g} CPUs, {of_trial:g} a trial": math.floor((machine.cpus - kept) / of_trial + 1e-9)}
+        per_trial, reserved = COORDINATOR_CPUS + worker_cpus + DATA_CPUS, 1.0
+    # 1e-9: 3 / 0.3 is 9.999… in floating point.
+    cpu_limit = math.floor((machine.cpus - reserved) / per_trial + 1e-9)
+    limits = {f"{machine.cpus:g} CPUs, {per_trial:g} per trial": cpu_limit}
     share = _gpu_share(machine, seeds, peak_bytes)
     if share:
         per_gpu = math.floor(1 / share + 1e-9)
-        held = f", {seeds * peak_bytes / GIB:.1f} GiB a trial at its peak" if peak_bytes else ", one trial each"
-        limits[f"{machine.gpus:g} GPUs of {machine.gpu_bytes / GIB:.0f} GiB{held}"] = int(machine.gpus) * per_gpu
+        need = f", {seeds * peak_bytes / GIB:.1f} GiB per trial at its peak" if peak_bytes else ", one trial each"
+        limits[f"{machine.gpus:g} GPUs of {machine.gpu_bytes / GIB:.0f} GiB{need}"] = int(machine.gpus) * per_gpu
     fits = min(limits.values())
-    why = "; ".join(limits)
-    if fits < max(1, wished or 1):
+    reason = "; ".join(limits)
+    if fits < max(1, requested or 1):
         raise UserError(
-            f"{wished or 1} trials at a time do not fit: {why}: {max(0, fits)} do. "
-            "Take --concurrent down, --seeds down, a smaller batch, or start Ray with a higher --num-cpus "
+            f"{requested or 1} trials at a time do not fit: {reason}: {max(0, fits)} do. "
+            "Lower --concurrent, --seeds or the batch size, or start Ray with a higher --num-cpus "
             "(logical CPUs may exceed the cores)"
         )
-    concurrent = wished or fits
+    concurrent = requested or fits
     resources = {"CPU": COORDINATOR_CPUS if backend == "train" else worker_cpus}
     if share and backend == "process":
         resources["GPU"] = _fraction(machine, concurrent, share)
-    return Layout(concurrent, resources, f"{concurrent} trials at a time ({why})")
+    return Layout(concurrent, resources, f"{concurrent} trials at a time ({reason})")
 
 
 def _gpu_share(machine: Machine, seeds: int, peak_bytes: int | None) -> float:
@@ -83,22 +91,24 @@ def _gpu_share(machine: Machine, seeds: int, peak_bytes: int | None) -> float:
     share = seeds * peak_bytes * HEADROOM / machine.gpu_bytes
     if share > 1:
         raise UserError(
-            f"a trial of {seeds} seeds takes {seeds * peak_bytes / GIB:.1f} GiB of GPU memory at its peak and the "
-            f"GPU has {machine.gpu_bytes / GIB:.0f} GiB: set training.micro_batch_size, or take --seeds down"
+            f"a trial of {seeds} seeds needs {seeds * peak_bytes / GIB:.1f} GiB of GPU memory at its peak and the "
+            f"GPU has {machine.gpu_bytes / GIB:.0f} GiB: set training.micro_batch_size, or lower --seeds"
         )
     return share
 
 
 def _fraction(machine: Machine, concurrent: int, share: float) -> float:
-    """What Ray is told: equal parts of a GPU, none smaller than the trial needs."""
+    """The share of a GPU to request from Ray: equal parts, each at least what a trial needs."""
     per_gpu = math.ceil(concurrent / machine.gpus)
+    # Ray counts resources in units of 1e-4: rounded up, the parts would exceed the GPU.
     return max(share, math.floor(1e4 / per_gpu) / 1e4)
 
 
 def machine_of_ray(own: bool) -> Machine:
-    """What the connected Ray has; GPU memory is asked of a task on a GPU.
+    """What the connected Ray has; a task on a GPU reads the size of its memory.
 
-    ``own``: this process started it, with more logical CPUs than there are cores: the cores count.
+    Args:
+        own: this process started Ray, with more logical CPUs than there are cores: then the cores count.
     """
     import ray
 

@@ -1,4 +1,4 @@
-"""Compose a Ray job from a script in ``jobs/``, send it to a cluster, and follow what it says."""
+"""Compose a Ray job from a script in ``jobs/``, submit it to a cluster, and follow its output."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RUNTIME_ENV = "runtime_env.yaml"
 SUCCEEDED = "SUCCEEDED"
 URI = re.compile(r"[a-zA-Z][\w+.-]*://(?:\[[\w:.%]*\]|[^\s,\[\]}])+")
-"""In a word, which may be a list or a mapping of them; an IPv6 address has its brackets."""
+"""A URI inside an argument, which may be a list or a mapping of URIs; an IPv6 address is in brackets."""
 PASSWORD = re.compile(r"://[^\s/?#@:]*:[^\s/?#]*@")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent: a command line, the runtime environment it runs in, and how many cards its own process takes."""
+    """A command line, the runtime environment it runs in, and the number of GPUs that its own process takes."""
 
     job: str
     entrypoint: str
@@ -48,14 +48,20 @@ def compose(
     installed: bool,
     gpus: float = 0,
 ) -> Submission:
-    """A submission of a job by name, from this checkout.
+    """Compose the submission of a job of this checkout.
 
-    ``installed``: the cluster has the packages, so no code is sent along and the job is that of the installation
-    there. ``tracking_uri``: given to the job as its ``--tracking-uri``. A job's command line and environment can be
-    read by all who reach the cluster, so no secret may stand in them.
+    Everyone who reaches the cluster can read a job's command line and environment, so secrets are refused.
+
+    Args:
+        job: the name of a script in ``jobs/``.
+        arguments: the job's own arguments.
+        address: the cluster's dashboard; default: RAY_ADDRESS, else `DEFAULT_ADDRESS`.
+        tracking_uri: passed to the job as its ``--tracking-uri``.
+        installed: the cluster has the packages, so no code is sent and the job of its installation runs.
+        gpus: GPUs of the job's own process.
 
     Raises:
-        UserError: there is no such job, it tracks nothing, or a secret stands in its words.
+        UserError: there is no such job, it tracks nothing, or an argument contains a secret.
     """
     script = find_job(job)
     words = [*arguments]
@@ -82,7 +88,7 @@ def find_job(name: str) -> Path:
     """The script of a job of this checkout.
 
     Raises:
-        UserError: there is none by this name, or this is an installation without the jobs; lists those there are.
+        UserError: there is no job with this name, or this is an installation without jobs; lists the existing jobs.
     """
     folder = CHECKOUT / "jobs"
     script = folder / f"{Path(name).stem}.py"
@@ -95,29 +101,35 @@ def find_job(name: str) -> Path:
 def _check_tracks(script: Path) -> None:
     job = typer.main.get_command(runpy.run_path(str(script))["app"])
     if not any("--tracking-uri" in parameter.opts for parameter in job.params):
-        raise UserError(f"{script.stem} makes no runs and takes no --tracking-uri: leave it out")
+        raise UserError(f"{script.stem} makes no runs and takes no --tracking-uri: omit it")
 
 
 def _refuse_password(word: str) -> None:
     uris = URI.findall(word)
     for uri in uris:
+        # First, since the message about a store's keys is more precise than that about a password in a URL.
         if uri.startswith("s3:"):
             refuse_credentials(uri)
     if PASSWORD.search(word):
         raise UserError(
-            "an argument of the job holds a password in a URL, and whoever reaches the cluster can read a job's "
-            "command line: leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or what the "
-            "service reads) in the environment that the cluster's nodes are started in"
+            "an argument of the job contains a password in a URL, and everyone who reaches the cluster can read a "
+            "job's command line: remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the "
+            "variables of the service) in the environment in which the cluster's nodes are started"
         )
     for uri in uris:
         refuse_credentials(uri)
 
 
-def submit(submission: Submission, say: Callable[[str], None], follow: bool = True) -> str:
-    """Send it, pass its output to ``say`` as it comes, and return its last status.
+def submit(submission: Submission, write: Callable[[str], None], follow: bool = True) -> str:
+    """Submit a job and return its last known status.
+
+    Args:
+        submission: what `compose` returned.
+        write: receives the job's output line by line.
+        follow: wait for the job's end; Ctrl-C ends the waiting, not the job.
 
     Raises:
-        UserError: no cluster answers, or it refuses the token.
+        UserError: no cluster answers, it refuses the token, or it refuses the job.
     """
     prepare_environment(verbose=False)
     from ray.exceptions import RayError
@@ -126,7 +138,7 @@ def submit(submission: Submission, say: Callable[[str], None], follow: bool = Tr
     check_address(submission.address)
     try:
         client = JobSubmissionClient(submission.address)
-        number = client.submit_job(
+        job_id = client.submit_job(
             entrypoint=submission.entrypoint,
             runtime_env=dict(submission.runtime_env) or None,
             metadata={"siclip.job": submission.job},
@@ -134,26 +146,30 @@ def submit(submission: Submission, say: Callable[[str], None], follow: bool = Tr
         )
     except (RayError, RuntimeError, ConnectionError) as error:
         raise _refused(submission.address, error) from None
-    say(f"submitted {number}: {submission.entrypoint}")
+    write(f"submitted {job_id}: {submission.entrypoint}")
     if not follow:
-        return str(client.get_job_status(number).value)
+        return str(client.get_job_status(job_id).value)
     try:
-        asyncio.run(_follow(client, number, say))
+        asyncio.run(_follow(client, job_id, write))
     except KeyboardInterrupt:
-        say(f"\nno longer following; the job goes on. Look: ray job logs -f {number}; stop it: ray job stop {number}")
-    return str(client.get_job_status(number).value)
+        write(
+            f"\nno longer following; the job keeps running. Its output: ray job logs -f {job_id}; "
+            f"to stop it: ray job stop {job_id}"
+        )
+    return str(client.get_job_status(job_id).value)
 
 
-async def _follow(client: Any, number: str, say: Callable[[str], None]) -> None:
-    async for lines in client.tail_job_logs(number):
-        say(lines.rstrip("\n"))
+async def _follow(client: Any, job_id: str, write: Callable[[str], None]) -> None:
+    async for lines in client.tail_job_logs(job_id):
+        write(lines.rstrip("\n"))
 
 
 def _refused(address: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # Ray reports a refused token as a RuntimeError with the HTTP answer in its text.
     if "token" in str(error).lower() or "401" in str(error) or "403" in str(error):
         return UserError(
-            f"the cluster at {address} refuses the token: {reason}. Put the head's token into RAY_AUTH_TOKEN or "
+            f"the cluster at {address} refuses the token: {reason}. Set the head's token in RAY_AUTH_TOKEN or "
             "~/.ray/auth_token, with RAY_AUTH_MODE=token"
         )
-    return UserError(f"the cluster at {address} did not take the job: {reason}")
+    return UserError(f"the cluster at {address} refused the job: {reason}")

@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow logged model with a signature, and in the model registry if a name is given."""
+"""A checkpoint as an MLflow logged model with a signature, optionally in the model registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ CHECKPOINT = "model.pt"
 
 
 def model_payload(checkpoint: Path, name: str, register: str | None, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What `log_model` needs to know, as JSON; reads the checkpoint's model config.
+    """The input of `log_model`, as JSON values; reads the checkpoint's model config.
+
+    Args:
+        checkpoint: the file to log.
+        name: the logged model's name.
+        register: its name in the model registry; None does not register it.
+        metrics: metrics of the run; those with a ``/`` in their name are kept.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -34,45 +40,57 @@ def model_payload(checkpoint: Path, name: str, register: str | None, metrics: Ma
     }
 
 
-def log_model(client: Any, experiment_id: str, run_id: str, key: str, what: Mapping[str, Any]) -> None:
-    """Log and, where ``what["register"]`` is a name, register it. Doing so again changes nothing."""
+def log_model(client: Any, experiment_id: str, run_id: str, key: str, payload: Mapping[str, Any]) -> None:
+    """Log a model and register it if ``payload["register"]`` is a name; a second call has no effect.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment_id: the experiment of the run.
+        run_id: MLflow's id of the run that trained the model.
+        key: the run's key in the spool.
+        payload: from `model_payload`; ``of`` distinguishes models of the same name within a run.
+    """
     from mlflow.entities import LoggedModelStatus
 
-    tag = "/".join(part for part in (key, what["name"], what.get("of", "")) if part)
+    tag = "/".join(part for part in (key, payload["name"], payload.get("of", "")) if part)
     found = client.search_logged_models([experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{tag}'")
-    model = found[0] if found else client.create_logged_model(
-        experiment_id, name=what["name"], source_run_id=run_id, model_type=FLAVOR,
-        tags={MODEL_KEY: tag}, params={"architecture": what["architecture"]},
-    )  # fmt: skip
+    if found:
+        model = found[0]
+    else:
+        model = client.create_logged_model(
+            experiment_id,
+            name=payload["name"],
+            source_run_id=run_id,
+            model_type=FLAVOR,
+            tags={MODEL_KEY: tag},
+            params={"architecture": payload["architecture"]},
+        )
+    # A kill between creation and upload leaves a model that is not ready: its files are written again.
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), run_id, model.model_id, what)
+            _write(Path(folder), run_id, model.model_id, payload)
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    if what["register"]:
-        _register(client, what["register"], model, run_id)
+    if payload["register"]:
+        _register(client, payload["register"], model, run_id)
 
 
-def _write(folder: Path, run_id: str, model_id: str, what: Mapping[str, Any]) -> None:
+def _write(folder: Path, run_id: str, model_id: str, payload: Mapping[str, Any]) -> None:
     import numpy as np
     from mlflow.models import Model
     from mlflow.models.signature import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    shutil.copyfile(what["checkpoint"], folder / CHECKPOINT)
-    size, tokens, width = what["image_size"], what["context_length"], what["embed_dim"]
+    shutil.copyfile(payload["checkpoint"], folder / CHECKPOINT)
+    size, tokens, width = payload["image_size"], payload["context_length"], payload["embed_dim"]
     float32, int64 = np.dtype(np.float32), np.dtype(np.int64)
-    signature = ModelSignature(
-        inputs=Schema([
-            TensorSpec(float32, (-1, 3, size, size), name="images"), TensorSpec(int64, (-1, tokens), name="tokens"),
-        ]),
-        outputs=Schema([
-            TensorSpec(float32, (-1, width), name="image_embeddings"),
-            TensorSpec(float32, (-1, width), name="text_embeddings"),
-        ]),
-    )  # fmt: skip
-    model = Model(artifact_path=what["name"], run_id=run_id, signature=signature, model_id=model_id)
-    model.add_flavor(FLAVOR, checkpoint=CHECKPOINT, architecture=what["architecture"])
+    images = TensorSpec(float32, (-1, 3, size, size), name="images")
+    texts = TensorSpec(int64, (-1, tokens), name="tokens")
+    image_embeddings = TensorSpec(float32, (-1, width), name="image_embeddings")
+    text_embeddings = TensorSpec(float32, (-1, width), name="text_embeddings")
+    signature = ModelSignature(inputs=Schema([images, texts]), outputs=Schema([image_embeddings, text_embeddings]))
+    model = Model(artifact_path=payload["name"], run_id=run_id, signature=signature, model_id=model_id)
+    model.add_flavor(FLAVOR, checkpoint=CHECKPOINT, architecture=payload["architecture"])
     model.save(str(folder / "MLmodel"))
 
 

@@ -1,4 +1,4 @@
-"""The one writer: a thread that sends a spool's events to MLflow in order, each once."""
+"""The only writer to MLflow: a thread that sends a spool's events in order, each once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,28 @@ from siclip_platform.tracking.store import connect, experiment_id
 
 SPOOL_KEY = "siclip.spool_key"
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
-PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
-             "INVALID_STATE", "NOT_IMPLEMENTED"}  # fmt: skip
+# Error codes after which sending the same event again cannot succeed.
+PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_STATE",
+    "NOT_IMPLEMENTED",
+}
+PARENT_TAG = "mlflow.parentRunId"  # a documented system tag: the UI nests the run under that one
 log = logging.getLogger(__name__)
 
 
-class Sender:
-    """Sends as long as the store answers; if it does not, tries again and keeps everything in the spool.
+class RunMissing(Exception):
+    """MLflow refused to create the run of an event."""
 
-    An event that was sent just before a kill is sent again: MLflow takes an equal metric, parameter, tag or file
-    twice without a second copy, and a run or model is looked for by its spool key before it is made again.
+
+class Sender:
+    """Sends events while the store answers; otherwise retries and keeps everything in the spool.
+
+    An event that was sent just before a kill is sent again. MLflow stores an equal metric, parameter, tag or file
+    only once, and before a run or a model is created again it is searched for by its spool key.
     """
 
     def __init__(self, spool: Spool, uri: str, experiment: str, artifacts: str | None, client: Any = None) -> None:
@@ -38,12 +50,19 @@ class Sender:
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-sender")
         self._idle = threading.Condition()
         self._sends: dict[str, Callable[[Event], None]] = {
-            "create": self._create, "params": self._params, "metrics": self._metrics, "tags": self._tags,
-            "inputs": self._inputs, "artifact": self._artifact, "model": self._model, "end": self._end,
+            "create": self._create,
+            "params": self._params,
+            "metrics": self._metrics,
+            "tags": self._tags,
+            "inputs": self._inputs,
+            "artifact": self._artifact,
+            "model": self._model,
+            "end": self._end,
             "reopen": self._reopen,
-        }  # fmt: skip
+        }
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property
@@ -59,11 +78,11 @@ class Sender:
         return self._experiment_id
 
     def found(self, client: Any, experiment: str) -> None:
-        """The client and the experiment's id, where they are known already."""
+        """Use this client and experiment id instead of looking them up."""
         self._client, self._experiment_id = client, experiment
 
     def flush(self, timeout_seconds: float | None) -> int:
-        """Wait until all is sent, or so long; returns how many events still wait."""
+        """Wait until everything is sent, at most for the timeout. Returns the number of events that still wait."""
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._idle:
             while (left := self.spool.waiting()) and (until is None or time.monotonic() < until):
@@ -72,6 +91,7 @@ class Sender:
         return left
 
     def stop(self) -> None:
+        """End the thread after the event that it is sending."""
         self._stop.set()
         self.spool.arrived.set()
         if self._thread.is_alive():
@@ -95,23 +115,25 @@ class Sender:
                 failures += 1
 
     def _send(self, event: Event) -> bool:
-        """Whether the event is done with."""
+        """Send an event. Returns whether it is done: sent, or refused for good."""
         from mlflow import MlflowException
 
         try:
             self.spool.trying(event)
             self._sends[event.op](event)
+        except RunMissing as error:
+            self._refuse(event, str(error))
+            return True
         except MlflowException as error:
             self.reason = _first_line(error)
             if error.error_code not in PERMANENT:
                 return False
-            log.warning("MLflow does not take %s of run %s: %s", event.op, event.run, self.reason)
-            self.spool.refused(event, self.reason)
+            self._refuse(event, self.reason)
             return True
         except FileNotFoundError as error:
-            self.spool.refused(event, f"{error.filename} is gone")
+            self.spool.refused(event, f"{error.filename} does not exist any more")
             return True
-        except Exception as error:  # the network, the database: whatever it is, the event stays
+        except Exception as error:  # network, database: whatever it is, the event stays in the spool
             self.reason = _first_line(error)
             return False
         self.reason = ""
@@ -119,30 +141,32 @@ class Sender:
             self.spool.sent(event)
         return True
 
-    def _run(self, event: Event) -> str:
-        from mlflow import MlflowException
-        from mlflow.protos.databricks_pb2 import INVALID_STATE
+    def _refuse(self, event: Event, reason: str) -> None:
+        log.warning("MLflow refuses %s of run %s: %s", event.op, event.run, reason)
+        self.spool.refused(event, reason)
 
+    def _run(self, event: Event) -> str:
         run_id = self.spool.run_id(event.run)
         if run_id is None:
-            raise MlflowException(f"run {event.run} could not be created", error_code=INVALID_STATE)
+            raise RunMissing(f"run {event.run} could not be created")
         return run_id
 
     def _create(self, event: Event) -> None:
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
         found = []
         if event.tried:
-            mine = f"tags.`{SPOOL_KEY}` = '{event.run}'"
-            found = self.client.search_runs([self.experiment_id], mine, max_results=1)
-        what = event.payload
-        tags = {**what["tags"], SPOOL_KEY: event.run}
-        if what["parent"]:
-            tags[MLFLOW_PARENT_RUN_ID] = str(self.spool.run_id(what["parent"]))
-        run = found[0] if found else self.client.create_run(
-            self.experiment_id, start_time=what["time"], run_name=what["name"], tags=tags
-        )  # fmt: skip
+            same_key = f"tags.`{SPOOL_KEY}` = '{event.run}'"
+            found = self.client.search_runs([self.experiment_id], same_key, max_results=1)
+        payload = event.payload
+        tags = {**payload["tags"], SPOOL_KEY: event.run}
+        if payload["parent"]:
+            tags[PARENT_TAG] = str(self.spool.run_id(payload["parent"]))
+        run = found[0] if found else self._new_run(payload, tags)
         self.spool.created(event, run.info.run_id)
+
+    def _new_run(self, payload: dict[str, Any], tags: dict[str, str]) -> Any:
+        return self.client.create_run(
+            self.experiment_id, start_time=payload["time"], run_name=payload["name"], tags=tags
+        )
 
     def _params(self, event: Event) -> None:
         from mlflow.entities import Param
@@ -163,9 +187,8 @@ class Sender:
     def _inputs(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        what = event.payload
-        tag = InputTag("mlflow.data.context", what["context"])
-        self.client.log_inputs(self._run(event), [DatasetInput(Dataset(**what["dataset"]), [tag])])
+        tag = InputTag("mlflow.data.context", event.payload["context"])
+        self.client.log_inputs(self._run(event), [DatasetInput(Dataset(**event.payload["dataset"]), [tag])])
 
     def _artifact(self, event: Event) -> None:
         self.client.log_artifact(self._run(event), event.payload["path"])

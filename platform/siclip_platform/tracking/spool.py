@@ -1,10 +1,11 @@
-"""What is to be sent to MLflow, in order, in a file: nothing is lost while the server is away or we are killed."""
+"""A queue in a file of everything to be sent to MLflow, in order.
+
+Nothing is lost while the server does not answer or when the driver is killed.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from siclip.errors import UserError
+from filelock import FileLock
+
+from siclip_platform.storage.locking import claim
 
 FILE = "spool.db"
 Op = Literal["create", "params", "metrics", "tags", "inputs", "artifact", "model", "end", "reopen"]
@@ -28,7 +31,15 @@ CREATE INDEX IF NOT EXISTS unsent ON events (sent, seq);
 
 @dataclass(frozen=True)
 class Event:
-    """One thing to tell MLflow. ``tried``: it was sent before, and may have arrived."""
+    """One operation for MLflow.
+
+    Attributes:
+        seq: its position in the queue.
+        run: the key of the run that it changes.
+        op: the operation.
+        payload: its arguments, as JSON values.
+        tried: it was sent before, and may have arrived.
+    """
 
     seq: int
     run: str
@@ -38,9 +49,9 @@ class Event:
 
 
 class Spool:
-    """Events in the order of their making, and the MLflow run id of each of our run keys. Threads may share it.
+    """Events in the order in which they were added, and MLflow's run id of each run key. Threads may share a spool.
 
-    A spool belongs to one process at a time. Without a folder it lives in memory.
+    Only one process at a time can open a spool. Without a folder it is kept in memory.
 
     Raises:
         UserError: another process has it open.
@@ -48,13 +59,17 @@ class Spool:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._guard: int | None = None
+        self._guard: FileLock | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._guard = _only_one(folder)
+            self._guard = claim(
+                folder / f"{FILE}.lock",
+                f"another process is writing to {folder}: wait until it ends, or end it, and start this again",
+            )
         self._lock = threading.RLock()
         self._data = sqlite3.connect(folder / FILE if folder else ":memory:", check_same_thread=False, timeout=60)
         self._data.execute("PRAGMA journal_mode=WAL")
+        # With a write-ahead log, NORMAL loses no event when the process is killed, only when the machine is.
         self._data.execute("PRAGMA synchronous=NORMAL")
         self._data.executescript(_SCHEMA)
         self.arrived = threading.Event()
@@ -64,22 +79,23 @@ class Spool:
             return self._data.execute(statement, values).fetchall()
 
     def describe(self, **meta: str) -> None:
-        """Keep what a later sender needs to know: the store's URI, the experiment."""
+        """Store what a later sender needs: the store's URI, the experiment."""
         for name, value in meta.items():
             self._do("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def meta(self, name: str) -> str | None:
+        """A value that `describe` stored."""
         rows = self._do("SELECT value FROM meta WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
     def put(self, run: str, *events: tuple[Op, Mapping[str, Any]]) -> None:
-        """Add events of a run, all or none of them."""
+        """Add events of a run, in one transaction."""
         with self._lock, self._data:
             self._insert(run, events)
         self.arrived.set()
 
     def begin(self, key: str, *events: tuple[Op, Mapping[str, Any]]) -> bool:
-        """Make a run key known, with its first events; False and nothing if it was known already."""
+        """Register a run key with its first events. Returns False, and changes nothing, if the key is known."""
         with self._lock, self._data:
             if self._data.execute("SELECT 1 FROM runs WHERE key = ?", (key,)).fetchall():
                 return False
@@ -93,15 +109,16 @@ class Spool:
         self._data.executemany("INSERT INTO events (run, op, payload) VALUES (?, ?, ?)", rows)
 
     def knows(self, key: str) -> bool:
-        """Whether a run was begun by this key."""
+        """Whether a run was started with this key."""
         return bool(self._do("SELECT 1 FROM runs WHERE key = ?", (key,)))
 
     def run_id(self, key: str) -> str | None:
+        """MLflow's id of a run; None until the run was created there."""
         rows = self._do("SELECT run_id FROM runs WHERE key = ?", (key,))
         return rows[0][0] if rows else None
 
     def next(self) -> Event | None:
-        """The first event that was neither sent nor refused."""
+        """The oldest event that was neither sent nor refused."""
         rows = self._do("SELECT seq, run, op, payload, tried FROM events WHERE sent = 0 ORDER BY seq LIMIT 1")
         if not rows:
             return None
@@ -109,10 +126,11 @@ class Spool:
         return Event(seq, run, op, json.loads(payload), bool(tried))
 
     def trying(self, event: Event) -> None:
+        """Record that an event is about to be sent: after a kill it may have arrived."""
         self._do("UPDATE events SET tried = 1 WHERE seq = ?", (event.seq,))
 
     def created(self, event: Event, run_id: str) -> None:
-        """The run of a ``create`` event exists, by this id."""
+        """Record that a ``create`` event was sent, and MLflow's id of the run."""
         with self._lock, self._data:
             self._data.execute("UPDATE runs SET run_id = ? WHERE key = ?", (run_id, event.run))
             self._data.execute("UPDATE events SET sent = 1 WHERE seq = ?", (event.seq,))
@@ -121,14 +139,15 @@ class Spool:
         self._do("UPDATE events SET sent = 1 WHERE seq = ?", (event.seq,))
 
     def refused(self, event: Event, problem: str) -> None:
-        """MLflow will never take this one: set aside, kept with the reason."""
+        """Record that MLflow refuses an event for good; it is kept with the reason and not sent again."""
         self._do("UPDATE events SET sent = 2, problem = ? WHERE seq = ?", (problem, event.seq))
 
     def waiting(self) -> int:
+        """The number of events that were neither sent nor refused."""
         return int(self._do("SELECT COUNT(*) FROM events WHERE sent = 0")[0][0])
 
     def problems(self) -> list[str]:
-        """Why events were refused."""
+        """The refused events, each with the reason."""
         return [f"{op}: {problem}" for op, problem in self._do("SELECT op, problem FROM events WHERE sent = 2")]
 
     def last_steps(self, key: str) -> dict[str, int]:
@@ -140,33 +159,22 @@ class Spool:
         return steps
 
     def sizes(self, key: str) -> dict[tuple[str, str], int]:
-        """How many bytes the files of a run have, sent or not, by what was to be made of them and their path."""
+        """Bytes of each file of a run, sent or not, by operation (``artifact`` or ``model``) and path."""
         files = "SELECT op, payload FROM events WHERE run = ? AND op IN ('artifact', 'model') ORDER BY seq"
         found = [(op, json.loads(payload)) for op, payload in self._do(files, (key,))]
         paths = {"artifact": "path", "model": "checkpoint"}
-        return {(op, what[paths[op]]): what["bytes"] for op, what in found if "bytes" in what}
+        return {(op, payload[paths[op]]): payload["bytes"] for op, payload in found if "bytes" in payload}
 
     def ended(self, key: str) -> str | None:
-        """The status that a run was closed with, None while it is open."""
-        wanted = "run = ? AND op IN ('end', 'reopen') ORDER BY seq DESC LIMIT 1"
-        rows = self._do(f"SELECT op, payload FROM events WHERE {wanted}", (key,))
+        """The status with which a run was closed; None while it is open."""
+        last = "SELECT op, payload FROM events WHERE run = ? AND op IN ('end', 'reopen') ORDER BY seq DESC LIMIT 1"
+        rows = self._do(last, (key,))
         return str(json.loads(rows[0][1])["status"]) if rows and rows[0][0] == "end" else None
 
     def close(self) -> None:
+        """Close the file and let other processes open it."""
         with self._lock:
             self._data.close()
             if self._guard is not None:
-                os.close(self._guard)
+                self._guard.release()
                 self._guard = None
-
-
-def _only_one(folder: Path) -> int:
-    guard = os.open(folder / f"{FILE}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(guard)
-        raise UserError(
-            f"another process is writing to {folder}: wait for it, or end it, before this is started again"
-        ) from None
-    return guard

@@ -1,4 +1,4 @@
-"""Send later what could not be sent while a study ran."""
+"""Send the records that could not be sent while a study ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from siclip_platform.tracking.store import EXPERIMENT, check_tracking
 
 @dataclass(frozen=True)
 class Synced:
-    """One spool: how many records waited and still wait, and what MLflow will never take."""
+    """The outcome of one spool.
+
+    Attributes:
+        folder: the spool's folder.
+        waited: records that had not been sent before.
+        waiting: records that have still not been sent.
+        problems: records that MLflow refused for good, each with the reason.
+    """
 
     folder: Path
     waited: int
@@ -22,14 +29,19 @@ class Synced:
 
 
 def sync(folder: Path, tracking_uri: str | None = None, timeout_seconds: float | None = 300) -> list[Synced]:
-    """Send every spool in a folder and below; ``tracking_uri``: another address of the same store.
+    """Send every spool in a folder and its subfolders.
+
+    Args:
+        folder: a study's folder, or one above it.
+        tracking_uri: another URI of the same store; default: the one that the spool was written for.
+        timeout_seconds: limit for each spool; None waits until everything is sent.
 
     Raises:
         UserError: there is no spool, its store does not answer, or a process still writes to it.
     """
     spools = sorted(folder.rglob(FILE)) if folder.is_dir() else []
     if not spools:
-        raise UserError(f"no {FILE} in {folder} or below: name a study's folder, or the --out it was run with")
+        raise UserError(f"no {FILE} in {folder} or below it: name a study's folder, or the --out of its run")
     return [_sync(path.parent, tracking_uri, timeout_seconds) for path in spools]
 
 

@@ -1,4 +1,4 @@
-"""Runs as the rest of the platform sees them: begun, logged to and finished without waiting for MLflow."""
+"""Runs as the rest of the platform sees them: started, logged to and finished without waiting for MLflow."""
 
 from __future__ import annotations
 
@@ -30,30 +30,36 @@ RunKind = Literal["study", "trial", "seed", "teacher", "best", "control", "confi
 RunState = Literal["completed", "pruned", "failed", "interrupted"]
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch
 MAX_PARAM_LENGTH = 6000
-BYTES = "cost/artifact_bytes"
+ARTIFACT_BYTES = "cost/artifact_bytes"
 _STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class TrackedRun:
-    """One MLflow run. Step metrics are held back and spooled in batches; several threads may log.
+    """One MLflow run. Step metrics are buffered and spooled in batches; several threads may log.
 
-    A run that is begun again, after a restart, takes no figure of a step that it has already.
+    A run that is resumed after a restart ignores metrics of steps that it already has.
     """
 
     def __init__(self, tracker: Tracker, key: str, known: bool = False) -> None:
-        """``known``: the run was begun before."""
+        """Attach to a run of a tracker; `Tracker.start` is the way to get one.
+
+        Args:
+            tracker: the store.
+            key: the run's key in the spool.
+            known: the run was started before.
+        """
         self.known = known
         self.tracker = tracker
         self.key = key
         self._spool = tracker.spool
         self._last = self._spool.last_steps(key)
-        self._held: list[tuple[str, float, int, int]] = []
+        self._buffer: list[tuple[str, float, int, int]] = []
         self._lock = threading.Lock()
         self._sizes = self._spool.sizes(key)
 
     @property
     def run_id(self) -> str:
-        """MLflow's id; waits until the run exists there.
+        """MLflow's id of the run; waits until the run exists there.
 
         Raises:
             UserError: the store does not answer.
@@ -61,28 +67,28 @@ class TrackedRun:
         return self.tracker.run_id(self.key)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Figures of a step; spooled once a few hundred have come together, at `flush` or when the run ends."""
+        """Log metrics of a step. They are spooled in batches of a few hundred, at `flush` and when the run ends."""
         with self._lock:
-            self._hold(step, metrics)
+            self._add(step, metrics)
 
-    def _hold(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _add(self, step: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             key = stored_key(name)
             if step > self._last.get(key, -1):
                 self._last[key] = step
-                self._held.append((key, float(value), now, step))
-        if len(self._held) >= MAX_METRICS // 2:
+                self._buffer.append((key, float(value), now, step))
+        if len(self._buffer) >= MAX_METRICS // 2:
             self._put()
 
     def flush(self) -> None:
-        """Put what is held into the spool."""
+        """Write the buffered metrics to the spool."""
         with self._lock:
             self._put()
 
     def _put(self) -> None:
-        while self._held:
-            batch, self._held = self._held[:MAX_METRICS], self._held[MAX_METRICS:]
+        while self._buffer:
+            batch, self._buffer = self._buffer[:MAX_METRICS], self._buffer[MAX_METRICS:]
             self._spool.put(self.key, ("metrics", {"metrics": batch}))
 
     def tag(self, **tags: object) -> None:
@@ -90,32 +96,50 @@ class TrackedRun:
         self._spool.put(self.key, ("tags", _tags(tags)))
 
     def dataset(self, name: str, digest: str, folder: AnyPath, profile: str = "", context: str = "train") -> None:
-        """Tell which dataset the run reads, as an MLflow dataset."""
+        """Log the dataset that the run reads, as an MLflow dataset.
+
+        Args:
+            name: the dataset's name.
+            digest: its hash.
+            folder: its folder or URI.
+            profile: JSON that MLflow shows beside it.
+            context: what the run uses it for.
+        """
         uri = folder.as_uri()
-        kind = "local" if isinstance(folder, Path) else uri.partition(":")[0]
-        entity = {"name": name, "digest": digest, "source_type": kind, "source": f'{{"uri": "{uri}"}}'}
-        what = {"context": context, "dataset": entity | {"profile": profile or None}}
-        self._spool.put(self.key, ("inputs", what))
+        scheme = "local" if isinstance(folder, Path) else uri.partition(":")[0]
+        entity = {"name": name, "digest": digest, "source_type": scheme, "source": f'{{"uri": "{uri}"}}'}
+        payload = {"context": context, "dataset": entity | {"profile": profile or None}}
+        self._spool.put(self.key, ("inputs", payload))
 
     def artifact(self, path: Path) -> None:
-        """A file, which must stay where it is until it is sent."""
+        """Log a file; it must not be moved before it is sent."""
         self._spool.put(self.key, ("artifact", {"path": str(path), **self._weigh("artifact", path)}))
 
     def model(
-        self, checkpoint: Path, name: str, *, of: str = "", register: str | None = None,
+        self,
+        checkpoint: Path,
+        name: str,
+        *,
+        of: str = "",
+        register: str | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:  # fmt: skip
-        """A checkpoint as a logged model with a signature; ``register``: its name in the model registry.
+    ) -> None:
+        """Log a checkpoint as a logged model with a signature.
 
-        ``of``: tells models of one name apart where the run may get several; the same one is logged once.
+        Args:
+            checkpoint: the file; it must not be moved before it is sent.
+            name: the logged model's name.
+            of: distinguishes models of the same name within the run; the same model is logged once.
+            register: its name in the model registry; None does not register it.
+            metrics: metrics of the model.
         """
         payload = model_payload(checkpoint, name, register, metrics or {}) | {"of": of}
         self._spool.put(self.key, ("model", payload | self._weigh("model", checkpoint)))
 
     def _weigh(self, op: Op, path: Path) -> dict[str, int]:
-        """Count a file into ``cost/artifact_bytes``; one that is sent again, also after a restart, counts once.
+        """Add a file's size to ``cost/artifact_bytes``; a file that is sent again, also after a restart, counts once.
 
-        One that is not there weighs nothing: the sender tells of it.
+        A missing file counts nothing here; the sender reports it.
         """
         if not path.is_file():
             return {}
@@ -123,13 +147,20 @@ class TrackedRun:
         with self._lock:
             if self._sizes.get((op, str(path))) != size:
                 self._sizes[op, str(path)] = size
-                self._hold(self._last.get(BYTES, -1) + 1, {BYTES: float(sum(self._sizes.values()))})
+                self._add(self._last.get(ARTIFACT_BYTES, -1) + 1, {ARTIFACT_BYTES: float(sum(self._sizes.values()))})
         return {"bytes": size}
 
     def finish(
         self, state: RunState, metrics: Mapping[str, float] | None = None, reason: str = "", **tags: str
     ) -> None:
-        """The final figures, the state and further tags, and close the run; nothing if it is closed already."""
+        """Log the final metrics, the state and further tags, and close the run; a closed run only gets the metrics.
+
+        Args:
+            state: how the run ended.
+            metrics: final metrics; those that are NaN are omitted.
+            reason: why it ended so.
+            tags: further tags, each under the prefix ``siclip.``.
+        """
         if metrics:
             step = int(metrics.get("cost/steps", 0))
             self.log(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
@@ -143,7 +174,7 @@ class TrackedRun:
 
 
 class Tracker:
-    """A tracking store and the experiment in it, written to through a spool."""
+    """A tracking store and an experiment in it, written to through a spool."""
 
     def __init__(
         self,
@@ -154,11 +185,15 @@ class Tracker:
         spool: Path | None = None,
         client: Any = None,
     ) -> None:
-        """Connect and make the experiment if it is missing. ``artifacts``: the folder where a local store
-        keeps files, or a URI for any store.
+        """Connect, and create the experiment if it is missing.
 
-        ``spool``: the folder of the spool; None keeps it in memory. With a spool that has sent to this store before,
-        the store need not answer now.
+        Args:
+            uri: the store.
+            artifacts: where a new experiment stores files: a URI, or for a local store a folder.
+            experiment: the experiment's name.
+            spool: the folder of the spool; None keeps it in memory. If it was used with this store before, the store
+                need not answer now.
+            client: an ``MlflowClient`` to use instead of a new one.
 
         Raises:
             UserError: as `check_tracking`, or another process writes to this spool.
@@ -179,12 +214,12 @@ class Tracker:
 
     @property
     def address(self) -> str:
-        """The store as it may be shown: without a password."""
+        """The store's URI without a password, as it may be shown."""
         return without_password(self.uri)
 
     @property
     def client(self) -> Any:
-        """MLflow's own client, for reading."""
+        """The ``MlflowClient``, for reading."""
         return self.sender.client
 
     @property
@@ -202,24 +237,32 @@ class Tracker:
         key: str | None = None,
         reopen: bool = False,
     ) -> TrackedRun:
-        """Begin a run; ``tags`` get the prefix ``siclip.``. With ``parent`` the UI folds it under that run.
+        """Start a run, or resume one.
 
-        ``key``: a name of our own; a run that the spool knows by it is gone on with, one that was closed only if it
-        was interrupted or with ``reopen``.
+        Args:
+            name: the run's name in MLflow.
+            kind: the tag ``siclip.kind``.
+            params: parameters of a new run; values longer than `MAX_PARAM_LENGTH` are cut.
+            tags: further tags of a new run, each under the prefix ``siclip.``.
+            parent: the run that MLflow's UI nests it under.
+            key: the run's key in the spool; a run that the spool knows by it is resumed. Default: a new key.
+            reopen: also reopen a run that was closed; without it only an interrupted one is.
         """
         key = key or uuid.uuid4().hex
         commit = {"git_commit": git_commit()} if git_commit() else {}
         create = {
-            "name": name, "time": int(time.time() * 1000), "parent": parent.key if parent else None,
+            "name": name,
+            "time": int(time.time() * 1000),
+            "parent": parent.key if parent else None,
             **_tags({"kind": kind, "state": "running", **tags, **commit}),
-        }  # fmt: skip
+        }
         pairs = [(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in params.items()]
         batches = [pairs[first : first + MAX_PARAMS] for first in range(0, len(pairs), MAX_PARAMS)]
         if not self.spool.begin(key, ("create", create), *(("params", {"params": batch}) for batch in batches)):
-            return self._again(key, reopen)
+            return self._resumed(key, reopen)
         return TrackedRun(self, key)
 
-    def _again(self, key: str, reopen: bool) -> TrackedRun:
+    def _resumed(self, key: str, reopen: bool) -> TrackedRun:
         run = TrackedRun(self, key, known=True)
         ended = self.spool.ended(key)
         if ended == "KILLED" or (ended and reopen):
@@ -227,9 +270,11 @@ class Tracker:
         return run
 
     def supersede(self, key: str, by: str) -> None:
-        """Mark a run with the key of the one that was made in place of it, and close it if it still was open.
+        """Mark a run as replaced by another one, and close it if it is still open.
 
-        ``by`` empty: it stands for itself again.
+        Args:
+            key: the key of the replaced run; an unknown key is ignored.
+            by: the key of the run that replaces it; empty to undo the mark.
         """
         if self.spool.knows(key):
             run = TrackedRun(self, key, known=True)
@@ -237,6 +282,11 @@ class Tracker:
             run.tag(superseded_by=by)
 
     def run_id(self, key: str, timeout_seconds: float = 60) -> str:
+        """MLflow's id of a run; waits until the run exists there.
+
+        Raises:
+            UserError: the store does not answer.
+        """
         until = time.monotonic() + timeout_seconds
         while (found := self.spool.run_id(key)) is None:
             if time.monotonic() > until:
@@ -246,11 +296,11 @@ class Tracker:
         return found
 
     def flush(self, timeout_seconds: float | None = 60) -> int:
-        """Wait until all is sent; returns how many records still wait."""
+        """Wait until everything is sent, at most for the timeout. Returns the number of events that still wait."""
         return self.sender.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float | None = 60) -> int:
-        """Send what is left and let the spool go; returns how many records still wait in it."""
+        """Flush and close the spool. Returns the number of events that still wait in it."""
         left = self.flush(timeout_seconds)
         self.sender.stop()
         self.spool.close()

@@ -1,4 +1,4 @@
-"""What reaches MLflow through the spool while its server comes and goes, and after a kill: everything, once."""
+"""Everything reaches MLflow through the spool, once, while its server comes and goes and after a kill."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow_server import free_port, server
 
 from siclip.errors import UserError
@@ -22,7 +24,12 @@ DOWN = mlflow.MlflowException("API request failed: connection refused")
 
 
 class Flaky:
-    """A client whose calls fail as ``verdict`` says: before the call, after it has arrived, or not."""
+    """A client whose calls fail before the request (``before``), after the server has handled it (``after``) or not.
+
+    Args:
+        uri: the store.
+        verdict: called with each method's name; returns ``before``, ``after`` or None.
+    """
 
     def __init__(self, uri: str, verdict: Callable[[str], str | None]) -> None:
         self.real = connect(uri)
@@ -45,7 +52,7 @@ class Flaky:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: to make them takes seconds, to copy them does not."""
+    """A database with MLflow's tables: creating them takes seconds, copying them does not."""
     folder = tmp_path_factory.mktemp("empty")
     connect(default_tracking_uri(folder)).search_experiments()
     return folder / "mlflow.db"
@@ -73,14 +80,14 @@ def write_study(tracker: Tracker, file: Path) -> None:
         for step in range(1, 6):
             trial.log(step, {"train/loss": number + 1 / step})
             trial.flush()
-        trial.tag(note="told")
+        trial.tag(note="text")
         trial.artifact(file)
         trial.finish("completed", {"cost/steps": 5, "cost/seconds": 1.5})
     study.finish("completed")
 
 
 def read_store(uri: str) -> dict[str, Any]:
-    """All runs of the store by name, as they are to be, without ids and times."""
+    """All runs of the store by name, without ids and times."""
     client = connect(uri)
     experiment = client.get_experiment_by_name("siclip")
     runs = client.search_runs([experiment.experiment_id])
@@ -104,7 +111,7 @@ def read_store(uri: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, Any]:
-    """The store after an undisturbed study."""
+    """The content of the store after an undisturbed study."""
     out = tmp_path_factory.mktemp("undisturbed")
     shutil.copyfile(empty_store, out / "mlflow.db")
     (out / "file.txt").write_text("x")
@@ -118,10 +125,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dic
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_every_call_fails_once_and_all_arrives_once(
+def test_every_call_fails_once_and_every_event_arrives_once(
     tmp_path: Path, uri: str, expected: dict[str, Any], quick: None, when: str
 ) -> None:
-    """``after``: the server did it and its answer was lost, or we were killed before we noted it."""
+    """``after``: the answer of the server was lost, or the driver was killed before it recorded the answer."""
     (tmp_path / "file.txt").write_text("x")
     failed: dict[str, int] = {}
 
@@ -138,49 +145,46 @@ def test_every_call_fails_once_and_all_arrives_once(
     assert read_store(uri) == expected
 
 
-def test_with_the_server_away_all_waits_and_sync_sends_it(
+def test_events_wait_while_the_server_does_not_answer_and_sync_sends_them(
     tmp_path: Path, uri: str, expected: dict[str, Any], quick: None
 ) -> None:
     (tmp_path / "file.txt").write_text("x")
     calls = 0
 
-    def away(name: str) -> str | None:
+    def stops_answering(name: str) -> str | None:
         nonlocal calls
         calls += 1
         return "before" if calls > 8 else None
 
-    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, away))
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, stops_answering))
     write_study(tracker, tmp_path / "file.txt")
     left = tracker.close(timeout_seconds=0.3)
     assert left > 10
     assert "connection refused" in tracker.sender.reason
     with pytest.raises(UserError, match="another process is writing"):
-        held = Spool(tmp_path / "s")
+        spool = Spool(tmp_path / "s")
         try:
             sync(tmp_path)
         finally:
-            held.close()
+            spool.close()
     (synced,) = sync(tmp_path)
     assert (synced.waited, synced.waiting, synced.problems) == (left, 0, [])
     assert sync(tmp_path)[0].waited == 0
     assert read_store(uri) == expected
 
 
-def test_sync_wants_a_folder_with_a_spool(tmp_path: Path) -> None:
+def test_sync_requires_a_folder_with_a_spool(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no spool\.db in"):
         sync(tmp_path)
 
 
-def test_a_run_begun_again_takes_no_step_twice_and_reopens_only_what_was_interrupted(
-    tmp_path: Path, uri: str
-) -> None:
-
-    def begin(tracker: Tracker, key: str) -> Any:
+def test_a_resumed_run_ignores_known_steps_and_reopens_only_after_an_interrupt(tmp_path: Path, uri: str) -> None:
+    def start(tracker: Tracker, key: str) -> Any:
         return tracker.start(key, "trial", params={"x": 1}, tags={}, key=key)
 
     first = Tracker(uri, spool=tmp_path / "s")
     for key, state in (("a", "interrupted"), ("b", "failed"), ("c", None)):
-        run = begin(first, key)
+        run = start(first, key)
         run.log(1, {"train/loss": 1.0})
         run.log(2, {"train/loss": 0.5})
         run.flush()
@@ -190,7 +194,7 @@ def test_a_run_begun_again_takes_no_step_twice_and_reopens_only_what_was_interru
 
     second = Tracker(uri, spool=tmp_path / "s")
     for key in "abc":
-        run = begin(second, key)
+        run = start(second, key)
         run.log(2, {"train/loss": 99.0})
         run.log(3, {"train/loss": 0.25})
         run.finish("completed")
@@ -203,7 +207,7 @@ def test_a_run_begun_again_takes_no_step_twice_and_reopens_only_what_was_interru
     assert store["b#1"][2]["siclip.state"] == "failed"
 
 
-def test_what_mlflow_refuses_is_set_aside_and_told(tmp_path: Path, uri: str, quick: None) -> None:
+def test_an_event_that_mlflow_refuses_is_set_aside_and_listed(tmp_path: Path, uri: str, quick: None) -> None:
     tracker = Tracker(uri, spool=tmp_path / "s")
     run = tracker.start("a", "trial", params={"x": 1}, tags={}, key="a")
     tracker.spool.put("a", ("params", {"params": [("x", "another value")]}))
@@ -212,21 +216,39 @@ def test_what_mlflow_refuses_is_set_aside_and_told(tmp_path: Path, uri: str, qui
     assert tracker.flush() == 0
     problems = tracker.spool.problems()
     assert len(problems) == 2
-    assert problems[0].startswith("params: ") and "missing.txt is gone" in problems[1]
+    assert problems[0].startswith("params: ") and "missing.txt does not exist" in problems[1]
     assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
     tracker.close()
 
 
-def test_a_checkpoint_becomes_one_logged_model_with_a_signature_also_in_the_registry(
+def test_the_events_of_a_run_that_mlflow_refuses_to_create_are_set_aside(
+    tmp_path: Path, uri: str, quick: None
+) -> None:
+    client = Flaky(uri, lambda name: None)
+    refused = mlflow.MlflowException("no such experiment", error_code=RESOURCE_DOES_NOT_EXIST)
+    client.create_run = Mock(side_effect=refused)  # type: ignore[attr-defined]
+    tracker = Tracker(uri, spool=tmp_path / "s", client=client)
+    run = tracker.start("a", "trial", params={"x": 1}, tags={}, key="a")
+    run.finish("completed")
+    assert tracker.close() == 0
+    assert sync(tmp_path)[0].problems == [
+        "create: no such experiment",
+        "params: run a could not be created",
+        "tags: run a could not be created",
+        "end: run a could not be created",
+    ]
+
+
+def test_a_checkpoint_becomes_one_logged_model_with_a_signature_and_one_version_in_the_registry(
     tmp_path: Path, uri: str, nano_teacher: Path, quick: None
 ) -> None:
     failed: dict[str, int] = {}
 
-    def first_two(name: str) -> str | None:
+    def first_call(name: str) -> str | None:
         failed[name] = failed.get(name, 0) + 1
         return "after" if failed[name] <= 1 else None
 
-    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, first_two))
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, first_call))
     run = tracker.start("best", "best", params={}, tags={}, key="best")
     run.model(nano_teacher, "best", register="siclip-digits")
     run.finish("completed")
@@ -253,7 +275,7 @@ def test_a_checkpoint_becomes_one_logged_model_with_a_signature_also_in_the_regi
 
 
 @pytest.mark.long
-def test_a_real_server_stopped_for_a_while_misses_nothing_and_has_nothing_twice(
+def test_a_real_server_that_was_stopped_for_a_minute_gets_every_event_once(
     tmp_path: Path, expected: dict[str, Any]
 ) -> None:
     (tmp_path / "file.txt").write_text("x")

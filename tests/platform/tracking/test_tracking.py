@@ -1,3 +1,5 @@
+"""Runs in an MLflow store, and the checks of a store's URI."""
+
 from __future__ import annotations
 
 import socket
@@ -19,9 +21,9 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     return Tracker(default_tracking_uri(out), artifacts=out / "artifacts")
 
 
-def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_path: Path) -> None:
+def test_runs_are_nested_and_have_params_metrics_tags_and_files(tracker: Tracker, tmp_path: Path) -> None:
     study = tracker.start("wikd", "study", params={"study.trials": 8}, tags={"study": "wikd"})
-    params = {f"loss.p{i}": i for i in range(230)}  # more than one batch of MLflow's
+    params = {f"loss.p{i}": i for i in range(230)}  # more than MLflow accepts in one batch
     trial = tracker.start("trial", "trial", params=params, tags={"study": "wikd", "trial": "t1"}, parent=study)
     for step in range(1, 1501):
         trial.log(step, {"train/loss": 1 / step})
@@ -35,9 +37,8 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_
     run = client.get_run(trial.run_id)
     assert run.data.params == {key: str(value) for key, value in params.items()}
     assert run.data.tags["mlflow.parentRunId"] == study.run_id
-    assert {run.data.tags[f"siclip.{t}"] for t in ("kind", "state", "trial", "reason")} == {
-        "trial", "pruned", "t1", "stopped",
-    }  # fmt: skip
+    tags = {name: run.data.tags[f"siclip.{name}"] for name in ("kind", "state", "trial", "reason")}
+    assert tags == {"kind": "trial", "state": "pruned", "trial": "t1", "reason": "stopped"}
     history = client.get_metric_history(trial.run_id, "train/loss")
     assert {point.step: point.value for point in history} == {step: 1 / step for step in range(1, 1501)}
     assert run.data.metrics["validation/mean_recall_at_1"] == 0.5
@@ -46,7 +47,7 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker: Tracker, tmp_
     assert [item.path for item in client.list_artifacts(trial.run_id)] == ["file.txt"]
 
 
-def test_a_study_gets_a_name_that_neither_store_nor_folder_has(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_study_gets_a_name_that_is_unused_in_the_store_and_in_the_folder(tracker: Tracker, tmp_path: Path) -> None:
     for expected in ("named", "named-2"):
         name = unused_name("named", tracker.study_names(), tmp_path)
         assert name == expected
@@ -56,13 +57,13 @@ def test_a_study_gets_a_name_that_neither_store_nor_folder_has(tracker: Tracker,
     assert unused_name("named", tracker.study_names(), tmp_path) == "named-4"
 
 
-def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.db").write_text("this is no database, and much longer than a header would be")
+def test_a_file_that_is_not_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, and much longer than the header of one")
     with pytest.raises(UserError, match="cannot be used as an MLflow store"):
         Tracker(f"sqlite:///{tmp_path}/text.db")
 
 
-def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
+def test_several_threads_can_log_at_a_time(tracker: Tracker) -> None:
     runs = [tracker.start(f"r{i}", "train", params={}, tags={}) for i in range(4)]
     threads = [
         threading.Thread(target=lambda r=run: [r.log(s, {"train/loss": s}) for s in range(600)]) for run in runs
@@ -78,7 +79,7 @@ def test_several_threads_may_log_to_their_runs(tracker: Tracker) -> None:
         assert len(tracker.client.get_metric_history(run.run_id, "train/loss")) == 600
 
 
-def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_restart(
+def test_the_bytes_of_each_file_count_once_from_any_thread_and_after_a_restart(
     tmp_path: Path, mlflow_database: bytes
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(mlflow_database)
@@ -86,8 +87,8 @@ def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_res
     for number, path in enumerate(files):
         path.write_bytes(b"x" * 2**number)
 
-    def begin() -> tuple[Tracker, TrackedRun]:
-        tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "kept", spool=tmp_path / "spool")
+    def start() -> tuple[Tracker, TrackedRun]:
+        tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "artifacts", spool=tmp_path / "spool")
         return tracker, tracker.start("r", "train", params={}, tags={}, key="r", reopen=True)
 
     def logged(tracker: Tracker, run: TrackedRun) -> list[float]:
@@ -96,7 +97,7 @@ def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_res
         points = tracker.client.get_metric_history(run.run_id, "cost/artifact_bytes")
         return [point.value for point in sorted(points, key=lambda point: point.step)]
 
-    tracker, run = begin()
+    tracker, run = start()
     threads = [
         threading.Thread(target=lambda part=files[n:10:4]: [run.artifact(path) for path in part]) for n in range(4)
     ]
@@ -107,41 +108,41 @@ def test_the_bytes_of_all_files_are_counted_once_from_any_thread_and_after_a_res
     assert logged(tracker, run)[-1] == 2**10 - 1
     tracker.close()
 
-    tracker, run = begin()
+    tracker, run = start()
     for path in (files[3], files[11]):
         run.artifact(path)
     values = logged(tracker, run)
     assert values == sorted(values) and len(values) == 11 and values[-1] == 2**10 - 1 + 2**11
-    files[11].write_bytes(b"x" * 7)  # written anew, and sent anew
+    files[11].write_bytes(b"x" * 7)  # overwritten, so sent again
     run.artifact(files[11])
     assert logged(tracker, run)[-1] == 2**10 - 1 + 7
     tracker.close()
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("ftp://x/y", "write sqlite:///"),
         ("sqlite:///relative.db", "ABSOLUTE"),
-        ("sqlite:////proc/nothing/mlflow.db", "cannot be made"),
+        ("sqlite:////proc/nothing/mlflow.db", "cannot be created"),
         ("http://127.0.0.1:{port}", "does not answer"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_refused_within_seconds(uri: str, said: str) -> None:
+def test_a_store_that_cannot_be_used_is_refused_within_seconds(uri: str, message: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             check_tracking(uri.format(port=unused.getsockname()[1]), timeout_seconds=2)
 
 
-def test_a_reader_does_not_make_an_empty_store(tmp_path: Path) -> None:
+def test_a_reader_does_not_create_a_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no MLflow store at"):
         check_store_exists(f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize(
-    ("uri", "kept"),
+    ("uri", "expected"),
     [
         ("https://user:secret@host:5000/p", "https://host:5000/p"),
         ("https://user:se@ret@host", "https://host"),
@@ -149,5 +150,5 @@ def test_a_reader_does_not_make_an_empty_store(tmp_path: Path) -> None:
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
     ],
 )
-def test_a_password_is_not_written_to_files(uri: str, kept: str) -> None:
-    assert without_password(uri) == kept
+def test_a_password_is_removed_from_a_uri(uri: str, expected: str) -> None:
+    assert without_password(uri) == expected

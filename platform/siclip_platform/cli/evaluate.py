@@ -119,7 +119,7 @@ def _prepare(
     from siclip.evaluation.reranking import load_pair_head
     from siclip_platform.evaluation.measure import Subject
     from siclip_platform.evaluation.models import OPEN_CLIP, open_model
-    from siclip_platform.storage import fetched
+    from siclip_platform.storage import local_copy
     from siclip_platform.tracking import check_tracking
 
     local = [name for name in models if not name.startswith(OPEN_CLIP) and "://" not in name]
@@ -134,7 +134,7 @@ def _prepare(
         encoder = open_model(name, device)
         if pair_matching and name.startswith(OPEN_CLIP):
             raise UserError(f"{name} has no pair-matching head: leave out --pair-matching or the model")
-        with fetched(name) if pair_matching else nullcontext() as path:
+        with local_copy(name) if pair_matching else nullcontext() as path:
             head = load_pair_head(path) if path else None
         subjects.append(Subject(encoder, ClassEmbeddings(encoder, cache), head, top))
     return subjects

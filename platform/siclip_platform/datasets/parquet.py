@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siclip_platform.storage import AnyPath, RemotePath, Stat, parsing
+from siclip_platform.storage import AnyPath, RemotePath, Stat, store_errors
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def parquet_file(place: AnyPath) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(place) as file:
             yield file
         return
-    with place.open() as content, parsing(place), pq.ParquetFile(content, pre_buffer=True) as file:
+    with place.open() as content, store_errors(place, parsing=True), pq.ParquetFile(content, pre_buffer=True) as file:
         yield file
 
 

@@ -16,7 +16,7 @@ from siclip.errors import UserError
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import DESCRIPTION, PARTS, REJECTED, IndexDescription
 from siclip_platform.inference.inputs import InputPart, Modality, find_pieces, read_rows
-from siclip_platform.storage import AnyPath, located
+from siclip_platform.storage import AnyPath, absolute_path
 from siclip_platform.storage.atomic import replacing, write_text_atomically
 
 PIECE_ROWS = 256
@@ -105,7 +105,7 @@ def embed(
         raise UserError(f"nothing of {source} could be embedded: {reason}")
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED_SCHEMA), out / REJECTED)
     description = IndexDescription(
-        kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=located(checkpoint),
+        kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=absolute_path(checkpoint),
         embed_dim=model.embed_dim, rows=written, rejected=len(rejected), source=str(source.resolve()),
     )  # fmt: skip
     write_text_atomically(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
@@ -127,7 +127,7 @@ def _run(
     actors = min(actors, len(items))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Embed,
-        fn_constructor_args=(located(checkpoint), str(folder.resolve())),
+        fn_constructor_args=(absolute_path(checkpoint), str(folder.resolve())),
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=actors),

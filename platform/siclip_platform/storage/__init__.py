@@ -1,42 +1,38 @@
-"""Places by path or URI: a folder of this machine, or object storage.
+"""Files by path or URI: local folders and object storage behind one interface.
 
 ``s3://`` takes its endpoint from ``AWS_ENDPOINT_URL`` (or ``?endpoint_override=HOST:PORT&scheme=http``), its region
-from ``AWS_REGION`` (or ``?region=``), its keys from the environment, a profile or a role. ``gs://``, ``abfs://`` and
-``hdfs://`` are pyarrow's; every other scheme is looked up in fsspec.
+from ``AWS_REGION`` (or ``?region=``) and its keys from the environment, a profile or a role. pyarrow reads ``gs://``,
+``abfs://`` and ``hdfs://``; fsspec reads every other scheme.
 """
 
-from siclip_platform.storage.files import check_writable, copy_file, fetched, in_threads, within
-from siclip_platform.storage.filesystem import READING, StoreError, open_filesystem
+from siclip_platform.storage.files import check_writable, copy_file, in_threads, local_copy
+from siclip_platform.storage.filesystem import READ_ERRORS, StoreError
 from siclip_platform.storage.path import (
     AnyPath,
     RemotePath,
     Stat,
+    absolute_path,
     as_path,
-    asking,
-    keys_in_front,
-    local_folder,
-    located,
-    parsing,
+    filesystem_of,
     refuse_credentials,
+    store_errors,
+    without_credentials,
 )
 
 __all__ = [
-    "READING",
+    "READ_ERRORS",
     "AnyPath",
     "RemotePath",
     "Stat",
     "StoreError",
+    "absolute_path",
     "as_path",
-    "asking",
     "check_writable",
     "copy_file",
-    "fetched",
+    "filesystem_of",
     "in_threads",
-    "keys_in_front",
-    "local_folder",
-    "located",
-    "open_filesystem",
-    "parsing",
+    "local_copy",
     "refuse_credentials",
-    "within",
+    "store_errors",
+    "without_credentials",
 ]

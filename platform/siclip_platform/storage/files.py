@@ -1,4 +1,4 @@
-"""Files between places: copied, fetched, and whether a place can be written to."""
+"""Operations on files at any path: copy, fetch, read, test for write access."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
 from siclip_platform.storage.atomic import replacing
-from siclip_platform.storage.path import AnyPath, RemotePath, Stat, as_path, asking
+from siclip_platform.storage.filesystem import read_file
+from siclip_platform.storage.path import AnyPath, RemotePath, Stat, as_path, filesystem_of, store_errors
 
 READERS = 16
-MARK = ".siclip-write-check"
+WRITE_CHECK = ".siclip-write-check"
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def check_writable(folder: AnyPath, option: str) -> None:
-    """Put a small file there and remove it, before anything is computed.
+    """Create and delete a small file in the folder, so that a missing permission shows before anything is computed.
+
+    Args:
+        folder: created if it is local and missing.
+        option: the option that named the folder, for the message.
 
     Raises:
-        UserError: it cannot be written, with what to do; ``option`` is what named the place.
+        UserError: the folder cannot be written.
     """
     try:
         if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / f"{MARK}-{uuid4().hex}"  # its own: another command may look at the same time
+        # A unique name: another command may check the same folder at the same time.
+        mark = folder / f"{WRITE_CHECK}-{uuid4().hex}"
         mark.write_bytes(b"")
         mark.unlink()
     except OSError as error:
@@ -42,56 +48,62 @@ def check_writable(folder: AnyPath, option: str) -> None:
 
 
 def copy_file(source: AnyPath, target: AnyPath) -> None:
-    """Whole or not at all, from any place to any other.
+    """Copy a file between any two paths, completely or not at all.
 
     Raises:
         UserError: a store does not answer or refuses.
     """
-    (from_fs, from_path), (to_fs, to_path) = within(source), within(target)
+    (from_fs, from_path), (to_fs, to_path) = filesystem_of(source), filesystem_of(target)
     if isinstance(target, Path):
-        with replacing(target) as temporary, asking(source):
-            pafs.copy_files(from_path, str(temporary), source_filesystem=from_fs, destination_filesystem=to_fs)
+        with replacing(target) as temporary, store_errors(source):
+            temporary_path = str(temporary.absolute())
+            pafs.copy_files(from_path, temporary_path, source_filesystem=from_fs, destination_filesystem=to_fs)
         return
-    with asking(target):
+    with store_errors(target):
         pafs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
 
 
-def within(where: AnyPath) -> tuple[Any, str]:
-    """pyarrow's filesystem of a place, and its path there."""
-    if isinstance(where, RemotePath):
-        return where.filesystem, where.path
-    return pafs.LocalFileSystem(), str(where.absolute())
+def read_uri(uri: str) -> bytes:
+    """Return the content of the file at a URI that a row of a source names; the URI may be signed.
+
+    Raises:
+        UserError: the URI holds credentials, or its store does not answer.
+    """
+    path = as_path(uri, signed=True)
+    with store_errors(path):
+        return read_file(*filesystem_of(path), decompress=True)
 
 
 @contextmanager
-def fetched(named: str | AnyPath) -> Iterator[Path]:
-    """A file as one of this machine: itself, or a copy of what lies at a URI that this process keeps while it runs.
+def local_copy(named: str | AnyPath) -> Iterator[Path]:
+    """Yield a local file: ``named`` itself, or a copy of the file at a URI that is kept until this process ends.
 
-    A `UserError` of the block names the URI.
+    A `UserError` that the block raises names the URI in place of the copy.
 
     Raises:
         UserError: there is no such file, or the store does not answer.
     """
-    where = as_path(named)
-    if isinstance(where, Path):
-        yield where
+    path = as_path(named)
+    if isinstance(path, Path):
+        yield path
         return
     try:
-        found = where.stat()
+        found = path.stat()
     except FileNotFoundError:
-        raise UserError(f"there is no file {where}: correct the URI") from None
-    local = _copy(where, found)
+        raise UserError(f"there is no file {path}: correct the URI") from None
+    local = _download(path, found)
     try:
         yield local
     except UserError as error:
-        raise UserError(str(error).replace(str(local), str(where))) from None
+        raise UserError(str(error).replace(str(local), str(path))) from None
 
 
 @lru_cache(maxsize=32)
-def _copy(where: RemotePath, found: Stat) -> Path:
-    name = hashlib.sha256(f"{where} {found}".encode()).hexdigest()[:16]
-    local = _folder() / f"{name}{where.suffix}"
-    copy_file(where, local)
+def _download(path: RemotePath, found: Stat) -> Path:
+    """``found`` is part of the cache key: a file that changes in the store is downloaded again."""
+    name = hashlib.sha256(f"{path} {found}".encode()).hexdigest()[:16]
+    local = _folder() / f"{name}{path.suffix}"
+    copy_file(path, local)
     return local
 
 
@@ -102,9 +114,9 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-def in_threads(work: Callable[[T], R], items: Iterable[T], where: AnyPath) -> list[R]:
-    """``work`` on every item, in order; many at a time where ``where`` is in a store, for each waits for it."""
-    if isinstance(where, Path):
+def in_threads(work: Callable[[T], R], items: Iterable[T], path: AnyPath) -> list[R]:
+    """Return ``work`` of every item, in order; in threads if ``path`` is in a store, whose latency dominates."""
+    if isinstance(path, Path):
         return [work(item) for item in items]
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(work, items))

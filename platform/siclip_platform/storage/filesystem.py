@@ -1,4 +1,4 @@
-"""pyarrow's filesystem for a URI, and what a store's refusals mean."""
+"""The pyarrow filesystem of a URI, and error messages for the failures of an object store."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from pyarrow import fs as pafs
 
 from siclip.errors import UserError
 
-READING = (OSError, pa.ArrowException, ValueError)
-"""What reading a place raises when there is nothing, or not what was expected."""
-OPTIONS = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
-"""Schemes of pyarrow, whose query holds options of the filesystem; any other's belongs to the file."""
-STORE_SAYS = ("AWS Error", "google::cloud", "Azure Error", "HDFS")
+READ_ERRORS = (OSError, pa.ArrowException, ValueError)
+"""What reading a file raises if it is missing, damaged or not in the expected format."""
+PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""URI schemes of pyarrow: their query holds options of the filesystem. In any other scheme it is part of the file."""
+STORE_MESSAGES = ("AWS Error", "google::cloud", "Azure Error", "HDFS")
+# A dead endpoint must fail within seconds; pyarrow's defaults retry for minutes.
 CONNECT_SECONDS, REQUEST_SECONDS, ATTEMPTS = 3, 30, 4
 
 
 class StoreError(UserError):
-    """A store does not answer or refuses: nothing is known of what lies there."""
+    """An object store does not answer or refuses a request, so the state of its files is unknown."""
 
 
 @lru_cache(maxsize=64)
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """pyarrow's filesystem for a URI, and the path in it; for S3 with bounded waiting.
+    """Return the pyarrow filesystem of a URI and the path in it. S3 clients have bounded timeouts and retries.
 
     Raises:
-        StoreError: nothing reads this scheme, or the store does not answer.
+        StoreError: no library reads this scheme, or the store does not answer.
     """
     parts = urlsplit(uri)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
@@ -40,8 +41,14 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         return filesystem, path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return _from_fsspec(uri, clean)
-    except READING as error:
-        raise StoreError(told(clean, error)) from None
+    except READ_ERRORS as error:
+        raise StoreError(explain(clean, error)) from None
+
+
+def read_file(filesystem: Any, path: str, *, decompress: bool = False) -> bytes:
+    """Return a file's content; ``decompress`` undoes a compression that the file's extension names."""
+    with filesystem.open_input_stream(path, compression="detect" if decompress else None) as file:
+        return bytes(file.read())
 
 
 def _endpoint() -> str | None:
@@ -56,6 +63,7 @@ def _s3(bucket: str, options: dict[str, str]) -> Any:
         endpoint = host.rstrip("/") or None
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
+        # Only AWS itself can report the region of a bucket; other servers accept any region.
         region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
         region=region,
@@ -72,31 +80,33 @@ def _from_fsspec(uri: str, clean: str) -> tuple[Any, str]:
 
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ImportError, *READING) as error:
-        raise StoreError(f"{clean} cannot be opened: {error}. Install what fsspec needs, or copy it here") from None
+    except (ImportError, *READ_ERRORS) as error:
+        raise StoreError(
+            f"{clean} cannot be opened: {error}. Install the package that fsspec needs, or copy the files to this "
+            "machine"
+        ) from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
-def store_failed(error: BaseException) -> bool:
-    """Whether it is the store that says so, and not what parses the bytes that it gave."""
+def is_store_failure(error: BaseException) -> bool:
+    """Return whether the store reported the error, as opposed to the parser of the bytes that it delivered."""
     if isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
         return True
-    return any(mark in str(error) for mark in STORE_SAYS)
+    return any(mark in str(error) for mark in STORE_MESSAGES)
 
 
-def told(where: str, error: BaseException) -> str:
-    """A message with the remedy for what a store said of the URI ``where``."""
-    said = str(error).strip()
-    if "NO_SUCH_BUCKET" in said:
-        return f"{where}: there is no such bucket; create it or correct the name"
-    if any(mark in said for mark in ("ACCESS_DENIED", "ACCESS_KEY", "SIGNATURE", "TOKEN", "HTTP status 403")):
+def explain(uri: str, error: BaseException) -> str:
+    """Return a message with a remedy for an error that a store reported for ``uri``."""
+    text = str(error).strip()
+    if "NO_SUCH_BUCKET" in text:
+        return f"{uri}: there is no such bucket; create it or correct the name"
+    if any(mark in text for mark in ("ACCESS_DENIED", "ACCESS_KEY", "SIGNATURE", "TOKEN", "HTTP status 403")):
         return (
-            f"{where}: the store refuses the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile "
+            f"{uri}: the store refuses the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile "
             "or a role that may read (and for --checkpoints and --artifacts write) there"
         )
-    if "NETWORK_CONNECTION" in said or "timed out" in said.lower():
-        endpoint = (
-            dict(parse_qsl(urlsplit(where).query)).get("endpoint_override") or _endpoint() or "its default address"
-        )
-        return f"{where}: no server answers at {endpoint}; start it, or correct AWS_ENDPOINT_URL"
-    return f"{where} cannot be used: {said.splitlines()[0][:300] if said else type(error).__name__}"
+    if "NETWORK_CONNECTION" in text or "timed out" in text.lower():
+        endpoint = dict(parse_qsl(urlsplit(uri).query)).get("endpoint_override") or _endpoint()
+        address = endpoint or "its default address"
+        return f"{uri}: no server answers at {address}; start it, or correct AWS_ENDPOINT_URL"
+    return f"{uri} cannot be used: {text.splitlines()[0][:300] if text else type(error).__name__}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from siclip_platform.storage.path import AnyPath, asking
+from siclip_platform.storage.path import AnyPath, store_errors
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -37,7 +37,7 @@ def sha256_of(path: AnyPath) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    with asking(path), path.open() as file:
+    with store_errors(path), path.open() as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

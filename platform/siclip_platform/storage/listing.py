@@ -1,74 +1,42 @@
-"""What lies at the place of a source, and its files' bytes."""
+"""The files below a folder at any path."""
 
 from __future__ import annotations
 
 import posixpath
-from typing import Any
-from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
-from siclip_platform.storage import AnyPath, RemotePath, as_path, asking, keys_in_front, within
+from siclip_platform.storage.path import AnyPath, RemotePath, filesystem_of, store_errors
 
 
-def files(where: AnyPath) -> list[tuple[str, int]]:
-    """(path relative to this folder, bytes) of all files below it, sorted; a file gives its own name.
+def list_files(path: AnyPath) -> list[tuple[str, int]]:
+    """Return (path relative to `base_folder`, bytes) of every file below a folder, sorted; a file lists itself.
 
-    Hidden files and what lies in hidden folders is left out.
+    Hidden files, and files in folders whose names begin with "." or "_", are omitted.
 
     Raises:
-        UserError: there is nothing at the place, or its store does not answer.
+        UserError: the path does not exist, or its store does not answer.
     """
-    filesystem, path = within(where)
-    with asking(where):
-        info = filesystem.get_file_info(path)
+    filesystem, root = filesystem_of(path)
+    with store_errors(path):
+        info = filesystem.get_file_info(root)
         if info.type == pafs.FileType.File:
             return [(posixpath.basename(info.path), info.size or 0)]
         if info.type != pafs.FileType.Directory:
-            raise UserError(f"there is nothing at {_plain(where)}: name a file or a folder that exists")
+            shown = path.plain if isinstance(path, RemotePath) else str(path)
+            raise UserError(f"{shown} does not exist: name an existing file or folder")
         found = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
     base = info.path.rstrip("/") + "/"
     names = [(item.path.removeprefix(base), item.size or 0) for item in found if item.type == pafs.FileType.File]
-    return sorted((name, size) for name, size in names if not _hidden(name))
+    return sorted((name, size) for name, size in names if not _is_hidden(name))
 
 
-def folder_of(where: AnyPath) -> AnyPath:
-    """The place that the names of `files` are relative to."""
-    return where.parent if where.is_file() else where
+def base_folder(path: AnyPath) -> AnyPath:
+    """Return the folder that the names of `list_files` are relative to."""
+    return path.parent if path.is_file() else path
 
 
-def read_bytes(filesystem: Any, path: str) -> bytes:
-    """A file whole."""
-    with filesystem.open_input_stream(path) as file:
-        return bytes(file.read())
-
-
-def read_uri(uri: str) -> bytes:
-    """The file at a URI that a row names; it may be signed.
-
-    Raises:
-        UserError: it holds keys, or its store does not answer.
-    """
-    where = as_path(uri, signed=True)
-    with asking(where):
-        return read_bytes(*within(where))
-
-
-def _plain(where: AnyPath) -> str:
-    return where.plain if isinstance(where, RemotePath) else str(where)
-
-
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     *folders, file = name.split("/")
-    return file.startswith(".") or any(part.startswith((".", "_")) for part in folders)
-
-
-def without_credentials(uri: str) -> str:
-    """A URI without its user, password or key, and without its query: what may be written down."""
-    scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return uri
-    host, slash, path = rest.partition("?")[0].partition("/")
-    clean = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return f"{scheme}://…" if keys_in_front(urlsplit(clean)) else clean
+    return file.startswith(".") or any(folder.startswith((".", "_")) for folder in folders)

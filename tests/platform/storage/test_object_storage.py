@@ -26,7 +26,7 @@ from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, fetched
+from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, local_copy
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.tracking import Tracker
 from siclip_platform.tracking.store import check_artifacts
@@ -156,7 +156,7 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     kept = [name for name in keys(store, "runs", "study/train/run") if name.endswith("checkpoint.pt")]
     key = max(kept)  # what the killed worker wrote last may be there too: Ray Train had not heard of it
-    with fetched(f"s3://runs/{key}") as path:
+    with local_copy(f"s3://runs/{key}") as path:
         assert read_checkpoint(path)["training"]["step"] == 12
     assert not list((tmp_path / "train").rglob("*.pt"))
 

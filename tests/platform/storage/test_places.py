@@ -16,8 +16,8 @@ from siclip_platform.cluster.submit import compose
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
-from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, fetched, local_folder
-from siclip_platform.storage.filesystem import open_filesystem, told
+from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, local_copy
+from siclip_platform.storage.filesystem import explain, open_filesystem
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training.build import recipe_model
 
@@ -79,17 +79,6 @@ def test_a_query_of_a_file_is_its_and_not_the_servers() -> None:
         as_path("zip://a.zip::s3://bucket/b.zip")
 
 
-@pytest.mark.parametrize("named", ["s3://bucket/x", Path("s3://bucket/x"), "memory://x"])
-def test_only_a_folder_of_this_machine_is_written_to(named: str | Path) -> None:
-    with pytest.raises(UserError, match=r"DEST \w+:/.*only a folder of this machine"):
-        local_folder(named, "DEST")
-
-
-def test_a_folder_of_this_machine_stays_one() -> None:
-    assert local_folder("a/b", "DEST") == Path("a/b")
-    assert local_folder(Path("/data/my digits").as_uri(), "DEST") == Path("/data/my digits")
-
-
 def test_two_commands_that_look_whether_a_folder_can_be_written_do_not_meet(tmp_path: Path) -> None:
     (tmp_path / ".siclip-write-check").mkdir()
     check_writable(tmp_path, "--out")
@@ -113,7 +102,7 @@ def test_options_that_s3_has_not_are_refused() -> None:
     ],
 )
 def test_what_a_store_says_is_told_with_a_remedy(said: str, remedy: str) -> None:
-    message = told("s3://bucket/data?endpoint_override=host:1", OSError(said))
+    message = explain("s3://bucket/data?endpoint_override=host:1", OSError(said))
     assert message.startswith("s3://bucket/data?endpoint_override=host:1") and remedy in message
 
 
@@ -193,17 +182,17 @@ def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: Remot
 
 def test_a_fetched_file_is_a_copy_and_errors_name_the_uri(tmp_path: Path) -> None:
     where = as_path("memory://storage/models/a.pt")
-    with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), fetched(where):
+    with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), local_copy(where):
         pass
     (tmp_path / "a.pt").write_bytes(b"weights")
     copy_file(tmp_path / "a.pt", where)
-    with fetched(str(where)) as path:
+    with local_copy(str(where)) as path:
         assert path.read_bytes() == b"weights" and path.suffix == ".pt"
-    with fetched(str(where)) as again:
+    with local_copy(str(where)) as again:
         assert again == path
-    with pytest.raises(UserError, match=r"^memory://storage/models/a.pt is empty$"), fetched(where) as path:
+    with pytest.raises(UserError, match=r"^memory://storage/models/a.pt is empty$"), local_copy(where) as path:
         raise UserError(f"{path} is empty")
-    with fetched(tmp_path / "a.pt") as path:
+    with local_copy(tmp_path / "a.pt") as path:
         assert path == tmp_path / "a.pt"
 
 

@@ -24,7 +24,8 @@ from siclip_platform.datasets.sidecar import (
 )
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
-from siclip_platform.storage import RemotePath, StoreError, as_path, open_filesystem
+from siclip_platform.storage import RemotePath, StoreError, as_path
+from siclip_platform.storage.filesystem import open_filesystem
 from siclip_platform.stream.source import StreamSource
 
 NUMBERS = pa.schema([pa.field("image", pa.float32(), nullable=False)])

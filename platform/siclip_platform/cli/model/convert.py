@@ -42,9 +42,9 @@ def convert(
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config
-    from siclip_platform.storage import fetched
+    from siclip_platform.storage import local_copy
 
-    with fetched(checkpoint) as path:
+    with local_copy(checkpoint) as path:
         config = model_config(model) if model else checkpoint_config(read_checkpoint(path), path)
         changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
         before, after = Clip(config), Clip(changed)

@@ -36,7 +36,7 @@ def export(
     names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
     A model card is written beside it: in a folder README.md, beside a file NAME.md.
     """
-    from siclip_platform.storage import as_path, fetched
+    from siclip_platform.storage import as_path, local_copy
     from siclip_platform.storage.checkpoints import read_model
 
     model = read_model(checkpoint)
@@ -49,7 +49,7 @@ def export(
     if format is Format.MLFLOW:
         from siclip_platform.inference.serving import export_mlflow
 
-        with fetched(checkpoint) as path:
+        with local_copy(checkpoint) as path:
             export_mlflow(path, out)
         typer.echo(f"{out}: serve it with mlflow models serve --model-uri {out} --env-manager local")
     else:

@@ -38,9 +38,9 @@ from siclip_platform.datasets.manifest import (
     open_dataset,
     write_manifest,
 )
+from siclip_platform.storage import without_credentials
 from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
-from siclip_platform.storage.listing import without_credentials
 from siclip_platform.storage.locking import locked
 
 VERSION = "2"  # raise it whenever the same source and config give other bytes

@@ -20,7 +20,8 @@ from siclip_platform.datasets.importing.sources.columns import ColumnNames, imag
 from siclip_platform.datasets.importing.sources.lists import rows_with_offsets
 from siclip_platform.datasets.importing.sources.sample import Rejection
 from siclip_platform.datasets.importing.sources.tables import parquet_samples
-from siclip_platform.storage.listing import read_uri, without_credentials
+from siclip_platform.storage import without_credentials
+from siclip_platform.storage.files import read_uri
 
 
 def test_one_value_that_is_not_utf8_costs_one_row(tmp_path: Path) -> None:

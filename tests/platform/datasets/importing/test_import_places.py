@@ -70,5 +70,5 @@ def test_an_s3_bucket_gives_the_same_dataset(bucket: str, local: tuple[Path, Imp
     imported = run(bucket, tmp_path / "s3")
     assert imported.dataset.hash == local[1].dataset.hash
     assert imported.rejected == local[1].rejected
-    with pytest.raises(UserError, match="there is nothing at s3://pairs/nowhere"):
+    with pytest.raises(UserError, match="s3://pairs/nowhere does not exist"):
         run(bucket.replace("shards", "nowhere"), tmp_path / "nowhere")

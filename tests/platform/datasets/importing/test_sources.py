@@ -289,7 +289,7 @@ def test_a_list_without_a_header_is_refused(tmp_path: Path, content: bytes, prob
 
 
 def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is nothing at"):
+    with pytest.raises(UserError, match="does not exist: name an existing"):
         read(tmp_path / "nowhere")
     (tmp_path / "notes.doc").touch()
     with pytest.raises(UserError, match="nothing to import in"):

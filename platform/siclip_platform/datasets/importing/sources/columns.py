@@ -11,8 +11,7 @@ from typing import Any
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample, captions_of
-from siclip_platform.storage import READING
-from siclip_platform.storage.listing import without_credentials
+from siclip_platform.storage import READ_ERRORS, without_credentials
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 PATH = ("path", "filepath", "file_path", "file_name", "filename", "file", "image_path", "img_path")
@@ -105,7 +104,7 @@ def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
         raise Rejection(Reason.NOT_AN_IMAGE, f"the image is a {type(value).__name__}, neither bytes nor a path")
     try:
         return read(value)
-    except READING as error:
+    except READ_ERRORS as error:
         clean = without_credentials(value)
         said = str(error).replace(value, clean).replace(value.removeprefix(clean), "")
         raise Rejection(Reason.MISSING_IMAGE, f"{clean}: {said}") from None

@@ -14,8 +14,9 @@ from siclip_platform.datasets.importing.sources.lists import DELIMITERS, JSON_LI
 from siclip_platform.datasets.importing.sources.members import IMAGES, TEXTS
 from siclip_platform.datasets.importing.sources.piece import Layout, SourcePart
 from siclip_platform.datasets.importing.sources.tables import arrow_names, parquet_layout
-from siclip_platform.storage import READING, AnyPath, as_path, within
-from siclip_platform.storage.listing import files, folder_of, read_bytes
+from siclip_platform.storage import READ_ERRORS, AnyPath, as_path, filesystem_of
+from siclip_platform.storage.filesystem import read_file
+from siclip_platform.storage.listing import base_folder, list_files
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTS = (*DELIMITERS, *JSON_LINES)
@@ -51,8 +52,8 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
     """
     root = root if "://" in root else str(Path(root).absolute())
     where = as_path(root)
-    found = files(where)
-    folder = folder_of(where)
+    found = list_files(where)
+    folder = base_folder(where)
     layout = layout or _layout(root, found)
     chosen = [(name, size) for name, size in found if name.lower().endswith(SUFFIXES[layout])]
     if layout == "list" and len(chosen) > 1:
@@ -111,8 +112,8 @@ def _parquet_pieces(folder: AnyPath, chosen: Files, columns: ColumnNames, rows: 
     damage = ""
     for name, size in chosen:
         try:
-            names, groups = parquet_layout(*within(folder / name))
-        except READING as error:
+            names, groups = parquet_layout(*filesystem_of(folder / name))
+        except READ_ERRORS as error:
             damage = f"{name}: {error}"
             pieces.append(SourcePart(layout="parquet", name=name, bytes=size))
             continue
@@ -146,14 +147,14 @@ def _arrow_pieces(folder: AnyPath, files: Files, chosen: Files, columns: ColumnN
     for name, size in chosen:
         state = posixpath.join(posixpath.dirname(name), "state.json")
         if state in states:
-            text = json.loads(read_bytes(*within(folder / state)))
+            text = json.loads(read_file(*filesystem_of(folder / state), decompress=True))
             if text.get("_indices_data_files"):
                 raise UserError(f"{state} orders its rows by another file: flatten_indices() and save it again")
             if posixpath.basename(name) not in {file["filename"] for file in text.get("_data_files", [])}:
                 continue  # what map and filter left beside the data
         try:
-            names = arrow_names(*within(folder / name))
-        except READING:
+            names = arrow_names(*filesystem_of(folder / name))
+        except READ_ERRORS:
             names = []
         found = columns.found_in(names, name) if names else columns
         split = name.split("/")[0] if splits else None
@@ -162,7 +163,7 @@ def _arrow_pieces(folder: AnyPath, files: Files, chosen: Files, columns: ColumnN
 
 
 def _list_pieces(folder: AnyPath, name: str, size: int, columns: ColumnNames, rows: int) -> list[SourcePart]:
-    filesystem, path = within(folder / name)
+    filesystem, path = filesystem_of(folder / name)
     with filesystem.open_input_file(path) as stream:
         header, offset = read_header(stream, name)
     found = columns.found_in(header, name)

@@ -18,14 +18,14 @@ from siclip_platform.datasets.importing.sources.sample import (
     captions_of,
     decode_text,
 )
-from siclip_platform.storage import READING
-from siclip_platform.storage.listing import read_bytes
+from siclip_platform.storage import READ_ERRORS
+from siclip_platform.storage.filesystem import read_file
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif")
 TEXTS = ("txt", "caption", "text")
 CAPTION_KEYS = ("caption", "captions", "text", "txt")
 MAX_MEMBER_BYTES = 256 * 2**20
-BROKEN_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, *READING)
+BROKEN_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, *READ_ERRORS)
 
 
 @dataclass
@@ -94,8 +94,8 @@ def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[Sou
             group = None
         group = group or _Group(key)
         try:
-            _put(group, extension.lower(), read_bytes(filesystem, posixpath.join(root, name)))
-        except READING as error:
+            _put(group, extension.lower(), read_file(filesystem, posixpath.join(root, name), decompress=True))
+        except READ_ERRORS as error:
             group.rejected = Rejection(Reason.DAMAGED_ROW, f"{name} cannot be read: {error}")
     if group is not None:
         yield _sample(group, group.key)

@@ -12,8 +12,10 @@ from siclip_platform.datasets.importing.sources.lists import list_samples
 from siclip_platform.datasets.importing.sources.members import folder_samples, tar_samples
 from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
 from siclip_platform.datasets.importing.sources.tables import arrow_samples, parquet_samples
-from siclip_platform.storage import READING, as_path, within
-from siclip_platform.storage.listing import folder_of, read_bytes, read_uri
+from siclip_platform.storage import READ_ERRORS, as_path, filesystem_of
+from siclip_platform.storage.files import read_uri
+from siclip_platform.storage.filesystem import read_file
+from siclip_platform.storage.listing import base_folder
 
 Layout = Literal["webdataset", "parquet", "list", "folder", "arrow"]
 
@@ -40,20 +42,20 @@ def read_samples(root: str, piece: SourcePart) -> Iterator[SourceSample]:
     """The samples of a piece of the source ``root``, in order. A file that cannot be read is one rejected sample."""
     try:
         yield from _samples(root, piece)
-    except READING as error:
+    except READ_ERRORS as error:
         yield SourceSample(
             piece.name, "", "", rejected=Rejection(Reason.DAMAGED_SOURCE, f"the file cannot be read: {error}")
         )
 
 
 def _samples(root: str, piece: SourcePart) -> Iterator[SourceSample]:
-    filesystem, folder = within(folder_of(as_path(root)))
+    filesystem, folder = filesystem_of(base_folder(as_path(root)))
     path = posixpath.join(folder, piece.name)
 
     def read(name: str) -> bytes:
         if "://" in name:
             return read_uri(name)
-        return read_bytes(filesystem, posixpath.join(posixpath.dirname(path), name))
+        return read_file(filesystem, posixpath.join(posixpath.dirname(path), name), decompress=True)
 
     if piece.layout == "webdataset":
         yield from tar_samples(filesystem, path, piece.name)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from siclip_platform.datasets.importing.sources.columns import ColumnNames, row_sample
 from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
-from siclip_platform.storage import READING
+from siclip_platform.storage import READ_ERRORS
 
 BATCH_ROWS = 256
 
@@ -34,7 +34,7 @@ def parquet_samples(
                 end = first + file.metadata.row_group(group).num_rows
                 yield from _group(file, group, name, range(first, end), columns, read)
                 first = end
-    except READING as error:
+    except READ_ERRORS as error:
         yield _damage(name, first, error)
 
 
@@ -47,7 +47,7 @@ def _group(
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
             yield from _rows(batch, columns, name, number, read)
             number += batch.num_rows
-    except READING as error:
+    except READ_ERRORS as error:
         detail = f"row group {group} is damaged: {error}"
         for lost in range(number, numbers.stop):
             yield SourceSample(name, str(lost), "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
@@ -63,7 +63,7 @@ def arrow_samples(
             for batch in _batches(stream):
                 yield from _rows(batch, columns, name, number, read)
                 number += batch.num_rows
-    except READING as error:
+    except READ_ERRORS as error:
         yield _damage(name, number, error)
 
 

@@ -1,5 +1,5 @@
-"""Datasets: one schema, Parquet shards beside a manifest, and the embedded default (digit scenes).
+"""Datasets: one schema, Parquet shards listed by a manifest, imports, captions and embeddings beside a dataset.
 
-Nothing is imported here: `siclip_platform.datasets.manifest` opens a dataset, `.schema` guards its door,
-`.digits` builds the default with Ray Data.
+This module imports nothing. `siclip_platform.datasets.manifest` opens a dataset, `.schema` validates its tables,
+`.importing` reads foreign sources, `.derived` writes captions and embeddings, `.digits` builds the default dataset.
 """

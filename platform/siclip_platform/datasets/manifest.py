@@ -1,4 +1,4 @@
-"""A dataset is a folder of Parquet shards and a ``manifest.json`` that lists them; its hash names it."""
+"""A dataset is a folder of Parquet shards and a ``manifest.json`` that lists them; the manifest's hash is its id."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ MANIFEST = "manifest.json"
 
 
 class ShardEntry(Config):
-    """One Parquet file. ``path`` is relative to the dataset's folder; ``row_groups`` is their number."""
+    """One Parquet file.
+
+    Attributes:
+        path: relative to the dataset's folder.
+        rows: number of rows.
+        bytes: size of the file.
+        sha256: of the file, in hex.
+        row_groups: number of row groups.
+    """
 
     path: str
     rows: int = Field(ge=0)
@@ -43,7 +51,14 @@ class ShardEntry(Config):
 
 
 class Manifest(Config):
-    """What a dataset holds and the parameters (``recipe``, JSON values only) it was built with."""
+    """The content of a dataset.
+
+    Attributes:
+        name: of the dataset.
+        version: of the code that built it.
+        recipe: the parameters of the build; JSON values only.
+        splits: the shards of each split, in order.
+    """
 
     name: str
     version: str
@@ -52,13 +67,19 @@ class Manifest(Config):
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON; free of places and times."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON; independent of paths and times."""
         return canonical_hash(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset. ``checked``: rows of each row group of the shards that were looked at, by path."""
+    """An opened dataset.
+
+    Attributes:
+        folder: where it is.
+        manifest: its content.
+        checked: shard path → rows of each row group, for the shards whose footers were read.
+    """
 
     folder: AnyPath
     manifest: Manifest
@@ -77,24 +98,24 @@ class Dataset:
 
     @property
     def local_folder(self) -> Path:
-        """The folder, for what writes beside the shards.
+        """The folder, for code that writes captions or embeddings beside the shards.
 
         Raises:
-            UserError: the dataset lies in a store.
+            UserError: the dataset is in a store.
         """
         if isinstance(self.folder, RemotePath):
             raise UserError(
-                f"{self.folder} lies in a store, and what belongs to a dataset is written to a local folder: copy it "
-                "here, and upload the result with siclip-platform data push"
+                f"{self.folder} is in a store, but captions and embeddings are written to a local folder: copy the "
+                "dataset to this machine and upload the result with siclip-platform data push"
             )
         return self.folder
 
     def shards(self, split: str) -> list[AnyPath]:
-        """Absolute paths, in the order of the manifest."""
+        """Return absolute paths, in the order of the manifest."""
         return [self.folder / entry.path for entry in self.entries(split)]
 
     def groups(self, split: str) -> list[tuple[int, ...]]:
-        """Rows of each row group of each shard."""
+        """Return the rows of each row group of each shard."""
 
         def of(entry: ShardEntry) -> tuple[int, ...]:
             known = self.checked.get(entry.path)
@@ -103,10 +124,10 @@ class Dataset:
         return in_threads(of, self.entries(split), self.folder)
 
     def entries(self, split: str) -> list[ShardEntry]:
-        """The manifest's entries of a split.
+        """Return the manifest's entries of a split.
 
         Raises:
-            UserError: there is no such split; the message lists those that exist.
+            UserError: there is no such split; the message lists the existing ones.
         """
         if split not in self.manifest.splits:
             known = ", ".join(self.split_names) or "none"
@@ -115,12 +136,12 @@ class Dataset:
 
 
 def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
-    """Validate ``table`` and write it whole or not at all; equal tables give equal bytes.
+    """Validate a table and write it to ``path``, completely or not at all. Equal tables give equal bytes.
 
-    The entry's path is the file's name: a shard lies directly in the dataset's folder.
+    The path of the returned entry is the file's name, because shards are directly in the dataset's folder.
 
     Raises:
-        UserError: the table does not fit the schema (see `validate_table`).
+        UserError: the table does not match the schema (see `validate_table`).
     """
     validate_table(table, f"table for {path}")
     table = table.select(SCHEMA.names).cast(SCHEMA)
@@ -137,27 +158,27 @@ def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder/manifest.json`` whole or not at all."""
+    """Write ``folder/manifest.json``, completely or not at all."""
     write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
 def open_dataset(folder: str | AnyPath) -> Dataset:
-    """Read the manifest and check every shard against it: size, schema, rows, row groups (not the checksum).
+    """Read the manifest at a path or URI and compare every shard with it: size, schema, rows, row groups.
 
-    ``folder``: a path or URI.
+    Checksums are not compared; `siclip_platform.datasets.tools.verify` does that.
 
     Raises:
-        UserError: no folder, no manifest, an unreadable manifest, or a shard that does not agree with it.
+        UserError: no folder, no manifest, an unreadable manifest, or a shard that differs from it.
     """
-    where = as_path(folder).absolute()
-    manifest = read_manifest(where)
+    root = as_path(folder).absolute()
+    manifest = read_manifest(root)
     entries = [entry for split in manifest.splits.values() for entry in split]
-    footers = in_threads(lambda entry: check_shard(where, entry), entries, where)
-    return Dataset(where, manifest, {e.path: footer.groups for e, footer in zip(entries, footers, strict=True)})
+    footers = in_threads(lambda entry: check_shard(root, entry), entries, root)
+    return Dataset(root, manifest, {e.path: footer.groups for e, footer in zip(entries, footers, strict=True)})
 
 
 def read_manifest(folder: AnyPath) -> Manifest:
-    """The manifest alone; its shards are not looked at.
+    """Read the manifest without checking the shards.
 
     Raises:
         UserError: no folder, no manifest, or an unreadable one.
@@ -166,18 +187,18 @@ def read_manifest(folder: AnyPath) -> Manifest:
     if isinstance(folder, RemotePath):
         if not path.is_file():
             raise UserError(
-                f"there is no dataset at {folder}: no {MANIFEST} lies there. Correct the bucket or the path, or "
-                "upload one with siclip-platform data push"
+                f"there is no dataset at {folder}: it has no {MANIFEST}. Correct the bucket or the path, or upload a "
+                "dataset with siclip-platform data push"
             )
     elif not folder.exists():
         raise UserError(
             f"dataset folder {folder} does not exist: build it (siclip-platform data build) or name another"
         )
     elif not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a dataset folder: name the folder that holds {MANIFEST}")
+        raise UserError(f"{folder} is a file, not a dataset folder: name the folder that contains {MANIFEST}")
     elif not path.is_file():
         raise UserError(
-            f"{folder} is not a dataset: it holds no {MANIFEST} (a build writes it last, so an interrupted "
+            f"{folder} is not a dataset: it contains no {MANIFEST} (a build writes it last, so an interrupted "
             "build has none). Run the build again or name another folder"
         )
     try:
@@ -185,15 +206,15 @@ def read_manifest(folder: AnyPath) -> Manifest:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}" for item in error.errors()]
         raise UserError(
-            f"{path} is not a dataset's manifest; build the dataset again:\n" + "\n".join(lines)
+            f"{path} is not the manifest of a dataset; build the dataset again:\n" + "\n".join(lines)
         ) from None
 
 
 def check_shard(folder: AnyPath, entry: ShardEntry) -> Footer:
-    """Compare a shard's size, schema, rows and row groups with its entry; what its footer says.
+    """Compare a shard's size, schema, rows and row groups with its entry; return the shard's footer.
 
     Raises:
-        UserError: it is missing, unreadable, or does not agree.
+        UserError: the shard is missing, unreadable, or differs.
     """
     path = folder / entry.path
     remedy = "build the dataset again in an empty folder"
@@ -202,7 +223,7 @@ def check_shard(folder: AnyPath, entry: ShardEntry) -> Footer:
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing although {folder / MANIFEST} lists it: {remedy}") from None
     if found.st_size != entry.bytes:
-        raise UserError(f"shard {path} has {found.st_size} bytes, its manifest says {entry.bytes}: {remedy}")
+        raise UserError(f"shard {path} has {found.st_size} bytes, but its manifest lists {entry.bytes}: {remedy}")
     try:
         footer = read_footer(path, Stat(found.st_size, found.st_mtime_ns))
     except (pa.ArrowException, OSError) as error:
@@ -211,7 +232,7 @@ def check_shard(folder: AnyPath, entry: ShardEntry) -> Footer:
     rows, row_groups = sum(footer.groups), len(footer.groups)
     if (rows, row_groups) != (entry.rows, entry.row_groups):
         raise UserError(
-            f"shard {path} has {rows} rows in {row_groups} row groups, its manifest says {entry.rows} in "
+            f"shard {path} has {rows} rows in {row_groups} row groups, but its manifest lists {entry.rows} in "
             f"{entry.row_groups}: {remedy}"
         )
     return footer

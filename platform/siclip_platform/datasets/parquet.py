@@ -1,4 +1,4 @@
-"""Parquet files wherever they lie: of this machine as pyarrow opens them, of a store by ranges."""
+"""Parquet files at any path: local ones opened by pyarrow, those in a store read by byte ranges."""
 
 from __future__ import annotations
 
@@ -15,49 +15,55 @@ from siclip_platform.storage import AnyPath, RemotePath, Stat, store_errors
 
 
 @contextmanager
-def parquet_file(place: AnyPath) -> Iterator[pq.ParquetFile]:
-    """Open for the block. In a store a row group's columns are fetched together, by few requests.
+def parquet_file(path: AnyPath) -> Iterator[pq.ParquetFile]:
+    """Open a file for the block. From a store the columns of a row group are fetched together, in few requests.
 
     Raises:
-        StoreError: the store does not answer or refuses, also where it does so in the block.
+        StoreError: the store does not answer or refuses, while opening or in the block.
     """
-    if isinstance(place, Path):
-        with pq.ParquetFile(place) as file:
+    if isinstance(path, Path):
+        with pq.ParquetFile(path) as file:
             yield file
         return
-    with place.open() as content, store_errors(place, parsing=True), pq.ParquetFile(content, pre_buffer=True) as file:
+    with path.open() as content, store_errors(path, parsing=True), pq.ParquetFile(content, pre_buffer=True) as file:
         yield file
 
 
-def read_table(place: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file whole."""
-    with parquet_file(place) as file:
+def read_table(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a whole file."""
+    with parquet_file(path) as file:
         return file.read(columns=None if columns is None else list(columns))
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file says of itself: its schema and the rows of each row group."""
+    """The schema of a file and the rows of each row group."""
 
     schema: pa.Schema
     groups: tuple[int, ...]
 
 
-def read_footer(place: AnyPath, found: Stat | None = None) -> Footer:
-    """A file's footer; of one in a store it is kept, until the file there changes. ``found``: what `stat` gave."""
-    if isinstance(place, Path):
-        return _footer(place)
-    found = found or place.stat()
-    return _kept_footer(place, found) if found.st_mtime_ns else _footer(place)  # not every store knows the time
+def read_footer(path: AnyPath, found: Stat | None = None) -> Footer:
+    """Read a file's footer. The footer of a file in a store is cached until the file changes.
+
+    Args:
+        path: the file.
+        found: its `Stat`, if the caller has it.
+    """
+    if isinstance(path, Path):
+        return _footer(path)
+    found = found or path.stat()
+    # Some stores report no time; then a changed file of the same size could not be detected.
+    return _cached_footer(path, found) if found.st_mtime_ns else _footer(path)
 
 
 @lru_cache(maxsize=4096)
-def _kept_footer(place: RemotePath, found: Stat) -> Footer:
-    return _footer(place)
+def _cached_footer(path: RemotePath, found: Stat) -> Footer:
+    return _footer(path)
 
 
-def _footer(place: AnyPath) -> Footer:
-    with parquet_file(place) as file:
+def _footer(path: AnyPath) -> Footer:
+    with parquet_file(path) as file:
         metadata = file.metadata
         groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
         return Footer(file.schema_arrow, groups)

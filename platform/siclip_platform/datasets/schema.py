@@ -1,4 +1,4 @@
-"""The one schema of every dataset of the project, and the check at its door."""
+"""The schema of every dataset, and the validation of tables against it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORIGINAL = "original"
 SYNTHETIC = "synthetic"
 
 CAPTION = pa.struct([("text", pa.string()), ("source", pa.string()), ("model", pa.string())])
-"""``source`` is original or synthetic; ``model`` names what wrote a synthetic caption."""
+"""``source`` is original or synthetic; ``model`` is the model that wrote a synthetic caption."""
 
 SCHEMA = pa.schema(
     [
@@ -30,11 +30,15 @@ SCHEMA = pa.schema(
 )
 
 
-def validate_schema(schema: pa.Schema, place: str) -> None:
-    """Compare column names and types with `SCHEMA`; order, metadata and nullability are free.
+def validate_schema(schema: pa.Schema, where: str) -> None:
+    """Compare column names and types with `SCHEMA`; order, metadata and nullability may differ.
+
+    Args:
+        schema: of the table.
+        where: the table's name for the message.
 
     Raises:
-        UserError: lists every missing, mistyped and unexpected column of ``place``.
+        UserError: lists every missing, duplicate, mistyped and unexpected column.
     """
     problems = []
     for field in SCHEMA:
@@ -42,28 +46,32 @@ def validate_schema(schema: pa.Schema, place: str) -> None:
         if count == 0:
             problems.append(f"missing column {field.name!r} ({field.type})")
         elif count > 1:
-            problems.append(f"column {field.name!r} stands there {count} times")
+            problems.append(f"column {field.name!r} occurs {count} times")
         elif not schema.field(field.name).type.equals(field.type):
             problems.append(f"column {field.name!r} is {schema.field(field.name).type}, must be {field.type}")
     problems += [f"unexpected column {name!r}" for name in schema.names if name not in SCHEMA.names]
     if problems:
         raise UserError(
-            f"{place} does not have the schema of a dataset:\n  "
+            f"{where} does not have the schema of a dataset:\n  "
             + "\n  ".join(problems)
             + "\nWrite it again with exactly the columns of siclip_platform.datasets.schema.SCHEMA "
-            "(what else belongs to a sample goes into 'meta' as JSON)"
+            "(store other values of a sample in 'meta' as JSON)"
         )
 
 
-def validate_table(table: pa.Table, place: str) -> None:
-    """Check schema and rows: unique non-empty ids, non-empty images, positive sizes, usable captions.
+def validate_table(table: pa.Table, where: str) -> None:
+    """Check the schema and every row: unique non-empty ids, non-empty images, positive sizes, usable captions.
 
-    A row needs one caption or more, and every caption needs a text that is not blank and a known source.
+    A row needs at least one caption. Every caption needs a text that is not blank and a known source.
+
+    Args:
+        table: to check.
+        where: the table's name for the message.
 
     Raises:
-        UserError: names each kind of problem of ``place``, how many rows have it and the first of them.
+        UserError: lists each problem with the number of its rows and the first of them.
     """
-    validate_schema(table.schema, place)
+    validate_schema(table.schema, where)
     problems = []
     for problem, bad in _row_checks(table):
         rows = np.flatnonzero(np.asarray(pc.fill_null(bad, True)))
@@ -72,14 +80,14 @@ def validate_table(table: pa.Table, place: str) -> None:
             problems.append(f"{problem}: {len(rows)} rows, first row {first} (id {table['id'][first].as_py()!r})")
     if problems:
         raise UserError(
-            f"{place} has rows that cannot be used:\n  "
+            f"{where} has invalid rows:\n  "
             + "\n  ".join(problems)
-            + "\nMend or leave out these rows, then write the table again"
+            + "\nFix or remove these rows, then write the table again"
         )
 
 
 def _row_checks(table: pa.Table) -> Iterator[tuple[str, Any]]:
-    """(problem, boolean per row; null counts as bad)."""
+    """Yield (problem, boolean per row); null counts as bad."""
     yield "empty id", _blank(table["id"])
     yield "id used more than once", _repeated(table["id"])
     yield "empty image", pc.equal(pc.binary_length(table["image"]), 0)
@@ -109,6 +117,6 @@ def _repeated(values: Any) -> Any:
 
 
 def _rows_with(bad: Any, parents: Any, rows: int) -> Any:
-    """Which of ``rows`` rows own one bad list element or more."""
+    """Return for each of ``rows`` rows whether it has a bad list element."""
     owners = parents.filter(pc.fill_null(bad, True))
     return pc.is_in(pa.array(range(rows), parents.type), value_set=owners)

@@ -1,7 +1,7 @@
-"""Sidecars: captions and teacher embeddings that lie beside a dataset's shards and follow them row by row.
+"""Sidecars: captions and teacher embeddings stored beside a dataset, row by row in the order of its shards.
 
-``DATASET/captions/NAME/`` and ``DATASET/embeddings/NAME/`` hold a ``manifest.json`` and, under the names of the
-dataset's shards, Parquet files with the same rows in the same row groups. The dataset itself is never written to.
+``DATASET/captions/NAME/`` and ``DATASET/embeddings/NAME/`` contain a ``manifest.json`` and one Parquet file for each
+shard of the dataset, with the same file name, rows and row groups. The dataset's own files are never changed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,21 @@ from siclip_platform.storage.hashing import canonical_hash, sha256_of
 
 SidecarKind = Literal["captions", "embeddings"]
 COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
-REMEDY = "delete its folder and make it again"
+REMEDY = "delete its folder and build it again"
 CAPTIONS_SCHEMA = pa.schema([pa.field("captions", pa.list_(CAPTION), nullable=False)])
 
 
 class SidecarManifest(Config):
-    """What a sidecar holds. ``dataset``: hash of the manifest of the dataset that it belongs to."""
+    """The content of a sidecar.
+
+    Attributes:
+        kind: captions or embeddings.
+        name: of the sidecar.
+        version: of the code that built it.
+        dataset: hash of the manifest of its dataset.
+        recipe: the parameters of the build; JSON values only.
+        splits: the shards of each split, in the dataset's order.
+    """
 
     kind: SidecarKind
     name: str
@@ -45,7 +54,7 @@ class SidecarManifest(Config):
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON; free of places and times."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON; independent of paths and times."""
         return canonical_hash(self.model_dump(mode="json"))
 
 
@@ -67,20 +76,20 @@ class Sidecar:
         }
 
     def shards(self, split: str) -> list[AnyPath]:
-        """Absolute paths, in the order of the dataset's shards of this split.
+        """Return absolute paths, in the order of the dataset's shards of this split.
 
         Raises:
-            UserError: the sidecar was not made for this split.
+            UserError: the sidecar was not built for this split.
         """
         if split not in self._paths:
             raise UserError(
-                f"{self.folder} holds nothing for split {split!r}: it has {', '.join(self._paths)}. Make it again "
-                f"with --split {split} under another name"
+                f"{self.folder} has no split {split!r}: it has {', '.join(self._paths)}. Build one under another "
+                f"name with --split {split}"
             )
         return self._paths[split]
 
     def read(self, split: str, shard: int, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows that belong to row group ``row_group`` of the dataset's ``shard``-th shard of a split."""
+        """Return the rows for row group ``row_group`` of the dataset's ``shard``-th shard of a split."""
         with parquet_file(self.shards(split)[shard]) as file:
             return file.read_row_group(row_group, columns=None if columns is None else list(columns))
 
@@ -90,24 +99,21 @@ def sidecar_folder(dataset: Path, kind: SidecarKind, name: str) -> Path: ...
 @overload
 def sidecar_folder(dataset: AnyPath, kind: SidecarKind, name: str) -> AnyPath: ...
 def sidecar_folder(dataset: AnyPath, kind: SidecarKind, name: str) -> AnyPath:
-    """Where a sidecar of this name lies.
+    """Return the folder of a sidecar.
 
     Raises:
-        UserError: the name is none for a folder.
+        UserError: the name cannot be the name of a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"{name!r} is no name for {kind}: use letters, digits, '.', '_' and '-'")
+        raise UserError(f"{name!r} is not a valid name for {kind}: use letters, digits, '.', '_' and '-'")
     return dataset.absolute() / kind / name
 
 
 def write_sidecar_shard(path: Path, groups: Iterable[pa.Table], schema: pa.Schema) -> ShardEntry:
-    """Write one table for each row group, whole or not at all; equal tables give equal bytes.
-
-    Captions are compressed; numbers of embeddings, which do not compress, lie as they are.
-    """
-    plain = "captions" not in schema.names
+    """Write each table as one row group, completely or not at all. Equal tables give equal bytes."""
     options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-    if plain:
+    if "captions" not in schema.names:
+        # The numbers of embeddings do not compress; without compression they are read fastest.
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     rows = count = 0
     with replacing(path) as temporary:
@@ -121,19 +127,19 @@ def write_sidecar_shard(path: Path, groups: Iterable[pa.Table], schema: pa.Schem
 
 
 def write_sidecar_manifest(folder: Path, manifest: SidecarManifest) -> None:
-    """Write ``folder/manifest.json`` whole or not at all; the last file of a sidecar."""
+    """Write ``folder/manifest.json``, completely or not at all. It is the last file of a sidecar to be written."""
     write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
 
 
 def sidecar_names(dataset: AnyPath, kind: SidecarKind) -> list[str]:
-    """Names of the finished sidecars of a dataset."""
+    """Return the names of the finished sidecars of a dataset."""
     if isinstance(dataset, RemotePath):
         return sorted(folder.name for folder in (dataset / kind).folders() if (folder / MANIFEST).is_file())
     return sorted(path.parent.name for path in (dataset / kind).glob(f"*/{MANIFEST}"))
 
 
 def open_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
-    """Read the manifest and check every shard against it and against the dataset's: sizes, rows, row groups.
+    """Read the manifest and compare every shard with it and with the dataset: sizes, rows, row groups.
 
     Raises:
         UserError: as `read_sidecar`, or a shard differs.
@@ -147,35 +153,37 @@ def open_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
 
 
 def read_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
-    """Read the manifest and compare it with the dataset's; its shards are not looked at.
+    """Read the manifest and compare it with the dataset's manifest, without checking the shards.
 
     Raises:
-        UserError: there is none of this name, it belongs to another manifest of the dataset or lists other shards,
-            or the captions that it embeds were made again.
+        UserError: there is no sidecar of this name, it was built for another manifest of the dataset, it lists other
+            shards, or the captions that it embeds have been replaced.
     """
     folder = sidecar_folder(dataset.folder, kind, name)
     manifest = _read_manifest(dataset, folder, kind, name)
     if manifest.dataset != dataset.hash:
         raise UserError(
-            f"{folder} was made for the dataset with manifest {manifest.dataset}, {dataset.folder} now has "
-            f"{dataset.hash}: make it again (siclip-platform {COMMANDS[kind]}) or go back to that dataset"
+            f"{folder} was built for the dataset with manifest {manifest.dataset}, but {dataset.folder} now has "
+            f"{dataset.hash}: build it again (siclip-platform {COMMANDS[kind]}) or restore that dataset"
         )
     for split, entries in manifest.splits.items():
         if [entry.path for entry in entries] != [source.path for source in dataset.entries(split)]:
             raise UserError(
-                f"{folder} does not list the shards of split {split!r} of {dataset.folder}: make it again"
+                f"{folder} does not list the shards of split {split!r} of {dataset.folder}: build it again"
             )
     _check_used_captions(dataset, folder, manifest)
     return Sidecar(folder, manifest)
 
 
 def _check_used_captions(dataset: Dataset, folder: AnyPath, manifest: SidecarManifest) -> None:
-    """Embeddings name the captions whose texts they hold; those may have been made again under the same name."""
+    """Refuse embeddings whose captions have since been replaced under the same name."""
     for used in manifest.recipe.get("layout", {}).get("captions", ()):
-        place = sidecar_folder(dataset.folder, "captions", used["name"]) / MANIFEST
-        if place.is_file() and _read_manifest(dataset, place.parent, "captions", used["name"]).hash != used["hash"]:
+        captions = sidecar_folder(dataset.folder, "captions", used["name"])
+        if not (captions / MANIFEST).is_file():
+            continue
+        if _read_manifest(dataset, captions, "captions", used["name"]).hash != used["hash"]:
             raise UserError(
-                f"{folder} holds embeddings of other captions than {place.parent} now has: {REMEDY} "
+                f"{folder} contains embeddings of other captions than {captions} now has: {REMEDY} "
                 f"(siclip-platform {COMMANDS['embeddings']})"
             )
 
@@ -186,30 +194,32 @@ def _read_manifest(dataset: Dataset, folder: AnyPath, kind: SidecarKind, name: s
     except FileNotFoundError:
         known = ", ".join(sidecar_names(dataset.folder, kind)) or "none"
         raise UserError(
-            f"{dataset.folder} has no finished {kind} {name!r}: there are {known}. Make them: siclip-platform "
+            f"{dataset.folder} has no finished {kind} {name!r}: it has {known}. Build them: siclip-platform "
             f"{COMMANDS[kind]} {dataset.folder} --name {name}"
         ) from None
     except (ValidationError, OSError) as error:
-        raise UserError(f"{folder / MANIFEST} is not a sidecar's manifest ({error}): make it again") from None
+        raise UserError(f"{folder / MANIFEST} is not the manifest of a sidecar ({error}): build it again") from None
     if (manifest.kind, manifest.name) != (kind, name):
-        raise UserError(f"{folder / MANIFEST} is that of {manifest.kind} {manifest.name!r}: a folder was moved")
+        raise UserError(
+            f"{folder / MANIFEST} is the manifest of {manifest.kind} {manifest.name!r}: rename the folder back"
+        )
     return manifest
 
 
-def _check_shard(dataset: AnyPath, folder: AnyPath, entry: ShardEntry, wanted: tuple[int, ...]) -> None:
-    """``wanted``: rows of each row group of the dataset's shard."""
+def _check_shard(dataset: AnyPath, folder: AnyPath, entry: ShardEntry, expected: tuple[int, ...]) -> None:
+    """Compare a shard with its entry; ``expected`` are the rows of each row group of the dataset's shard."""
     path = folder / entry.path
     try:
         found = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {REMEDY}") from None
     if found.st_size != entry.bytes:
-        raise UserError(f"{path} has {found.st_size} bytes, its manifest says {entry.bytes}: {REMEDY}")
+        raise UserError(f"{path} has {found.st_size} bytes, but its manifest lists {entry.bytes}: {REMEDY}")
     try:
         groups = read_footer(path, Stat(found.st_size, found.st_mtime_ns)).groups
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error}): {REMEDY}") from None
-    if groups != wanted:
+    if groups != expected:
         raise UserError(
-            f"{path} has row groups of {list(groups)} rows, {dataset / entry.path} of {list(wanted)}: {REMEDY}"
+            f"{path} has row groups of {list(groups)} rows, but {dataset / entry.path} has {list(expected)}: {REMEDY}"
         )

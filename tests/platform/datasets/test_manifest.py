@@ -98,7 +98,7 @@ def test_missing_folder_file_and_foreign_folder_are_told_apart(tmp_path: Path) -
     (tmp_path / "photos").mkdir()
     assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "is a file" in refusal(tmp_path / "file")
-    assert "holds no manifest.json" in refusal(tmp_path / "photos")
+    assert "contains no manifest.json" in refusal(tmp_path / "photos")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     shard.write_bytes(payload[:-1])
     message = refusal(tmp_path / "cats")
     assert str(shard) in message
-    assert f"{len(payload) - 1} bytes, its manifest says {len(payload)}" in message
+    assert f"{len(payload) - 1} bytes, but its manifest lists {len(payload)}" in message
 
     shard.write_bytes(bytes(len(payload)))
     assert "not a readable Parquet file" in refusal(tmp_path / "cats")
@@ -147,4 +147,4 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     entry = entry.model_copy(update={"bytes": shard.stat().st_size})
     splits = {**manifest.splits, "train": [manifest.splits["train"][0], entry]}
     write_manifest(tmp_path / "cats", manifest.model_copy(update={"splits": splits}))
-    assert "6 rows in 1 row groups, its manifest says 7 in 3" in refusal(tmp_path / "cats")
+    assert "6 rows in 1 row groups, but its manifest lists 7 in 3" in refusal(tmp_path / "cats")

@@ -135,13 +135,13 @@ def _moved(data: Dataset, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_another_dataset, "was made for the dataset with manifest"),
-        (_cut, "bytes, its manifest says"),
+        (_another_dataset, "was built for the dataset with manifest"),
+        (_cut, "bytes, but its manifest lists"),
         (_gone, "is missing"),
         (_regrouped, r"row groups of \[3, 2\] rows"),
         (_one_shard_less, "does not list the shards"),
         (_no_manifest, "no finished captions 'one'"),
-        (_moved, "a folder was moved"),
+        (_moved, "rename the folder back"),
     ],
 )
 def test_what_does_not_follow_the_dataset_is_refused(
@@ -157,7 +157,7 @@ def test_what_does_not_follow_the_dataset_is_refused(
 def test_names_and_splits_that_do_not_exist(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     sidecar(data)
-    with pytest.raises(UserError, match="there are one"):
+    with pytest.raises(UserError, match="it has one"):
         open_sidecar(data, "captions", "two")
     with pytest.raises(UserError, match="is no name"):
         open_sidecar(data, "captions", "../one")

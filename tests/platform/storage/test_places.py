@@ -146,7 +146,7 @@ def test_a_pushed_dataset_is_the_same_and_damage_is_found(digits: Path, pushed: 
     shard.write_bytes(bytes(content))
     assert [damage.path for damage in verify_dataset(pushed)] == [shard]
     shard.write_bytes(bytes(content[:-1]))
-    with pytest.raises(UserError, match=r"train-00000.* has \d+ bytes, its manifest says"):
+    with pytest.raises(UserError, match=r"train-00000.* has \d+ bytes, but its manifest lists"):
         open_dataset(pushed)
     shard.unlink()
     with pytest.raises(UserError, match="is missing although"):
@@ -197,7 +197,7 @@ def test_a_fetched_file_is_a_copy_and_errors_name_the_uri(tmp_path: Path) -> Non
 
 
 def test_what_writes_beside_a_dataset_needs_a_folder(pushed: RemotePath) -> None:
-    with pytest.raises(UserError, match=r"lies in a store.*data push"):
+    with pytest.raises(UserError, match=r"is in a store.*data push"):
         _ = open_dataset(pushed).local_folder
-    with pytest.raises(UserError, match=r"there is no dataset at memory://storage/none: no manifest.json lies there"):
+    with pytest.raises(UserError, match=r"there is no dataset at memory://storage/none: it has no manifest.json"):
         open_dataset("memory://storage/none")

@@ -192,7 +192,7 @@ def test_embeddings_of_captions_that_were_made_again_are_refused(data: Path, nan
     assert open_sidecar(dataset, "embeddings", "before").hash == made.sidecar.hash
     manifest.write_text(json.dumps(json.loads(before) | {"recipe": {"seed": 2}}))
     try:
-        with pytest.raises(UserError, match="holds embeddings of other captions"):
+        with pytest.raises(UserError, match="contains embeddings of other captions"):
             open_sidecar(dataset, "embeddings", "before")
     finally:
         manifest.write_text(before)

@@ -73,7 +73,7 @@ def test_a_killed_build_is_no_dataset_and_starts_over(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(digits, "_write_shards", die)
         build_digit_scenes(tmp_path / "a", more)
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"contains no manifest\.json"):
         open_dataset(tmp_path / "a")
     monkeypatch.setattr(digits, "_write_shards", lambda folder, specs, progress: in_process(folder, TINY))
     rebuilt = build_digit_scenes(tmp_path / "a", TINY)

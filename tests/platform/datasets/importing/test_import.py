@@ -175,7 +175,7 @@ def test_too_many_bad_rows_stop_and_what_is_done_is_reused(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"11 of 60 rows are bad, 18\.33%, more than --max-bad-share 0\.1") as error:
         run_import(source, folder, config, 0.1)
     assert "\n  animated: " in str(error.value)
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"contains no manifest\.json"):
         open_dataset(folder)
     assert len(pq.read_table(folder / "ledger.parquet")) == 11  # the duplicate is found among all shards
 
@@ -195,7 +195,7 @@ def test_an_import_without_a_usable_row_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of the 3 rows can be used: .*ledger.parquet says why"):
         run_import(tmp_path, tmp_path / "out", ImportConfig())
     assert len(pq.read_table(tmp_path / "out" / "ledger.parquet")) == 3
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"contains no manifest\.json"):
         open_dataset(tmp_path / "out")
 
 

@@ -1,7 +1,7 @@
-"""Parquet → batches: the same samples in the same order from threads of this process and from Ray Data tasks.
+"""Read Parquet into batches: threads and Ray Data tasks give the same samples in the same order.
 
-The way of a sample: `source` (shards and their order) → `windows` (row groups read and shuffled together) →
-`stream` (decode, augment, pick a caption, tokenize) → `threads` or `ray_reader` (batches, ahead of the training).
+A sample passes through `source` (shards and their order), `windows` (row groups read and shuffled together), `stream`
+(decode, augment, choose a caption, tokenize), and `threads` or `ray_reader` (batches, ahead of the training).
 """
 
 from siclip_platform.stream.columns import Columns

@@ -1,4 +1,4 @@
-"""The columns of a batch, and how pieces of them are cut and joined."""
+"""The columns of a batch, and how they are cut and joined."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 from siclip_platform.stream.stored import StoredPair
 
 Columns = dict[str, np.ndarray]
-
-
+"""Fields of `siclip.data.batch.Batch`, each with a row per sample."""
 Range = tuple[int, int]
-"""(start, stop): the positions start ≤ p < stop"""
+"""(start, stop): the positions start ≤ p < stop."""
 
 
 def teacher_columns(pairs: Sequence[StoredPair | None]) -> Columns:
-    """``teacher_image`` and ``teacher_text`` of `Batch`; nothing where nothing is stored."""
+    """Return ``teacher_image`` and ``teacher_text`` (B, D) of `Batch`; no columns if no embeddings are stored."""
     stored = [pair for pair in pairs if pair is not None]
     if not stored:
         return {}
@@ -24,18 +23,18 @@ def teacher_columns(pairs: Sequence[StoredPair | None]) -> Columns:
 
 
 def shares(batch_size: int, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Range]:
-    """The ``rank``-th of ``workers`` contiguous shares of each batch of the positions start ≤ p < stop."""
+    """Yield the ``rank``-th of ``workers`` contiguous shares of each batch of the positions start ≤ p < stop."""
     for first in range(start, stop, batch_size):
         size = min(batch_size, stop - first)
         yield first + size * rank // workers, first + size * (rank + 1) // workers
 
 
-def regrouped(pieces: Iterator[Mapping[str, np.ndarray]], sizes: Iterator[int]) -> Iterator[Columns]:
-    """Pieces of any length as pieces of these sizes."""
-    held: Columns = {}
+def regrouped(blocks: Iterator[Mapping[str, np.ndarray]], sizes: Iterator[int]) -> Iterator[Columns]:
+    """Cut and join blocks of any length into blocks of these sizes."""
+    rest: Columns = {}
     for size in sizes:
-        while not held or len(held["tokens"]) < size:
-            piece = next(pieces)
-            held = {k: np.concatenate([held[k], v]) for k, v in piece.items()} if held else dict(piece)
-        yield {k: v[:size] for k, v in held.items()}
-        held = {k: v[size:] for k, v in held.items()}
+        while not rest or len(rest["tokens"]) < size:
+            block = next(blocks)
+            rest = {k: np.concatenate([rest[k], v]) for k, v in block.items()} if rest else dict(block)
+        yield {k: v[:size] for k, v in rest.items()}
+        rest = {k: v[size:] for k, v in rest.items()}

@@ -1,4 +1,4 @@
-"""What an evaluation looks at, read for a model."""
+"""Read the samples of an evaluation for a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from siclip_platform.storage import AnyPath, in_threads
 
 
 def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
-    """The samples of the validation split that the recipe's evaluation looks at."""
+    """Read the samples of the validation split that a recipe evaluates on.
+
+    Raises:
+        UserError: the dataset cannot be read or has no validation split.
+    """
     evaluation = recipe.evaluation
     return load_evaluation_set(
         recipe.data.path, "validation", model, evaluation.validation_samples, evaluation.subset_seed
@@ -33,9 +37,17 @@ def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
 def load_evaluation_set(
     folder: str | AnyPath, split: str, model: ModelConfig, limit: int = 0, subset_seed: int | None = None
 ) -> EvaluationSet:
-    """``limit`` samples of a split (0: all), read for a model: the first, or those that ``subset_seed`` draws.
+    """Read samples of a split for a model.
 
-    Each image stands with its original caption and, where ``meta`` names negatives, with those.
+    Each image has its original caption; if every sample's ``meta`` names the same number of negatives, it has those
+    too.
+
+    Args:
+        folder: the dataset.
+        split: the split's name.
+        model: decides image size and context length.
+        limit: the number of samples; 0 for all.
+        subset_seed: draws the samples; None for the first ones.
 
     Raises:
         UserError: the dataset cannot be read or has no such split.
@@ -56,7 +68,8 @@ def _load_evaluation(
     image_size: int,
     context_length: int,
 ) -> EvaluationSet:
-    shards = Dataset(folder, read_manifest(folder)).shards(split)  # which were looked at just now
+    # open_dataset has just checked every shard; it need not be done twice
+    shards = Dataset(folder, read_manifest(folder)).shards(split)
     table = pa.concat_tables(in_threads(read_table, shards, folder))
     rows = _chosen(table, limit, subset_seed).to_pylist()
     texts = [_original(row["captions"]) for row in rows]
@@ -71,7 +84,7 @@ def _load_evaluation(
 
 
 def _chosen(table: pa.Table, limit: int, subset_seed: int | None) -> pa.Table:
-    """So many rows in their order, all if there are no more."""
+    """At most ``limit`` rows (0: all), in their order."""
     if subset_seed is None or not 0 < limit < table.num_rows:
         return table.slice(0, limit or None)
     drawn = np.random.default_rng(subset_seed).choice(table.num_rows, limit, replace=False)

@@ -1,4 +1,4 @@
-"""Batches made by Ray Data tasks, on any machine of the cluster."""
+"""Read batches with Ray Data tasks, on any node of the cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from siclip_platform.cluster.connect import DATA_CPUS
 from siclip_platform.stream.columns import Columns, Range, regrouped, shares
 from siclip_platform.stream.stream import Stream
 
-TASKS = 1024  # of one Ray Data execution: it plans all of its tasks before the first
+TASKS = 1024
+"""Tasks of one Ray Data execution. Ray Data plans all of them before the first runs, so a run needs several."""
 
 
 def ray_batches(
@@ -26,29 +27,38 @@ def ray_batches(
     *,
     nodes: Mapping[str, str] | None = None,
 ) -> Iterator[Batch]:
-    """As `siclip_platform.stream.thread_batches`. Reading starts at once, in the background. Needs a connected Ray.
+    """Read batches with at most ``stream.concurrent_reads`` Ray Data tasks at a time.
 
-    ``nodes``: labels of the nodes that the tasks run on. What a lost node had made is made again, in its place.
+    Reading starts at once, in the background. The batches are those of `siclip_platform.stream.thread_batches`. What
+    a lost node had read is read again on another one, and the order stays the same. Ray must be connected.
+
+    Args:
+        stream: what to read.
+        batch_size: samples of a whole batch.
+        start: the position of the first sample.
+        stop: the position after the last sample; the last batch may be smaller.
+        rank: which contiguous share of each batch to read.
+        workers: the number of shares.
+        nodes: labels of the nodes that the tasks run on (default: any node).
     """
-    ranges = shares(batch_size, start, stop, rank, workers)
-    pieces = _executions(stream, ranges, nodes)
+    blocks = _executions(stream, shares(batch_size, start, stop, rank, workers), nodes)
     sizes = (last - first for first, last in shares(batch_size, start, stop, rank, workers))
-    return InBackground(Batch.from_arrays(columns).staged() for columns in regrouped(pieces, sizes))
+    return InBackground(Batch.from_arrays(columns).staged() for columns in regrouped(blocks, sizes))
 
 
 def check_reader_nodes(nodes: Mapping[str, str]) -> None:
-    """Make sure that a node of the connected cluster has these labels: without one, reading would wait for ever.
+    """Check that a node of the connected cluster has these labels; without one, reading would wait forever.
 
     Raises:
-        UserError: there is none.
+        UserError: no node has them.
     """
     import ray
 
     if not any(nodes.items() <= node["Labels"].items() for node in ray.nodes() if node["Alive"]):
-        wanted = ",".join(f"{name}={value}" for name, value in nodes.items())
+        labels = ",".join(f"{name}={value}" for name, value in nodes.items())
         raise UserError(
-            f"no node of the cluster has the labels of data.reader_nodes: start one with ray start --labels {wanted} "
-            "or leave data.reader_nodes out"
+            f"no node of the cluster has the labels of data.reader_nodes: start one with ray start --labels {labels} "
+            "or remove data.reader_nodes"
         )
 
 
@@ -62,19 +72,22 @@ def _executions(
 
 
 def tasks_of(stream: Stream, ranges: Iterator[Range]) -> Iterator[list[Range]]:
-    """Ranges together that are read from the same window of the first source; a range is cut where a window ends."""
+    """Group the ranges by the window of the first source that they need; a range is cut where a window ends.
+
+    So a window is read by one task, not by every task that needs a part of it.
+    """
     order, counts = stream.sources[0].order, stream.mixture.counts
     task: list[Range] = []
     window = None
     for first, stop in ranges:
         start = first
         while start < stop:
-            here = order.window_at(counts(start)[0])
-            end = _position_of(stream, here.position + here.rows, start, stop)
-            if task and here != window:
+            current = order.window_at(counts(start)[0])
+            end = _position_of(stream, current.position + current.rows, start, stop)
+            if task and current != window:
                 yield task
                 task = []
-            window = here
+            window = current
             task.append((start, end))
             start = end
     if task:
@@ -82,7 +95,7 @@ def tasks_of(stream: Stream, ranges: Iterator[Range]) -> Iterator[list[Range]]:
 
 
 def _position_of(stream: Stream, count: int, start: int, stop: int) -> int:
-    """The first position in start < p ≤ stop before which the first source has given ``count`` samples, or stop."""
+    """The first position start < p ≤ stop before which the first source has given ``count`` samples, else stop."""
     low, high = start, stop
     while low < high:
         middle = (low + high) // 2
@@ -94,7 +107,10 @@ def _position_of(stream: Stream, count: int, start: int, stop: int) -> int:
 
 
 def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]], nodes: Mapping[str, str] | None = None) -> Any:
-    """A `ray.data.Dataset` of the samples at these positions, in order; what a task makes comes range by range."""
+    """Return a `ray.data.Dataset` of the samples at these positions, in order.
+
+    Each inner sequence is read by one task, which yields a block per range.
+    """
     import ray
     from ray.data import DataContext, TaskPoolStrategy
 
@@ -106,9 +122,9 @@ def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]], nodes: Mapping
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))  # takes no tasks itself
+    # from_items needs no read tasks of its own; the numbers index ``tasks``
+    numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
     pool = TaskPoolStrategy(size=stream.concurrent_reads)
-    return numbers.map_batches(
-        read, batch_size=1, batch_format="numpy", num_cpus=DATA_CPUS, compute=pool,
-        label_selector=dict(nodes) if nodes else None,
-    )  # fmt: skip
+    labels = dict(nodes) if nodes else None
+    form = {"batch_size": 1, "batch_format": "numpy"}
+    return numbers.map_batches(read, **form, num_cpus=DATA_CPUS, compute=pool, label_selector=labels)

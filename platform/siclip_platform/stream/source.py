@@ -1,4 +1,4 @@
-"""One split of one dataset as the stream reads it: its shards, its order, what lies beside them."""
+"""One split of one dataset as the stream reads it: its shards, their order and their sidecars."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from siclip_platform.storage import AnyPath
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Picklable. ``first_rows``: (shard, row group) → the number of its first row in the split, in file order.
+    """A split of a dataset, ready to read; picklable.
 
-    ``hashes`` are those of the dataset's manifest and of everything beside it that is read.
+    Attributes:
+        folder: the dataset.
+        hashes: of the dataset's manifest and of every sidecar that is read.
+        shards: the split's files.
+        order: which row groups are read, and in which order.
+        first_rows: (shard, row group) → the index of its first row in the split, in file order.
+        rows: the split's rows.
+        split: its name.
+        captions: caption sets that are read in addition to the dataset's own captions.
+        embeddings: stored teacher embeddings.
     """
 
     folder: AnyPath
@@ -43,13 +52,20 @@ class StreamSource:
         captions: Sequence[str] = (),
         embeddings: str | None = None,
     ) -> StreamSource:
-        """A split of a dataset, or its first ``limit`` samples (see `siclip.data.order.first_samples`).
+        """Open a split.
 
-        ``captions``, ``embeddings``: names of sidecars, see `siclip_platform.datasets.sidecar`.
+        Args:
+            folder: the dataset.
+            split: the split's name.
+            seed: shuffles row groups and rows.
+            window_groups: row groups that are read and shuffled together.
+            limit: use only the first samples (see `siclip.data.order.first_samples`); 0 for all.
+            captions: names of caption sets beside the dataset, see `siclip_platform.datasets.sidecar`.
+            embeddings: the name of an embedding set beside it.
 
         Raises:
-            UserError: the dataset or a sidecar is missing, damaged or of something else, or the split has no samples
-                or fewer than the limit.
+            UserError: the dataset or a sidecar is missing, damaged or does not fit, or the split has no samples or
+                fewer than the limit.
         """
         dataset = open_dataset(folder)
         shards = tuple(dataset.shards(split))
@@ -82,10 +98,10 @@ class StreamSource:
 
 
 def _check_captions(stored: Sidecar, captions: Sequence[str]) -> None:
-    """Texts are stored in the order of the captions that the embeddings were made with."""
+    """Refuse embeddings whose texts are in another order than the captions that are read."""
     made_with = [used.name for used in EmbeddingLayout.of(stored.manifest).captions]
     if made_with[: len(captions)] != list(captions):
         raise UserError(
-            f"{stored.folder} was made with the caption sets {made_with}, and data.captions names {list(captions)}: "
-            "name the first of those in the same order, or embed again"
+            f"{stored.folder} was computed with the caption sets {made_with}, and data.captions names "
+            f"{list(captions)}: name the first of those in the same order, or embed again"
         )

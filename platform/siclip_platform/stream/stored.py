@@ -1,4 +1,4 @@
-"""Teacher embeddings that lie beside a dataset, as the stream reads them.
+"""Teacher embeddings stored beside a dataset, as the stream reads them.
 
 Shapes: K crops of an image, C captions of it, D the teacher's embed_dim.
 """
@@ -21,7 +21,14 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredPair:
-    """The crop that a sample gets, its number, and the teacher's embeddings (D,) of it and of the caption."""
+    """What is stored of one sample as it is read.
+
+    Attributes:
+        crop: the crop's index.
+        box: the crop.
+        image: the teacher's embedding (D,) of the crop.
+        text: the teacher's embedding (D,) of the caption.
+    """
 
     crop: int
     box: Box
@@ -38,7 +45,7 @@ class StoredGroup:
         self.crops = self._columns["boxes"].type.list_size // 4
 
     def pair(self, row: int, caption: int, seed: int, epoch: int, sample_id: str) -> StoredPair:
-        """For a row and the index of its caption; (seed, epoch, sample id) decide the crop."""
+        """Return what is stored of a row and the caption of this index; (seed, epoch, sample id) decide the crop."""
         crop = chosen_crop(seed, epoch, sample_id, self.crops)
         boxes = self._columns["boxes"][row].values.to_numpy(zero_copy_only=False).reshape(-1, 4)
         top, left, height, width = (int(number) for number in boxes[crop])

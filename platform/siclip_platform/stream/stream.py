@@ -1,6 +1,6 @@
-"""From positions to batches: which samples stand there, read, decoded, augmented, paired with a caption.
+"""From positions to the columns of a batch: read samples, decode, augment and choose a caption.
 
-Everything that a batch holds follows from its positions, so any thread, task or worker can make any part of it.
+A batch follows from its positions alone, so any thread, task or worker can compute any part of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,20 @@ from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, captio
 
 @dataclass(frozen=True)
 class Stream:
-    """How a recipe reads a split: picklable, so that Ray tasks can carry it."""
+    """How a recipe reads a split; picklable, so that Ray tasks can use it.
+
+    Attributes:
+        sources: the recipe's dataset, then those mixed into it.
+        mixture: which source each position reads.
+        seed: decides order, crops and captions.
+        image_size: height and width of a batch's images.
+        context_length: tokens of a batch's captions.
+        captions: which caption a sample gets.
+        augment: how images are augmented.
+        scaled_decode: decode JPEG at a reduced size where the crop allows it.
+        unique_batch: the batch size within which captions are kept unique as far as possible; 0: captions may repeat.
+        concurrent_reads: threads or tasks that read.
+    """
 
     sources: tuple[StreamSource, ...]
     mixture: Mixture
@@ -48,10 +61,15 @@ class Stream:
 
     @classmethod
     def of(cls, recipe: Recipe, model: ModelConfig, split: str = "train") -> Stream:
-        """The training stream of a recipe for a model's image size.
+        """Open a recipe's stream.
 
-        Captions have the context length that the model has by its name: a student with a shorter one cuts them,
-        and its teacher sees them whole.
+        Captions have the context length of the model's registered config if that is longer than the model's own: such
+        a student cuts them, and its teacher sees them whole.
+
+        Args:
+            recipe: what to read, and how.
+            model: decides the image size and, with its name, the context length.
+            split: the split's name.
 
         Raises:
             UserError: a dataset is missing, damaged or does not match the schema, or has too few samples.
@@ -87,11 +105,11 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """Samples of an epoch: of each source its own where all have weight 1."""
+        """The samples of all sources: an epoch's, if all have weight 1."""
         return sum(source.order.rows for source in self.sources)
 
     def cursor(self, position: int) -> Cursor:
-        """Where the stream stands after so many samples."""
+        """Return the state of the stream before the sample at a position, for a checkpoint."""
         first = self.sources[0].order
         settings = {
             "groups": [[[g.shard, g.index, g.rows] for g in source.order.groups] for source in self.sources],
@@ -109,7 +127,12 @@ class Stream:
         return Cursor(seed=self.seed, epoch=epoch, position=position, datasets=hashes, order=order)
 
     def windows(self, fields: tuple[str, ...] = ("id", "image", "captions"), ahead: bool = False) -> Windows:
-        """A memory of windows for one reader of this stream."""
+        """Return a cache of windows for one reader of this stream.
+
+        Args:
+            fields: what to read, see `siclip_platform.stream.windows.Rows`.
+            ahead: load the following window in the background.
+        """
 
         def load(source: int, window: Window) -> LoadedWindow:
             return LoadedWindow(self.sources[source], window, fields, self.captions, self.unique_batch)
@@ -117,20 +140,27 @@ class Stream:
         return Windows(load, kept=(3 if ahead else 2) * len(self.sources), ahead=ahead)
 
     def samples(self, start: int, stop: int, windows: Windows) -> list[Sample]:
-        """The samples at the positions start ≤ p < stop."""
+        """Return the samples at the positions start ≤ p < stop, in order."""
         owners = self.mixture.owners(start, stop)
         found: list[Iterator[Sample]] = []
-        places = zip(self.sources, self.mixture.counts(start), self.mixture.counts(stop), strict=True)
-        for number, (source, first, last) in enumerate(places):
+        ranges = zip(self.sources, self.mixture.counts(start), self.mixture.counts(stop), strict=True)
+        for number, (source, first, last) in enumerate(ranges):
             loaded: list[Sample] = []
             for piece in source.order.pieces(first, last):
-                window = windows.get(number, piece.window, _behind(source, piece.window))
+                window = windows.get(number, piece.window, _following(source, piece.window))
                 loaded += window.samples(piece.start, piece.stop)
             found.append(iter(loaded))
         return [next(found[owner]) for owner in owners]
 
     def columns(self, start: int, stop: int, windows: Windows, images: np.ndarray | None = None) -> Columns:
-        """The columns of `Batch` for the positions start ≤ p < stop; ``images`` is where the pixels go."""
+        """Return the columns of `Batch` for the positions start ≤ p < stop.
+
+        Args:
+            start: the first position.
+            stop: the position after the last one.
+            windows: the reader's cache, from `windows`.
+            images: an array (B, size, size, 3) uint8 that the pixels are written to (default: a new one).
+        """
         samples = self.samples(start, stop, windows)
         chosen = [caption_of(sample, self.captions, self.seed) for sample in samples]
         pairs = self.stored(samples, [index for index, _ in chosen])
@@ -141,18 +171,18 @@ class Stream:
         return {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher_columns(pairs)
 
     def stored(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[StoredPair | None]:
-        """What is stored of samples with the captions of these indices."""
+        """Return what is stored of samples with the captions of these indices."""
         return [sample.stored(index, self.seed) for sample, index in zip(samples, captions, strict=True)]
 
     def _pixels(self, sample: Sample, stored: StoredPair | None) -> np.ndarray:
-        place, size = f"sample {sample.id}", self.image_size
+        where, size = f"sample {sample.id}", self.image_size
         if stored is not None:
-            return load_crop(sample.image, place, size, stored.box, scaled=self.scaled_decode)
+            return load_crop(sample.image, where, size, stored.box, scaled=self.scaled_decode)
         key = (self.seed, sample.epoch, sample.id)
-        return load_pixels(sample.image, place, size, self.augment, key, scaled=self.scaled_decode)
+        return load_pixels(sample.image, where, size, self.augment, key, scaled=self.scaled_decode)
 
     def texts(self, samples: Sequence[Sample], texts: Sequence[str]) -> Columns:
-        """``tokens``, ``image_ids`` and ``caption_ids`` of samples with these captions."""
+        """Return ``tokens``, ``image_ids`` and ``caption_ids`` of samples with these captions."""
         return {
             "tokens": tokenize(texts, self.context_length).numpy().astype(np.int32),
             "image_ids": np.array([stable_id(sample.id) for sample in samples], dtype=np.int64),
@@ -166,10 +196,11 @@ class Stream:
         rows = order.window_at(0).rows
         if rows < min(2 * self.unique_batch, order.rows):
             raise UserError(
-                f"data.unique_captions rearranges samples inside a window, and {order.window_groups} row groups hold "
-                f"{rows}, fewer than two batches of {self.unique_batch}: raise data.window_row_groups"
+                f"data.unique_captions rearranges samples inside a window, and a window of {order.window_groups} row "
+                f"groups has {rows} samples, fewer than two batches of {self.unique_batch}: raise "
+                "data.window_row_groups"
             )
 
 
-def _behind(source: StreamSource, window: Window) -> Any:
+def _following(source: StreamSource, window: Window) -> Any:
     return lambda: source.order.window_at(window.position + window.rows)

@@ -1,4 +1,4 @@
-"""Batches made by threads of this process: decoding and resizing let go of the interpreter's lock."""
+"""Read batches with threads of this process: decoding and resizing release the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from siclip.data.batch import Batch
 from siclip_platform.stream.columns import Columns, Range, shares
 from siclip_platform.stream.stream import Stream
 
-AHEAD = 2  # batches that are made while one is trained on
-CHUNK = 32  # samples that a thread makes at a time
+AHEAD = 2
+"""Batches that are prepared while one is trained on."""
+CHUNK = 32
+"""Samples that a thread prepares at a time."""
 
 
 def thread_batches(
@@ -40,9 +42,9 @@ def thread_batches(
 
 
 class ThreadedBatches(Iterator[Batch]):
-    """One batch for each range of positions, in order. Images lie in pinned memory where there is a CUDA device.
+    """One batch per range of positions, in order; see `thread_batches`.
 
-    The first batches are being made when this returns; an error of a sample is raised where its batch would come.
+    An error in a sample is raised in place of its batch.
     """
 
     def __init__(self, stream: Stream, ranges: Sequence[Range]) -> None:
@@ -50,15 +52,15 @@ class ThreadedBatches(Iterator[Batch]):
         self._windows = stream.windows(ahead=True)
         self._left = iter(ranges)
         self._pool = ThreadPoolExecutor(stream.concurrent_reads, thread_name_prefix="stream")
-        self._coming: deque[tuple[np.ndarray, list[Future[Columns]]]] = deque()
+        self._pending: deque[tuple[np.ndarray, list[Future[Columns]]]] = deque()
         self._pin = torch.cuda.is_available()
         self._fill()
 
     def __next__(self) -> Batch:
-        if not self._coming:
+        if not self._pending:
             self.close()
             raise StopIteration
-        images, chunks = self._coming.popleft()
+        images, chunks = self._pending.popleft()
         try:
             made = [chunk.result() for chunk in chunks]
         except BaseException:
@@ -69,8 +71,8 @@ class ThreadedBatches(Iterator[Batch]):
         return Batch.from_arrays({"images": images} | columns).staged()
 
     def close(self) -> None:
-        """Make nothing more; the threads end."""
-        self._coming.clear()
+        """Stop reading; the threads end."""
+        self._pending.clear()
         self._left = iter(())
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -78,8 +80,9 @@ class ThreadedBatches(Iterator[Batch]):
         self.close()
 
     def _fill(self) -> None:
-        while len(self._coming) < AHEAD and (following := next(self._left, None)) is not None:
+        while len(self._pending) < AHEAD and (following := next(self._left, None)) is not None:
             start, stop = following
+            # threads write into slices of the final array, which saves a copy of all pixels
             size = self._stream.image_size
             images = torch.empty((stop - start, size, size, 3), dtype=torch.uint8, pin_memory=self._pin).numpy()
             chunks = [
@@ -92,4 +95,4 @@ class ThreadedBatches(Iterator[Batch]):
                 )
                 for first in range(start, max(stop, start + 1), CHUNK)
             ]
-            self._coming.append((images, chunks))
+            self._pending.append((images, chunks))

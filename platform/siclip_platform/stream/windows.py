@@ -1,4 +1,4 @@
-"""The windows of row groups that samples are read from: each read once, a few kept."""
+"""Windows of row groups that samples are read from: each is read once, and the last few are kept."""
 
 from __future__ import annotations
 
@@ -24,15 +24,21 @@ from siclip_platform.storage import in_threads
 from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stored import StoredGroup, StoredPair
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 EMBEDDINGS = "embeddings"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row of a source: ``number`` is its place in the split; ``image`` is None where images are not read.
+    """A row of a source in one epoch.
 
-    ``captions``: the dataset's own, then those of its caption sets. ``place``: where its embeddings are.
+    Attributes:
+        id: the sample's id.
+        image: the file's bytes; None if images are not read.
+        captions: the dataset's own, then those of the caption sets.
+        epoch: the source's epoch.
+        number: the row's index in the split, in file order.
+        embeddings: the row group's stored embeddings, and the row's index in them; None if they are not read.
     """
 
     id: str
@@ -40,20 +46,21 @@ class Sample:
     captions: Sequence[dict[str, str | None]]
     epoch: int
     number: int
-    place: tuple[StoredGroup, int] | None = None
+    embeddings: tuple[StoredGroup, int] | None = None
 
     def stored(self, caption: int, seed: int) -> StoredPair | None:
-        """Its crop and the teacher's embeddings, with the caption of this index; None where none are read."""
-        if self.place is None:
+        """Return what is stored of it with the caption of this index; None if embeddings are not read."""
+        if self.embeddings is None:
             return None
-        group, row = self.place
+        group, row = self.embeddings
         return group.pair(row, caption, seed, self.epoch, self.id)
 
 
 class Rows:
-    """The rows of a window, as they lie in the files; ``fields`` of `datasets.schema` are read.
+    """The rows of a window in file order.
 
-    Stored embeddings, where the source has some, come with the images, or where ``fields`` names `EMBEDDINGS`.
+    ``fields`` are names of `siclip_platform.datasets.schema`. The source's stored embeddings are read with
+    ``"image"`` or `EMBEDDINGS`.
     """
 
     def __init__(self, source: StreamSource, window: Window, fields: Sequence[str]) -> None:
@@ -66,35 +73,36 @@ class Rows:
         self._starts = np.cumsum([0, *(group.rows for group in window.groups)])
 
     def __getitem__(self, row: int) -> Sample:
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        group, columns = self.window.groups[place], self._columns[place]
-        index = row - int(self._starts[place])
+        # which row group of the window, and the row's index in it
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        group, columns = self.window.groups[which], self._columns[which]
+        index = row - int(self._starts[which])
         image = columns.get("image")
         return Sample(
             id=columns["id"][index].as_py(),
             image=None if image is None else memoryview(image[index].as_buffer()).cast("B"),
             captions=list(
-                chain(*(column[index].as_py() for column in (columns["captions"], *self._captions[place])))
+                chain(*(column[index].as_py() for column in (columns["captions"], *self._captions[which])))
             ),
             epoch=self.window.epoch,
             number=self.source.first_rows[group.shard, group.index] + index,
-            place=(self._stored[place], index) if self._stored else None,
+            embeddings=(self._stored[which], index) if self._stored else None,
         )
 
-    def caption_ids(self, order: Places, policy: CaptionPolicy) -> Places:
-        """An id of the text that each of these rows gets."""
+    def caption_ids(self, order: Indices, policy: CaptionPolicy) -> Indices:
+        """Return the id of the caption that each of these rows gets."""
         samples = (self[int(row)] for row in order)
         return np.array([stable_id(caption_of(sample, policy, self.source.order.seed)[1]) for sample in samples])
 
 
 def caption_of(sample: Sample, policy: CaptionPolicy, seed: int) -> tuple[int, str]:
-    """Index and text of the caption that a sample gets."""
+    """Return index and text of the caption that a sample gets."""
     index = choose_caption(sample.captions, policy, seed, sample.epoch, sample.id)
     return index, str(sample.captions[index]["text"])
 
 
 class _Group(NamedTuple):
-    """What is read of one row group: its columns, the captions beside it, the embeddings beside it."""
+    """What is read of one row group: its columns, and what the caption sets and the embedding set have of it."""
 
     columns: dict[str, Any]
     captions: list[Any]
@@ -114,9 +122,9 @@ def _read(source: StreamSource, group: RowGroup, fields: Sequence[str]) -> _Grou
 
 
 class LoadedWindow:
-    """The samples of a window in order of delivery.
+    """The samples of a window in the order of training.
 
-    With ``unique`` (a batch size) no batch of that size holds a caption twice, as far as possible.
+    With ``unique``, a batch size, the order avoids the same caption twice in a batch of that size as far as possible.
     """
 
     def __init__(
@@ -127,10 +135,12 @@ class LoadedWindow:
         self.unique = unique
 
     def samples(self, start: int, stop: int) -> list[Sample]:
+        """Return the samples start ≤ i < stop of the window."""
         return [self.rows[int(row)] for row in self.order[start:stop]]
 
     @cached_property
-    def order(self) -> Places:
+    def order(self) -> Indices:
+        """The window's rows in the order of training."""
         source, window = self.rows.source, self.rows.window
         shuffled = source.order.rows_of(window)
         if not self.unique:
@@ -140,8 +150,8 @@ class LoadedWindow:
         return shuffled[arranged(captions, window.position, self.unique, before)]
 
 
-def _tails_before(source: StreamSource, window: Window, policy: CaptionPolicy, batch_size: int) -> Iterator[Places]:
-    """The captions that stand before a window in the batch of its first sample."""
+def _tails_before(source: StreamSource, window: Window, policy: CaptionPolicy, batch_size: int) -> Iterator[Indices]:
+    """The captions that precede a window in the batch of its first sample."""
     begin = window.position - window.position % batch_size
     while window.position > begin:
         window = source.order.window_at(window.position - 1)
@@ -151,12 +161,15 @@ def _tails_before(source: StreamSource, window: Window, policy: CaptionPolicy, b
 
 
 class Windows:
-    """Loads windows when they are first asked for, and the one behind each ahead of time; safe between threads.
-
-    ``kept``: how many of the last ones stay; every part of the stream that reads at the same time needs its own.
-    """
+    """A cache of windows; thread-safe. A window is loaded when it is first requested."""
 
     def __init__(self, load: Callable[[int, Window], LoadedWindow], kept: int, ahead: bool = False) -> None:
+        """
+        Args:
+            load: reads a window of the source with this index.
+            kept: how many of the last used windows stay in memory.
+            ahead: load the window after each requested one in the background.
+        """
         self.load = load
         self.kept = kept
         self.ahead = ahead
@@ -164,7 +177,7 @@ class Windows:
         self._found: OrderedDict[tuple[int, int, int], Future[LoadedWindow]] = OrderedDict()
 
     def get(self, source: int, window: Window, following: Callable[[], Window] | None = None) -> LoadedWindow:
-        """A window of a source; the one of ``following`` is loaded in the background."""
+        """Return a window of the source with this index; ``following`` names the one to load ahead."""
         future, mine = self._claim(source, window)
         if mine:
             if self.ahead and following is not None:
@@ -173,6 +186,7 @@ class Windows:
         return future.result()
 
     def _claim(self, source: int, window: Window) -> tuple[Future[LoadedWindow], bool]:
+        """The window's future, and whether the caller has to fill it."""
         key = (source, window.epoch, window.index)
         with self._lock:
             known = self._found.get(key)
@@ -188,7 +202,7 @@ class Windows:
     def _fill(self, future: Future[LoadedWindow], source: int, window: Window) -> None:
         try:
             loaded = self.load(source, window)
-            _ = loaded.order
+            _ = loaded.order  # computed by the loading thread, not by the first of those that wait for it
             future.set_result(loaded)
         except BaseException as error:
             future.set_exception(error)

@@ -1,1 +1,1 @@
-"""One recipe to one model: building it, one sequence that runs it, Ray Train's driver and worker."""
+"""Train one recipe to one model: build it, run it, here or with Ray Train."""

@@ -1,4 +1,4 @@
-"""Evaluations in training keep to their share of the run's time."""
+"""Limit the share of a training's time that evaluations take."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 class Budgeted:
-    """An evaluation that is left out where all of them together would take more than ``max_share`` of the time.
+    """An evaluation that is skipped where all evaluations together would exceed their share of the time.
 
-    An evaluation is expected to take as long as the longest so far, so the first one always runs, and the one after
-    the last step does too. One that is left out is logged, and counted in the metric ``cost/evaluations_skipped``
-    that stands in its place. A share of 1 leaves nothing out and adds nothing.
+    An evaluation is expected to take as long as the longest so far, so the first one always runs; so does the one
+    after the last step. A skipped one is logged and returns only its costs: ``cost/evaluations_skipped`` counts
+    them. With a share of 1 nothing is skipped and no costs are added.
     """
 
     def __init__(
@@ -28,7 +28,14 @@ class Budgeted:
         now: Callable[[], tuple[int, float]],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``now``: the step the training is at, and the seconds it took without evaluations."""
+        """
+        Args:
+            evaluate: a model's metrics.
+            max_share: the largest share of the time, above 0 and at most 1.
+            last_step: the training's last step.
+            now: returns the training's step and its seconds so far, without evaluations.
+            clock: returns a time in seconds.
+        """
         self.evaluate, self.max_share, self.last_step = evaluate, max_share, last_step
         self.now, self.clock = now, clock
         self.spent = self.longest = 0.0
@@ -43,10 +50,9 @@ class Budgeted:
         if share > self.max_share and step != self.last_step:
             self.skipped += 1
             logger.warning(
-                "the evaluation at step %d is left out: with it evaluations would take %.0f %% of the time, "
-                "evaluation.max_share allows %.0f %%",
-                step, 100 * share, 100 * self.max_share,
-            )  # fmt: skip
+                f"the evaluation at step {step} is skipped: with it evaluations would take {share:.0%} of the time, "
+                f"and evaluation.max_share allows {self.max_share:.0%}"
+            )
             return self._costs()
         started = self.clock()
         metrics = dict(self.evaluate(model))

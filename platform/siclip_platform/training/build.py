@@ -1,6 +1,6 @@
-"""From a recipe to a trainer, and the first of the two ways to run it: in this process.
+"""Build a recipe: its model, teachers, trainer, stream and evaluation.
 
-The other is `siclip_platform.training.ray_train`. Both build the same trainer and feed it the same batches.
+Training here and under Ray Train build the same trainer and feed it the same batches.
 """
 
 from __future__ import annotations
@@ -30,26 +30,35 @@ from siclip_platform.training.teachers import check_teachers_are_used, teacher_s
 
 CHECKPOINT = "checkpoint.pt"
 Log = Callable[[int, Mapping[str, float]], None]
-"""(step, metrics) → somewhere: a tracker, a display."""
+"""Takes (step, metrics): a tracker, a display."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe turned into things that compute."""
+    """A recipe, built and ready to train.
+
+    Attributes:
+        trainer: the model, its teacher, losses and optimizer.
+        stream: where the training's batches come from.
+        evaluate: a model's metrics on the validation split, named ``validation/METRIC``.
+    """
 
     trainer: Trainer
     stream: Stream | CachedStream
     evaluate: Callable[[Clip], dict[str, float]]
 
     def batches(self, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """The ``rank``-th of ``workers`` shares of the batches of the positions start ≤ p < stop, read here."""
+        """Read the batches of the positions start ≤ p < stop in this process.
+
+        Of each batch this is the ``rank``-th of ``workers`` contiguous shares.
+        """
         size = self.trainer.config.batch_size
         if isinstance(self.stream, CachedStream):
             return self.stream.batches(size, start, stop, rank, workers)
         return thread_batches(self.stream, size, start, stop, rank, workers)
 
     def costs(self) -> dict[str, float]:
-        """The run's parameters, latency and steps, in the units of the report's cost table."""
+        """Return parameters, latency and steps, in the units of the report's cost table."""
         model = self.trainer.model
         return {
             "cost/parameters_trainable": count_parameters(model, trainable=True),
@@ -61,13 +70,19 @@ class Prepared:
 
 
 def check(recipe: Recipe, with_data: bool) -> None:
-    """Build what a recipe names, and throw it away: the cheapest way to find out whether it fits.
+    """Build what a recipe names and discard it, so that errors appear before anything is trained.
+
+    A trial of a search may name a teacher that it does not use, since its loss weights may be 0; here that is an
+    error.
+
+    Args:
+        recipe: what to check. A student that needs a teacher is not built while the recipe names no checkpoint for
+            it: the teacher may still be trained.
+        with_data: open the training and validation data too.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, the parts do not fit each other, or a teacher is named that
-            nothing looks at (a trial of a search may have one: its weights may be 0). Without a
-            teacher's checkpoint the student's inheritance cannot be looked at, nor the data without
-            ``with_data``.
+        UserError: a file is missing or of the wrong format, the parts do not fit each other, or a teacher has no
+            effect.
     """
     model = recipe_model(recipe)
     check_teachers_are_used(recipe)
@@ -79,7 +94,7 @@ def check(recipe: Recipe, with_data: bool) -> None:
 
 
 def recipe_model(recipe: Recipe) -> ModelConfig:
-    """The config of the model that a recipe trains.
+    """Return the config of the model that a recipe trains.
 
     Raises:
         UserError: the name or a pattern is wrong.
@@ -96,7 +111,7 @@ def recipe_model(recipe: Recipe) -> ModelConfig:
 
 
 def build_trainer(recipe: Recipe) -> Trainer:
-    """The trainer of a recipe, its teacher loaded and inherited from.
+    """Build a recipe's trainer; its teacher is loaded, and the student inherits from it if the recipe asks for it.
 
     Raises:
         UserError: the teacher's checkpoint is missing or does not fit.
@@ -117,10 +132,10 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Build everything a recipe names.
+    """Build everything that a recipe names; a trunk cache that does not exist is computed.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, or the parts do not fit each other.
+        UserError: a file is missing or of the wrong format, or the parts do not fit each other.
     """
     trainer = build_trainer(recipe)
     config = trainer.model.config
@@ -142,7 +157,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
-    """The recipe's stream; with a trunk cache, which is built here if it is not there, that of its features."""
+    """The recipe's stream of images or, with a trunk cache, of stored features."""
     stream = Stream.of(recipe, trainer.model.config)
     data = recipe.data
     if not data.trunk_cache:
@@ -150,8 +165,9 @@ def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
     for teacher in getattr(trainer.teacher, "teachers", [trainer.teacher]):
         if isinstance(teacher, ModelTeacher) and not all(teacher.shares.values()):
             raise UserError(
-                f"a teacher {teacher.model.config.name!r} with a trunk of its own needs images, and data.trunk_cache "
-                "leaves them out: distil from the model that the student inherits from, or leave the cache out"
+                f"the teacher {teacher.model.config.name!r} has another trunk than the student and needs images, "
+                "which data.trunk_cache replaces: distil from the model that the student inherits from, or remove "
+                "data.trunk_cache"
             )
     cache = build_trunk_cache(
         trainer.model,

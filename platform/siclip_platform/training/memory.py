@@ -1,21 +1,18 @@
-"""Memory of a training: its peak, and what to do when there is not enough."""
+"""Memory of a training: its peak, running out of it, and releasing it."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from typing import TYPE_CHECKING
 
 from siclip_platform.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
-    pass
-
 
 def measure_peak(recipe: Recipe) -> int:
-    """Bytes of GPU memory at the peak of the recipe's first step, measured by doing it on a GPU of the cluster."""
+    """Run a recipe's first step on a GPU of the cluster and return its peak GPU memory in bytes."""
     import ray
 
+    # the process ends after the call, so that it leaves no memory reserved on the GPU
     peak = ray.remote(num_gpus=1, num_cpus=1, max_calls=1)(_peak_of_first_step)
     return int(ray.get(peak.remote(recipe.model_dump_json())))
 
@@ -33,22 +30,24 @@ def _peak_of_first_step(recipe_json: str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of the host."""
+    """Return whether the device or the host ran out of memory."""
+    # PyTorch raises OutOfMemoryError for CUDA, and plain RuntimeErrors for the host's allocator and for libraries
     text = str(error).lower()
-    told = "outofmemory" in type(error).__name__.lower() or "out of memory" in text or "can't allocate memory" in text
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
+    says_so = "out of memory" in text or "can't allocate memory" in text
+    by_name = "outofmemory" in type(error).__name__.lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and (says_so or by_name))
 
 
 def give_back_memory() -> None:
-    """Free what nothing refers to any more, on the host and on the device."""
+    """Release unreferenced memory on the host and on the device."""
     gc.collect()
-    torch = sys.modules.get("torch")  # a training imports it; nothing is on a device before
+    torch = sys.modules.get("torch")  # without torch nothing is on a device, and importing it would take seconds
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def process_figures() -> dict[str, float]:
-    """What this process takes of its machine."""
+    """Return the memory and threads that this process uses, as ``system/…`` metrics."""
     import psutil
 
     process = psutil.Process()
@@ -63,5 +62,6 @@ def process_figures() -> dict[str, float]:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type's name if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

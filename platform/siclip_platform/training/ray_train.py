@@ -1,8 +1,4 @@
-"""A recipe under Ray Train, on one worker or several: the second of the two ways to run it.
-
-`siclip_platform.training.ray_worker` builds the trainer of `siclip_platform.training.build` there and feeds it the
-same batches; the `Reporter` differs, and where the batches may come from.
-"""
+"""Train a recipe with Ray Train: the driver's side. The workers run `siclip_platform.training.ray_worker`."""
 
 from __future__ import annotations
 
@@ -23,11 +19,17 @@ from siclip_platform.training.build import CHECKPOINT, Log
 from siclip_platform.training.ray_worker import FINAL, Failure, train_worker
 
 RETRIES = 2
+DRAIN_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The outcome of a run under Ray Train."""
+    """The result of a run under Ray Train.
+
+    Attributes:
+        checkpoint: a local copy of the last checkpoint.
+        metrics: those of the last report, with the run's costs.
+    """
 
     checkpoint: Path
     metrics: dict[str, float]
@@ -43,18 +45,28 @@ def run_with_ray_train(
     workers: int = 1,
     checkpoints: AnyPath | None = None,
 ) -> TrainedModel:
-    """Train on Ray Train workers (each with a GPU where the cluster has that many); each reads its share of a batch.
+    """Train a recipe with Ray Train.
 
-    Several workers compute what one does with the whole batch, but for the order in which sums are taken.
+    Each worker reads its share of every batch. Several workers compute what one computes with the whole batch, up to
+    the order of summation. Each worker gets a GPU if the cluster has one for every worker.
 
-    Needs a connected Ray. A run of the same name in the same storage goes on from its last checkpoint;
-    ``checkpoints`` is where Ray Train keeps them, if not in ``storage``. A worker that is lost is started again,
-    twice at the most; a recipe that cannot succeed is not.
+    A lost worker is restarted at most twice; a recipe that cannot succeed is not retried. Ray must be connected.
+
+    Args:
+        recipe: what to train.
+        name: the run's name. A run with the same name in the same storage resumes from its last checkpoint.
+        storage: the folder of Ray Train's state. The last checkpoint is copied beside it, to ``NAME.pt``; the ids of
+            a diverging run's batches are written there too.
+        log: receives every metric as it is reported.
+        worker_cpus: CPUs of each worker.
+        workers: the number of workers; it must divide the batch size.
+        checkpoints: where Ray Train stores checkpoints (default: ``storage``).
 
     Raises:
-        UserError: the recipe does not fit its data or teacher, or the batch cannot be divided.
+        UserError: the recipe does not fit its data or its teachers, the batch cannot be divided, or no node can run
+            the reading tasks.
         TrainingDiverged: see `siclip.training.loop.train`.
-        RuntimeError: the training failed; the message is the worker's.
+        RuntimeError: the training failed, with the worker's message, or a metric could not be logged.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -65,8 +77,8 @@ def run_with_ray_train(
     check_reader_nodes(recipe.data.reader_nodes)
     use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     resources = {"CPU": worker_cpus} | ({"GPU": 1} if use_gpu else {})
-    queue = Queue(actor_options=_beside_driver())
-    failures = Queue(actor_options=_beside_driver()) if workers > 1 else None
+    queue = Queue(actor_options=_on_driver_node())
+    failures = Queue(actor_options=_on_driver_node()) if workers > 1 else None
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -83,24 +95,24 @@ def run_with_ray_train(
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=3),
         ),
     )
-    told = _Told(log)
+    received = _Received(log)
     try:
-        with _draining(queue, told):
+        with _draining(queue, received):
             result = trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(f"training {name} failed: {error}") from error
     finally:
         if failures is not None:
             failures.shutdown()
-    if told.failure is not None:
-        raise FINAL[told.failure.kind](told.failure.message)
+    if received.failure is not None:
+        raise FINAL[received.failure.error](received.failure.message)
     metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
     with result.checkpoint.as_directory() as folder:
         return TrainedModel(_keep(Path(folder) / CHECKPOINT, storage.parent / f"{name}.pt"), metrics)
 
 
-def _beside_driver() -> dict[str, Any]:
-    """Options of an actor that must outlive every other node: it runs on that of the driver."""
+def _on_driver_node() -> dict[str, Any]:
+    """Options of an actor that runs on the driver's node, so that it survives the loss of every other node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -109,7 +121,8 @@ def _beside_driver() -> dict[str, Any]:
 
 
 def _storage(where: AnyPath) -> dict[str, Any]:
-    """Fields of Ray's `RunConfig`; a store's filesystem is ours, with bounded waiting, and holds no keys."""
+    """Fields of Ray's `RunConfig`."""
+    # with only a URI Ray would open the store itself: without our timeouts, and with keys in what it writes
     if isinstance(where, RemotePath):
         return {"storage_path": where.path, "storage_filesystem": where.filesystem}
     return {"storage_path": str(where)}
@@ -122,8 +135,8 @@ def _check_workers(recipe: Recipe, workers: int) -> None:
 
 
 @dataclass
-class _Told:
-    """What the workers told: figures are passed on, the first failure is kept."""
+class _Received:
+    """Passes on the metrics that workers send and keeps their first failure."""
 
     log: Log
     failure: Failure | None = field(default=None)
@@ -136,20 +149,27 @@ class _Told:
 
 
 @contextmanager
-def _draining(queue: Any, told: _Told) -> Iterator[None]:
-    """Take what arrives in the queue, in a thread of its own, until the block ends."""
+def _draining(queue: Any, received: _Received) -> Iterator[None]:
+    """Empty the queue from a thread until the block ends."""
     from ray.util.queue import Empty
 
     done = threading.Event()
     failures: list[Exception] = []
 
     def drain() -> None:
-        while not (done.is_set() and queue.empty()):
+        while True:
             try:
-                told.take(queue.get(timeout=0.5))
+                if done.is_set() and queue.empty():
+                    return
+                item = queue.get(timeout=0.5)
             except Empty:
                 continue
-            except Exception as error:  # the training goes on; told at its end
+            except Exception as error:  # the queue's actor is gone: the run was given up and Ray shut down
+                failures.append(error)
+                return
+            try:
+                received.take(item)
+            except Exception as error:  # a tracker's failure must not stop the training; it is raised at the end
                 failures.append(error)
 
     thread = threading.Thread(target=drain, daemon=True)
@@ -158,11 +178,11 @@ def _draining(queue: Any, told: _Told) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join(timeout=30)
+        thread.join(timeout=DRAIN_SECONDS)
         queue.shutdown()
     if failures:
         first = failures[0]
-        raise RuntimeError(f"{len(failures)} reports of the training could not be tracked: {first}") from first
+        raise RuntimeError(f"{len(failures)} reports of the training could not be logged: {first}") from first
 
 
 def _keep(source: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a Ray Train worker does: its share of every batch, and what it tells Ray Train and the driver."""
+"""A Ray Train worker: it trains on its share of every batch and reports to Ray Train and to the driver."""
 
 from __future__ import annotations
 
@@ -22,24 +22,34 @@ from siclip_platform.training.build import CHECKPOINT, Prepared, recipe_model
 from siclip_platform.training.in_process import run_recipe
 
 FINAL = {"UserError": UserError, "TrainingDiverged": TrainingDiverged}
-"""Failures that another try would only repeat."""
+"""Errors that a retry would only repeat, by name."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure in `FINAL`, on its way to the driver."""
+    """An error in `FINAL`, as it is sent to the driver.
 
-    kind: str
+    Attributes:
+        error: its name in `FINAL`.
+        message: its text.
+    """
+
+    error: str
     message: str
 
 
 class _TrainReporter:
-    """Reports to Ray Train, and every metric at once to the driver through a queue; only the first worker sends any.
+    """Reports to Ray Train and sends every metric to the driver at once, through a queue.
 
-    Ray Train waits at a report until every worker has made it, so the others report too, without metrics.
+    Only the first worker sends metrics and saves checkpoints.
     """
 
     def __init__(self, queue: Any, first: bool) -> None:
+        """
+        Args:
+            queue: takes (step, metrics); the driver empties it.
+            first: whether this is the first worker.
+        """
         self.queue = queue
         self.first = first
         self.costs: dict[str, float] = {}
@@ -55,6 +65,7 @@ class _TrainReporter:
         import ray.train
 
         if not self.first:
+            # Ray Train waits at a report until every worker has made it
             ray.train.report({"step": step})
             return
         costs = self.costs | {"cost/seconds": time.perf_counter() - self.started}
@@ -99,17 +110,23 @@ class _Share:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """The training of one worker. A failure in `FINAL` is told to the driver and ends the run.
+    """Train one worker's share; Ray Train calls this in each worker's process.
 
-    A single worker then simply returns. Of several, the others may wait for it: it fails, Ray Train starts them all
-    again, and they find the failure told.
+    An error in `FINAL` is sent to the driver and ends the run. A single worker then returns. Among several workers
+    the others may be waiting for the failed one, so it raises: Ray Train restarts them all, and each returns because
+    the failure has been reported.
+
+    Args:
+        config: ``recipe`` (JSON), ``queue`` (metrics and failures, to the driver), ``failures`` (a queue that shows
+            every worker whether the run has failed; None for a single worker) and ``outputs`` (a folder for the ids
+            of a diverging run's batches).
     """
     import ray.train
 
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    told = config["failures"]
-    if told is not None and not told.empty():
+    failures = config["failures"]
+    if failures is not None and not failures.empty():
         return
     try:
         recipe = Recipe.model_validate_json(config["recipe"])
@@ -122,15 +139,15 @@ def train_worker(config: dict[str, Any]) -> None:
             outputs=config["outputs"],
         )
     except (UserError, TrainingDiverged) as error:
-        failure = Failure(next(k for k, kind in FINAL.items() if isinstance(error, kind)), str(error))
+        failure = Failure(next(name for name, final in FINAL.items() if isinstance(error, final)), str(error))
         config["queue"].put(failure)
-        if told is not None:
-            told.put(failure)
+        if failures is not None:
+            failures.put(failure)
             raise
 
 
 @contextmanager
 def _file_of(checkpoint: Any) -> Iterator[Path]:
-    """Ray Train's checkpoint as a local file; a remote one is downloaded for as long as this lasts."""
+    """Ray Train's checkpoint as a local file; a remote one is downloaded and deleted afterwards."""
     with checkpoint.as_directory() as folder:
         yield Path(folder) / CHECKPOINT

@@ -1,4 +1,4 @@
-"""What a recipe is distilled from: a teacher that computes, several of them, or embeddings beside the data."""
+"""The teacher that a recipe is distilled from: one model, several, or embeddings stored beside the data."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from siclip_platform.recipes.recipe import Recipe
 
 
 def teacher_source(recipe: Recipe) -> Teacher | None:
-    """The teacher that a recipe names beside the one it inherits from; None where it names none or needs none.
+    """Return the teacher that a recipe names other than the one to inherit from; None if it names or needs none.
 
-    With ``data.teacher_embeddings`` it is the teacher that made them; where ``distil_from`` names one too, they must
-    be of that one.
+    With ``data.teacher_embeddings`` it is the teacher that computed them. If ``distil_from`` names one too, it must
+    be the same.
 
     Raises:
-        UserError: it cannot be loaded, the embeddings are not there, or they are of another teacher.
+        UserError: a teacher cannot be loaded, or the embeddings are missing or of another teacher.
     """
     if not recipe.loss.needs_teacher:
         return None
     if not recipe.data.teacher_embeddings:
-        return _together([load_teacher(name) for name in recipe.distil_from])
+        return _combined([load_teacher(name) for name in recipe.distil_from])
     stored = _stored(recipe)
     if recipe.distil_from:
-        named = _together([load_teacher(name) for name in recipe.distil_from])
+        named = _combined([load_teacher(name) for name in recipe.distil_from])
         assert named is not None
         if named.identity != stored.name:
             raise UserError(
                 f"data.teacher_embeddings {recipe.data.teacher_embeddings!r} are of the teacher {stored.name!r}, and "
-                f"distil_from names {named.identity!r}: leave distil_from out, or embed with that teacher"
+                f"distil_from names {named.identity!r}: remove distil_from, or embed with that teacher"
             )
     return stored
 
 
 def check_teachers_are_used(recipe: Recipe) -> None:
-    """Refuse a teacher that nothing would look at.
+    """Refuse a teacher that has no effect.
 
     Raises:
-        UserError: with what to change.
+        UserError: the recipe names one, with what to change.
     """
     needed, embeddings = recipe.loss.needs_teacher, recipe.data.teacher_embeddings
-    no_part = "no part of the loss looks at a teacher"
+    unused = "no part of the loss uses a teacher"
     weights = ", ".join(f"loss.{name}" for name in DISTILLATION)
     for name, given in (("distil_from", recipe.distil_from), ("data.teacher_embeddings", embeddings)):
         if given and not needed:
-            raise UserError(f"{name} is of no use: {no_part}; set one of {weights} above 0, or leave it out")
+            raise UserError(f"{name} has no effect: {unused}; set one of {weights} above 0, or remove it")
     other = "distil_from" if recipe.distil_from else "data.teacher_embeddings" if embeddings else None
     if recipe.teacher and not recipe.model.inherit and (other or not needed):
-        why = f"{other} names what to distil from" if other else no_part
-        raise UserError(f"teacher is of no use: {why}, and model.inherit is false; leave teacher out, or inherit")
+        why = f"{other} names what to distil from" if other else unused
+        raise UserError(f"teacher has no effect: {why}, and model.inherit is false; remove teacher, or inherit")
 
 
-def _together(teachers: Sequence[Teacher]) -> Teacher | None:
-    """Several as an ensemble."""
+def _combined(teachers: Sequence[Teacher]) -> Teacher | None:
+    """One as it is, several as an ensemble."""
     if not teachers:
         return None
     return teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
 
 
 def _stored(recipe: Recipe) -> StoredTeacher:
-    """The teacher of the embeddings beside every dataset of a recipe: it must be one and the same."""
+    """The one teacher of the embeddings beside every dataset of a recipe."""
     name = recipe.data.teacher_embeddings
     assert name
     folders = [recipe.data.path, *(part.path for part in recipe.data.mix)]

@@ -1,3 +1,5 @@
+"""The stream from a trunk cache, compared with the stream of images and with the trunk itself."""
+
 from __future__ import annotations
 
 import pickle
@@ -26,7 +28,7 @@ IMAGE_BYTES = 128 * 4 * 4 * 2
 
 @pytest.fixture(scope="module")
 def teacher(nano_teacher: Path, digits: Path) -> Clip:
-    """With BatchNorm statistics of the data: with the initial ones all images have nearly the same features."""
+    """The teacher with BatchNorm statistics of the data: with the initial ones all images have similar features."""
     model = load_model(nano_teacher).train()
     batch = next(thread_batches(stream(digits), 60, 0, 60))
     with torch.no_grad():
@@ -85,7 +87,7 @@ def test_the_features_are_the_trunks_rounded_once(digits: Path, train_cache: Tru
                     assert_rounded(one, other)
 
 
-def test_a_cache_is_of_the_trunk_in_eval_mode_and_leaves_the_models_mode(
+def test_a_cache_is_computed_in_eval_mode_and_restores_the_models_mode(
     digits: Path, train_cache: TrunkCache, teacher: Clip, tmp_path: Path
 ) -> None:
     teacher.train()
@@ -99,12 +101,12 @@ def test_a_cache_is_of_the_trunk_in_eval_mode_and_leaves_the_models_mode(
     assert torch.equal(batches[0].features.text, batches[1].features.text)
 
 
-def test_crops_are_fixed_different_and_chosen_by_epoch(digits: Path, teacher: Clip, tmp_path: Path) -> None:
+def test_crops_are_fixed_and_different_and_the_epoch_chooses_one(digits: Path, teacher: Clip, tmp_path: Path) -> None:
     torch.manual_seed(0)
     expected_noise = torch.rand(1)
     torch.manual_seed(0)
     cache = build_trunk_cache(teacher, digits, "validation", tmp_path / "a", augmentations=3, batch=8)
-    assert torch.equal(torch.rand(1), expected_noise)  # the global generator was left alone
+    assert torch.equal(torch.rand(1), expected_noise)  # the global generator was not used
     assert (
         build_trunk_cache(teacher, digits, "validation", tmp_path / "b", augmentations=3, batch=8).manifest
         == cache.manifest
@@ -114,21 +116,21 @@ def test_crops_are_fixed_different_and_chosen_by_epoch(digits: Path, teacher: Cl
     assert (ids == ids[:, :1]).all() and not torch.equal(variants[:, 0], variants[:, 1])
 
     cached = CachedStream(stream(digits, "validation"), cache)
-    places = {identity: place for place, identity in enumerate(ids[:, 0].tolist())}
+    rows = {sample_id: row for row, sample_id in enumerate(ids[:, 0].tolist())}
     chosen = []
     for batch in cached.batches(ROWS, 0, 5 * ROWS):
-        own = variants[[places[identity] for identity in batch.image_ids.tolist()]]
+        own = variants[[rows[sample_id] for sample_id in batch.image_ids.tolist()]]
         matches = (own == batch.features.image.unsqueeze(1)).flatten(2).all(dim=2)
         assert matches.any(dim=1).all()
         order = batch.image_ids.argsort()
         chosen.append(matches.int().argmax(dim=1)[order])
     assert all(not torch.equal(a, b) for a, b in pairwise(chosen))
-    assert torch.cat(chosen).bincount().min() > 40  # of 200, a third each but for chance
+    assert torch.cat(chosen).bincount().min() > 40  # a third of 200 each, up to chance
     again = list(cached.batches(ROWS, 2 * ROWS, 3 * ROWS))
     assert torch.equal(again[0].features.image, list(cached.batches(ROWS, 0, 3 * ROWS))[2].features.image)
 
 
-def test_a_cache_of_something_else_is_refused(digits: Path, train_cache: TrunkCache, tmp_path: Path) -> None:
+def test_a_cache_of_other_data_is_refused(digits: Path, train_cache: TrunkCache, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"another number of samples \(240\) than the stream \(40\)"):
         CachedStream(stream(digits, "validation"), train_cache)
     larger = create_model("mobileclip-nano", image={"image_size": 96}).config
@@ -136,7 +138,7 @@ def test_a_cache_of_something_else_is_refused(digits: Path, train_cache: TrunkCa
         CachedStream(Stream.of(digits_student(digits), larger), train_cache)
 
     swapped = with_shards(stream(digits), stream(digits).sources[0].shards[::-1])
-    with pytest.raises(UserError, match="holds other samples than the stream reads"):
+    with pytest.raises(UserError, match="has other samples than the stream reads"):
         next(CachedStream(swapped, train_cache).batches(50, 0, 240))
     recaptioned = []
     for shard in stream(digits).sources[0].shards:
@@ -148,5 +150,5 @@ def test_a_cache_of_something_else_is_refused(digits: Path, train_cache: TrunkCa
         table = table.set_column(table.schema.get_field_index("captions"), "captions", column)
         recaptioned.append(tmp_path / shard.name)
         pq.write_table(table, recaptioned[-1], row_group_size=30)
-    with pytest.raises(UserError, match="holds other captions than the stream reads"):
+    with pytest.raises(UserError, match="has other captions than the stream reads"):
         next(CachedStream(with_shards(stream(digits), tuple(recaptioned)), train_cache).batches(50, 0, 240))

@@ -1,4 +1,4 @@
-"""The cursor: any stretch of the stream, in any shares, is a slice of the whole; each sample once an epoch."""
+"""Any range of the stream, in any shares, is a slice of the whole; each sample is read once per epoch."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from siclip_platform.stream.ray_reader import tasks_of
 
 MODEL = model_config("siclip-nano", image={"image_size": 32})
 SHARDS = {"even": ([12, 12, 12], 4), "uneven": ([7, 1, 22], 5), "one": ([9], 20)}
-"""Rows of each shard, rows of a row group."""
+"""Rows of each shard, rows per row group."""
 
 
-def row(identity: str, number: int) -> dict[str, object]:
+def row(sample_id: str, number: int) -> dict[str, object]:
     pixels = np.random.default_rng(number).integers(0, 255, (9, 11, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     captions = [{"text": f"photo {number % 11}", "source": "original", "model": None}]
     captions += [{"text": f"a drawing of {number} by {m}", "source": "synthetic", "model": m} for m in "ab"]
     sizes = {"width": 11, "height": 9, "category": None, "meta": None}
-    return {"id": identity, "image": file.getvalue(), "captions": captions, **sizes}
+    return {"id": sample_id, "image": file.getvalue(), "captions": captions, **sizes}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         entries: list[ShardEntry] = []
         number = 0
         for shard, count in enumerate(rows):
-            some = [row(f"{name}-{number + i}", number + i) for i in range(count)]
+            samples = [row(f"{name}-{number + i}", number + i) for i in range(count)]
             number += count
-            table = pa.Table.from_pylist(some, SCHEMA)
+            table = pa.Table.from_pylist(samples, SCHEMA)
             entries.append(write_shard(table, root / name / f"train-{shard}.parquet", group_rows))
         write_manifest(root / name, Manifest(name=name, version="1", recipe={}, splits={"train": entries}))
     return {name: root / name for name in SHARDS}
@@ -68,8 +68,8 @@ def recipe(folders: dict[str, Path], name: str, **changes: object) -> Recipe:
 
 
 @st.composite
-def settings_of_a_stream(draw: st.DrawFn) -> tuple[str, dict[str, object], list[str]]:
-    """A dataset, changes to its recipe, the datasets that are mixed in."""
+def stream_settings(draw: st.DrawFn) -> tuple[str, dict[str, object], list[str]]:
+    """A dataset, changes to its recipe, and the datasets mixed into it."""
     name = draw(st.sampled_from(list(SHARDS)))
     changes: dict[str, object] = {
         "data.window_row_groups": draw(st.integers(1, 5)),
@@ -101,8 +101,8 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(chosen=settings_of_a_stream(), data=st.data())
-def test_any_stretch_in_any_shares_is_a_slice_of_the_whole(
+@given(chosen=stream_settings(), data=st.data())
+def test_any_range_in_any_shares_is_a_slice_of_the_whole(
     folders: dict[str, Path], chosen: tuple[str, dict[str, object], list[str]], data: st.DataObject
 ) -> None:
     stream = stream_of(folders, *chosen)
@@ -120,15 +120,15 @@ def test_any_stretch_in_any_shares_is_a_slice_of_the_whole(
     ranges = list(shares(size, start, stop, rank, workers))
     tasks = list(tasks_of(stream, iter(ranges)))
     windows = stream.windows()
-    made = [Batch.from_arrays(stream.columns(*some, windows)) for some in chain(*tasks)]
-    mine = [place for first, last in ranges for place in range(first, last)]
-    if mine:
-        assert_same(joined(made), joined([whole[slice(place, place + 1)] for place in mine]))
+    from_tasks = [Batch.from_arrays(stream.columns(*positions, windows)) for positions in chain(*tasks)]
+    own = [position for first, last in ranges for position in range(first, last)]
+    if own:
+        assert_same(joined(from_tasks), joined([whole[slice(position, position + 1)] for position in own]))
 
 
 @settings(max_examples=40, deadline=None)
-@given(chosen=settings_of_a_stream())
-def test_each_sample_comes_exactly_once_an_epoch(
+@given(chosen=stream_settings())
+def test_each_sample_is_read_exactly_once_per_epoch(
     folders: dict[str, Path], chosen: tuple[str, dict[str, object], list[str]]
 ) -> None:
     stream = stream_of(folders, *chosen)
@@ -138,24 +138,24 @@ def test_each_sample_comes_exactly_once_an_epoch(
     for epoch in range(2):
         ids = [sample.id for sample in stream.samples(epoch * stream.rows, (epoch + 1) * stream.rows, windows)]
         assert len(set(ids)) == len(ids) == kept + sum(map(rows_of, others))
-        counts = Counter(identity.partition("-")[0] for identity in ids)
+        counts = Counter(sample_id.partition("-")[0] for sample_id in ids)
         assert counts == Counter({name: kept} | {other: rows_of(other) for other in others})
 
 
-def test_a_weight_is_how_often_a_sample_comes(folders: dict[str, Path]) -> None:
+def test_a_weight_is_how_often_a_sample_is_read(folders: dict[str, Path]) -> None:
     stream = stream_of(folders, "even", {}, ["one"], weight=2.0)
     samples = stream.samples(0, 36 + 18, stream.windows(("id", "captions")))
     counts = Counter(sample.id for sample in samples)
-    assert all(count == (2 if identity.startswith("one") else 1) for identity, count in counts.items())
+    assert all(count == (2 if sample_id.startswith("one") else 1) for sample_id, count in counts.items())
     assert len(counts) == 36 + 9
 
 
 @settings(max_examples=15, deadline=None)
 @given(window=st.integers(3, 9), seed=st.integers(0, 5), size=st.integers(2, 6), data=st.data())
-def test_no_caption_comes_twice_in_a_batch(
+def test_no_caption_is_in_a_batch_twice(
     folders: dict[str, Path], window: int, seed: int, size: int, data: st.DataObject
 ) -> None:
-    """Eleven captions, each three or four times among 36 samples: a window of all of them can keep them apart."""
+    """Each of eleven captions has three or four of 36 samples: a window of all samples can separate them."""
     changes = {"data.window_row_groups": window, "training.seed": seed, "training.batch_size": size}
     changes |= {"data.synthetic_share": 0.0, "data.unique_captions": True}
     stream = stream_of(folders, "even", changes, [])
@@ -163,9 +163,9 @@ def test_no_caption_comes_twice_in_a_batch(
     plain = stream_of(folders, "even", changes | {"data.unique_captions": False}, [])
     repeated, by_chance = (
         sum(
-            len(batch) - len(batch.caption_ids.unique()) for batch in thread_batches(some, size, 0, 72 // size * size)
+            len(batch) - len(batch.caption_ids.unique()) for batch in thread_batches(each, size, 0, 72 // size * size)
         )
-        for some in (stream, plain)
+        for each in (stream, plain)
     )
     assert repeated == 0 if window == 9 else repeated <= by_chance
     order = [sample.id for sample in stream.samples(0, 36, stream.windows(("id", "captions")))]
@@ -176,14 +176,14 @@ def test_no_caption_comes_twice_in_a_batch(
     assert_same(joined(again), joined(batches[first:]))
 
 
-def test_the_cursor_says_where_and_refuses_other_data(folders: dict[str, Path]) -> None:
+def test_the_cursor_has_the_position_and_refuses_other_data(folders: dict[str, Path]) -> None:
     stream = stream_of(folders, "even", {}, [])
     cursor = stream.cursor(36 + 30)
     assert (cursor.position, cursor.epoch, cursor.seed) == (66, 1, 0)
     assert len(cursor.model_dump_json()) < 200
     check_cursor(cursor.model_dump(mode="json"), stream_of(folders, "even", {}, []).cursor(0))
     saved = cursor.model_dump(mode="json")
-    with pytest.raises(UserError, match=rf"run: it was trained .* hash {cursor.datasets[0]}, the recipe's"):
+    with pytest.raises(UserError, match=rf"run: it was trained .* hash {cursor.datasets[0]}, but the recipe's"):
         check_cursor(saved, stream_of(folders, "uneven", {}, []).cursor(0), "run: it")
     for changes in (
         {"data.limit": 20},
@@ -198,31 +198,29 @@ def test_the_cursor_says_where_and_refuses_other_data(folders: dict[str, Path]) 
         check_cursor(saved, stream_of(folders, "even", {}, ["one"]).cursor(0))
     for same in ({"data.concurrent_reads": 3}, {"data.reader": "ray"}):
         check_cursor(saved, stream_of(folders, "even", same, []).cursor(0))
-    with pytest.raises(UserError, match="holds no cursor"):
+    with pytest.raises(UserError, match="has no readable data cursor"):
         check_cursor({"position": 3}, cursor)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"data.limit": 37}, r"limit 37 asks for more samples than the 36"),
+        ({"data.limit": 37}, r"limit 37 is above the 36 samples"),
         ({"data.mix": [{"path": "x", "weight": 0}]}, "greater than 0"),
         ({"data.unique_captions": True, "data.window_row_groups": 2}, "raise data.window_row_groups"),
-        ({"data.unique_captions": True, "data.mix": [{"path": "x"}]}, "leave out unique_captions or mix"),
-        ({"data.trunk_cache": "x", "data.augment.jitter": 0.5}, "leave out mix and augment"),
-        ({"data.teacher_embeddings": "x", "data.augment.jitter": 0.5}, "leave out augment"),
+        ({"data.unique_captions": True, "data.mix": [{"path": "x"}]}, "remove unique_captions or mix"),
+        ({"data.trunk_cache": "x", "data.augment.jitter": 0.5}, "remove mix and augment"),
+        ({"data.teacher_embeddings": "x", "data.augment.jitter": 0.5}, "remove augment"),
         ({"data.captions": ["nothing"]}, "has no finished captions 'nothing'"),
         ({"data.teacher_embeddings": "nothing"}, "has no finished embeddings 'nothing'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    folders: dict[str, Path], changes: dict[str, object], said: str
-) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_combinations_are_refused(folders: dict[str, Path], changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Stream.of(recipe(folders, "even", **changes), MODEL)
 
 
-def test_a_broken_image_is_raised_where_its_batch_would_come(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_broken_image_raises_in_place_of_its_batch(folders: dict[str, Path], tmp_path: Path) -> None:
     rows = [row(f"x-{i}", i) for i in range(20)]
     rows[11]["image"] = b"\x89PNG nothing"
     entry = write_shard(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "train-0.parquet", 20)
@@ -238,7 +236,7 @@ def test_a_broken_image_is_raised_where_its_batch_would_come(folders: dict[str, 
         next(batches)
 
 
-def test_ids_are_of_the_samples(folders: dict[str, Path]) -> None:
+def test_image_ids_are_the_samples_stable_ids(folders: dict[str, Path]) -> None:
     stream = stream_of(folders, "even", {}, [])
     batch = next(thread_batches(stream, 36, 0, 36))
     assert sorted(batch.image_ids.tolist()) == sorted(stable_id(f"even-{i}") for i in range(36))

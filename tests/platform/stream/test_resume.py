@@ -1,4 +1,4 @@
-"""A checkpoint says where its data stands; a worker that goes on reads from there, and other data is refused."""
+"""A checkpoint stores the position in the data; a resumed worker reads from it, and other data is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checkpoint(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_checkpoint_holds_the_cursor(checkpoint: Path, digits: Path) -> None:
+def test_a_checkpoint_has_the_cursor(checkpoint: Path, digits: Path) -> None:
     cursor = read_checkpoint(checkpoint)["training"]["cursor"]
     assert (cursor["seed"], cursor["epoch"], cursor["position"]) == (0, 0, 32)
     assert cursor["datasets"] == [open_dataset(digits).hash]
@@ -52,7 +52,7 @@ def test_a_changed_dataset_is_refused(checkpoint: Path, digits: Path, tmp_path: 
     write_manifest(tmp_path, manifest.model_copy(update={"version": "other"}))
     trainer = prepare(recipe(tmp_path)).trainer
     before = [value.clone() for value in trainer.model.state_dict().values()]
-    with pytest.raises(UserError, match=rf"manifest hash {open_dataset(digits).hash}, the recipe's data now has"):
+    with pytest.raises(UserError, match=rf"manifest hash {open_dataset(digits).hash}, but the recipe's data now has"):
         resume(trainer, checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.state_dict().values(), strict=True))
     with pytest.raises(UserError, match="samples in another order"):

@@ -1,4 +1,4 @@
-"""Captions and teacher embeddings that lie beside the data come with the sample that they belong to."""
+"""Caption sets and embedding sets beside the data are read with the right sample."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ MODEL = model_config("siclip-nano")
 CROPS, WIDTH = 3, 8
 
 
-def written(dataset: Dataset, kind: str, name: str, schema: pa.Schema, recipe: dict, make: object) -> None:
-    """A sidecar whose rows ``make`` gives for the rows of each row group."""
+def write_sidecar(dataset: Dataset, kind: str, name: str, schema: pa.Schema, recipe: dict, make: object) -> None:
+    """Write a sidecar; ``make`` computes its row from a row of the dataset."""
     folder = sidecar_folder(dataset.folder, kind, name)
     folder.mkdir(parents=True)
     entries = []
@@ -62,7 +62,7 @@ def written(dataset: Dataset, kind: str, name: str, schema: pa.Schema, recipe: d
 
 
 def embedding(*key: object) -> torch.Tensor:
-    """Any vector that the key decides."""
+    """A unit vector that depends on the key."""
     generator = torch.Generator().manual_seed(stable_id("/".join(map(str, key))) % 2**31)
     return torch.nn.functional.normalize(torch.randn(WIDTH, generator=generator), dim=0)
 
@@ -74,12 +74,12 @@ def more_captions(row: dict) -> dict:
 def embeddings(row: dict) -> dict:
     texts = [c["text"] for c in row["captions"]] + [f"written for {row['id']}"]
     images, scales = quantize(torch.stack([embedding(row["id"], k) for k in range(CROPS)]), "int8")
-    written, text_scales = quantize(torch.stack([embedding(text) for text in texts]), "int8")
+    vectors, text_scales = quantize(torch.stack([embedding(text) for text in texts]), "int8")
     return {
         "image": images.tobytes(),
         "image_scale": scales.tolist(),
         "boxes": seeded_boxes(row["height"], row["width"], CROPS, 0.4, 0, row["id"]).ravel().tolist(),
-        "text": [text.tobytes() for text in written],
+        "text": [vector.tobytes() for vector in vectors],
         "text_scale": text_scales.tolist(),
     }
 
@@ -96,24 +96,23 @@ EMBEDDINGS = pa.schema(
 
 
 def layout(captions: Sidecar) -> dict:
-    """As the manifest of embeddings made with these captions keeps it."""
-    made = EmbeddingLayout(
-        teacher="t", key="k", widths=(WIDTH, WIDTH), logit_scale=50.0, numbers="int8", augmentations=CROPS,
-        image_size=(64, 64), captions=(UsedCaptions(name=captions.manifest.name, hash=captions.hash),),
-    )  # fmt: skip
-    return made.model_dump(mode="json")
+    """The layout in the manifest of embeddings that were computed with these captions."""
+    used = UsedCaptions(name=captions.manifest.name, hash=captions.hash)
+    teacher = {"teacher": "t", "key": "k", "widths": (WIDTH, WIDTH), "logit_scale": 50.0, "image_size": (64, 64)}
+    stored = EmbeddingLayout(**teacher, numbers="int8", augmentations=CROPS, captions=(used,))
+    return stored.model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
 def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digit scenes with a caption set and an embedding set beside them."""
-    place = tmp_path_factory.mktemp("beside")
+    copy = tmp_path_factory.mktemp("beside")
     for file in digits.iterdir():
         if file.is_file():
-            (place / file.name).write_bytes(file.read_bytes())
-    dataset = open_dataset(place)
-    written(dataset, "captions", "written", CAPTIONS_SCHEMA, {}, more_captions)
-    written(
+            (copy / file.name).write_bytes(file.read_bytes())
+    dataset = open_dataset(copy)
+    write_sidecar(dataset, "captions", "written", CAPTIONS_SCHEMA, {}, more_captions)
+    write_sidecar(
         dataset,
         "embeddings",
         "teacher",
@@ -121,7 +120,7 @@ def folder(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"layout": layout(open_sidecar(dataset, "captions", "written"))},
         embeddings,
     )
-    return place
+    return copy
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -135,45 +134,45 @@ def rows(folder: Path) -> dict[int, dict]:
     return {stable_id(row["id"]): row for row in found}
 
 
-def test_a_caption_set_follows_the_datasets_own_captions(folder: Path) -> None:
+def test_captions_of_a_set_follow_the_datasets_own_captions(folder: Path) -> None:
     only_written = {"data.synthetic_share": 1.0, "data.caption_weights": {"synthetic": 0.0, "writer": 1.0}}
     known = rows(folder)
     own = {c["model"] for row in known.values() for c in row["captions"] if c["source"] == "synthetic"}
     only_written["data.caption_weights"] |= dict.fromkeys(own - {None}, 0.0)
     stream = Stream.of(recipe(folder, **only_written), MODEL)
     for batch in thread_batches(stream, 40, 0, 240):
-        texts = [f"written for {known[identity]['id']}" for identity in batch.image_ids.tolist()]
+        texts = [f"written for {known[sample_id]['id']}" for sample_id in batch.image_ids.tolist()]
         assert torch.equal(batch.tokens, tokenize(texts, 20))
     assert CAPTION.names == ["text", "source", "model"]
 
 
-def test_embeddings_are_of_the_crop_and_the_caption_that_the_batch_holds(folder: Path) -> None:
+def test_embeddings_are_of_the_crop_and_the_caption_in_the_batch(folder: Path) -> None:
     stream = Stream.of(recipe(folder, **{"data.teacher_embeddings": "teacher", "data.synthetic_share": 0.7}), MODEL)
     known = rows(folder)
     crops, written_ones = set(), 0
     for epoch, batches in enumerate((thread_batches(stream, 40, 0, 240), thread_batches(stream, 40, 240, 480))):
         for batch in batches:
             assert batch.teacher_image is not None and batch.teacher_text is not None
-            for place, identity in enumerate(batch.image_ids.tolist()):
-                row = known[identity]
-                errors = torch.stack([embedding(row["id"], k) - batch.teacher_image[place] for k in range(CROPS)])
+            for index, sample_id in enumerate(batch.image_ids.tolist()):
+                row = known[sample_id]
+                errors = torch.stack([embedding(row["id"], k) - batch.teacher_image[index] for k in range(CROPS)])
                 crop = int(errors.abs().amax(dim=1).argmin())
                 assert errors[crop].abs().max() < 0.005
                 crops.add((epoch, crop))
                 box = seeded_boxes(row["height"], row["width"], CROPS, 0.4, 0, row["id"])[crop]
                 pixels = replay_crop(decode_image(row["image"]), box, 64)
-                assert np.array_equal(batch.images[place].numpy(), pixels)
+                assert np.array_equal(batch.images[index].numpy(), pixels)
                 texts = [c["text"] for c in row["captions"]] + [f"written for {row['id']}"]
-                text = next(t for t in texts if stable_id(t) == int(batch.caption_ids[place]))
+                text = next(t for t in texts if stable_id(t) == int(batch.caption_ids[index]))
                 written_ones += text.startswith("written for")
-                assert (embedding(text) - batch.teacher_text[place]).abs().max() < 0.005
+                assert (embedding(text) - batch.teacher_text[index]).abs().max() < 0.005
     assert len(crops) == 2 * CROPS and written_ones > 20
 
 
-def test_a_trunk_cache_keeps_the_crops_of_the_embeddings_and_the_captions_beside(
+def test_a_trunk_cache_has_the_crops_of_the_embeddings_and_the_caption_sets(
     folder: Path, nano_teacher: Path, tmp_path: Path
 ) -> None:
-    """Batch for batch what the stream of images gives, with the trunk's output of its very pixels in their place."""
+    """Each batch equals that of the stream of images, with the trunk's output in place of the pixels."""
     model = load_model(nano_teacher).eval()
     named = {"data.teacher_embeddings": "teacher", "data.synthetic_share": 0.7, "data.scaled_decode": False}
     plain = Stream.of(recipe(folder, **named), MODEL)
@@ -197,10 +196,10 @@ def test_a_cache_of_other_crops_is_refused(folder: Path, nano_teacher: Path, tmp
         CachedStream(stream, own_crops)
 
 
-def test_a_run_from_a_trunk_cache_takes_its_teacher_from_the_embeddings(
+def test_a_run_from_a_trunk_cache_uses_stored_embeddings_as_its_teacher(
     folder: Path, nano_teacher: Path, tmp_path: Path
 ) -> None:
-    """With no computing teacher the first loss is that of images and stored embeddings, but for bf16."""
+    """Without a teacher model the first loss is that of images and stored embeddings, up to bf16 rounding."""
     base = recipe(folder, **{"data.teacher_embeddings": "teacher", "data.scaled_decode": False})
     base = base.updated({"teacher": str(nano_teacher), "training.evaluate_every": 0})
     first = [
@@ -212,24 +211,24 @@ def test_a_run_from_a_trunk_cache_takes_its_teacher_from_the_embeddings(
         base.updated({"data.trunk_cache": str(tmp_path), "data.augmentations": 2})
 
 
-def test_a_sidecar_counts_for_the_cursor(folder: Path) -> None:
+def test_the_cursor_has_the_hashes_of_sidecars(folder: Path) -> None:
     hashes = [
         Stream.of(recipe(folder, **changes), MODEL).cursor(0).datasets
         for changes in ({"data.captions": []}, {}, {"data.teacher_embeddings": "teacher"})
     ]
-    assert [len(some) for some in hashes] == [1, 2, 3]
+    assert [len(each) for each in hashes] == [1, 2, 3]
 
 
-def test_embeddings_made_with_other_captions_are_refused(folder: Path) -> None:
+def test_embeddings_computed_with_other_captions_are_refused(folder: Path) -> None:
     dataset = open_dataset(folder)
     if not sidecar_folder(folder, "captions", "others").exists():
-        written(dataset, "captions", "others", CAPTIONS_SCHEMA, {}, more_captions)
+        write_sidecar(dataset, "captions", "others", CAPTIONS_SCHEMA, {}, more_captions)
     changes = {"data.captions": ["others"], "data.teacher_embeddings": "teacher"}
-    with pytest.raises(UserError, match=r"made with the caption sets \['written'\], and data.captions names"):
+    with pytest.raises(UserError, match=r"computed with the caption sets \['written'\], and data.captions names"):
         Stream.of(recipe(folder, **changes), MODEL)
 
 
-def test_a_training_is_known_by_what_lies_beside_its_data_not_by_where(folder: Path, tmp_path: Path) -> None:
+def test_sidecars_are_part_of_a_trainings_identity_and_paths_are_not(folder: Path, tmp_path: Path) -> None:
     named = {"data.teacher_embeddings": "teacher"}
     known = identity_of(recipe(folder, **named))
     moved = tmp_path / "moved"

@@ -1,3 +1,5 @@
+"""Batches of threads and of Ray Data tasks, compared with the dataset's files and with each other."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -35,38 +37,38 @@ def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
-def test_a_batch_holds_the_pixels_and_a_caption_of_each_sample(digits: Path) -> None:
+def test_a_batch_has_the_pixels_and_a_caption_of_each_sample(digits: Path) -> None:
     rows = rows_by_id(digits)
     batch = next(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 50))
     assert batch.images.shape == (50, 64, 64, 3) and batch.tokens.shape == (50, 20)
-    for image, tokens, identity in zip(batch.images, batch.tokens, batch.image_ids.tolist(), strict=True):
-        row = rows[identity]
+    for image, tokens, sample_id in zip(batch.images, batch.tokens, batch.image_ids.tolist(), strict=True):
+        row = rows[sample_id]
         with (digits / "one.jpg").open("wb") as file:
             file.write(row["image"])
         pixels = np.asarray(Image.open(digits / "one.jpg").convert("RGB"), dtype=int)
-        assert np.abs(pixels - image.numpy().astype(int)).max() <= 8  # two JPEG decoders
+        assert np.abs(pixels - image.numpy().astype(int)).max() <= 8  # two JPEG decoders differ by a few levels
         captions = tokenize([caption["text"] for caption in row["captions"]], 20)
         assert (captions == tokens).all(dim=1).any()
     (digits / "one.jpg").unlink()
 
 
-def test_an_epoch_delivers_every_sample_once(digits: Path) -> None:
+def test_an_epoch_has_every_sample_once(digits: Path) -> None:
     batches = list(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 240))
     assert [len(batch) for batch in batches] == [50, 50, 50, 50, 40]
     ids = [i for batch in batches for i in batch.image_ids.tolist()]
     assert sorted(ids) == sorted(rows_by_id(digits))
 
 
-def test_a_stream_that_starts_late_goes_on_as_the_whole_one(digits: Path) -> None:
+def test_a_stream_can_start_at_any_batch(digits: Path) -> None:
     stream = Stream.of(recipe(digits), MODEL)
     whole = list(thread_batches(stream, 50, 0, 600))
     assert all(same(a, b) for a, b in zip(thread_batches(stream, 50, 250, 600), whole[5:], strict=True))
 
 
-def test_the_share_of_synthetic_captions_is_as_asked(digits: Path) -> None:
+def test_the_share_of_synthetic_captions_is_the_requested_one(digits: Path) -> None:
     texts = {
-        identity: [stable_id(c["text"]) for c in row["captions"] if c["source"] == "original"]
-        for identity, row in rows_by_id(digits).items()
+        sample_id: [stable_id(c["text"]) for c in row["captions"] if c["source"] == "original"]
+        for sample_id, row in rows_by_id(digits).items()
     }
     for share in (0.0, 1.0):
         batch = next(thread_batches(Stream.of(recipe(digits, **{"data.synthetic_share": share}), MODEL), 240, 0, 240))
@@ -84,8 +86,8 @@ def test_the_evaluation_set_has_the_original_captions_and_five_negatives(digits:
 
 
 @pytest.mark.slow
-def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path, own_ray: None) -> None:
-    """With another number of tasks than the threads that it is compared with."""
+def test_ray_data_gives_the_same_batches_from_any_position(digits: Path, own_ray: None) -> None:
+    """The number of tasks differs from the number of threads."""
     stream = Stream.of(recipe(digits, **{"data.concurrent_reads": 1, "data.augment.crop_scale": 0.7}), MODEL)
     tasks = replace(stream, concurrent_reads=2)
     local = list(thread_batches(stream, 50, 0, 600))
@@ -98,12 +100,12 @@ def test_ray_data_delivers_the_very_same_batches_from_any_position(digits: Path,
 
 
 @pytest.mark.gpu
-def test_what_goes_to_a_gpu_is_page_locked(digits: Path) -> None:
+def test_batches_for_a_gpu_are_in_pinned_memory(digits: Path) -> None:
     batch = next(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 50))
     assert batch.images is not None and batch.images.is_pinned() and batch.tokens.is_pinned()
 
 
-def test_batches_of_ray_data_are_page_locked_for_a_gpu(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_ray_data_for_a_gpu_are_in_pinned_memory(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream.of(recipe(digits), MODEL)
     columns = stream.columns(0, 50, stream.windows())
     pinned: list[torch.Tensor] = []

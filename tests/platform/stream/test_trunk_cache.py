@@ -1,3 +1,5 @@
+"""Trunk caches: their key, and builds that are complete, killed, damaged or concurrent."""
+
 from __future__ import annotations
 
 import fcntl
@@ -38,7 +40,7 @@ def teacher(nano_teacher: Path) -> Clip:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten images a shard."""
+    """Ten images per shard."""
     monkeypatch.setattr("siclip_platform.stream.trunk_features.build.SHARD_BYTES", 10 * IMAGE_BYTES)
 
 
@@ -47,8 +49,8 @@ def captions(digits: Path) -> set[str]:
     return {caption["text"] for row in rows for caption in row["captions"]}
 
 
-def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each shard: others once it is written again."""
+def inodes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of each shard: they change when it is written again."""
     stats = {path.name: path.stat() for path in folder.glob("*.safetensors")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -76,7 +78,7 @@ def test_every_weight_and_statistic_of_the_trunk_changes_the_hash(teacher: Clip,
     assert tensors and trunk_hash(teacher) == before
 
 
-def test_what_is_not_of_the_trunk_leaves_the_hash(teacher: Clip) -> None:
+def test_what_is_not_in_the_trunk_does_not_change_the_hash(teacher: Clip) -> None:
     trunk = {
         id(p)
         for e in (teacher.image_encoder, teacher.text_encoder)
@@ -95,19 +97,21 @@ def test_what_is_not_of_the_trunk_leaves_the_hash(teacher: Clip) -> None:
     assert len(outside) > 20 and trunk_hash(changed) == trunk_hash(teacher)
 
 
-def test_a_complete_cache_is_taken_as_it_is(digits: Path, teacher: Clip, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    cache = build_trunk_cache(teacher, digits, "validation", tmp_path, progress=lambda *a: told.append(a))
-    assert told[-1] == (ROWS + len(captions(digits)),) * 2
-    assert all(a < b for a, b in pairwise(told))
-    files = identities(cache.folder)
-    count = len(told)
-    assert build_trunk_cache(teacher, digits, "validation", tmp_path, progress=lambda *a: told.append(a)) == cache
+def test_a_complete_cache_is_reused(digits: Path, teacher: Clip, tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    cache = build_trunk_cache(teacher, digits, "validation", tmp_path, progress=lambda *a: reports.append(a))
+    assert reports[-1] == (ROWS + len(captions(digits)),) * 2
+    assert all(a < b for a, b in pairwise(reports))
+    files = inodes(cache.folder)
+    count = len(reports)
+    assert build_trunk_cache(teacher, digits, "validation", tmp_path, progress=lambda *a: reports.append(a)) == cache
     assert open_trunk_cache(cache.folder, verify=True) == cache
-    assert len(told) == count and identities(cache.folder) == files
+    assert len(reports) == count and inodes(cache.folder) == files
 
 
-def test_the_key_changes_with_all_that_the_features_depend_on(digits: Path, teacher: Clip, tmp_path: Path) -> None:
+def test_the_key_changes_with_everything_that_the_features_depend_on(
+    digits: Path, teacher: Clip, tmp_path: Path
+) -> None:
     def key(model: Clip = teacher, folder: Path = digits, split: str = "validation", **options: int) -> str:
         return TrunkCacheKey.of(model, open_dataset(folder), split, **options).hash
 
@@ -144,34 +148,32 @@ def test_a_killed_build_computes_at_most_one_shard_again(
     with pytest.raises(KeyboardInterrupt):
         build_trunk_cache(teacher, digits, "validation", tmp_path, batch=4, progress=die)
     (folder,) = tmp_path.iterdir()
-    left = identities(folder)
-    assert sorted(left) == ["images-00000.safetensors", "images-00001.safetensors"]
+    remaining = inodes(folder)
+    assert sorted(remaining) == ["images-00000.safetensors", "images-00001.safetensors"]
     assert not (folder / MANIFEST).exists()
     (folder / ".images-00002.safetensors.1.tmp").write_bytes(b"half")
-    told: list[int] = []
+    reports: list[int] = []
     cache = build_trunk_cache(
-        teacher, digits, "validation", tmp_path, batch=4, progress=lambda done, _: told.append(done)
+        teacher, digits, "validation", tmp_path, batch=4, progress=lambda done, _: reports.append(done)
     )
-    assert told[0] == 24 and left.items() <= identities(cache.folder).items()
+    assert reports[0] == 24 and remaining.items() <= inodes(cache.folder).items()
     assert not list(folder.glob(".*.tmp"))
     whole = build_trunk_cache(teacher, digits, "validation", tmp_path / "whole", batch=4)
     assert cache.manifest == whole.manifest
 
 
-def test_damaged_and_missing_shards_are_noticed_and_computed_again(
+def test_damaged_and_missing_shards_are_computed_again(
     digits: Path, teacher: Clip, tmp_path: Path, small_shards: None
 ) -> None:
     cache = build_trunk_cache(teacher, digits, "validation", tmp_path)
-    before = identities(cache.folder)
+    before = inodes(cache.folder)
     cut, gone, flipped = (f"{name}.safetensors" for name in ("images-00001", "texts-00000", "images-00003"))
     (cache.folder / cut).write_bytes((cache.folder / cut).read_bytes()[:-1])
     (cache.folder / gone).unlink()
     with pytest.raises(UserError, match=rf"2 missing or damaged shards \({cut}, {gone}\)"):
         open_trunk_cache(cache.folder)
     assert build_trunk_cache(teacher, digits, "validation", tmp_path) == cache
-    assert set(before.items()) - set(identities(cache.folder).items()) == {
-        (name, before[name]) for name in (cut, gone)
-    }
+    assert set(before.items()) - set(inodes(cache.folder).items()) == {(name, before[name]) for name in (cut, gone)}
 
     content = bytearray((cache.folder / flipped).read_bytes())
     content[-1] ^= 1
@@ -183,54 +185,54 @@ def test_damaged_and_missing_shards_are_noticed_and_computed_again(
     assert open_trunk_cache(cache.folder, verify=True) == cache
 
 
-def test_a_manifest_that_is_no_manifest_is_written_anew(digits: Path, teacher: Clip, tmp_path: Path) -> None:
+def test_an_invalid_manifest_is_written_again(digits: Path, teacher: Clip, tmp_path: Path) -> None:
     cache = build_trunk_cache(teacher, digits, "validation", tmp_path)
-    files = identities(cache.folder)
+    files = inodes(cache.folder)
     (cache.folder / MANIFEST).write_text("{")
     with pytest.raises(UserError, match="not a complete trunk cache"):
         open_trunk_cache(cache.folder)
     assert build_trunk_cache(teacher, digits, "validation", tmp_path) == cache
-    assert identities(cache.folder) == files
+    assert inodes(cache.folder) == files
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_computed(
+def test_too_little_disk_space_is_an_error_before_anything_is_computed(
     digits: Path, teacher: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = len(captions(digits))
     needed = 3 * ROWS * IMAGE_BYTES + texts * TEXT_BYTES
-    told: list[int] = []
+    reports: list[int] = []
 
     def build(free: int) -> TrunkCache:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         return build_trunk_cache(
-            teacher, digits, "validation", tmp_path, augmentations=3, progress=lambda done, _: told.append(done)
+            teacher, digits, "validation", tmp_path, augmentations=3, progress=lambda done, _: reports.append(done)
         )
 
-    figures = rf"40 images × 3 crops × {IMAGE_BYTES} bytes, {texts} captions × {TEXT_BYTES} bytes"
-    with pytest.raises(UserError, match=figures):
+    sizes = rf"40 images × 3 crops × {IMAGE_BYTES} bytes, {texts} captions × {TEXT_BYTES} bytes"
+    with pytest.raises(UserError, match=sizes):
         build(needed - 1)
-    assert not told
+    assert not reports
     cache = build(needed)
     (cache.folder / "images-00000.safetensors").unlink()
-    told.clear()
+    reports.clear()
     with pytest.raises(UserError, match="still to be written"):
         build(3 * ROWS * IMAGE_BYTES // 2)
-    assert build(4 * ROWS * IMAGE_BYTES) == cache  # the captions are there
+    assert build(4 * ROWS * IMAGE_BYTES) == cache  # the captions exist already
 
 
 def test_a_second_build_waits_and_computes_nothing(
     digits: Path, nano_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    reports: list[str] = []
     caches: list[TrunkCache] = []
     waits = threading.Event()
 
     def build(name: str) -> None:
         def progress(done: int, total: int) -> None:
-            if not told:
+            if not reports:
                 second.start()
                 assert waits.wait(60)
-            told.append(name)
+            reports.append(name)
 
         caches.append(build_trunk_cache(load_model(nano_teacher), digits, "validation", tmp_path, progress=progress))
 
@@ -244,7 +246,7 @@ def test_a_second_build_waits_and_computes_nothing(
     monkeypatch.setattr(fcntl, "flock", flock)
     build("first")
     second.join()
-    assert set(told) == {"first"} and caches[0] == caches[1]
+    assert set(reports) == {"first"} and caches[0] == caches[1]
 
 
 def test_a_crop_keeps_at_least_nine_tenths_of_the_image() -> None:
@@ -266,7 +268,7 @@ def test_bad_options_are_refused(digits: Path, teacher: Clip, tmp_path: Path) ->
     with pytest.raises(UserError, match="no split 'trian'"):
         build_trunk_cache(teacher, digits, "trian", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot keep trunk features"):
+    with pytest.raises(UserError, match="cannot store trunk features"):
         build_trunk_cache(teacher, digits, "validation", tmp_path / "file")
     write_manifest(tmp_path, Manifest(name="empty", version="1", recipe={}, splits={"train": []}))
     with pytest.raises(UserError, match="has no samples"):

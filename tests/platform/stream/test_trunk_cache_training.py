@@ -1,4 +1,4 @@
-"""Training from stored trunk features: as from images, up to bf16 rounding, and the trunk is paid for once."""
+"""Training from stored trunk features equals training from images up to bf16 rounding; the trunk runs once."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_a_run_from_the_cache_has_the_losses_of_one_from_images(recipe: Recipe, 
     from_cache = losses(recipe.updated({"data.trunk_cache": str(tmp_path)}))
     assert len(from_images) == 6 and from_cache != from_images
     assert from_cache[0] == pytest.approx(from_images[0], rel=0.02)
-    assert from_cache == pytest.approx(from_images, rel=0.1)  # Adam's first steps enlarge what rounding began
+    assert from_cache == pytest.approx(from_images, rel=0.1)  # Adam's first steps amplify rounding differences
 
 
-def test_the_second_run_reads_what_the_first_one_wrote(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_second_run_reuses_the_cache_of_the_first(recipe: Recipe, tmp_path: Path) -> None:
     cached = recipe.updated({"data.trunk_cache": str(tmp_path)})
     first = losses(cached)
     (folder,) = tmp_path.glob("trunk-*")
@@ -66,7 +66,7 @@ def test_the_second_run_reads_what_the_first_one_wrote(recipe: Recipe, tmp_path:
     ],
 )
 def test_a_trunk_that_trains_is_refused(recipe: Recipe, tmp_path: Path, change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="keeps outputs of a trunk that never trains"):
+    with pytest.raises(UserError, match="stores outputs of a trunk that never trains"):
         recipe.updated({"data.trunk_cache": str(tmp_path), **change})
 
 

@@ -1,4 +1,4 @@
-"""Evaluations in training: their share of the time, and which samples they look at."""
+"""Evaluations in training: their share of the time, and the samples that they use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from siclip_platform.training.build import prepare
 
 
 class Run:
-    """Steps of 1 s, and evaluations of ``seconds``, on a clock of its own."""
+    """A run with steps of 1 s and evaluations of ``seconds``, on a simulated clock."""
 
     def __init__(self, max_share: float, seconds: float, steps: int = 100) -> None:
         self.time = self.trained = 0.0
         self.step, self.seconds = 0, seconds
-        self.made: list[int] = []
+        self.evaluated: list[int] = []
         self.budgeted = Budgeted(
             self.evaluate,
             max_share=max_share,
@@ -32,7 +32,7 @@ class Run:
         )
 
     def evaluate(self, model: Clip) -> dict[str, float]:
-        self.made.append(self.step)
+        self.evaluated.append(self.step)
         self.time += self.seconds
         return {"validation/recall@1": 0.5}
 
@@ -48,31 +48,31 @@ class Run:
         return metrics
 
 
-def test_evaluations_keep_to_their_share(caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluations_stay_within_their_share(caplog: pytest.LogCaptureFixture) -> None:
     run = Run(max_share=0.2, seconds=4)
     with caplog.at_level(logging.WARNING):
         metrics = run.train(every=5)
-    assert run.made[0] == 5 and run.made[-1] == 100 and len(run.made) < 20
-    for number, step in list(enumerate(run.made, start=1))[1:-1]:
+    assert run.evaluated[0] == 5 and run.evaluated[-1] == 100 and len(run.evaluated) < 20
+    for number, step in list(enumerate(run.evaluated, start=1))[1:-1]:
         assert 4 * number / (4 * number + step) <= 0.2
-    assert metrics["cost/evaluations_skipped"] == 20 - len(run.made) == len(caplog.records)
-    assert metrics["cost/evaluation_seconds"] == 4 * len(run.made)
-    assert "evaluation.max_share allows 20 %" in caplog.text
+    assert metrics["cost/evaluations_skipped"] == 20 - len(run.evaluated) == len(caplog.records)
+    assert metrics["cost/evaluation_seconds"] == 4 * len(run.evaluated)
+    assert "evaluation.max_share allows 20%" in caplog.text
 
 
-def test_a_share_of_one_leaves_nothing_out() -> None:
+def test_with_a_share_of_one_nothing_is_skipped() -> None:
     run = Run(max_share=1, seconds=50)
-    assert run.train(every=10) == {"validation/recall@1": 0.5} and len(run.made) == 10
+    assert run.train(every=10) == {"validation/recall@1": 0.5} and len(run.evaluated) == 10
 
 
 def test_the_subset_is_drawn_by_its_seed(digits: Path) -> None:
     model = model_config("mobileclip-nano")
     recipe = digits_teacher(digits).updated({"evaluation.validation_samples": 12})
     drawn = [validation_set(recipe.updated({"evaluation.subset_seed": seed}), model).tokens for seed in (0, 0, 1)]
-    everything = load_evaluation_set(digits, "validation", model).tokens
+    whole = load_evaluation_set(digits, "validation", model).tokens
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert all(any(torch.equal(row, other) for other in everything) for row in drawn[0])
-    assert not torch.equal(drawn[0], everything[:12]) and len(drawn[0]) == 12
+    assert all(any(torch.equal(row, other) for other in whole) for row in drawn[0])
+    assert not torch.equal(drawn[0], whole[:12]) and len(drawn[0]) == 12
 
 
 def test_a_recipe_sets_the_share(digits: Path) -> None:

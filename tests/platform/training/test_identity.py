@@ -1,4 +1,4 @@
-"""The code's version covers every module that a training imports, and nothing that it does not."""
+"""The code's version covers every module that a training imports, and no room that it does not use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same recipe and seed give the same losses under Ray Train and in-process, and a run can go on."""
+"""A recipe gives the same losses and weights in this process and under Ray Train; block regression starts it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def recipe(digits: Path, nano_teacher: Path) -> Recipe:
     )
 
 
-def test_ray_train_and_in_process_agree_to_the_last_bit(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
+def test_ray_train_and_in_process_agree_bit_for_bit(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     local = Record(tmp_path)
     threads = torch.get_num_threads()
     run_recipe(recipe, local)
@@ -85,7 +85,7 @@ def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe,
     assert local.figures[1]["train/loss"] == float(prepared.trainer.train_step(batches[0])["loss"])
 
 
-def test_block_regression_takes_the_micro_batch_that_fits_and_every_batch(
+def test_block_regression_uses_the_micro_batch_that_fits_and_every_batch(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[tuple[int, int]] = []
@@ -96,12 +96,12 @@ def test_block_regression_takes_the_micro_batch_that_fits_and_every_batch(
 
     monkeypatch.setattr("siclip.training.trainer.find_micro_batch_size", lambda run, size, device: size // 4)
     monkeypatch.setattr("siclip_platform.training.in_process.fit_blocks", fit)
-    whole = {"training.micro_batch_size": "auto", "training.batch_norm": "eval"}
-    regress_blocks(recipe.updated(whole), prepare(recipe.updated(whole)), Record(tmp_path))
+    searched = recipe.updated({"training.micro_batch_size": "auto", "training.batch_norm": "eval"})
+    regress_blocks(searched, prepare(searched), Record(tmp_path))
     assert fitted == [(8, 32 * recipe.model.block_regression_steps)]
 
 
-def test_a_run_that_goes_on_is_not_fitted_again(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_resumed_run_skips_block_regression(recipe: Recipe, tmp_path: Path) -> None:
     prepared, record = prepare(recipe), Record(tmp_path)
     prepared.trainer.train_step(next(prepared.batches(0, 32)))
     before = {name: value.clone() for name, value in prepared.trainer.model.state_dict().items()}
@@ -111,7 +111,7 @@ def test_a_run_that_goes_on_is_not_fitted_again(recipe: Recipe, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model.inherit": False}, "model.block_regression_steps needs model.inherit"),
         ({"model.freeze": "none"}, "training.thaw_step has nothing to thaw"),
@@ -122,8 +122,8 @@ def test_a_run_that_goes_on_is_not_fitted_again(recipe: Recipe, tmp_path: Path) 
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(recipe: Recipe, changes: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_combinations_are_refused(recipe: Recipe, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         check(recipe.updated(changes), with_data=False)
 
 

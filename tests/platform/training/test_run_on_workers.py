@@ -1,4 +1,4 @@
-"""Several Ray Train workers train what one does; what cannot succeed is not tried again."""
+"""Several Ray Train workers compute what one computes; a recipe that cannot succeed is not retried."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def recipe(digits: Path) -> Recipe:
 
 
 @pytest.mark.long
-def test_two_workers_train_what_one_does(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
+def test_two_workers_compute_what_one_computes(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     local = Record(tmp_path)
     threads = torch.get_num_threads()
     run_recipe(recipe, local)
@@ -77,7 +77,7 @@ def test_two_workers_train_what_one_does(recipe: Recipe, tmp_path: Path, own_ray
     assert (cursor["position"], cursor["epoch"]) == (STEPS * 32, 0)
 
 
-def test_a_recipe_that_cannot_succeed_ends_at_once(
+def test_a_recipe_that_cannot_succeed_fails_at_once(
     recipe: Recipe, digits: Path, tmp_path: Path, own_ray: None
 ) -> None:
     from siclip_platform.datasets.manifest import open_dataset
@@ -103,9 +103,9 @@ def test_a_recipe_that_cannot_succeed_ends_at_once(
             worker_cpus=0.5,
             workers=WORKERS,
         )
-    assert starts in ([], [0])  # it began once, and nothing was trained
+    assert starts in ([], [0])  # it started once, and no step was trained
 
 
-def test_a_batch_that_the_workers_cannot_share_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch_size 32 cannot be divided among 3 workers"):
         run_with_ray_train(recipe, name="x", storage=tmp_path, log=lambda *_: None, workers=3)

@@ -1,4 +1,4 @@
-"""What a recipe can be distilled from, and a student that sees shorter captions than its teacher."""
+"""The teachers that a recipe can be distilled from, and a student with shorter captions than its teacher."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def losses(recipe: Recipe) -> list[float]:
     return record.values
 
 
-def test_naming_the_own_teacher_changes_nothing(recipe: Recipe) -> None:
+def test_naming_the_inherited_teacher_changes_nothing(recipe: Recipe) -> None:
     named = recipe.updated({"distil_from": [recipe.teacher]})
     teacher = build_trainer(named).teacher
     assert isinstance(teacher, ModelTeacher) and all(teacher.shares.values())
@@ -64,19 +64,19 @@ def test_two_teachers_are_an_ensemble(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("open_clip:ViT-B-32", "write open_clip:NAME:TAG"),
         ("open_clip:ViT-Z-32:laion", "ViT-Z-32"),
         ("nowhere.pt", r"nowhere\.pt does not exist"),
     ],
 )
-def test_a_source_that_is_none_is_refused(recipe: Recipe, name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_unknown_teacher_is_refused(recipe: Recipe, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build_trainer(recipe.updated({"distil_from": [name]}))
 
 
-def test_a_shorter_context_cuts_captions_and_positions_and_the_teacher_sees_all(recipe: Recipe) -> None:
+def test_a_shorter_context_cuts_captions_and_positions_but_not_the_teachers(recipe: Recipe) -> None:
     short = recipe.updated({"model.context_length": 12})
     prepared = prepare(short)
     model, teacher = prepared.trainer.model, prepared.trainer.teacher
@@ -108,25 +108,28 @@ OFF = {f"loss.{name}": 0.0 for name in DISTILLATION}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"distil_from": ["a.pt"], **OFF},
-            "distil_from is of no use: no part of the loss looks at a teacher; set one of",
+            "distil_from has no effect: no part of the loss uses a teacher; set one of",
         ),
         (
             {"model.inherit": False, **OFF},
-            "teacher is of no use: no part of the loss looks at a teacher, and model.inher",
+            "teacher has no effect: no part of the loss uses a teacher, and model.inher",
         ),
-        ({"model.inherit": False, "distil_from": ["a.pt"]}, "teacher is of no use: distil_from names what to distil"),
+        (
+            {"model.inherit": False, "distil_from": ["a.pt"]},
+            "teacher has no effect: distil_from names what to distil",
+        ),
     ],
 )
-def test_a_teacher_that_nothing_looks_at_is_refused(recipe: Recipe, changes: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_teacher_without_effect_is_refused(recipe: Recipe, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         check(recipe.updated(changes), with_data=False)
 
 
-def test_a_control_inherits_from_its_teacher_and_is_distilled_from_none(recipe: Recipe) -> None:
+def test_a_control_inherits_from_its_teacher_without_distillation(recipe: Recipe) -> None:
     control = without_distillation(recipe.updated({"distil_from": ["nowhere.pt"]}))
     assert control == without_distillation(recipe)
     check(control, with_data=False)
@@ -136,11 +139,11 @@ def test_a_control_inherits_from_its_teacher_and_is_distilled_from_none(recipe: 
     assert without_distillation(mined).distil_from == ("a.pt",)
 
 
-def test_a_trial_whose_weights_are_all_0_does_without_the_source(recipe: Recipe) -> None:
+def test_a_trial_whose_weights_are_all_0_loads_no_teacher(recipe: Recipe) -> None:
     assert build_trainer(recipe.updated({"distil_from": ["nowhere.pt"], **OFF})).teacher is None
 
 
-def test_a_run_that_diverges_leaves_the_ids_of_its_batches(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_diverging_run_writes_the_ids_of_its_batches(recipe: Recipe, tmp_path: Path) -> None:
     broken = load_model(str(recipe.teacher))
     with torch.no_grad():
         broken.text_encoder.projection_layer.fill_(float("nan"))
@@ -163,7 +166,7 @@ def test_a_run_that_diverges_leaves_the_ids_of_its_batches(recipe: Recipe, tmp_p
 
 @pytest.fixture(scope="module")
 def embedded(digits: Path, nano_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digit scenes with the teacher's embeddings of one crop, the plain image, beside them."""
+    """Digit scenes and the teacher's embeddings of one crop, the plain image."""
     folder = tmp_path_factory.mktemp("embedded") / "data"
     shutil.copytree(digits, folder)
     plan = plan_embedding(folder, "nano", EmbedConfig(teacher=str(nano_teacher), crop_scale=1.0), ["train"])
@@ -175,8 +178,8 @@ def from_stored(recipe: Recipe, embedded: Path, **changes: object) -> Recipe:
     return recipe.updated({"data.path": str(embedded), "data.teacher_embeddings": "nano", **changes})
 
 
-def test_stored_embeddings_train_what_their_teacher_trains(recipe: Recipe, embedded: Path) -> None:
-    """They are kept in bf16, so to its rounding."""
+def test_stored_embeddings_train_like_their_teacher(recipe: Recipe, embedded: Path) -> None:
+    """Up to the rounding of bf16, in which they are stored."""
     stored = from_stored(recipe, embedded)
     teacher = build_trainer(stored).teacher
     assert isinstance(teacher, StoredTeacher) and teacher.widths == (128, 128)
@@ -207,8 +210,8 @@ def test_datasets_with_embeddings_of_different_teachers_are_refused(
         build_trainer(mixed)
 
 
-def test_stored_embeddings_that_nothing_looks_at_are_refused(recipe: Recipe, embedded: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.teacher_embeddings is of no use: no part of the loss"):
+def test_stored_embeddings_without_effect_are_refused(recipe: Recipe, embedded: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.teacher_embeddings has no effect: no part of the loss"):
         check(from_stored(recipe, embedded, **OFF), with_data=False)
 
 
@@ -217,7 +220,7 @@ def test_a_trunk_cache_refuses_a_teacher_with_another_trunk_before_it_is_built(
 ) -> None:
     save_checkpoint(tmp_path / "other.pt", create_model("mobileclip-nano"))
     cached = {"data.trunk_cache": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match="with a trunk of its own needs images"):
+    with pytest.raises(UserError, match="has another trunk than the student and needs images"):
         prepare(recipe.updated({"distil_from": [str(tmp_path / "other.pt")], **cached}))
     with pytest.raises(UserError, match="distil_from to checkpoints of the same trunk"):
         recipe.updated({"distil_from": ["open_clip:ViT-B-32:openai"], **cached})

@@ -1,4 +1,4 @@
-"""Trunk features for a sweep: computed once, kept in files, streamed in place of images."""
+"""Outputs of a frozen trunk: computed once, stored in files and streamed in place of images."""
 
 from siclip_platform.stream.trunk_features.build import build_trunk_cache
 from siclip_platform.stream.trunk_features.files import TrunkCache, open_trunk_cache

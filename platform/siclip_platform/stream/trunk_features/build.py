@@ -1,4 +1,4 @@
-"""Building a trunk cache: one process at a time, shard by shard, what is whole is kept."""
+"""Build a trunk cache: one process at a time, shard by shard; complete shards are kept."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ from siclip_platform.stream.trunk_features.files import (
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 from siclip_platform.stream.trunk_features.sources import FeatureSource, image_source, text_source
 
-SHARD_BYTES = 256 * 2**20  # what a killed build loses at the most, and the features it holds in memory
+SHARD_BYTES = 256 * 2**20
+"""What a killed build loses at most, and the features that a build holds in memory."""
 Progress = Callable[[int, int], None]
-"""(features computed or kept, all features)"""
+"""Takes (features computed or kept, all features)."""
 
 
 def build_trunk_cache(
@@ -53,25 +54,29 @@ def build_trunk_cache(
     verify: bool = False,
     progress: Progress | None = None,
 ) -> TrunkCache:
-    """The cache of a model's trunk for a split, under ``root``: found there, mended, or computed.
+    """Return the cache of a model's trunk for a split; what is missing or damaged is computed.
 
     The trunk runs on the model's device in eval mode, in fp32, and its output is rounded to bf16 once; a training
-    under bf16 autocast without a cache rounds at every layer instead. A second caller waits for the first. A killed
-    build goes on with the shards that it has: at most one is computed again.
+    under bf16 autocast without a cache rounds at every layer instead. A second process waits for the first. A killed
+    build resumes with the shards that it completed: at most one is computed again.
 
     Args:
+        model: the model whose trunk is used.
+        dataset_folder: the dataset.
+        split: its split.
+        root: the folder that contains one folder per cache.
         augmentations: K, fixed random crops of every image; 1 for the plain image.
-        augmentation_seed: draws the crops; without a meaning for K = 1.
-        captions: names of caption sets beside the dataset whose texts are kept too.
+        augmentation_seed: draws the crops; has no effect for K = 1.
+        captions: names of caption sets beside the dataset whose texts are stored too.
         crops: name of an embedding set beside it, whose crops the images get in place of ``augmentations``.
         batch: inputs that go through a trunk at once.
-        verify: read an existing cache whole and compare its checksums, not the sizes alone.
+        verify: compare the checksums of an existing cache, not only the sizes.
         progress: called in this process after every batch that is computed; never if the cache was complete.
 
     Raises:
-        UserError: the dataset or what lies beside it cannot be read, has no such split or no samples in it,
-            ``augmentations`` is below 1, ``root`` cannot be written, or its disk has not enough space: that is told
-            before anything is computed.
+        UserError: the dataset or a sidecar cannot be read, there is no such split or it has no samples,
+            ``augmentations`` is below 1, ``root`` cannot be written, or its disk has too little space, which is
+            checked before anything is computed.
     """
     dataset = open_dataset(dataset_folder)
     texts = [open_sidecar(dataset, "captions", name) for name in captions]
@@ -84,7 +89,8 @@ def build_trunk_cache(
     if found:
         return found
     with _claimed(folder), eval_mode(model), torch.inference_mode():
-        found = _complete(folder, verify)  # by another process meanwhile
+        # another process may have built it while this one waited for the lock
+        found = _complete(folder, verify)
         if found:
             return found
         sources = (
@@ -97,27 +103,27 @@ def build_trunk_cache(
 def _complete(folder: Path, verify: bool) -> TrunkCache | None:
     try:
         return open_trunk_cache(folder, verify=verify)
-    except UserError:  # nothing there, cut short or damaged: all of it is for the build to mend
+    except UserError:  # missing, incomplete or damaged: the build completes it
         return None
 
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder for one build at a time."""
+    """Lock the folder for one build at a time."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / ".lock"))
         except OSError as error:
             raise UserError(
-                f"cannot keep trunk features in {folder}: {error}; name a folder that can be written"
+                f"cannot store trunk features in {folder}: {error}; name a folder that can be written"
             ) from None
         yield
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard to be: the features ``start`` ≤ r < ``stop`` of a source."""
+    """A shard to write: the features start ≤ i < stop of a source."""
 
     source: FeatureSource
     path: Path
@@ -159,7 +165,7 @@ def _build(
 
     shards = {part.path: kept.get(part.path) or _write(part, count) for part in parts}
     for path in {*folder.glob("*.safetensors"), *folder.glob(TEMPORARY)} - shards.keys():
-        path.unlink()  # of a killed build
+        path.unlink()  # left by a killed build
     images, texts = (tuple(shards[p.path] for p in parts if p.source is source) for source in sources)
     manifest = CacheManifest(key=key, images=images, texts=texts)
     write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
@@ -189,7 +195,7 @@ def _entry(part: _Part) -> CacheShard:
 
 
 def _listed(folder: Path) -> dict[str, CacheShard]:
-    """The shards that a manifest names, whether or not they are there."""
+    """The shards that the folder's manifest names, whether or not they exist; none without a valid manifest."""
     try:
         manifest = CacheManifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -198,8 +204,11 @@ def _listed(folder: Path) -> dict[str, CacheShard]:
 
 
 def _kept(part: _Part, listed: Mapping[str, CacheShard], verify: bool) -> CacheShard | None:
-    """The entry of a shard that need not be computed again: it agrees with the manifest or, where a killed build
-    left none, has the shape it should have (a shard gets its name only when it is whole)."""
+    """The entry of a shard that need not be computed again, else None.
+
+    It agrees with the manifest. A killed build leaves no manifest; then the shape must be right, since a shard gets
+    its name only when it is complete.
+    """
     if not part.path.is_file():
         return None
     shard = listed.get(part.path.name)
@@ -216,7 +225,7 @@ def _kept(part: _Part, listed: Mapping[str, CacheShard], verify: bool) -> CacheS
 def _check_space(
     folder: Path, key: TrunkCacheKey, sources: tuple[FeatureSource, FeatureSource], kept: Iterable[CacheShard]
 ) -> None:
-    """Refuse, with the figures, what does not fit the disk."""
+    """Refuse a cache that does not fit on the disk."""
     images, texts = sources
     total = sum(source.rows * source.row_bytes for source in sources)
     missing = total - sum(shard.bytes for shard in kept)
@@ -227,5 +236,5 @@ def _check_space(
             f"the trunk features of split {key.split!r} take {total / 1e9:.2f} GB ({images.rows // images.together} "
             f"images{crops} × {images.row_bytes} bytes, {texts.rows} captions × {texts.row_bytes} bytes); "
             f"{missing / 1e9:.2f} GB are still to be written and the disk of {folder} has {free / 1e9:.2f} GB free: "
-            "make room, name another folder, or take a smaller dataset or fewer augmentations"
+            "free space, name another folder, or use a smaller dataset or fewer augmentations"
         )

@@ -1,9 +1,9 @@
-"""The outputs of a frozen trunk, computed once and kept, so that every trial of a search trains from the same files.
+"""The files of a trunk cache, from which every trial of a search can train.
 
-A cache is a folder ``trunk-<hash of its key>`` of safetensors shards and a ``manifest.json``, written last. The
-``images`` shards hold the K variants of every sample of a split in file order, one after the other; the ``texts``
-shards hold every caption of the split once, in order of first appearance. Each has ``features`` (n, …) in bf16 and
-``ids`` (n,) int64, the `stable_id` of the sample's id or of the caption. `CachedStream` reads them.
+A cache is a folder ``trunk-<hash of its key>`` with safetensors shards and a ``manifest.json``, written last. The
+``images`` shards store the K variants of every sample of a split, in file order; the ``texts`` shards store every
+caption of the split once, in order of first appearance. Each has ``features`` (n, …) in bf16 and ``ids`` (n,) int64,
+the `stable_id` of the sample's id or of the caption. `CachedStream` reads them.
 
 K is the number of variants of an image.
 """
@@ -23,7 +23,14 @@ from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 
 
 class CacheShard(Config):
-    """One safetensors file, ``path`` relative to the cache's folder."""
+    """One safetensors file.
+
+    Attributes:
+        path: relative to the cache's folder.
+        rows: the number of features.
+        bytes: the file's size.
+        sha256: the file's checksum, in hex.
+    """
 
     path: str = Field(pattern=r"^(images|texts)-\d{5}\.safetensors$")
     rows: int = Field(ge=1)
@@ -32,7 +39,7 @@ class CacheShard(Config):
 
 
 class CacheManifest(Config):
-    """What a cache holds, its shards in the order of their rows."""
+    """A cache's key and its shards, in the order of their rows."""
 
     key: TrunkCacheKey
     images: tuple[CacheShard, ...]
@@ -41,7 +48,7 @@ class CacheManifest(Config):
 
 @dataclass(frozen=True)
 class TrunkCache:
-    """A complete cache. It holds no open file, so it can be pickled."""
+    """A complete cache; picklable, since it has no open files."""
 
     folder: Path
     manifest: CacheManifest
@@ -56,14 +63,18 @@ class TrunkCache:
 
 
 def open_trunk_cache(folder: Path, *, verify: bool = False) -> TrunkCache:
-    """Read the manifest of a cache and compare the size, with ``verify`` also the SHA-256, of every shard with it.
+    """Open a cache and compare every shard with the manifest.
+
+    Args:
+        folder: the cache's folder.
+        verify: compare checksums, not only sizes.
 
     Raises:
-        UserError: no manifest (an interrupted build has none), or shards that do not agree with it.
+        UserError: there is no manifest (an interrupted build has none), or a shard does not agree with it.
     """
     folder = folder.absolute()
     path = folder / MANIFEST
-    remedy = "build the cache again: what is whole in it is kept"
+    remedy = "build the cache again: its complete shards are kept"
     try:
         manifest = CacheManifest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -80,7 +91,7 @@ def open_trunk_cache(folder: Path, *, verify: bool = False) -> TrunkCache:
 
 
 def is_whole(path: Path, shard: CacheShard, verify: bool) -> bool:
-    """Whether a shard agrees with its entry: there and of that size, with ``verify`` also of that checksum."""
+    """Return whether a shard exists with the size and, with ``verify``, the checksum of its entry."""
     if not path.is_file() or path.stat().st_size != shard.bytes:
         return False
     return not verify or sha256_of(path) == shard.sha256

@@ -1,4 +1,4 @@
-"""What names a trunk cache: everything that the features depend on."""
+"""The key of a trunk cache: everything that the features depend on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from siclip_platform.storage.hashing import canonical_hash
 
 
 def trunk_hash(model: Clip) -> str:
-    """First 16 hex digits of the SHA-256 of both trunks: names, shapes, types and bytes of parameters and buffers.
+    """Return 16 hex digits of the SHA-256 of both trunks: names, shapes, types and bytes of parameters and buffers.
 
-    The image size and the context length count, BatchNorm's batch counters do not; nor do the device, the memory
-    format and everything from the attention blocks on, so a student has the hash of the teacher that it inherited
+    The image size and the context length are part of it. BatchNorm's batch counters, the device, the memory format
+    and everything from the attention blocks on are not, so a student has the hash of the teacher that it inherited
     from.
     """
     config = model.config
@@ -39,12 +39,23 @@ def trunk_hash(model: Clip) -> str:
 
 
 class TrunkCacheKey(Config):
-    """All that the features depend on; another key is another cache.
+    """What the features depend on; another key is another cache.
 
-    ``dataset`` is the hash of its manifest, ``trunk`` that of the weights, ``captions`` those of the caption sets
-    beside the dataset whose texts are kept too. With ``augmentations`` K = 1 an image is fitted as for evaluation;
-    with K > 1 it has K fixed random crops, drawn by (``augmentation_seed``, id, k). With ``crops``, the hash of an
-    embedding set, it has the K crops that those embeddings are of.
+    Attributes:
+        trunk: the hash of the weights, see `trunk_hash`.
+        dataset: the hash of the dataset's manifest.
+        split: the split's name.
+        image_size: height and width of the trunk's images.
+        context_length: tokens of the trunk's texts.
+        augmentations: K. With K = 1 an image is fitted as for evaluation; with K > 1 it has K fixed random crops,
+            drawn by (``augmentation_seed``, id, k).
+        augmentation_seed: draws the crops.
+        captions: the hashes of the caption sets beside the dataset whose texts are stored too.
+        crops: the hash of an embedding set; images have the K crops of those embeddings.
+        preprocessing: how images are prepared.
+        tokenizer: how texts are prepared.
+        dtype: the features' type.
+        version: of the files and the computation.
     """
 
     trunk: str
@@ -72,10 +83,19 @@ class TrunkCacheKey(Config):
         captions: Sequence[Sidecar] = (),
         crops: Sidecar | None = None,
     ) -> TrunkCacheKey:
-        """The key of a model's trunk, a split, and what lies beside it; ``crops`` decides the augmentations.
+        """Return the key of a model's trunk for a split.
+
+        Args:
+            model: the model whose trunk is used.
+            dataset: the dataset.
+            split: its split.
+            augmentations: K, unless ``crops`` decides it.
+            augmentation_seed: draws the crops.
+            captions: caption sets beside the dataset.
+            crops: an embedding set beside the dataset.
 
         Raises:
-            UserError: there is no such split, or fewer than one augmentation is asked for.
+            UserError: there is no such split, or ``augmentations`` is below 1.
         """
         dataset.entries(split)
         if crops is not None:

@@ -1,4 +1,4 @@
-"""What a trunk cache computes: the two trunks, and the images and captions of a split that go through them.
+"""What a trunk cache computes: the two trunks, applied to the images and captions of a split.
 
 Shapes: B batch, C width of a tower, h×w the grid of the attention stage, T context length, K variants of an image.
 """
@@ -36,10 +36,15 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """A tower's trunk and its inputs, numbered from 0 to ``rows``.
+    """A tower's trunk and its inputs.
 
-    ``inputs(start, stop)`` gives (ids (B,), input of the trunk) batch by batch, ``trunk`` maps an input to features
-    (B, *shape). ``together`` inputs, from a multiple of it on, belong to one sample.
+    Attributes:
+        name: ``images`` or ``texts``, the beginning of a shard's name.
+        rows: the number of inputs.
+        together: consecutive inputs of one sample; no shard separates them.
+        shape: of the features of one input.
+        inputs: (start, stop) → batches of (ids (B,), input of the trunk) of the inputs start ≤ i < stop.
+        trunk: an input → features (B, *shape).
     """
 
     name: str
@@ -51,14 +56,14 @@ class FeatureSource:
 
     @property
     def row_bytes(self) -> int:
-        """Of the features of one input, in bf16."""
+        """The bytes of one input's features in bf16."""
         return self.shape.numel() * 2
 
 
 def image_source(
     model: Clip, dataset: Dataset, split: str, key: TrunkCacheKey, crops: Sidecar | None, batch: int
 ) -> FeatureSource:
-    """The images of a split in file order, each with its K variants: (B, size, size, 3) uint8 → (B, C, h, w)."""
+    """Return the images of a split in file order, with K variants each: (B, size, size, 3) uint8 → (B, C, h, w)."""
     device, augmentations = model.logit_scale.device, key.augmentations
 
     def inputs(start: int, stop: int) -> Iterator[tuple[Ids, Tensor]]:
@@ -75,10 +80,10 @@ def image_source(
     return FeatureSource("images", dataset.rows(split) * augmentations, augmentations, shape, inputs, trunk)
 
 
-def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Sidecar], batch: int) -> FeatureSource:
-    """Every caption of a split and of the caption sets ``beside`` it once: token ids (B, T) → (B, T, C)."""
+def text_source(model: Clip, dataset: Dataset, split: str, sets: Sequence[Sidecar], batch: int) -> FeatureSource:
+    """Return every caption of a split and of its caption sets once: token ids (B, T) → (B, T, C)."""
     length, device = model.config.text.context_length, model.logit_scale.device
-    shards = [*dataset.shards(split), *(path for sidecar in beside for path in sidecar.shards(split))]
+    shards = [*dataset.shards(split), *(path for sidecar in sets for path in sidecar.shards(split))]
     captions = _unique_captions(shards)
 
     def inputs(start: int, stop: int) -> Iterator[tuple[Ids, Tensor]]:
@@ -94,9 +99,9 @@ def text_source(model: Clip, dataset: Dataset, split: str, beside: Sequence[Side
 
 
 def random_crop(image: Pixels, size: int, seed: int) -> Pixels:
-    """(height, width, 3) uint8 → (size, size, 3) uint8: the training crop of `siclip.data.transforms.preprocess`.
+    """Return the training crop of `siclip.data.transforms.preprocess`: (height, width, 3) → (size, size, 3) uint8.
 
-    The seed alone decides which one; torch's global generator is left as it was.
+    The seed alone decides the crop; torch's global generator keeps its state.
     """
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
@@ -107,11 +112,11 @@ def random_crop(image: Pixels, size: int, seed: int) -> Pixels:
 
 
 def _variants(row: dict[str, Any], key: TrunkCacheKey) -> list[Pixels]:
-    place, size = f"sample {row['id']}", key.image_size
+    where, size = f"sample {row['id']}", key.image_size
     if "boxes" in row:
         boxes = np.array(row["boxes"]).reshape(-1, 4).tolist()
-        return [load_crop(row["image"], place, size, tuple(box)) for box in boxes]
-    pixels = decode_image(row["image"], place)
+        return [load_crop(row["image"], where, size, tuple(box)) for box in boxes]
+    pixels = decode_image(row["image"], where)
     if key.augmentations == 1:
         return [fit_image(pixels, size)]
     seeds = (stable_id(f"{key.augmentation_seed}/{row['id']}/{k}") for k in range(key.augmentations))
@@ -121,7 +126,7 @@ def _variants(row: dict[str, Any], key: TrunkCacheKey) -> list[Pixels]:
 def _rows(
     dataset: Dataset, split: str, start: int, stop: int, crops: Sidecar | None = None
 ) -> Iterator[dict[str, Any]]:
-    """``id``, ``image`` and, of stored crops, ``boxes`` of the samples start ≤ i < stop of a split, in file order."""
+    """``id``, ``image`` and, with ``crops``, ``boxes`` of the samples start ≤ i < stop of a split, in file order."""
     position = 0
     for shard, (entry, path) in enumerate(zip(dataset.entries(split), dataset.shards(split), strict=True)):
         if position + entry.rows <= start or position >= stop:
@@ -141,7 +146,7 @@ def _rows(
 
 
 def _unique_captions(shards: Iterable[AnyPath]) -> list[str]:
-    """In order of first appearance."""
+    """The captions of all shards in order of first appearance."""
     seen: dict[str, None] = {}
     for shard in shards:
         captions = read_table(shard, ["captions"])["captions"].combine_chunks()

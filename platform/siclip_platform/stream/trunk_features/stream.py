@@ -1,4 +1,4 @@
-"""A stream whose batches carry stored trunk features instead of images.
+"""A stream whose batches have stored trunk features instead of images.
 
 Shapes: B batch, C width of a tower, h×w the grid of the attention stage, T context length.
 """
@@ -32,8 +32,8 @@ class CachedStream:
     """The samples, order and captions of ``stream``, with the features of ``cache``; picklable.
 
     Raises:
-        UserError: the cache is of another image size, context length or number of samples than the stream, or of
-            other crops than its stored embeddings.
+        UserError: the cache has another image size, context length or number of samples than the stream, or other
+            crops than its stored embeddings.
     """
 
     stream: Stream
@@ -59,8 +59,8 @@ class CachedStream:
     def columns(self, start: int, stop: int, windows: Windows) -> Columns:
         """As `Stream.columns`, but with ``image_rows`` (rows of the cache's images) in place of ``images``.
 
-        Where the cache has several variants of an image, (seed, epoch, sample id) decides which one is taken: with
-        stored embeddings the crop that training from images would replay.
+        If the cache has several variants of an image, (seed, epoch, sample id) decides which one is used; with stored
+        embeddings it is the crop that training from images would use.
         """
         stream, variants = self.stream, self.cache.key.augmentations
         samples = stream.samples(start, stop, windows)
@@ -97,7 +97,7 @@ class CachedStream:
             ):
                 if not np.array_equal(found, ids):
                     raise UserError(
-                        f"trunk cache {self.cache.folder} holds other {what} than the stream reads: build a cache of "
+                        f"trunk cache {self.cache.folder} has other {what} than the stream reads: build a cache of "
                         "this dataset"
                     )
             features = TrunkFeatures(images.take(columns["image_rows"]), texts.take(text_rows))
@@ -109,7 +109,7 @@ class CachedStream:
 
 
 class StoredFeatures:
-    """The features of several shards, one after the other; mapped into memory, so a row is read when it is taken."""
+    """The features of several shards as one sequence of rows; memory-mapped, so a row is read when it is used."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._shards: list[Tensor] = []
@@ -123,16 +123,16 @@ class StoredFeatures:
         self._sorted = np.argsort(self.ids)
 
     def find(self, ids: RowIndices) -> RowIndices:
-        """A row for each id; that of another one where there is none of this id."""
-        places = np.searchsorted(self.ids, ids, sorter=self._sorted)
-        return self._sorted[np.minimum(places, len(self.ids) - 1)]
+        """Return a row for each id; for an id that is not stored, a row of another one."""
+        positions = np.searchsorted(self.ids, ids, sorter=self._sorted)
+        return self._sorted[np.minimum(positions, len(self.ids) - 1)]
 
     def take(self, rows: RowIndices) -> Tensor:
-        """(B, …) in bf16: (C, h, w) of images, (T, C) of texts."""
+        """Return the features of rows in bf16: (B, C, h, w) of images, (B, T, C) of texts."""
         taken = torch.empty(len(rows), *self._shards[0].shape[1:], dtype=torch.bfloat16)
         shards = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(shards):
-            shard, places = self._shards[number], np.flatnonzero(shards == number)
+            shard, targets = self._shards[number], np.flatnonzero(shards == number)
             start = self._ends[number] - len(shard)
-            taken[torch.from_numpy(places)] = shard[torch.from_numpy(rows[places] - start)]
+            taken[torch.from_numpy(targets)] = shard[torch.from_numpy(rows[targets] - start)]
         return taken

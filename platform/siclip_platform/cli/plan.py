@@ -38,31 +38,33 @@ class Numbers(StrEnum):
 def plan(
     recipe: Annotated[Path | None, typer.Option(help="A recipe file; default: SiCLIP-S0 with WIKD and PM.")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of the dataset.")] = 12_000_000,
-    epochs: Annotated[float, typer.Option(min=0.01)] = 32,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Overrides the recipe's; all cards together.")] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the dataset.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Overrides the recipe's batch size; of all cards together.")
+    ] = None,
     micro_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pairs held at a time (gradient caching).")
+        int | None, typer.Option(min=1, help="Pairs whose activations are kept at a time (gradient caching).")
     ] = None,
     teacher: Annotated[
-        TeacherChoice, typer.Option(help="Where distillation's targets come from.")
+        TeacherChoice, typer.Option(help="Where the targets of distillation come from.")
     ] = TeacherChoice.shared,
-    augmentations: Annotated[int, typer.Option(min=1, help="Stored augmentations of an image.")] = 10,
-    captions: Annotated[int, typer.Option(min=1, help="Stored captions of an image.")] = 6,
-    numbers: Annotated[Numbers, typer.Option(help="Of stored embeddings.")] = Numbers.bf16,
-    trunk_cache: Annotated[bool, typer.Option(help="Keep the frozen trunk's outputs on the disk.")] = False,
-    sample: Annotated[Path | None, typer.Option(help="A dataset folder whose rows are measured.")] = None,
-    card: Annotated[str | None, typer.Option(help="A graphics card by name; default rtx-3090.")] = None,
-    cards: Annotated[int, typer.Option(min=1)] = 1,
+    augmentations: Annotated[int, typer.Option(min=1, help="Stored augmentations per image.")] = 10,
+    captions: Annotated[int, typer.Option(min=1, help="Stored captions per image.")] = 6,
+    numbers: Annotated[Numbers, typer.Option(help="Format of stored embeddings.")] = Numbers.bf16,
+    trunk_cache: Annotated[bool, typer.Option(help="Store the outputs of the frozen trunk on disk.")] = False,
+    sample: Annotated[Path | None, typer.Option(help="A dataset folder; its rows are measured.")] = None,
+    card: Annotated[str | None, typer.Option(help="A graphics card by name; default: rtx-3090.")] = None,
+    cards: Annotated[int, typer.Option(min=1, help="Number of cards.")] = 1,
     disk: Annotated[str, typer.Option(help="Disk budget, such as 1TB or 500GB.")] = "1TB",
     cores: Annotated[int | None, typer.Option(min=1, help="Cores that decode; default: this machine's.")] = None,
-    calibrate: Annotated[bool, typer.Option(help="Time real steps on this machine, about a minute.")] = False,
-    seconds: Annotated[float, typer.Option(min=1, help="Of the calibration.")] = 60.0,
+    calibrate: Annotated[bool, typer.Option(help="Time real steps on this machine for about a minute.")] = False,
+    seconds: Annotated[float, typer.Option(min=1, help="Duration of the calibration.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Storage, memory, speed, hours and energy of a job, and what to change so that it fits.
+    """Show storage, memory, speed, hours and energy of a job, and what to change so that it fits.
 
     Without options: the reference job, 12 M pairs, 32 epochs, batch 1536 on one RTX 3090 with 1 TB of disk.
-    Exit code 1 where it does not fit.
+    The exit code is 1 if the job does not fit.
     """
     from siclip.models.clip import Clip
     from siclip_platform.plan import Job, make_plan
@@ -85,11 +87,21 @@ def plan(
     if calibrate:
         measured = time_steps(lambda size: calibration_trainer(chosen, size, source), two_sizes(chosen), seconds)
     job = Job(
-        recipe=chosen, pairs=pairs, epochs=epochs, teacher=source,
-        rows=rows, disk_bytes=budget, card=found, measured=measured, cards=cards,
+        recipe=chosen,
+        pairs=pairs,
+        epochs=epochs,
+        teacher=source,
+        rows=rows,
+        disk_bytes=budget,
+        card=found,
+        measured=measured,
+        cards=cards,
         decode_rate=decode_rate(model.config.image.image_size) * (cores or os.cpu_count() or 1),
-        augmentations=augmentations, captions=captions, numbers=numbers.value, trunk_cache=trunk_cache,
-    )  # fmt: skip
+        augmentations=augmentations,
+        captions=captions,
+        numbers=numbers.value,
+        trunk_cache=trunk_cache,
+    )
     result = make_plan(job, model)
     if as_json:
         typer.echo(json.dumps(as_dict(result), indent=2))

@@ -1,7 +1,7 @@
-"""``siclip-platform plan``: what a job will take, before it is started.
+"""``siclip-platform plan``: what a job will need, before it is started.
 
-`work` counts what a step computes and holds, `storage` what lies on the disk, `cards` and `calibration` know how
-fast that goes, and `plan` puts them together and says what to change.
+`work` counts the operations and the memory of a step, `storage` the bytes on disk. `cards` and `calibration` give the
+speed of a device, `decoding` that of the data. `plan` combines them, and `advice` suggests changes.
 """
 
 from siclip_platform.plan.job import Job

@@ -1,4 +1,8 @@
-"""What to change so that a job fits, or is held back less; every figure is computed, none is a rule of thumb."""
+"""Changes with which a job fits or runs faster.
+
+Every number is computed for the changed job with the same functions as the plan, so it has the plan's assumptions:
+those of `siclip_platform.plan.work` about memory, and the sizes of rows in `siclip_platform.plan.storage`.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,15 @@ GIB = 2**30
 def advice(
     job: Job, work: Work, storage: Mapping[str, float], memory: Mapping[str, float], batch: int, bottleneck: str
 ) -> tuple[str, ...]:
-    """Sentences, most pressing first; none where all fits and the device is what limits the speed.
+    """Sentences, the most urgent first; empty if the job fits and the device limits the speed.
 
-    ``batch``: pairs of a step on one card.
+    Args:
+        job: the job.
+        work: what a step of it computes and holds.
+        storage: part → bytes on disk.
+        memory: part → bytes on a card.
+        batch: pairs per step on one card.
+        bottleneck: what limits the speed.
     """
     found: list[str] = []
     over = sum(storage.values()) - job.disk_bytes
@@ -29,9 +39,9 @@ def advice(
         found.append(_less_memory(job, work, batch, job.card.memory_bytes))
     if bottleneck == "data":
         found.append(
-            f"decoding holds training back at {job.decode_rate:,.0f} images/s: more cores, or images stored at the "
-            "training size"
-            + ("" if job.trunk_cache or not work.trunk_is_frozen else ", or a trunk cache (data.trunk_cache)")
+            f"decoding limits the training to {job.decode_rate:,.0f} images/s: use more cores, or images stored at "
+            "the training size"
+            + (", or a trunk cache (data.trunk_cache)" if work.trunk_is_frozen and not job.trunk_cache else "")
         )
     return tuple(found)
 
@@ -51,7 +61,7 @@ def _less_storage(job: Job, work: Work, over: float) -> Iterator[str]:
         yield f"int8 embeddings (--numbers int8) save {saved(job.augmentations, 'int8') / GB:,.0f} GB: {enough}"
     fitting = [k for k in range(1, job.augmentations) if saved(k, job.numbers) >= over]
     if fitting:
-        yield f"{max(fitting)} in place of {job.augmentations} augmentations fit"
+        yield f"{max(fitting)} augmentations instead of {job.augmentations} fit"
     if work.trunk_is_frozen:
         yield "a teacher that shares the frozen trunk (--teacher shared) stores nothing"
 
@@ -63,6 +73,7 @@ def _most_pairs(job: Job, work: Work) -> int:
 
 def _less_memory(job: Job, work: Work, batch: int, memory_bytes: int) -> str:
     size = batch
+    # Halves only: a micro-batch must divide the batch.
     while size % 2 == 0 and size > 1:
         size //= 2
         need = sum(work.memory(batch, size, job.cards).values())
@@ -72,6 +83,6 @@ def _less_memory(job: Job, work: Work, batch: int, memory_bytes: int) -> str:
                 f"{memory_bytes / GIB:.0f} GiB (gradient caching; the loss still sees {batch * job.cards:,} pairs)"
             )
     return (
-        f"no micro-batch of {batch:,} fits in {memory_bytes / GIB:.0f} GiB: what does not shrink with it takes "
-        f"{sum(work.memory(batch, 1, job.cards).values()) / GIB:.1f} GiB; take a smaller batch or more cards"
+        f"no micro-batch of {batch:,} fits in {memory_bytes / GIB:.0f} GiB: what does not depend on it needs "
+        f"{sum(work.memory(batch, 1, job.cards).values()) / GIB:.1f} GiB; use a smaller batch or more cards"
     )

@@ -1,4 +1,4 @@
-"""Real steps on this machine, timed: seconds of a step = ``fixed`` + ``each`` · batch."""
+"""Timed training steps on this machine: seconds per step = ``seconds_fixed`` + ``seconds_each`` · batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,20 @@ from siclip_platform.training.build import recipe_model
 TeacherSource = Literal["none", "online", "shared trunk", "stored"]
 LEAST_STEPS = 3
 LARGEST = 64
-"""Pairs of the larger of the two batches that are timed, unless the recipe's own is smaller."""
+"""Pairs of the larger of the two timed batches, unless the recipe's batch is smaller."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``spread``: the largest relative distance of a timed step from the median of its size. ``device``: a name."""
+    """A line through the median step times of two batch sizes.
+
+    Attributes:
+        device: the device's name.
+        seconds_fixed: seconds per step that do not depend on the batch.
+        seconds_each: seconds per pair.
+        spread: the largest relative deviation of a timed step from the median of its batch size.
+        batches: the two batch sizes.
+    """
 
     device: str
     seconds_fixed: float
@@ -40,13 +48,19 @@ class Calibration:
     batches: tuple[int, ...]
 
     def step_seconds(self, batch: int) -> float:
+        """Seconds of a step on ``batch`` pairs."""
         return self.seconds_fixed + self.seconds_each * batch
 
 
 def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds: float = 60.0) -> Calibration:
-    """Time whole training steps at two batch sizes, alternating, for about ``seconds`` in all.
+    """Time whole training steps at two batch sizes.
 
-    ``make(batch_size)`` builds a trainer. The first step of each, which allocates and compiles, does not count.
+    The first step of each, which allocates and compiles, does not count.
+
+    Args:
+        make: batch size → a trainer.
+        batches: the two batch sizes.
+        seconds: how long to measure, both sizes together.
 
     Raises:
         UserError: a step does not fit in the device's memory.
@@ -58,12 +72,13 @@ def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds:
         for size in batches:
             _step(trainers[size], data[size])
         end = time.perf_counter() + seconds
+        # Alternating: a machine that slows down for a while affects both sizes alike.
         while time.perf_counter() < end or min(map(len, timed.values())) < LEAST_STEPS:
             for size in batches:
                 timed[size].append(_step(trainers[size], data[size]))
     except torch.OutOfMemoryError:
         raise UserError(
-            f"calibration steps of {batches} pairs do not fit on this device: name smaller ones"
+            f"calibration steps of {batches} pairs do not fit on this device: choose a smaller training.batch_size"
         ) from None
     medians = [median(timed[size]) for size in batches]
     each, fixed = np.polyfit(batches, medians, 1)
@@ -74,13 +89,13 @@ def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds:
 
 
 def two_sizes(recipe: Recipe) -> tuple[int, int]:
-    """Batch sizes to time: a half and a whole of the recipe's, or of `LARGEST`."""
+    """Batch sizes to time: half of the recipe's batch size and all of it, at most `LARGEST`."""
     whole = min(recipe.training.batch_size, LARGEST)
     return max(2, whole // 2), max(3, whole)
 
 
 def calibration_trainer(recipe: Recipe, batch_size: int, source: TeacherSource) -> Trainer:
-    """A trainer of the recipe with random weights: what a step takes does not depend on them."""
+    """A trainer of the recipe with random weights: the time of a step does not depend on them."""
     model = recipe_model(recipe)
     if source == "none":
         recipe = without_distillation(recipe)
@@ -89,22 +104,27 @@ def calibration_trainer(recipe: Recipe, batch_size: int, source: TeacherSource) 
     base = Clip(teaching)
     targets: Teacher | None = None
     if source == "online":
-        targets = ModelTeacher(Clip(teaching))  # other weights: it shares no trunk
+        targets = ModelTeacher(Clip(teaching))  # different weights, so it shares no trunk
     elif source == "stored":
         targets = StoredTeacher((model.embed_dim, model.embed_dim), 100.0)
     return make_trainer(
-        model, recipe.loss, whole, teacher=base, inherit_weights=recipe.model.inherit, freeze=recipe.model.freeze,
+        model,
+        recipe.loss,
+        whole,
+        teacher=base,
+        inherit_weights=recipe.model.inherit,
+        freeze=recipe.model.freeze,
         distil_from=targets,
-    )  # fmt: skip
+    )
 
 
 def teacher_config(student: str) -> ModelConfig:
-    """The model that a student by this name inherits from: of the same size, with attention."""
+    """The model that the student with this name inherits from: the same size, with attention blocks."""
     return model_config(student.replace("siclip-", "mobileclip-"))
 
 
 def random_batch(trainer: Trainer, size: int) -> Batch:
-    """Noise of the model's input sizes, with captions of 20 tokens or what fits."""
+    """Noise with the shapes of the model's inputs; captions have 20 tokens, or as many as the context holds."""
     config = trainer.model.config
     generator = torch.Generator().manual_seed(0)
     side, context = config.image.image_size, config.text.context_length

@@ -1,4 +1,4 @@
-"""Peak figures of graphics cards, from their makers' documents. What a card reaches in training is less."""
+"""Peak performance of graphics cards, from their vendors' documents. Training reaches only part of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """``flops``: dense bf16 tensor operations a second with fp32 accumulation. ``bandwidth``: bytes a second of its
-    memory. ``watts``: total board power. ``source``: the document that the figures stand in."""
+    """A graphics card.
+
+    Attributes:
+        name: its name on the command line.
+        memory_bytes: its memory.
+        flops: dense bf16 tensor operations per second with fp32 accumulation.
+        bandwidth: of its memory, in bytes per second.
+        watts: total board power.
+        source: the document with these numbers.
+    """
 
     name: str
     memory_bytes: int
@@ -53,13 +61,13 @@ CARDS = {
 
 
 def find_card(name: str) -> Card:
-    """A card by name.
+    """The card with this name.
 
     Raises:
-        UserError: it is not in the table.
+        UserError: it is not in the table; the message lists the cards.
     """
     if name not in CARDS:
         raise UserError(
-            f"no card {name!r} in the table: it has {', '.join(CARDS)}; or measure this machine (--calibrate)"
+            f"no card {name!r} in the table: choose one of {', '.join(CARDS)}, or measure this machine (--calibrate)"
         )
     return CARDS[name]

@@ -1,4 +1,4 @@
-"""How fast one core of this machine turns JPEG bytes into pixels of a training size."""
+"""How fast one core of this machine decodes JPEG images and resizes them for training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ PICTURE_SIDES = (320, 256)
 
 @cache
 def decode_rate(size: int, seconds: float = 1.0) -> float:
-    """Images a second that one core decodes and fits to ``size`` px, on a smooth 320 × 256 picture with noise.
+    """Images per second that one core decodes and resizes to ``size`` px, for a smooth 320 × 256 image with noise.
 
-    Half of what is measured, since the same cores also tokenize, copy and serve the training.
+    Half of the measured rate: the same cores also tokenize, copy batches and run the training loop.
+
+    Args:
+        size: px of the square image that training reads.
+        seconds: how long to measure.
     """
     height, width = PICTURE_SIDES[1], PICTURE_SIDES[0]
     rng = np.random.default_rng(0)
-    rough = Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).resize(
+    smooth = Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    noisy = np.clip(np.asarray(rough) + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+    noisy = np.clip(np.asarray(smooth) + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(noisy).save(file, "JPEG", quality=QUALITY)
     data, count = file.getvalue(), 0

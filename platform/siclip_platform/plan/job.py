@@ -1,4 +1,4 @@
-"""What is planned."""
+"""The input of a plan."""
 
 from __future__ import annotations
 
@@ -12,9 +12,24 @@ from siclip_platform.recipes.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be trained, on what. ``decode_rate``: images a second that all cores decode together. ``numbers``:
-    of stored embeddings, bf16 or int8. ``seconds_measured``: a calibration in place of the card's peak figures.
-    ``kilowatts``: of the calibrated machine, where its card is not in the table."""
+    """A training and the machine that it is to run on.
+
+    Attributes:
+        recipe: the training.
+        pairs: samples of the dataset.
+        epochs: passes over the dataset.
+        teacher: where the targets of distillation come from.
+        rows: bytes per sample on disk.
+        disk_bytes: disk budget.
+        card: the graphics card, with its memory, peak performance and power; None where only ``measured`` is known.
+        measured: timed steps; the speed is computed from them instead of from the card's peak performance.
+        cards: number of cards, each with an equal share of the batch.
+        decode_rate: images per second that all cores decode together.
+        augmentations: stored augmentations per image, if the teacher is ``stored``.
+        captions: captions per image with stored embeddings, if the teacher is ``stored``.
+        numbers: format of stored embeddings, ``bf16`` or ``int8``.
+        trunk_cache: the outputs of the frozen trunk are stored on disk.
+    """
 
     recipe: Recipe
     pairs: int

@@ -1,4 +1,4 @@
-"""A job and a machine in, a plan out: storage, memory, speed, hours, energy, what holds it back, what to change."""
+"""The plan of a job: storage, memory, speed, hours, energy, the bottleneck, and what to change."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from siclip.models.clip import Clip
 from siclip_platform.plan.advice import advice
 from siclip_platform.plan.job import Job
 from siclip_platform.plan.storage import embedding_bytes, storage
-from siclip_platform.plan.work import FEATURE_BYTES, Work, count_work
+from siclip_platform.plan.work import Work, count_work
 
 EFFICIENCY = (0.25, 0.5)
-"""The share of a card's peak that a training step is assumed to reach, at least and at most: an assumption, not a
-measurement. What is measured on the machine itself takes its place (`Calibration`)."""
-CHECKPOINTS = 3
+"""The share of a card's peak that a training step reaches, at least and at most.
+
+An assumption, not a measurement; a `Calibration` on the machine itself replaces it.
+"""
+CHECKPOINTS = 3  # an assumption: how many a training has on disk at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Pairs a second and what limits them; least and most differ where the speed is assumed, not measured."""
+    """Pairs per second and their limits.
+
+    Attributes:
+        least: lower bound; equal to ``most`` if the speed is measured.
+        most: upper bound.
+        limits: limit → (least, most) pairs per second.
+        bottleneck: the limit with the smallest lower bound.
+    """
 
     least: float
     most: float
@@ -28,13 +37,24 @@ class Speed:
     bottleneck: str
 
     def hours(self, pairs: float) -> tuple[float, float]:
-        """Least and most hours for so many pairs."""
+        """Least and most hours for this number of pairs."""
         return pairs / self.most / 3600, pairs / self.least / 3600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``storage`` and ``memory``: part → bytes. ``kilowatt_hours``: of the cards alone, at full power."""
+    """What a job needs.
+
+    Attributes:
+        job: the job.
+        work: what a step computes and holds.
+        storage: part → bytes on disk.
+        memory: part → bytes on a card.
+        speed: pairs per second.
+        steps: optimizer steps of the whole training.
+        kilowatt_hours: least and most, of the cards alone at full power; None without a card.
+        advice: what to change.
+    """
 
     job: Job
     work: Work
@@ -59,12 +79,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether disk and card are large enough."""
         card = self.job.card
         return self.storage_bytes <= self.job.disk_bytes and (card is None or self.memory_bytes <= card.memory_bytes)
 
 
 def make_plan(job: Job, model: Clip) -> Plan:
-    """Plan a job; ``model`` is a freshly built model of its recipe."""
+    """Plan a job.
+
+    Args:
+        job: the job.
+        model: a newly built model of its recipe; it is not changed.
+    """
     work = count_work(job.recipe, model, job.teacher)
     training = job.recipe.training
     batch = math.ceil(training.batch_size / job.cards)
@@ -90,7 +116,7 @@ def make_plan(job: Job, model: Clip) -> Plan:
 
 
 def job_storage(job: Job, work: Work) -> Mapping[str, float]:
-    """Part → bytes on the disk."""
+    """Part → bytes on disk."""
     embeddings = 0.0
     if job.teacher == "stored":
         embeddings = embedding_bytes(job.augmentations, job.captions, work.embed_dim, job.numbers)
@@ -100,7 +126,7 @@ def job_storage(job: Job, work: Work) -> Mapping[str, float]:
         checkpoint_bytes=int(work.fixed_bytes),
         checkpoints=CHECKPOINTS,
         embeddings=embeddings,
-        trunk_features=FEATURE_BYTES if job.trunk_cache else 0.0,
+        trunk_features=work.feature_bytes if job.trunk_cache else 0.0,
     )
 
 

@@ -11,7 +11,7 @@ BATCH_SIZE = 1536
 
 
 def reference_recipe() -> Recipe:
-    """WIKD and PM, batch 1536, 32 epochs of 12 M pairs; its teacher, MobileCLIP-S0, is the user's to name."""
+    """WIKD and pair matching, batch 1536, 32 epochs of 12 M pairs. The user names its teacher, MobileCLIP-S0."""
     return Recipe(
         data=DataConfig(path="cc12m-syn"),
         model=StudentConfig(name="siclip-s0"),

@@ -1,4 +1,4 @@
-"""A plan as tables on the screen, and as JSON."""
+"""A plan as tables on the terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """Bytes, pairs a second, hours and kWh by name; JSON values only."""
+    """Bytes, pairs per second, hours and kWh by name; JSON values only."""
     job = plan.job
     return {
         "pairs": job.pairs,
@@ -39,13 +39,14 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def machine(plan: Plan) -> str:
+    """The device of a plan, with the number of cards."""
     job = plan.job
     device = job.measured.device if job.measured else job.card.name if job.card else "this machine"
     return f"{job.cards} × {device}" if job.cards > 1 else device
 
 
 def show(plan: Plan) -> None:
-    """Print storage, memory and time, where the figures come from, and what to change."""
+    """Print storage, memory and time, the sources of the figures, and what to change."""
     console = Console(highlight=False, width=110)
     job = plan.job
     console.print(
@@ -69,7 +70,7 @@ def _bytes_table(title: str, parts: Mapping[str, float], unit: int, name: str, b
         table.add_row(part, f"{size / unit:,.2f}")
     table.add_row("all", f"{sum(parts.values()) / unit:,.2f}", style="bold")
     if budget is not None:
-        table.add_row("there is", f"{budget / unit:,.2f}")
+        table.add_row("available", f"{budget / unit:,.2f}")
     return table
 
 
@@ -77,7 +78,7 @@ def _time_table(plan: Plan) -> Table:
     table = Table("", title="time", title_justify="left", box=None, pad_edge=False)
     table.add_column("", justify="right")
     for name, limit in plan.speed.limits.items():
-        mark = "  ← holds it back" if name == plan.speed.bottleneck else ""
+        mark = "  ← bottleneck" if name == plan.speed.bottleneck else ""
         table.add_row(f"pairs/s by {name}", _range(limit) + mark)
     table.add_row("hours", _range(plan.hours))
     if plan.kilowatt_hours:
@@ -97,7 +98,7 @@ def _sources(plan: Plan) -> str:
         lines.append(
             f"Speed: steps of {' and '.join(map(str, job.measured.batches))} pairs timed here, spread "
             f"{job.measured.spread:.0%}; a step takes {job.measured.seconds_fixed:.3g} s + "
-            f"{job.measured.seconds_each:.3g} s a pair."
+            f"{job.measured.seconds_each:.3g} s per pair."
         )
     elif job.card:
         least, most = EFFICIENCY
@@ -106,6 +107,6 @@ def _sources(plan: Plan) -> str:
             "--calibrate measures instead."
         )
     if job.cards > 1:
-        lines.append("Several cards: what they lose by waiting for each other is not counted.")
-    lines.append("Decoding: one core of this machine, measured, times the cores.")
+        lines.append("Several cards: the time that they wait for each other is not counted.")
+    lines.append("Decoding: measured on one core of this machine, times the number of cores.")
     return "\n".join(lines) + "\n"

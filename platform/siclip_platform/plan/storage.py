@@ -1,6 +1,6 @@
-"""Bytes on the disk, part by part.
+"""Bytes on disk, part by part.
 
-N pairs, K image augmentations and C captions with stored teacher embeddings, D their width.
+K: stored augmentations per image. C: captions per image with stored embeddings. D: width of the embeddings.
 """
 
 from __future__ import annotations
@@ -8,30 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.datasets.parquet import parquet_file
 from siclip_platform.storage import AnyPath
 
 GB = 10**9
 IMAGE_BYTES = 33_100
-"""A JPEG of CC12M at 256 px: img2dataset's own example states 331 GB for 10 million images (its dataset_examples)."""
+"""A JPEG of CC12M at 256 px: img2dataset's dataset_examples state 331 GB for 10 million images."""
 CAPTION_BYTES = 60
 """A synthetic caption of about a dozen words, as text."""
 ROW_BYTES = 60
-"""Id, sizes, category and Parquet's own bookkeeping of a row."""
+"""Id, sizes, category and Parquet's metadata of a row."""
 NUMBER_BYTES = {"bf16": 2, "int8": 1}
 SCALE_BYTES = 4
 BOX_BYTES = 16
-"""Of a stored crop: four 32-bit integers."""
+"""A stored crop: four 32-bit integers."""
 RECORD_BYTES = 50 * 10**6
-"""MLflow store, report and logs of a study."""
+"""MLflow store, report and logs of a study, rounded up."""
 
 
 @dataclass(frozen=True)
 class RowBytes:
-    """What one pair takes without embeddings. ``other``: all but image and captions."""
+    """Bytes per pair without embeddings.
+
+    Attributes:
+        image: the encoded image.
+        captions: all captions.
+        other: everything else in a row.
+        source: where these numbers come from.
+    """
 
     image: float = IMAGE_BYTES
     captions: float = 3 * CAPTION_BYTES
@@ -40,7 +45,7 @@ class RowBytes:
 
 
 def measure_rows(folder: str | AnyPath, split: str) -> RowBytes:
-    """Bytes a row of a dataset, from the compressed sizes in its Parquet files.
+    """Bytes per row of a dataset, from the compressed sizes in its Parquet files.
 
     Raises:
         UserError: the dataset cannot be opened or has no such split.
@@ -66,18 +71,8 @@ def measure_rows(folder: str | AnyPath, split: str) -> RowBytes:
     )
 
 
-def captions_a_row(folder: str | AnyPath, split: str) -> float:
-    """Mean number of captions of a dataset's rows."""
-    dataset = open_dataset(folder)
-    counts = [
-        pc.sum(pc.list_value_length(read_table(shard, ["captions"])["captions"])).as_py()
-        for shard in dataset.shards(split)
-    ]
-    return float(sum(counts) / dataset.rows(split))
-
-
 def embedding_bytes(augmentations: int, captions: float, width: int, numbers: str) -> float:
-    """Of one pair: (K + C)·D numbers, K boxes, and with int8 a scale for each vector."""
+    """Bytes per pair: (K + C)·D numbers, K boxes, and with int8 a scale per vector."""
     vectors = augmentations + captions
     scales = vectors * SCALE_BYTES if numbers == "int8" else 0
     return vectors * width * NUMBER_BYTES[numbers] + scales + augmentations * BOX_BYTES
@@ -92,7 +87,16 @@ def storage(
     embeddings: float = 0.0,
     trunk_features: float = 0.0,
 ) -> Mapping[str, float]:
-    """Part → bytes for ``pairs`` pairs; ``embeddings`` and ``trunk_features``: bytes of one pair."""
+    """Part → bytes on disk.
+
+    Args:
+        pairs: samples of the dataset.
+        rows: bytes per sample.
+        checkpoint_bytes: size of a checkpoint.
+        checkpoints: number of checkpoints that are kept.
+        embeddings: bytes of teacher embeddings per pair.
+        trunk_features: bytes of stored trunk outputs per pair.
+    """
     parts = {
         "images": pairs * rows.image,
         "captions": pairs * rows.captions,

@@ -49,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "name": options.write.stem,
             "space": options.space,
             "metric": space.metric,
-            "mode": space.mode,
             "steps": options.steps,
             "made_by": shlex.join(["python", "benchmarks/record_curves.py", *arguments]),
             "dataset": f"{dataset.manifest.name} {dataset.hash}",

@@ -107,7 +107,7 @@ class Bench:
         folder = self.folder / name
         searcher = searcher_of(space, base, name=name, trials=trials, seed=seed, folder=folder)
         plan = StudyPlan(
-            name=name, folder=folder, base=base, metric=space.metric, mode=space.mode, trials=trials,
+            name=name, folder=folder, base=base, metric=space.metric, trials=trials,
             searcher=searcher, concurrent=1, backend=backend,
             resources={"CPU": 0.01 if backend == "train" else 1.0},
         )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 SPLITS = ("validation", "test")
 RECALL_RANKS = (1, 5, 10)
@@ -17,11 +16,6 @@ METRICS: tuple[str, ...] = tuple(
         "beats_all_negatives",
     )
 )
-
-
-def metric_mode(metric: str) -> Literal["max"]:
-    """Which way is better: every metric here is a share of right answers."""
-    return "max"
 
 
 def metric_name(key: str) -> str:

@@ -20,7 +20,6 @@ PATH = "loss.feature_distillation"
 SPACE = """\
 name: p
 metric: validation/mean_recall@1
-mode: max
 parameters:
   loss.feature_distillation: {distribution: log_uniform, low: 1, high: 1000}
 scheduler: {name: pbt, perturbation_interval: 4, quantile: 0.34}

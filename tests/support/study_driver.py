@@ -10,7 +10,6 @@ from siclip_platform.cluster.connect import Needs, ray_cluster
 SPACE = """\
 name: s
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
   training.learning_rate: {distribution: log_uniform, low: 1.0e-4, high: 1.0e-2}

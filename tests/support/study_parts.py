@@ -84,7 +84,7 @@ class InOrder(Searcher):
 def plan(folder: Path, data: Path, weight_decays: list[float], **more: Any) -> StudyPlan:
     base = more.pop("base", None) or base_recipe(data)
     given = {"searcher": InOrder(weight_decays), "trials": len(weight_decays), "run": pretend} | more
-    return StudyPlan(name="study", folder=folder, base=base, metric=METRIC, mode="max", **given)
+    return StudyPlan(name="study", folder=folder, base=base, metric=METRIC, **given)
 
 
 def asha() -> ASHAScheduler:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.recipes.recipe import Recipe, find_field
+from siclip_platform.recipes.problems import choices_of, closest
+from siclip_platform.recipes.recipe import Recipe, find_field, leaf_paths
 
 NOT_SEARCHED = {
     "training.steps": "every trial has the same budget of steps",
@@ -22,22 +20,13 @@ NOT_SEARCHED = {
     "evaluation.subset_seed": "scores of different samples do not compare",
     "evaluation.max_share": "it changes nothing that is computed",
     "loss.schedule": "scheduler {name: pbt} finds schedules of the loss weights",
-    "training.seed": "it is no setting, and scores of different seeds do not compare",
+    "training.seed": "a seed is not a setting, and scores of different seeds do not compare",
     "data.path": "scores on different data do not compare",
     "data.reader": "it changes nothing that is computed",
     "data.concurrent_reads": "it changes nothing that is computed",
     "data.reader_nodes": "it changes nothing that is computed",
     "teacher": "a checkpoint is a path, not a range",
 }
-
-
-def leaf_paths(model: type[Config] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Every dotted path of a config class that ends in a value."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from leaf_paths(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def path_problem(path: str) -> str | None:
@@ -50,11 +39,9 @@ def path_problem(path: str) -> str | None:
     try:
         find_field(Recipe, path)
     except UserError as error:
-        leaf = path.rpartition(".")[2]
-        near = difflib.get_close_matches(path, paths, n=2) or [p for p in paths if p.rpartition(".")[2] == leaf]
-        return f"{error}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+        return str(error)
     parts = ", ".join(p for p in paths if p.startswith(f"{path}."))
-    if not parts:  # a key of a mapping
+    if not parts:  # a key of a mapping, such as data.caption_weights
         return None
     return f"{path!r} is a group of the recipe; name one of its fields: {parts}"
 
@@ -67,8 +54,10 @@ def _adapter(path: str) -> TypeAdapter[Any]:
 
 
 def read_value(path: str, value: Any) -> tuple[Any, str | None]:
-    """The value as the recipe's field holds it (1 as 1.0 in a float field), or why it is refused."""
+    """The value as the recipe's field holds it (1 as 1.0 in a float field), or why it is refused, with a remedy."""
     try:
         return _adapter(path).validate_python(value, strict=True), None
     except ValidationError as error:
-        return None, error.errors()[0]["msg"]
+        first = error.errors()[0]
+        hint = closest(str(value), choices_of(first)) if first["type"] == "literal_error" else ""
+        return None, f"{first['msg']}{hint or '; change or remove it'}"

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig, Weight
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
+from siclip_platform.recipes.problems import Problems, dotted, explain
+from siclip_platform.recipes.yaml_file import read_model
 from siclip_platform.storage.hashing import canonical_hash
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class MixedDataset(Config):
-    """A dataset beside ``data.path``. ``weight``: how often each of its samples comes for one time that a sample of
-    ``data.path`` does. ``limit``, ``captions``: as in the data section."""
+    """A dataset to train on in addition to ``data.path``.
+
+    Attributes:
+        path: the dataset, a folder or a URI.
+        weight: how often each of its samples is drawn for each time that a sample of ``data.path`` is.
+        limit: as in the data section.
+        captions: as in the data section.
+    """
 
     path: str
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -29,25 +37,33 @@ class MixedDataset(Config):
 
 
 class DataConfig(Config):
-    """Where the pairs come from, which of them, and what a pair looks like.
+    """Which samples to train on, and what each of them contains.
 
-    ``path`` is a dataset folder (see `siclip_platform.datasets`); validation and test come from it alone. ``mix``:
-    further ones to train on. ``limit``: train on the first so many samples of a fixed order, in which a smaller
-    limit's samples lie within a larger one's; 0: on all.
-
-    ``captions``: names of caption sets that lie beside the dataset; theirs follow the dataset's own.
-    ``teacher_embeddings``: name of an embedding set beside every dataset, read with the samples in the crops that it
-    was made of.
-    ``synthetic_share``, ``synthetic_captions`` and ``caption_weights`` are the `CaptionPolicy`. ``unique_captions``:
-    rearrange samples within a window so that no batch has a caption twice. ``augment``: see `AugmentConfig`.
-    ``scaled_decode``: a JPEG at least twice as large as needed is decoded at a lower scale (faster, pixels differ a
-    little). ``reader``: what makes batches under Ray Train, threads of the training process or Ray Data tasks; both
-    give the same. ``concurrent_reads``: so many of them. ``reader_nodes``: labels of the nodes that those tasks run
-    on, of any if none is named.
-
-    ``trunk_cache``: a folder where the outputs of a frozen trunk are kept; written by the first run that names it,
-    read by all others of the same trunk and data. ``augmentations``: so many fixed random crops of each image are
-    kept there; 1: the plain image. With ``teacher_embeddings`` the crops that they are of are kept.
+    Attributes:
+        path: the dataset, a folder or a URI (see `siclip_platform.datasets`). Validation and test use it alone.
+        mix: further datasets to train on.
+        limit: train on the first N samples of a fixed order, so that a smaller limit's samples are among a larger
+            one's; 0 trains on all.
+        captions: names of caption sets stored beside the dataset; their captions follow the dataset's own.
+        teacher_embeddings: name of an embedding set stored beside every dataset. Its embeddings are read with the
+            samples, in the crops that they were computed from.
+        synthetic_share: see `CaptionPolicy`.
+        synthetic_captions: how many synthetic captions of a sample are used; 0 uses all.
+        caption_weights: weights by the model that wrote a caption, or by its source; see `CaptionPolicy`.
+        unique_captions: rearrange samples within a window so that no batch contains a caption twice.
+        augment: see `AugmentConfig`.
+        scaled_decode: decode a JPEG that is at least twice as large as needed at a lower scale: faster, and pixels
+            differ slightly.
+        window_row_groups: row groups that are shuffled together.
+        reader: what makes batches under Ray Train: threads of the training process, or Ray Data tasks. Both give the
+            same batches.
+        concurrent_reads: threads or tasks that read and decode at the same time.
+        reader_nodes: labels of the nodes that Ray Data tasks run on, as ``ray start --labels`` sets them; empty for
+            any node.
+        trunk_cache: a folder for the outputs of a frozen trunk. The first run that names it writes it; all others
+            with the same trunk and data read it.
+        augmentations: fixed random crops of each image in the trunk cache; 1 caches the plain image. With
+            ``teacher_embeddings`` the cache stores the crops of the embeddings.
     """
 
     path: str
@@ -78,33 +94,46 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> DataConfig:
+        problems = Problems()
         if self.unique_captions and self.mix:
-            raise ValueError("unique_captions are arranged within one dataset: leave out unique_captions or mix")
+            problems.add(
+                "unique_captions are arranged within one dataset: remove unique_captions or mix", "unique_captions"
+            )
         if self.trunk_cache and (self.mix or not self.augment.is_off):
-            raise ValueError(
-                "trunk_cache keeps features of one dataset, of plain images or fixed crops: leave out mix and augment"
+            problems.add(
+                "trunk_cache stores features of one dataset, of plain images or fixed crops: remove mix and augment",
+                "trunk_cache",
             )
         if self.teacher_embeddings and self.augmentations > 1:
-            raise ValueError(
-                "teacher_embeddings bring their own crops, which a trunk cache keeps: leave out augmentations"
+            problems.add(
+                "teacher_embeddings bring their own crops, which a trunk cache stores: remove augmentations",
+                "augmentations",
             )
         if self.reader_nodes and self.reader != "ray":
-            raise ValueError("reader_nodes place the tasks of Ray Data: set reader to ray, or leave reader_nodes out")
+            problems.add(
+                "reader_nodes place the tasks of Ray Data: set reader to ray, or remove this", "reader_nodes"
+            )
         if self.teacher_embeddings and not self.augment.is_off:
-            raise ValueError("teacher_embeddings are of stored crops, which are replayed: leave out augment")
+            problems.add("teacher_embeddings are of stored crops, which are replayed: remove augment", "augment")
+        problems.check()
         return self
 
 
 class StudentConfig(Config):
-    """The model to build, by registry name, and what it takes over from its teacher.
+    """The model to build, and what it inherits from its teacher.
 
-    ``image_sharing`` and ``text_sharing``: patterns, None for the model's default. ``image_sasp`` and ``text_sasp``:
-    options of the SAS-P blocks. ``context_length``: tokens that the student sees, None for the model's own; a shorter
-    one cuts captions and inherited positions, the teacher still sees its own.
-    ``inherit``: copy the teacher's weights wherever the structure is the same.
-    ``freeze``: which of them do not train: ``inherited`` all outside the SAS-P blocks, ``before_sasp`` only those
-    before the first SAS-P block of each tower, ``none`` none; ``training.thaw_step`` ends it.
-    ``block_regression_steps``: so many batches, before the first step, fit each SAS-P block to its teacher's block.
+    Attributes:
+        name: the model's name in the registry.
+        image_sharing: sharing pattern of the image tower; None for the model's default.
+        text_sharing: sharing pattern of the text tower; None for the model's default.
+        image_sasp: options of the image tower's SAS-P blocks.
+        text_sasp: options of the text tower's SAS-P blocks.
+        context_length: tokens that the student reads; None for the model's default. A shorter context cuts captions
+            and inherited positions; the teacher keeps its own.
+        inherit: copy the teacher's weights wherever the structure is the same.
+        freeze: which inherited weights do not train, until ``training.thaw_step``: ``inherited`` all outside the
+            SAS-P blocks, ``before_sasp`` those before each tower's first SAS-P block, ``none`` none.
+        block_regression_steps: batches that fit each SAS-P block to its teacher's block before the first step.
     """
 
     name: str
@@ -119,11 +148,13 @@ class StudentConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """The evaluations in training, every ``training.evaluate_every`` steps.
+    """Evaluations during training, every ``training.evaluate_every`` steps.
 
-    ``validation_samples``: how many samples of the validation split they look at; 0 takes all. ``subset_seed``: which
-    ones. ``max_share``: an evaluation that would bring them all above this share of the run's time is left out, and
-    logged; the first and the last are always made. 1 leaves none out, as a study needs it.
+    Attributes:
+        validation_samples: samples of the validation split to evaluate on; 0 uses all.
+        subset_seed: seed that selects them.
+        max_share: an evaluation that would raise the share of the run's time spent on evaluations above this is
+            skipped and logged; the first and the last are never skipped. 1 skips none, as a study requires.
     """
 
     validation_samples: int = Field(500, ge=0)
@@ -134,8 +165,10 @@ class EvaluationConfig(Config):
 class Recipe(Config):
     """One experiment, complete: two runs with equal recipes compute the same.
 
-    ``teacher``: what the student inherits from and, unless ``distil_from`` names others, is distilled from. Those are
-    checkpoints of ours or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path; several make an ensemble.
+    Attributes:
+        teacher: what the student inherits from and, unless ``distil_from`` names others, is distilled from: a
+            checkpoint of this project or ``open_clip:NAME:TAG``, where TAG is a pretrained tag or a path.
+        distil_from: teachers to distill from instead; several form an ensemble.
     """
 
     data: DataConfig
@@ -147,24 +180,33 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _inheritance_agrees(self) -> Recipe:
+    def _parts_agree(self) -> Recipe:
+        problems = Problems()
         if self.model.block_regression_steps and not self.model.inherit:
-            raise ValueError("model.block_regression_steps needs model.inherit: set it to true, or the steps to 0")
-        if self.training.thaw_step and (not self.model.inherit or self.model.freeze == "none"):
-            raise ValueError(
-                "training.thaw_step has nothing to thaw: it needs model.inherit true and model.freeze 'inherited' or "
-                "'before_sasp'; or set it to 0"
+            problems.add(
+                "block regression needs model.inherit: set it to true, or the steps to 0",
+                *("model", "block_regression_steps"),
             )
-        late = [stage.step for stage in self.loss.schedule if stage.step >= self.training.steps]
-        if late:
-            raise ValueError(f"loss.schedule: step {late[0]} is not before training.steps {self.training.steps}")
+        if self.training.thaw_step and (not self.model.inherit or self.model.freeze == "none"):
+            problems.add(
+                "there is nothing to thaw: this needs model.inherit true and model.freeze 'inherited' or "
+                "'before_sasp'; or set it to 0",
+                *("training", "thaw_step"),
+            )
+        for index, stage in enumerate(self.loss.schedule):
+            if stage.step >= self.training.steps:
+                text = f"step {stage.step} is not before training.steps {self.training.steps}; lower it or remove it"
+                problems.add(text, "loss", "schedule", index)
+                break
         if self.data.trunk_cache:
-            self._check_cached_trunk()
+            self._check_cached_trunk(problems)
         elif self.data.augmentations > 1:
-            raise ValueError("data.augmentations are crops kept in a trunk cache: set data.trunk_cache to a folder")
+            text = "these are crops stored in a trunk cache: set data.trunk_cache to a folder"
+            problems.add(text, "data", "augmentations")
+        problems.check()
         return self
 
-    def _check_cached_trunk(self) -> None:
+    def _check_cached_trunk(self, problems: Problems) -> None:
         wrong = {
             "model.inherit true": not self.model.inherit,
             "model.freeze 'inherited' or 'before_sasp'": self.model.freeze == "none",
@@ -174,9 +216,10 @@ class Recipe(Config):
             "distil_from to checkpoints of the same trunk": not self.data.teacher_embeddings
             and any(s.startswith("open_clip:") for s in self.distil_from),
         }
-        needs = [what for what, problem in wrong.items() if problem]
+        needs = [what for what, is_wrong in wrong.items() if is_wrong]
         if needs:
-            raise ValueError(f"data.trunk_cache keeps outputs of a trunk that never trains: set {', '.join(needs)}")
+            text = f"it stores outputs of a trunk that never trains: set {', '.join(needs)}"
+            problems.add(text, "data", "trunk_cache")
 
     @property
     def hash(self) -> str:
@@ -198,6 +241,7 @@ class Recipe(Config):
             find_field(type(self), path)
             node = tree
             rest = path
+            # A key of a mapping may contain dots, so a key that is there is preferred to a longer path.
             while "." in rest and rest not in node and rest.partition(".")[0] in node:
                 key, _, rest = rest.partition(".")
                 node = node[key]
@@ -214,51 +258,71 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def leaf_paths(model: type[Config] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted path of a config class that ends in a value."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from leaf_paths(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
 def find_field(model: type[Config], path: str) -> FieldInfo:
     """The field at a dotted path of a config class.
 
     Raises:
-        UserError: there is none; the message lists what stands at that place.
+        UserError: there is none; the message names the nearest paths and the fields that exist.
     """
+    return _find(model, path, path, list(leaf_paths(model)))
+
+
+def _find(model: type[Config], path: str, whole: str, paths: list[str]) -> FieldInfo:
     head, _, rest = path.partition(".")
     field = model.model_fields.get(head)
     if field is None:
-        raise UserError(f"no recipe field {path!r} in {model.__name__}: it has {', '.join(model.model_fields)}")
+        leaf = whole.rpartition(".")[2]
+        near = difflib.get_close_matches(whole, paths, n=2) or [p for p in paths if p.rpartition(".")[2] == leaf]
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        has = ", ".join(model.model_fields)
+        raise UserError(f"no recipe field {path!r} in {model.__name__}: it has {has}{hint}")
     if not rest:
         return field
     value_type = get_args(field.annotation)[1:] if get_origin(field.annotation) is dict else ()
-    if value_type:  # a mapping: what follows is a key, which may hold dots
+    if value_type:  # the rest is one key of a mapping, which may contain dots
         return FieldInfo.from_annotation(value_type[0])
     if not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
-        raise UserError(f"recipe field {head!r} has no parts, so there is no {path!r}")
-    return find_field(field.annotation, rest)
+        raise UserError(f"recipe field {head!r} has no parts, so there is no {path!r}; end at {head!r}")
+    return _find(field.annotation, rest, whole, paths)
 
 
-def parse_recipe(tree: Any, place: str) -> Recipe:
-    """Validate a recipe; every error names the field and the place.
+def parse_recipe(tree: Any, where: str) -> Recipe:
+    """Validate a recipe that was read from something else than a file of YAML.
+
+    Args:
+        tree: the recipe as nested mappings.
+        where: names it in messages.
 
     Raises:
-        UserError: with one line per wrong field.
+        UserError: with one line ``path: problem; remedy`` per problem.
     """
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or '(recipe)'}: {item['msg']}" for item in error.errors()
-        ]
-        raise UserError(f"{place} is not a valid recipe:\n" + "\n".join(lines)) from None
+        lines = [f"  {dotted(loc) or '(recipe)'}: {text}" for loc, text in explain(error, Recipe, tree)]
+        raise UserError(f"{where} is not a valid recipe:\n" + "\n".join(lines)) from None
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe from a YAML or JSON file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or does not hold a valid recipe.
+        UserError: the file is missing or is not text, or it is not a valid recipe: one line
+            ``file:line: path: problem; remedy`` for each problem.
     """
     if not path.is_file():
-        raise UserError(f"recipe {path} does not exist")
+        raise UserError(f"recipe {path} does not exist; name a file")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not YAML: {error}") from None
-    return parse_recipe(tree, f"recipe {path}")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}; it must be a UTF-8 text file") from None
+    return read_model(text, str(path), Recipe, remedy="write its data, model and training")

@@ -7,14 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.spaces.definition import LOG, Mode, Parameter, Scalar, SearchSpace
+from siclip_platform.spaces.definition import LOG, Parameter, Scalar, SearchSpace
 from siclip_platform.spaces.load import load_space, space_folders
 
 FOLDER = "curves"
@@ -38,7 +38,7 @@ class Curves(Config):
     name: str
     space: str
     metric: str
-    mode: Mode
+    mode: Literal["max"] = "max"
     steps: int = Field(ge=1)
     curves: tuple[Curve, ...] = Field(min_length=10)
     made_by: str = ""
@@ -155,7 +155,7 @@ def _held(recorded: SearchSpace, searched: SearchSpace) -> dict[str, Any]:
     """
     from siclip_platform.search.policy.searcher import paper_point
 
-    if (searched.metric, searched.mode) != (recorded.metric, recorded.mode) or searched.objectives:
+    if searched.metric != recorded.metric or searched.objectives:
         raise UserError(
             f"the curves hold {recorded.metric} alone and space {searched.name!r} searches for "
             f"{', '.join(searched.directions)}; give it this one metric"

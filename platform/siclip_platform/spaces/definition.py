@@ -140,7 +140,6 @@ class SearchSpace:
 
     name: str
     metric: str
-    mode: Mode
     parameters: tuple[Parameter, ...]
     objectives: tuple[Objective, ...] = ()
     constraints: tuple[Constraint, ...] = ()
@@ -183,7 +182,8 @@ class SearchSpace:
     @property
     def directions(self) -> dict[str, Mode]:
         """Every figure that is searched for, the study's metric first, and which way."""
-        return {self.metric: self.mode} | {objective.metric: objective.mode for objective in self.objectives}
+        others: dict[str, Mode] = {objective.metric: objective.mode for objective in self.objectives}
+        return {self.metric: "max", **others}
 
     @property
     def size_hint(self) -> float:
@@ -196,7 +196,7 @@ class SearchSpace:
         tree = {
             "name": self.name,
             "metric": self.metric,
-            "mode": self.mode,
+            "mode": "max",
             **{
                 part: [asdict(item) for item in getattr(self, part)]
                 for part in ("parameters", "objectives", "constraints")

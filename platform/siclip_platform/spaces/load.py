@@ -10,7 +10,8 @@ from pathlib import Path
 from siclip.errors import UserError
 from siclip_platform.metrics import METRICS
 from siclip_platform.spaces.definition import Condition, Parameter, SearchSpace
-from siclip_platform.spaces.parsing import CheckValue, parse_space
+from siclip_platform.spaces.file_parts import CheckValue, read_text
+from siclip_platform.spaces.parsing import parse_space
 from siclip_platform.spaces.strategy import with_policy
 
 __all__ = ["CheckValue", "Condition", "Parameter", "SearchSpace", "load_space", "space_folders"]
@@ -40,10 +41,7 @@ def load_space(
             was asked for cannot search it.
     """
     source = _find(name_or_path)
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"search space {source} cannot be read: {error}; it must be a UTF-8 text file") from None
+    text = read_text(source, "search space")
     return with_policy(parse_space(text, str(source), metrics, check_value), sampler, scheduler)
 
 
@@ -85,4 +83,4 @@ def space_text(name_or_path: str) -> str:
     Raises:
         UserError: there is none.
     """
-    return _find(name_or_path).read_text(encoding="utf-8")
+    return read_text(_find(name_or_path), "search space")

@@ -3,217 +3,283 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
-import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from siclip_platform.metrics import metric_mode
-from siclip_platform.recipes.fields import path_problem, read_value
+from siclip_platform.recipes.fields import path_problem
+from siclip_platform.recipes.problems import KEY, Problems, closest, refusal, short
+from siclip_platform.recipes.yaml_file import read_model
 from siclip_platform.spaces.conditions import read_conditions
 from siclip_platform.spaces.definition import (
     LOG,
     WHOLE,
     Condition,
+    Constraint,
     Distribution,
+    Mode,
+    Objective,
     Parameter,
     Scalar,
     SearchSpace,
     divides,
     same,
 )
-from siclip_platform.spaces.document import Document, Problem, closest
-from siclip_platform.spaces.strategy import PARTS, StrategyReader
+from siclip_platform.spaces.file_parts import (
+    Checks,
+    CheckValue,
+    FilePart,
+    Metric,
+    OneValue,
+    PlainName,
+    one_of,
+)
+from siclip_platform.spaces.policy import SamplerConfig, SchedulerConfig
+from siclip_platform.spaces.strategy import COSTS, conflicts
 
-CheckValue = Callable[[str, Any], str | None]
-
-SPACE_KEYS = ("name", "metric", "mode", "parameters")
-DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
-OWN_KEYS = {name: ("values",) if name == "choice" else ("low", "high") for name in DISTRIBUTIONS}
-STEPPED = ("uniform", "int_uniform")
+REMEDY = "compare with search_spaces/wikd.yaml"
 
 
-def parse_space(text: str, place: str, metrics: Collection[str], check_value: CheckValue | None) -> SearchSpace:
-    """Read a search space from YAML text; ``place`` names the file in messages.
+def parse_space(text: str, where: str, metrics: Collection[str], check_value: CheckValue | None) -> SearchSpace:
+    """Read a search space from YAML text.
+
+    Args:
+        text: the file's text.
+        where: the file's name, for messages.
+        metrics: names of the metrics of evaluations.
+        check_value: see `siclip_platform.spaces.file_parts.CheckValue`.
 
     Raises:
-        UserError: one line ``place:line: problem; remedy`` for each problem.
+        UserError: one line ``where:line: path: problem; remedy`` for each problem.
     """
-    document = Document(text, place)
-    reader = _SpaceReader(document, metrics, check_value)
-    with document.noting():
-        reader.read()
-    document.raise_problems()
-    parameters = tuple(parameter for parameter in reader.parameters.values() if parameter)
-    space = SearchSpace(name=reader.name, metric=reader.metric, mode=reader.mode, parameters=parameters)
-    strategy = StrategyReader(document, space, metrics)
-    with document.noting():
-        strategy.read(reader.parts)
-    document.raise_problems()
-    return replace(space, **strategy.parts)
+    checks = Checks(metrics=metrics, check_value=check_value)
+    return read_model(text, where, _SpaceFile, remedy=REMEDY, strict=True, context=checks).space()
 
 
-class _SpaceReader:
-    """Reads the parts of the space in the file's order; what is wrong ends up in the document's problems."""
+@dataclass(frozen=True, kw_only=True)
+class _Around:
+    """What a parameter's entry in the file is checked against.
 
-    def __init__(self, document: Document, metrics: Collection[str], check_value: CheckValue | None) -> None:
-        self.document = document
-        self.metrics = metrics
-        self.check_value = check_value
-        self.name = ""
-        self.metric = ""
-        self.mode: Literal["max", "min"] = "max"
-        self.parameters: dict[str, Parameter | None] = {}  # None: there was a problem with it
-        self.parts: dict[str, yaml.Node] = {}
+    Attributes:
+        path: the parameter's own path.
+        paths: all paths of the space.
+        above: the parameters before this one; None for one that is itself wrong.
+    """
 
-    def read(self) -> None:
-        known = (*SPACE_KEYS, *PARTS)
-        fields = self.document.fields(self.document.root, "the search space", known, SPACE_KEYS)
-        self.parts = {key: node for key, node in fields.items() if key in PARTS}
-        for key, node in fields.items():
-            if key in PARTS:
-                continue
-            with self.document.noting():
-                if key == "parameters":
-                    self._read_parameters(node)
-                else:
-                    self._read_head(key, node, self.document.text(node, key))
-        with self.document.noting():
-            if self.metric and "mode" in fields and self.mode != metric_mode(self.metric):
-                right = metric_mode(self.metric)
-                raise Problem(fields["mode"], f"mode {self.mode} looks for the worst {self.metric}; write {right}")
+    checks: Checks
+    path: str
+    paths: tuple[str, ...]
+    above: Mapping[str, Parameter | None]
 
-    def _read_head(self, key: str, node: yaml.Node, value: str) -> None:
-        if key == "name":
-            if not re.fullmatch(r"[\w.-]+", value):
-                raise Problem(node, f"name {value!r} is not plain; use letters, digits, '_', '-' and '.'")
-            self.name = value
-        elif key == "metric":
-            if value.startswith("test/"):
-                raise Problem(node, f"metric {value!r} would choose on the test split; use a 'validation/' one")
-            if value not in self.metrics:
-                allowed = [metric for metric in self.metrics if not metric.startswith("test/")]
-                hint = closest(value, allowed) or f"; choose one of {', '.join(allowed)}"
-                raise Problem(node, f"unknown metric {value!r}{hint}")
-            self.metric = value
-        else:
-            if value not in {"max", "min"}:
-                raise Problem(node, f"unknown mode {value!r}; write max or min")
-            self.mode = cast('Literal["max", "min"]', value)
 
-    def _read_parameters(self, node: yaml.Node) -> None:
-        items = self.document.items(node, "parameters")
-        if not items:
-            raise Problem(node, "parameters is empty; name at least one config path to search")
-        paths = [path for path, _, _ in items]
-        for path, key_node, value_node in items:
-            before = len(self.document.problems)
-            parameter: Parameter | None = None
-            problem = path_problem(path)
-            with self.document.noting():
-                if problem:
-                    raise Problem(key_node, problem)
-            with self.document.noting():
-                parameter = self._read_parameter(path, value_node, paths)
-            self.parameters[path] = parameter if len(self.document.problems) == before else None
+class _Entry(FilePart):
+    """A parameter in the file, but for its values."""
 
-    def _read_parameter(self, path: str, node: yaml.Node, paths: list[str]) -> Parameter:
-        distribution = self._read_distribution(path, node)
-        own = OWN_KEYS[distribution]
-        step = ("step",) if distribution in STEPPED else ()
-        fields = self.document.fields(node, path, ("distribution", *own, *step, "when"), ("distribution", *own))
-        when: tuple[Condition, ...] = ()
-        if "when" in fields:
-            with self.document.noting():
-                when = read_conditions(self.document, path, fields["when"], paths, self.parameters)
-        if not fields.keys() >= set(own):
-            return Parameter(path=path, distribution=distribution)
-        if distribution == "choice":
-            values = self._read_values(path, fields["values"])
-            return Parameter(path=path, distribution=distribution, values=values, when=when)
-        low, high = (self._read_end(path, distribution, fields[end], end) for end in ("low", "high"))
-        if low is not None and high is not None and low >= high:
-            raise Problem(fields["low"], f"low {low!r} of {path} is not below high {high!r}; swap or widen them")
-        distance = high - low if low is not None and high is not None else None
-        stride = self._read_step(path, distribution, fields["step"], distance) if "step" in fields else None
-        return Parameter(path=path, distribution=distribution, low=low, high=high, step=stride, when=when)
+    distribution: Distribution
+    when: tuple[Condition, ...] = ()
 
-    def _read_distribution(self, path: str, node: yaml.Node) -> Distribution:
-        """The distribution's name, which decides on the other keys.
+    @field_validator("when", mode="plain")
+    @classmethod
+    def _conditions(cls, when: Any, info: ValidationInfo[_Around]) -> tuple[Condition, ...]:
+        around = info.context
+        return read_conditions(around.path, when, around.paths, around.above)
 
-        Raises:
-            Problem: it is missing or misspelt.
-        """
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        value_node = next((value for key, value in pairs if key.value == "distribution"), None)
-        if value_node is None:
-            known = ("distribution", "low", "high", "step", "values", "when")
-            self.document.fields(node, path, known, ("distribution",))
-            raise Problem(node, f"{path} has no distribution; choose one of {', '.join(DISTRIBUTIONS)}")
-        name = self.document.text(value_node, f"distribution of {path}")
-        if name not in DISTRIBUTIONS:
-            hint = closest(name, DISTRIBUTIONS) or f"; choose one of {', '.join(DISTRIBUTIONS)}"
-            raise Problem(value_node, f"unknown distribution {name!r} of {path}{hint}")
-        return cast(Distribution, name)
+    def parameter(self, path: str) -> Parameter:
+        return Parameter(path=path, **{name: getattr(self, name) for name in type(self).model_fields})
 
-    def _read_values(self, path: str, node: yaml.Node) -> tuple[Scalar, ...]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise Problem(node, f"values of {path} is not a list; write [one, another]")
-        if not node.value:
-            raise Problem(node, f"values of {path} is empty; list what may be chosen")
-        values: list[Scalar] = []
-        for item in node.value:
-            with self.document.noting():
-                value = self._checked(path, item, "value", self.document.scalar(item, f"a value of {path}"))
-                if any(same(value, other) for other in values):
-                    raise Problem(item, f"value {value!r} of {path} stands twice; remove one")
-                values.append(value)
-        return tuple(values)
 
-    def _read_end(self, path: str, distribution: Distribution, node: yaml.Node, end: str) -> float | int | None:
-        """One end of a range; None, with the problem noted, if it is wrong."""
-        with self.document.noting():
-            value = self.document.scalar(node, f"{end} of {path}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise Problem(node, f"{end} {value!r} of {path} is not a finite number; write one without quotes")
-            if distribution in WHOLE and not isinstance(value, int):
-                raise Problem(node, f"{end} {value!r} of {path} is not whole; write an integer or use uniform")
-            if distribution in LOG and value <= 0:
-                raise Problem(node, f"{end} {value!r} of {path} is not above 0, as {distribution} needs; raise it")
-            if distribution not in WHOLE:
-                value = float(value)
-            self._checked(path, node, end, value)
-            return cast("float | int", value)
-        return None
+class _Choice(_Entry):
+    distribution: Literal["choice"]
+    values: tuple[Scalar, ...]
 
-    def _read_step(
-        self, path: str, distribution: Distribution, node: yaml.Node, distance: float | None
-    ) -> float | int | None:
-        """The step of a range; None, with the problem noted, if it is wrong."""
-        with self.document.noting():
-            step = self.document.scalar(node, f"step of {path}")
-            if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
-                raise Problem(node, f"step {step!r} of {path} is not a number above 0; write one, or leave it out")
-            if distribution in WHOLE and not isinstance(step, int):
-                raise Problem(node, f"step {step!r} of {path} is not whole; write an integer or use uniform")
-            if distance is not None and not divides(step, distance):
-                raise Problem(node, f"step {step!r} of {path} does not divide high - low, {distance!r}; change one")
-            return step
-        return None
+    @field_validator("values", mode="plain")
+    @classmethod
+    def _fitting(cls, values: Any, info: ValidationInfo[_Around]) -> tuple[Scalar, ...]:
+        if not isinstance(values, list):
+            raise refusal("not a list; write [one, another]")
+        if not values:
+            raise refusal("empty; list what may be chosen")
+        problems = Problems()
+        held: list[Scalar] = []
+        for index, value in enumerate(values):
+            with problems.at(index):
+                fitting = info.context.checks.fit(info.context.path, value)
+                if any(same(fitting, other) for other in held):
+                    raise refusal(f"value {short(value)} is given twice; remove one")
+                held.append(fitting)
+        problems.check()
+        return tuple(held)
 
-    def _checked(self, path: str, node: yaml.Node, what: str, value: Any) -> Any:
-        """The value as the recipe's field holds it.
 
-        Raises:
-            Problem: the field or the caller's hook refuses it.
-        """
-        if path_problem(path):
-            return value  # noted already; there is no field to ask
-        held, refusal = read_value(path, value)
-        if refusal is None and self.check_value is not None:
-            refusal = self.check_value(path, held)
-        if refusal is not None:
-            raise Problem(node, f"{what} {value!r} does not fit {path}: {refusal}; change or remove it")
-        return held
+class _Range(_Entry):
+    distribution: Literal["log_uniform", "log_int_uniform"]
+    low: float | int
+    high: float | int
+
+    @field_validator("low", "high", mode="plain")
+    @classmethod
+    def _end(cls, value: Any, info: ValidationInfo[_Around]) -> float | int:
+        distribution = info.data["distribution"]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            what = "a list or a mapping; write one value" if isinstance(value, list | dict) else ""
+            raise refusal(what or f"{short(value)} is not a finite number; write one without quotes")
+        if distribution in WHOLE and not isinstance(value, int):
+            raise refusal(f"{value!r} is not whole; write an integer or use uniform")
+        if distribution in LOG and value <= 0:
+            raise refusal(f"{value!r} is not above 0, as {distribution} requires; raise it")
+        if distribution not in WHOLE:
+            value = float(value)
+        info.context.checks.fit(info.context.path, value)
+        if info.field_name == "high" and info.data.get("low", -math.inf) >= value:
+            raise refusal(f"low {info.data['low']!r} is not below high {value!r}; swap or widen them")
+        return cast("float | int", value)
+
+
+class _SteppedRange(_Range):
+    distribution: Literal["uniform", "int_uniform"]  # type: ignore[assignment]
+    step: float | int | None = None
+
+    @field_validator("step", mode="plain")
+    @classmethod
+    def _stride(cls, step: Any, info: ValidationInfo[_Around]) -> float | int:
+        if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+            raise refusal(f"{short(step)} is not a number above 0; write one, or remove the step")
+        if info.data["distribution"] in WHOLE and not isinstance(step, int):
+            raise refusal(f"{step!r} is not whole; write an integer or use uniform")
+        if {"low", "high"} <= info.data.keys() and not divides(step, info.data["high"] - info.data["low"]):
+            raise refusal(
+                f"{step!r} does not divide high - low, {info.data['high'] - info.data['low']!r}; change one"
+            )
+        return step
+
+
+_ParameterEntry = Annotated[_Choice | _Range | _SteppedRange, Field(discriminator="distribution")]
+
+
+def _figure(name: str, info: ValidationInfo[Checks]) -> str:
+    return one_of(name, [*info.context.selectable, *COSTS], "metric")
+
+
+class _Bound(NamedTuple):
+    comparison: Literal["<=", ">="]
+    bound: float
+
+
+def _bound(text: Any) -> _Bound:
+    if not isinstance(text, str):
+        raise refusal(f'{short(text)} is not text; write "<= NUMBER" or ">= NUMBER"')
+    try:
+        bound = float(text[2:])
+    except ValueError:
+        bound = math.nan
+    if text[:2] not in ("<=", ">=") or not math.isfinite(bound):
+        raise refusal(f'{text!r} is not a bound; write "<= NUMBER" or ">= NUMBER"')
+    return _Bound("<=" if text[:2] == "<=" else ">=", bound)
+
+
+def _named(policy: Any) -> Any:
+    if isinstance(policy, dict) and "name" not in policy and not closest("name", policy):
+        raise refusal("lacks name; add it")
+    return policy
+
+
+_Figure = Annotated[str, AfterValidator(_figure)]
+
+
+class _SpaceFile(FilePart):
+    """The file as a whole. Fields that refer to others come after them."""
+
+    REMOVED: ClassVar[dict[str, str]] = {"mode": "the metric is always maximised; remove this line"}
+
+    name: PlainName
+    metric: Metric
+    parameters: tuple[Parameter, ...]
+    objectives: dict[_Figure, Mode] = Field({})
+    constraints: dict[_Figure, Annotated[_Bound, PlainValidator(_bound)]] = Field({})
+    points: list[dict[str, OneValue]] = Field([])
+    sampler: Annotated[SamplerConfig, BeforeValidator(_named)] = SamplerConfig()
+    scheduler: Annotated[SchedulerConfig, BeforeValidator(_named)] | None = None
+
+    @field_validator("parameters", mode="plain")
+    @classmethod
+    def _read_parameters(cls, entries: Any, info: ValidationInfo[Checks]) -> tuple[Parameter, ...]:
+        if not isinstance(entries, dict):
+            raise refusal("not a mapping; write `path: {distribution: …}` lines")
+        if not entries:
+            raise refusal("empty; name at least one path of the recipe to search")
+        problems = Problems()
+        read: dict[str, Parameter | None] = {}
+        for path, entry in entries.items():
+            refused = path_problem(path)
+            if refused:
+                problems.add(refused, path, KEY)
+            around = _Around(checks=info.context, path=path, paths=tuple(entries), above=dict(read))
+            valid = problems.validated(_ParameterEntry, entry, path, context=around)
+            read[path] = valid.parameter(path) if valid and not refused else None
+        problems.check()
+        return tuple(parameter for parameter in read.values() if parameter)
+
+    @field_validator("objectives", mode="after")
+    @classmethod
+    def _others(cls, objectives: dict[str, Mode], info: ValidationInfo) -> dict[str, Mode]:
+        problems = Problems()
+        for metric in objectives:
+            if metric == info.data.get("metric"):
+                problems.add("this is the space's metric already; name another, or remove it", metric, KEY)
+        problems.check()
+        return objectives
+
+    @field_validator("points", mode="after")
+    @classmethod
+    def _within(cls, points: list[dict[str, Scalar]], info: ValidationInfo) -> list[dict[str, Scalar]]:
+        if "parameters" not in info.data:
+            return points
+        space = SearchSpace(name="", metric="", parameters=info.data["parameters"])
+        problems = Problems()
+        for index, point in enumerate(points):
+            inside = space.restrict(point)
+            for path, value in point.items():
+                if path not in space.paths:
+                    hint = closest(path, space.paths) or "; name one of its parameters"
+                    problems.add(f"{path!r} is not searched by the space{hint}", index, path, KEY)
+                elif path not in inside:
+                    reason = "it is outside the range, or its condition is not met"
+                    problems.add(f"{short(value)} cannot be suggested: {reason}; change or remove it", index, path)
+        problems.check()
+        return [space.restrict(point) for point in points]
+
+    @model_validator(mode="after")
+    def _policy_fits(self) -> _SpaceFile:
+        problems = Problems()
+        if self.scheduler:
+            for path, conflict in conflicts(self.space()):
+                problems.add(conflict, *(("parameters", path, KEY) if path else ("scheduler",)))
+        problems.check()
+        return self
+
+    def space(self) -> SearchSpace:
+        # Schedulers compare trials by one figure, so several objectives run without one unless the file names it.
+        scheduler = self.scheduler or SchedulerConfig(name="none" if self.objectives else "asha")
+        return SearchSpace(
+            name=self.name,
+            metric=self.metric,
+            parameters=self.parameters,
+            objectives=tuple(Objective(metric=metric, mode=mode) for metric, mode in self.objectives.items()),
+            constraints=tuple(
+                Constraint(metric=metric, comparison=comparison, bound=bound)
+                for metric, (comparison, bound) in self.constraints.items()
+            ),
+            points=tuple(self.points),
+            sampler=self.sampler,
+            scheduler=scheduler,
+        )

@@ -20,7 +20,6 @@ METRIC = "validation/mean_recall@1"
 SPACE = """\
 name: t
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
 """

@@ -40,9 +40,7 @@ def curves() -> Curves:
     space = load_space("wikd")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=5))
     drawn = [space.suggest(study.ask()) for _ in range(120)]
-    return Curves(
-        name="made-up", space="wikd", metric=space.metric, mode="max", steps=48, curves=tuple(map(curve, drawn))
-    )
+    return Curves(name="made-up", space="wikd", metric=space.metric, steps=48, curves=tuple(map(curve, drawn)))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,6 @@ def test_settings_as_numbers() -> None:
     text = """\
 name: t
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.learning_rate: {distribution: log_uniform, low: 1e-4, high: 1e-2}
   training.weight_decay: {distribution: uniform, low: 0, high: 2}
@@ -156,7 +153,7 @@ def test_policies_are_compared_in_the_same_time(curves: Curves) -> None:
 
 
 def part_of_wikd(parameters: str) -> SearchSpace:
-    head = "name: part\nmetric: validation/mean_recall@1\nmode: max\nparameters:\n"
+    head = "name: part\nmetric: validation/mean_recall@1\nparameters:\n"
     return parse_space(head + parameters, "part.yaml", METRICS, None)
 
 

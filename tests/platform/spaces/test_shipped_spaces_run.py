@@ -85,7 +85,7 @@ def test_two_trials_of_every_space(name: str, base: Recipe, out: Path, tracker: 
         points_to_evaluate=points,
     )  # fmt: skip
     plan = StudyPlan(
-        name=name, folder=folder, base=base, metric=space.metric, mode=space.mode, trials=2, searcher=searcher,
+        name=name, folder=folder, base=base, metric=space.metric, trials=2, searcher=searcher,
         scheduler=scheduler_of(space, base, 0), concurrent=1,
         population=population_of(space, base, trials=2, seed=0, backend="process"),
     )  # fmt: skip

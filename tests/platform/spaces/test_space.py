@@ -23,7 +23,7 @@ from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.parsing import parse_space
 
 SPACES = sorted((Path(__file__).parents[3] / "search_spaces").glob("*.yaml"))
-HEAD = "name: t\nmetric: validation/mean_recall@1\nmode: max\nparameters:\n"  # parameters start in line 5
+HEAD = "name: t\nmetric: validation/mean_recall@1\nparameters:\n"  # parameters start in line 5
 RATE = "  training.learning_rate: {distribution: log_uniform, low: 1e-4, high: 1e-2}\n"
 
 

@@ -92,7 +92,6 @@ def space_text(findings: Mapping[str, Any]) -> str:
     space = {
         "name": "proposed_sharing",
         "metric": "validation/mean_recall@1",
-        "mode": "max",
         "parameters": proposed,
     }
     head = "\n".join(_head(findings)).splitlines()  # a path may hold a line break

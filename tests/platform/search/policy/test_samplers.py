@@ -21,7 +21,7 @@ from siclip_platform.spaces.parsing import parse_space
 from siclip_platform.spaces.policy import SAMPLERS, SamplerConfig
 
 METRIC = "validation/mean_recall@1"
-HEAD = "name: t\nmetric: validation/mean_recall@1\nmode: max\nparameters:\n"
+HEAD = "name: t\nmetric: validation/mean_recall@1\nparameters:\n"
 FINITE = """\
   loss.pair_matching: {distribution: choice, values: [0, 0.5, 1]}
   loss.pair_head: {distribution: choice, values: [product, mlp], when: {loss.pair_matching: ">0"}}

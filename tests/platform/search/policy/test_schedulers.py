@@ -19,7 +19,6 @@ METRIC = "validation/mean_recall@1"
 SPACE = """\
 name: t
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
 """

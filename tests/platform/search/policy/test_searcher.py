@@ -26,7 +26,6 @@ MAX_STEPS = 40
 SPACE = """\
 name: t
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.learning_rate: {distribution: log_uniform, low: 1e-4, high: 1e-2}
   loss.pair_matching: {distribution: choice, values: [0, 1]}

@@ -1,0 +1,261 @@
+"""What is wrong with a value that a pydantic model refuses: one sentence per problem, with its path and a remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+Loc: TypeAlias = tuple[str | int, ...]
+"""Where a problem is: keys and indices from the root; `KEY` last for a problem with the key itself."""
+
+KEY = "[key]"
+LONGEST_VALUE = 80
+NOT_A_MAPPING = "not a mapping; write `key: value` lines"
+NOT_A_LIST = "not a list; write [one, another]"
+WRONG_SHAPE = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), NOT_A_MAPPING),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), NOT_A_LIST),
+}
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the one or two nearest of these words, else nothing."""
+    matches = difflib.get_close_matches(word, list(words), n=2)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def dotted(loc: Loc) -> str:
+    """The path as it is printed, for example ``training.steps``."""
+    return ".".join(str(part) for part in loc if part != KEY)
+
+
+class Problems:
+    """The problems that one validator found, to be raised together."""
+
+    def __init__(self) -> None:
+        self._found: list[InitErrorDetails] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, text: str, *loc: str | int) -> None:
+        """Note a problem, with its remedy, at a path below the value that is validated."""
+        error = PydanticCustomError("problem", "{text}", {"text": text})
+        self._found.append(InitErrorDetails(type=error, loc=loc, input=None))
+
+    @contextmanager
+    def at(self, *loc: str | int) -> Iterator[None]:
+        """Note what the block raises as a problem at a path, and continue after the block."""
+        try:
+            yield
+        except PydanticCustomError as error:
+            self.add(error.message(), *loc)
+        except ValidationError as error:
+            for inner, text in explain(error, None, None):
+                self.add(text, *loc, *inner)
+
+    def validated(self, kind: Any, value: Any, *loc: str | int, context: Any = None) -> Any:
+        """The value as ``kind`` reads it, in strict mode; None, with its problems noted, if it is refused."""
+        try:
+            return TypeAdapter(kind).validate_python(value, strict=True, context=context)
+        except ValidationError as error:
+            for inner, text in explain(error, kind, value):
+                self.add(text, *loc, *inner)
+        return None
+
+    def check(self) -> None:
+        """Raise `pydantic.ValidationError` if there is any problem.
+
+        A validator may raise it: pydantic then puts the path of the validated value before each path.
+        """
+        if self._found:
+            raise ValidationError.from_exception_data("file", self._found)
+
+
+def refusal(text: str) -> PydanticCustomError:
+    """The error that a validator raises for the whole of its value."""
+    return PydanticCustomError("problem", "{text}", {"text": text})
+
+
+def explain(error: ValidationError, kind: Any, tree: Any) -> list[tuple[Loc, str]]:
+    """Path and sentence of each problem for which ``kind``, a model or an annotation, refused ``tree``.
+
+    A missing key is reported at its mapping, unless an unknown key there is a misspelling of it. The messages that
+    the members of a union give for one value are joined.
+    """
+    found: list[tuple[Loc, str]] = []
+    joined: dict[Loc, list[str]] = defaultdict(list)
+    missing: dict[Loc, list[str]] = defaultdict(list)
+    unknown: dict[Loc, list[str]] = defaultdict(list)
+    for item in error.errors(include_url=False):
+        place = _resolve(item["loc"], kind, tree, is_ours=item["type"] == "problem")
+        if item["type"] == "missing" and isinstance(item["loc"][-1], int):
+            found.append((place.loc, f"has {len(item['input'])} items, which are too few; add what is missing"))
+        elif item["type"] == "missing":
+            missing[place.loc].append(str(item["loc"][-1]))
+        elif item["type"] == "extra_forbidden":
+            key = str(item["loc"][-1])
+            unknown[place.loc[:-1]].append(key)
+            found.append(((*place.loc, KEY), _unknown_key(key, _models(place.parent), kind)))
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            found.append(_wrong_tag(item, place.loc, place.kind))
+        elif place.is_member and item["type"] != "value_error":
+            joined[place.loc].append(item["msg"])
+            found.append((place.loc, ""))
+        else:
+            found.append((place.loc, _sentence(item)))
+    for loc, keys in missing.items():
+        lacking = [key for key in keys if not closest(key, unknown[loc])]
+        if lacking:
+            found.append((loc, f"lacks {', '.join(lacking)}; add it"))
+    texts = {loc: f"{' or '.join(dict.fromkeys(said))}; change it" for loc, said in joined.items()}
+    return list(dict.fromkeys((loc, text or texts[loc]) for loc, text in found))
+
+
+class _Place:
+    """Where an error is in the tree, and what the model has there."""
+
+    def __init__(self, kind: Any) -> None:
+        self.loc: Loc = ()
+        self.kind = kind
+        self.parent: Any = None
+        self.is_member = False  # the error is that of one member of a union
+
+
+def _resolve(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Place:
+    """The path of an error: pydantic's own without the names of the members of unions, which no file has."""
+    place, node = _Place(kind), tree
+    for part in loc:
+        place.is_member = False
+        inside = (isinstance(node, dict) and part in node) or (
+            isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)
+        )
+        if inside:
+            node = node[part]
+            place.parent, place.kind = place.kind, _inside(place.kind, part)
+            place.loc = (*place.loc, part)
+        elif (member := _member(place.kind, str(part))) is not None:
+            place.kind = member
+        elif is_ours or part == KEY:
+            node = None
+            place.loc = (*place.loc, part)
+        else:
+            place.is_member = True
+    return place
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The members of a union, or the annotation itself."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _parts(get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return [part for member in get_args(kind) for part in _parts(member)]
+    return [kind]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    return [part for part in _parts(kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def _inside(kind: Any, part: str | int) -> Any:
+    """The annotation of what is at a key or an index; None where it is not known."""
+    for model in _models(kind):
+        if part in model.model_fields:
+            return model.model_fields[str(part)].annotation
+    for member in _parts(kind):
+        arguments = get_args(member)
+        if arguments and get_origin(member) in (dict, list, tuple):
+            return arguments[1] if get_origin(member) is dict else arguments[0]
+    return None
+
+
+def _member(kind: Any, tag: str) -> type[BaseModel] | None:
+    """The model in a union that pydantic calls so: by its discriminator's value or by its class."""
+    for model in _models(kind):
+        literals = [field.annotation for field in model.model_fields.values() if _is_literal(field.annotation)]
+        if tag == model.__name__ or any(tag in get_args(literal) for literal in literals):
+            return model
+    return None
+
+
+def _is_literal(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
+def _unknown_key(key: str, models: list[type[BaseModel]], root: Any) -> str:
+    removed: dict[str, str] = {}
+    for model in models:
+        removed |= getattr(model, "REMOVED", {})
+    if key in removed:
+        return f"{key!r} is not a key any more: {removed[key]}"
+    known = [name for model in models for name in model.model_fields]
+    hint = closest(key, known)
+    if not hint:
+        elsewhere = [path for path in _leaves(root) if path.endswith(f".{key}")]
+        hint = f"; did you mean {' or '.join(map(repr, elsewhere[:2]))}?" if elsewhere else ""
+    takes = f"; it takes {', '.join(known)}" if known else "; remove it"
+    return f"unknown key {key!r}{hint or takes}"
+
+
+def _leaves(kind: Any, prefix: str = "") -> Iterator[str]:
+    for model in _models(kind):
+        for name, field in model.model_fields.items():
+            if _models(field.annotation):
+                yield from _leaves(field.annotation, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+
+def _wrong_tag(item: ErrorDetails, loc: Loc, kind: Any) -> tuple[Loc, str]:
+    key = str(item["ctx"]["discriminator"]).strip("'")
+    tags = list(dict.fromkeys(tag for model in _models(kind) for tag in get_args(model.model_fields[key].annotation)))
+    keys = list(item["input"]) if isinstance(item["input"], dict) else []
+    if key in keys:
+        return (*loc, key), _unknown_value(item["input"][key], tags)
+    if near := difflib.get_close_matches(key, keys, n=1):
+        return (*loc, near[0], KEY), f"unknown key {near[0]!r}; did you mean {key!r}?"
+    if not isinstance(item["input"], dict):
+        return loc, NOT_A_MAPPING
+    return loc, f"lacks {key}; choose one of {', '.join(tags)}"
+
+
+def _unknown_value(value: Any, choices: list[str]) -> str:
+    hint = closest(str(value), choices) or f"; choose one of {', '.join(choices)}"
+    return f"unknown value {short(value)}{hint}"
+
+
+def _sentence(item: ErrorDetails) -> str:
+    """The sentence for an error that is neither about keys nor about the members of a union."""
+    kind, value = item["type"], item["input"]
+    if kind == "literal_error":
+        return _unknown_value(value, choices_of(item))
+    if kind in WRONG_SHAPE:
+        return WRONG_SHAPE[kind]
+    if isinstance(value, list | dict) and kind.endswith("_type"):
+        return "a list or a mapping; write one value"
+    sentences = {
+        "problem": item["msg"],
+        "value_error": str(item.get("ctx", {}).get("error")),
+        "string_type": f"{short(value)} is not text; write a word, in quotes if need be",
+    }
+    return sentences.get(kind, f"{short(value)} does not fit: {item['msg']}; change it")
+
+
+def choices_of(item: ErrorDetails) -> list[str]:
+    """The values that pydantic lists in a literal_error."""
+    return re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
+
+
+def short(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"

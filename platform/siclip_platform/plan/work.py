@@ -89,7 +89,7 @@ def feature_bytes(config: ModelConfig) -> int:
     """bf16 outputs of both trunks for a pair: (C, h, w) of the image tower's last stage, (T, W) of the text tower."""
     image, text = config.image, config.text
     # The stem divides the side by 4, every stage after the first by 2; strided convolutions round up.
-    side = math.ceil(image.image_size / 2 ** (len(image.widths) + 1))
+    side = math.ceil(image.image_size / (1 << (len(image.widths) + 1)))
     return BF16_BYTES * (image.widths[-1] * side**2 + text.context_length * text.width)
 
 

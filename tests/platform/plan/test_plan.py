@@ -104,7 +104,7 @@ def test_fixed_memory_is_weights_gradients_and_optimizer_state() -> None:
         model_config("siclip-nano"),
         model_config("mobileclip-nano"),
         model_config("siclip-nano", image={"image_size": 72}),  # not a multiple of 16, so sides are rounded up
-        model_config("siclip-nano", image={"widths": (32, 48, 96)}, text={"context_length": 12, "width": 48}),
+        model_config("siclip-nano", image={"widths": (32, 64, 192)}, text={"context_length": 12, "width": 48}),
         model_config("siclip-s0"),
     ],
     ids=lambda config: f"{config.name}-{config.image.image_size}-{config.image.widths[-1]}",

@@ -165,7 +165,7 @@ LEFT_OUT = {  # words of a line → why it is not run there
     "--name coca": "downloads weights",
     "--suite": "needs the sets; test_evaluation_command.py makes some",
     "3f2a9d10": "a run's id",
-    "question=scaling": "needs a study of this tag; test_report_cli.py makes one",
+    "question=scaling": "needs a study of this tag; test_stores.py makes one",
     "--seeds 5": "hours on a CPU; the line above it runs",
     "ablate sharing": "hours on a CPU; the line above it runs",
 }

@@ -1,4 +1,4 @@
-"""A report's page as a test reads it."""
+"""Parse a report's page for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ VOID = {"meta", "img", "br", "input", "link", "rect", "path"}
 
 
 class Page(HTMLParser):
-    """Tables by id as (text, exact value) cells, attributes, scripts and style, and the visible text."""
+    """A parsed page.
+
+    Attributes:
+        tables: Id → rows of cells (text, exact value), with the heading row first.
+        tags: Every start tag with its attributes.
+        scripts: Attributes and content of each script.
+        style: Content of the style elements.
+        text: The visible text.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -40,6 +48,7 @@ class Page(HTMLParser):
             self.scripts.append((found, ""))
 
     def handle_endtag(self, tag: str) -> None:
+        # Some elements, such as p, may be closed implicitly by their parent.
         while self._open and self._open.pop()[0] != tag:
             pass
 
@@ -56,6 +65,7 @@ class Page(HTMLParser):
                 self._rows[-1][-1] = (text + data, value)
 
     def figures(self) -> dict[str, dict[str, Any]]:
+        """Id of a plot → its plotly figure."""
         return {
             attributes["data-plot"] or "": json.loads(text)
             for attributes, text in self.scripts
@@ -63,12 +73,13 @@ class Page(HTMLParser):
         }
 
     def column(self, table: str, name: str) -> list[str]:
+        """The texts of a column below its heading."""
         head, *rows = self.tables[table]
-        place = [cell[0] for cell in head].index(name)
-        return [row[place][0] for row in rows]
+        index = [cell[0] for cell in head].index(name)
+        return [row[index][0] for row in rows]
 
 
-def report(uri: str, folder: Path, **chosen: Any) -> tuple[Page, str]:
-    """The page and the Markdown twin, with one line for each paragraph's whitespace."""
-    paths = write_report(uri, folder / "out", **chosen)
+def report(uri: str, folder: Path, **options: Any) -> tuple[Page, str]:
+    """Write a report to ``folder/out`` and return its parsed page and the text of its Markdown twin."""
+    paths = write_report(uri, folder / "out", **options)
     return Page(paths.html.read_text(encoding="utf-8")), paths.markdown.read_text(encoding="utf-8")

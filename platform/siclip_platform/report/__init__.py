@@ -1,4 +1,4 @@
-"""The report of a study: read from its MLflow tracking store, as one HTML file with a Markdown twin."""
+"""The report of a study, made from its MLflow tracking store: one HTML file with a Markdown twin."""
 
 from siclip_platform.report.page import ReportPaths, write_report
 from siclip_platform.report.read.query import Selection

@@ -1,4 +1,4 @@
-"""Runs side by side: the parameters and metrics in which they differ."""
+"""Compare runs side by side: the parameters and metrics in which they differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = tuple[str, Sequence[str]]
 
 
 def differing(runs: Sequence[Run]) -> tuple[list[Row], list[Row]]:
-    """Parameters and metrics that are not the same in all runs, each with one text a run."""
+    """Parameters and metrics that are not equal in all runs, each with one text per run."""
     paths = sorted({path for run in runs for path in run.params})
     names = sorted({name for run in runs for name in run.metrics})
     params: list[Row] = [
@@ -34,28 +34,29 @@ def differing(runs: Sequence[Run]) -> tuple[list[Row], list[Row]]:
 
 
 def _same(values: Sequence[float | None]) -> bool:
-    """Equal in all runs; NaN equals NaN."""
+    """Whether all values are equal; NaN equals NaN."""
     shown = {"nan" if value is not None and math.isnan(value) else value for value in values}
     return len(shown) == 1
 
 
 def comparison_tables(runs: Sequence[Run]) -> list[Table]:
-    """Who the runs are, and their differing parameters and metrics, for a terminal; names are shown as text."""
+    """Tables for a terminal: the runs, and the parameters and metrics in which they differ."""
     from rich.table import Table
     from rich.text import Text
 
     params, metrics = differing(runs)
-    who: list[Row] = [
+    identities: list[Row] = [
         ("run", [run.run_id[:8] for run in runs]),
         ("kind", [run.kind or ABSENT for run in runs]),
         ("state", [run.state for run in runs]),
         ("steps", [ABSENT if run.steps is None else f"{run.steps:,}" for run in runs]),
     ]
     tables = []
-    for title, rows in (("Runs", who), ("Parameters that differ", params), ("Metrics that differ", metrics)):
+    for title, rows in (("Runs", identities), ("Parameters that differ", params), ("Metrics that differ", metrics)):
         table = Table(title=title, title_justify="left")
         table.add_column("")
         for run in runs:
+            # As Text, because Rich interprets a plain string as markup.
             table.add_column(Text(_plain(run.label)), justify="right", overflow="fold")
         for name, texts in rows:
             table.add_row(Text(_plain(name)), *(Text(_plain(text)) for text in texts))
@@ -64,5 +65,6 @@ def comparison_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _plain(text: str) -> str:
-    """One line without control characters, which a terminal would obey."""
+    """One line of text without control characters."""
+    # A terminal would execute escape sequences in a name; Rich escapes only its own markup.
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))

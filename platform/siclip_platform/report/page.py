@@ -1,4 +1,4 @@
-"""Write the report: one HTML file that needs no network, a Markdown twin, its plots as PNG and all data as CSV."""
+"""Write the report: one self-contained HTML file, a Markdown twin with plots as PNG, and all data as CSV."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.report.draw import markdown
+from siclip_platform.report.draw.blocks import Part
 from siclip_platform.report.draw.csv_files import table_rows, write_csv
 from siclip_platform.report.draw.plotly_figures import figure
 from siclip_platform.report.draw.png import draw_png
-from siclip_platform.report.parts import Part, make_parts, overview
 from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.runs import Study
 from siclip_platform.report.read.store import Store
+from siclip_platform.report.sections.parts import make_parts, overview
+from siclip_platform.storage.atomic import write_text_atomically
 
 FILES = "report_files"
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """``files``: the folder with ``plots/*.png`` and ``data/*.csv``. ``running``: whether a study has not ended."""
+    """The files of a report.
+
+    Attributes:
+        files: The folder with ``plots/*.png`` and ``data/*.csv``.
+        running: Whether any study of the report is still running.
+    """
 
     html: Path
     markdown: Path
@@ -42,15 +49,21 @@ def write_report(
     log_artifacts: bool = False,
     watch_seconds: int = 0,
 ) -> ReportPaths:
-    """Write ``report.html``, ``report.md`` and ``report_files/`` into ``out_dir``, over older ones.
+    """Write ``report.html``, ``report.md`` and ``report_files/`` into ``out_dir``, replacing older ones.
 
-    ``selection`` says what of the store; without it the studies called ``study``, or the newest. ``mlflow_url``:
-    where MLflow's pages are, for links to runs (default: the tracking server's). ``log_artifacts``: also log all
-    files with each study's run, under ``report/``. ``watch_seconds``: the page of a running study loads itself again.
+    Args:
+        tracking_uri: The MLflow tracking store to read.
+        out_dir: The output folder; it is created if needed.
+        study: Names of the studies to report (default: the newest study). Ignored with ``selection``.
+        experiment: Name of the MLflow experiment (default: all). Ignored with ``selection``.
+        selection: Studies and runs to report, selected in any other way.
+        mlflow_url: URL of MLflow's pages, for links to runs (default: the tracking server).
+        log_artifacts: Also log all files to each study's run, under ``report/``.
+        watch_seconds: The page of a running study reloads itself at this interval; 0 for never.
 
     Raises:
-        UserError: the store, experiment, study or run does not exist, ``out_dir`` cannot be a folder, or the store
-            does not take the artifacts.
+        UserError: The store, experiment, study or run does not exist, the files cannot be written to ``out_dir``, or
+            the store rejects the artifacts.
     """
     names = () if study is None else (study,) if isinstance(study, str) else tuple(study)
     chosen = selection or Selection(studies=names, experiment=experiment)
@@ -64,17 +77,18 @@ def write_report(
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         _write_files(paths.files, studies, parts)
-        _replace_text(paths.html, page)
-        _replace_text(paths.markdown, twin)
+        # Atomically: a browser may be loading the old page.
+        write_text_atomically(paths.html, page)
+        write_text_atomically(paths.markdown, twin)
     except OSError as error:
-        raise UserError(f"cannot write the report into {out_dir}: {error}; name another folder") from None
+        raise UserError(f"cannot write the report to {out_dir}: {error}; choose another folder") from None
     if log_artifacts:
         _log(store, studies, paths)
     return paths
 
 
 def render_html(studies: Sequence[Study], parts: Sequence[Part], watch_seconds: int = 0) -> str:
-    """The page; everything that came from the store is escaped by the template."""
+    """Render the page. The template escapes everything that comes from the store."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -94,11 +108,13 @@ def render_html(studies: Sequence[Study], parts: Sequence[Part], watch_seconds: 
         parts=parts,
         figures=figures,
         watch_seconds=watch_seconds,
+        # A closing tag inside a string of the library would end the page's script element.
         plotly=get_plotlyjs().replace("</script", r"<\/script") if figures else "",
     )
 
 
 def render_markdown(studies: Sequence[Study], parts: Sequence[Part]) -> str:
+    """Render the Markdown twin."""
     return markdown.document(_title(parts), _subtitle(parts), _opening(studies), overview(studies), parts, FILES)
 
 
@@ -115,13 +131,12 @@ def _subtitle(parts: Sequence[Part]) -> str:
 def _opening(studies: Sequence[Study]) -> list[str]:
     if studies:
         return []
-    return [
-        "The tracking store holds no runs: start a study with `siclip-platform tune`, then make the report again."
-    ]
+    return ["The tracking store has no runs. Start a study with `siclip-platform tune`, then report it again."]
 
 
 def _write_files(folder: Path, studies: Sequence[Study], parts: Sequence[Part]) -> None:
-    """Plots and data, made beside the old folder and then put in its place."""
+    """Write plots and data to a temporary folder, then replace the old one."""
+    # Beside the target, because a rename works only within one filesystem.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".report-") as name:
         made = Path(name) / FILES
         (made / "plots").mkdir(parents=True)
@@ -139,17 +154,10 @@ def _write_files(folder: Path, studies: Sequence[Study], parts: Sequence[Part]) 
         made.replace(folder)
 
 
-def _replace_text(path: Path, text: str) -> None:
-    """Whole or not at all: a browser may be loading the old one."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _log(store: Store, studies: Sequence[Study], paths: ReportPaths) -> None:
     targets = [each.run.run_id for each in studies if each.run.run_id]
     if not targets:
-        raise UserError("the report is of no study, so there is no run to log it with: leave --log-artifacts out")
+        raise UserError("the report has no study whose run it could be logged to: omit --log-artifacts")
     try:
         for run_id in targets:
             for path in (paths.html, paths.markdown):
@@ -157,6 +165,4 @@ def _log(store: Store, studies: Sequence[Study], paths: ReportPaths) -> None:
             store.client.log_artifacts(run_id, str(paths.files), f"report/{FILES}")
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the store does not take the report as an artifact: {reason}; leave --log-artifacts out"
-        ) from None
+        raise UserError(f"the store rejected the report as an artifact: {reason}; omit --log-artifacts") from None

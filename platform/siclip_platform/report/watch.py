@@ -1,4 +1,4 @@
-"""A report that follows a running study."""
+"""Update a report while its study runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from siclip_platform.report.page import ReportPaths
 def follow(
     make: Callable[[], ReportPaths],
     seconds: float,
-    said: Callable[[ReportPaths], None],
+    announce: Callable[[ReportPaths], None],
     wait: Callable[[float], None] = time.sleep,
 ) -> ReportPaths:
-    """Make the report again and again, ``seconds`` apart, until no study of it is running; returns the last."""
+    """Make the report at an interval until none of its studies is running, and return the last one.
+
+    Args:
+        make: Writes the report.
+        seconds: Time from the start of one report to the start of the next.
+        announce: Called after each report of a running study.
+        wait: Sleeps for a number of seconds.
+    """
     while True:
         started = time.monotonic()
         paths = make()
         if not paths.running:
             return paths
-        said(paths)
+        announce(paths)
         wait(max(0.0, seconds - (time.monotonic() - started)))

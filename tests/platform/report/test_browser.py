@@ -1,4 +1,4 @@
-"""The pages in a real browser: headless Chromium, where there is one."""
+"""Report pages in headless Chromium; skipped where it is not installed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install -e '.[dev]')")
     path = chromium()
     if path is None:
-        pytest.skip("needs Chromium: apt-get install chromium, or name it in CHROMIUM")
+        pytest.skip("needs Chromium: apt-get install chromium, or set CHROMIUM to its path")
     with sync_api.sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield made
@@ -45,7 +45,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> dict[str, Path]:
-    """A search, an ablation with everything a section can show, one of hostile names, and an empty store."""
+    """A search, an ablation with every kind of block, an ablation with hostile names, and an empty experiment."""
     folder = tmp_path_factory.mktemp("pages")
     store = SyntheticStore(folder / "store", mlflow_database)
     means = {"from scratch": 0.3, "+ FD": 0.36, "+ PM": 0.31}
@@ -59,14 +59,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> d
     )
     example = {"image": PIXEL, "captions": ["a dot"], "retrieved": [{"caption": "a dot", "right": True}]}
     split = {"rows": 10, "shards": 1, "bytes": 1000}
-    summary = {
-        "name": "dots",
-        "version": "1",
-        "hash": "x",
-        "examples": [example],
-        "splits": {"train": split},
-        "pool": 9,
-    }
+    identity = {"name": "dots", "version": "1", "hash": "x"}
+    summary = {**identity, "examples": [example], "splits": {"train": split}, "pool": 9}
     store.client.log_text(study, json.dumps(summary), NAME)
     add_search(store, store.experiment("search"), "search", trials=45)
     hostile = Ablation({EVIL: 0.4, EVIL + "2": 0.5}, seeds=(0, 1))
@@ -77,7 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> d
 
 
 class Opened:
-    """A page that is loaded and has drawn its plots; what it said and what it asked for."""
+    """A loaded page whose plots are drawn, with its console messages and network requests."""
 
     def __init__(self, browser: Any, path: Path, **context: Any) -> None:
         self.messages: list[str] = []
@@ -103,10 +97,10 @@ def serious_faults(page: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("name", "scheme"), [("ablation", "light"), ("search", "dark"), ("hostile", "light"), ("empty", "dark")]
 )
-def test_a_page_is_whole_at_any_width_and_asks_for_nothing(
+def test_a_page_renders_at_any_width_without_network(
     browser: Any, pages: dict[str, Path], name: str, scheme: str
 ) -> None:
-    """No message, no request, every plot drawn, no scrolling sideways, no serious fault by axe-core."""
+    """No console message, no request, every plot drawn, no horizontal scrolling, no serious fault by axe-core."""
     opened = Opened(browser, pages[name], viewport={"width": 1280, "height": 900}, color_scheme=scheme)
     page = opened.page
     assert (opened.plots >= 5) is (name != "empty")
@@ -120,6 +114,7 @@ def test_a_page_is_whole_at_any_width_and_asks_for_nothing(
     assert len(ids) == len(set(ids))
     assert serious_faults(page) == []
     page.set_viewport_size(PHONE)
+    # plotly redraws after the resize event.
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert opened.messages == []
@@ -127,12 +122,12 @@ def test_a_page_is_whole_at_any_width_and_asks_for_nothing(
     opened.context.close()
 
 
-def test_tables_sort_by_keyboard_plots_give_their_data_and_it_prints(browser: Any, pages: dict[str, Path]) -> None:
+def test_tables_sort_by_keyboard_plots_download_and_the_page_prints(browser: Any, pages: dict[str, Path]) -> None:
     opened = Opened(browser, pages["search"], viewport={"width": 1280, "height": 900})
     page = opened.page
 
-    def column(place: int) -> list[str]:
-        cells = page.locator(f"#trials tbody tr > *:nth-child({place})")
+    def column(number: int) -> list[str]:
+        cells = page.locator(f"#trials tbody tr > *:nth-child({number})")
         values: list[str] = cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")
         return values
 

@@ -1,10 +1,11 @@
-"""Names that are HTML, formulas, very long or of another alphabet are shown as text and break nothing."""
+"""Names that are HTML, formulas, very long or in another alphabet are shown as plain text."""
 
 from __future__ import annotations
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -42,13 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> S
         made.run(experiment, kind, parent=study, state=EVIL, params=values, curves={METRIC: [(1, 0.1)]}, **arguments)
     names = Ablation({EVIL: 0.4, FORMULA: 0.5, LONG: 0.3, FOREIGN: 0.4})
     ablation = add_ablation(made, made.experiment("ablation"), EVIL, names)
-    summary = {
-        "name": EVIL,
-        "version": EVIL,
-        "hash": EVIL,
-        "recipe": {EVIL: FORMULA},
-        "rejected": {EVIL: 3, FORMULA: 1},
-    }
+    identity = {"name": EVIL, "version": EVIL, "hash": EVIL}
+    summary: dict[str, Any] = {**identity, "recipe": {EVIL: FORMULA}, "rejected": {EVIL: 3, FORMULA: 1}}
     pixel = "data:image/png;base64,iVBORw0KGgo="
     retrieved = [{"caption": FORMULA, "right": True}]
     summary["examples"] = [{"image": pixel, "captions": [EVIL, FOREIGN], "retrieved": retrieved}]
@@ -63,7 +59,7 @@ def made(request: pytest.FixtureRequest, store: SyntheticStore, tmp_path_factory
     return folder / "out"
 
 
-def test_the_page_holds_no_markup_of_the_store(made: Path) -> None:
+def test_the_page_contains_no_markup_from_the_store(made: Path) -> None:
     page = Page((made / "report.html").read_text(encoding="utf-8"))
     for tag, attributes in page.tags:
         assert not {"srcset", "action", "background"} & set(attributes), tag
@@ -82,8 +78,8 @@ def test_the_page_holds_no_markup_of_the_store(made: Path) -> None:
     assert any(name.startswith(FORMULA) for name in names) and any(name.startswith(LONG) for name in names)
 
 
-def test_plotly_gets_text_not_markup(made: Path) -> None:
-    """plotly reads a subset of HTML in names and labels, and %{…} in hover texts."""
+def test_plotly_gets_plain_text(made: Path) -> None:
+    """plotly interprets a subset of HTML in names and labels, and %{…} in hover texts."""
 
     def strings(value: object) -> list[str]:
         if isinstance(value, dict):
@@ -102,7 +98,7 @@ def test_plotly_gets_text_not_markup(made: Path) -> None:
             assert trace.get("hovertemplate", "").count("%{y}") == 0
 
 
-def test_the_twin_holds_the_same_tables_as_text(made: Path) -> None:
+def test_the_twin_has_the_same_tables(made: Path) -> None:
     page = Page((made / "report.html").read_text(encoding="utf-8"))
     twin = (made / "report.md").read_text(encoding="utf-8")
     tokens = MarkdownIt("commonmark").enable("table").parse(twin)
@@ -131,28 +127,37 @@ def test_no_csv_field_is_a_formula(made: Path) -> None:
             assert not cell.startswith("-") or float(cell) <= 0, (path, cell)
 
 
-def test_every_plot_has_its_picture_and_its_data(made: Path) -> None:
+def test_every_plot_has_a_png_and_a_csv_file(made: Path) -> None:
     page = Page((made / "report.html").read_text(encoding="utf-8"))
     keys = {key.removeprefix("plot-") for key in page.figures()}
-    pictures = {path.stem: path.read_bytes() for path in (made / "report_files" / "plots").glob("*.png")}
-    assert set(pictures) == keys
-    assert all(content.startswith(b"\x89PNG") and len(content) > 2000 for content in pictures.values())
+    images = {path.stem: path.read_bytes() for path in (made / "report_files" / "plots").glob("*.png")}
+    assert set(images) == keys
+    assert all(content.startswith(b"\x89PNG") and len(content) > 2000 for content in images.values())
     assert keys <= {path.stem for path in (made / "report_files" / "data").glob("*.csv")}
 
 
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
-        ("=1+1", "'=1+1"), ("+SUM(A1)", "'+SUM(A1)"), ("@x", "'@x"), ("-x", "'-x"), (" =1", "' =1"),
+        ("=1+1", "'=1+1"),
+        ("+SUM(A1)", "'+SUM(A1)"),
+        ("@x", "'@x"),
+        ("-x", "'-x"),
+        (" =1", "' =1"),
         ("\t=1", "'\t=1"),
-        ("-1.5", "-1.5"), ("plain", "plain"), (-2.5, -2.5), (None, ""), ("＝1", "'＝1"), ("−3 points", "−3 points"),
+        ("-1.5", "-1.5"),
+        ("plain", "plain"),
+        (-2.5, -2.5),
+        (None, ""),
+        ("＝1", "'＝1"),
+        ("−3 points", "−3 points"),
     ],
-)  # fmt: skip
-def test_fields(value: str | float | None, kept: str | float) -> None:
+)
+def test_csv_fields_are_never_formulas(value: str | float | None, kept: str | float) -> None:
     assert field(value) == kept
 
 
-def test_csv_keeps_what_it_is_given(tmp_path: Path) -> None:
+def test_csv_round_trips(tmp_path: Path) -> None:
     rows = [["a,b", 'say "x"', "two\nlines", FOREIGN], [1, 2.5, None, "x"]]
     write_csv(tmp_path / "x.csv", rows)
     with (tmp_path / "x.csv").open(encoding="utf-8-sig", newline="") as file:

@@ -1,4 +1,4 @@
-"""The report of a search against a store written here with MLflow's own client: it shows what was logged."""
+"""The report of a search shows what was logged, in a store written here with MLflow's own client."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def demo(store: SyntheticStore, tmp_path_factory: pytest.TempPathFactory) -> tup
     return report(store.uri, tmp_path_factory.mktemp("demo"))
 
 
-def test_comparison_holds_what_was_logged(demo: tuple[Page, str]) -> None:
+def test_comparison_shows_what_was_logged(demo: tuple[Page, str]) -> None:
     rows = {row[0][0]: row[1:] for row in demo[0].tables["comparison"]}
     for name in BEST:
         label = name.replace("/", " ").replace("recall@", "R@").replace("_", " ")
@@ -131,7 +131,7 @@ def test_comparison_holds_what_was_logged(demo: tuple[Page, str]) -> None:
     assert rows["trainable parameters"][0][0] == "812,345"
 
 
-def test_trials_are_ranked_with_their_figures(demo: tuple[Page, str]) -> None:
+def test_trials_are_ranked_with_their_values(demo: tuple[Page, str]) -> None:
     head, *rows = demo[0].tables["trials"]
     assert [cell[0] for cell in head][7:-1] == SEARCHED
     assert [row[0][1] for row in rows] == ["t0", "t1", "t2", "t3"]
@@ -163,7 +163,7 @@ def test_summary_names_leader_control_steps_and_seed(demo: tuple[Page, str]) -> 
     assert "with one seed (seed 0)" in text
     assert "teacher (900 steps" in text
     assert "1 failed, 1 pruned" in text
-    assert "(the winner's curse). It has not been re-run with fresh seeds, so it is not called best." in text
+    assert "(the winner's curse). It has not been re-run with fresh seeds, so it is not called the best." in text
     assert "t0 is the best" not in text
     assert demo[0].tables["setting"][1:] == [
         [(path, path), (str(value), str(value))]
@@ -179,7 +179,8 @@ def test_curves_are_the_logged_points(demo: tuple[Page, str]) -> None:
 
     figures = demo[0].figures()
     for figure in figures.values():
-        go.Figure(figure)  # plotly's own validation of every property
+        # plotly validates every property.
+        go.Figure(figure)
     lines = figures["plot-validation"]["data"]
     assert len(lines) == 6
     for line, content in zip(lines, TRIALS.values(), strict=False):
@@ -193,7 +194,8 @@ def test_curves_are_the_logged_points(demo: tuple[Page, str]) -> None:
         [180.5, 30.25, 31.25, 32.25, 33.25, 61.5, 44.75]
     )
     history = {trace["name"]: trace for trace in figures["plot-history"]["data"]}
-    assert history["best so far"]["y"] == [0.4312] * 3  # the failed trial has no value
+    # The failed trial has no value.
+    assert history["best so far"]["y"] == [0.4312] * 3
     assert history["completed"]["customdata"] == ["t0", "t1"]
 
 
@@ -210,9 +212,10 @@ def test_reproduction(demo: tuple[Page, str]) -> None:
 def test_compute_adds_up(demo: tuple[Page, str]) -> None:
     totals = dict(zip(demo[0].column("totals", "quantity"), demo[0].column("totals", "value"), strict=True))
     total = sum(30.25 + index for index in range(4)) + 180.5 + 61.5 + 44.75
-    assert totals["wall time of all runs together"] == f"{total:.1f} s"
-    assert totals["of it in training steps"] == f"{0.8 * total:.1f} s"
-    assert totals["trials an hour, completed or pruned"] == f"{3600 * 3 / 70:.1f}"  # seven runs of ten seconds
+    assert totals["wall time of all runs"] == f"{total:.1f} s"
+    assert totals["of this in training steps"] == f"{0.8 * total:.1f} s"
+    # Seven runs of ten seconds each, three of them completed or pruned trials.
+    assert totals["trials per hour, completed or pruned"] == f"{3600 * 3 / 70:.1f}"
 
 
 def test_newest_study_or_the_named_one(store: SyntheticStore, tmp_path: Path, demo: tuple[Page, str]) -> None:
@@ -225,14 +228,15 @@ def test_newest_study_or_the_named_one(store: SyntheticStore, tmp_path: Path, de
 def test_several_studies_in_one_report(store: SyntheticStore, tmp_path: Path) -> None:
     page, twin = report(store.uri, tmp_path, study=["older", "wikd-demo"])
     assert page.column("overview", "study") == ["older", "wikd-demo"]
-    both = [[row[:-1] for row in page.tables[key]] for key in ("trials", "s2-trials")]  # without the run's id
+    # Without the last column, the run's id.
+    both = [[row[:-1] for row in page.tables[key]] for key in ("trials", "s2-trials")]
     assert both[0] == both[1]
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert "## Search older" in twin and "report_files/plots/s2-validation.png" in twin
 
 
-def test_mlflow_global_state_is_left_alone(store: SyntheticStore, tmp_path: Path) -> None:
+def test_mlflow_global_state_is_not_changed(store: SyntheticStore, tmp_path: Path) -> None:
     import mlflow
 
     before = mlflow.get_tracking_uri()

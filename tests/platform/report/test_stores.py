@@ -1,4 +1,4 @@
-"""Stores that hold little, nothing, or what is not finished; and how a report is asked for."""
+"""Reports of empty, small and unfinished stores, and the selection of studies and runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> S
     return SyntheticStore(tmp_path_factory.mktemp("store"), mlflow_database)
 
 
-def test_an_empty_store_says_so(tmp_path: Path, mlflow_database: bytes) -> None:
+def test_an_empty_store_is_reported_as_empty(tmp_path: Path, mlflow_database: bytes) -> None:
     empty = SyntheticStore(tmp_path / "empty", mlflow_database)
     page, twin = report(empty.uri, tmp_path)
     for text in (page.text, twin):
-        assert "The tracking store holds no runs" in text
+        assert "The tracking store has no runs" in text
     assert page.figures() == {}
 
 
@@ -35,11 +35,11 @@ def test_one_trial_still_running(store: SyntheticStore, tmp_path: Path) -> None:
     page, twin = report(store.uri, tmp_path, experiment="half")
     for text in (page.text, twin):
         assert "ran 1 trial (1 running)" in text
-        assert "No completed trial with a value is known as the best one" in text
+        assert "No completed trial with a value is recorded as the best." in text
         assert "The study has no control run." in text
         assert "The study does not record which parameters it searched." in text
         assert "No trial has a value yet." in text
-        assert "1 run of 1 have not ended" in text
+        assert "Let it finish: 1 of 1 run still running or interrupted." in text
     row = page.tables["trials"][1]
     assert [cell[0] for cell in row][:4] == ["only", "—", "running", "not recorded"]
     assert page.figures() == {}
@@ -50,7 +50,7 @@ def test_a_study_without_trials(store: SyntheticStore, tmp_path: Path) -> None:
     store.run(store.experiment("changed"), "study", tags=tags)
     page, twin = report(store.uri, tmp_path, experiment="changed")
     for text in (page.text, twin):
-        assert "git checkout 0123456789ab\n# the code that ran also had changes which no commit holds\n" in text
+        assert "git checkout 0123456789ab\n# the code that ran also had uncommitted changes\n" in text
         assert "The study has no trials." in text
 
 
@@ -64,7 +64,7 @@ def test_best_without_control_and_with_an_infinite_metric(store: SyntheticStore,
     page, _ = report(store.uri, tmp_path, experiment="no control")
     assert [row[0][0] for row in page.tables["trials"][1:]] == ["c (leader)", "a", "b", "d"]
     assert [row[3][0] for row in page.tables["trials"][3:]] == ["∞", "NaN"]
-    assert "has not been trained again yet" in page.text
+    assert "has not been retrained yet" in page.text
     store.run(experiment, "best", parent=study, tags={"siclip.best_trial": "c"}, metrics={"test/mean_recall@1": 0.5})
     page, twin = report(store.uri, tmp_path, experiment="no control")
     assert "There is no control run" in page.text
@@ -73,7 +73,7 @@ def test_best_without_control_and_with_an_infinite_metric(store: SyntheticStore,
 
 
 def test_one_completed_trial(store: SyntheticStore, tmp_path: Path) -> None:
-    """With a value it leads and is not called best; without the study's metric nothing does."""
+    """With a value it leads but is not called the best; without the study's metric no trial leads."""
     tags = {"siclip.study": "one", "siclip.searched": json.dumps(["loss.x"])}
     for name, metrics in (("one", {METRIC: 0.25}), ("none", {"train/loss": 1.0})):
         experiment = store.experiment(f"one trial, {name}")
@@ -83,17 +83,17 @@ def test_one_completed_trial(store: SyntheticStore, tmp_path: Path) -> None:
     page, twin = report(store.uri, tmp_path, experiment="one trial, one")
     for text in (page.text, twin):
         assert "ran 1 trial (1 completed)" in text
-        assert "has not been re-run with fresh seeds, so it is not called best" in text
+        assert "has not been re-run with fresh seeds, so it is not called the best." in text
         assert "the study has 1 completed trial." in text
     assert page.column("trials", "trial") == ["a (leader)"]
     page, twin = report(store.uri, tmp_path, experiment="one trial, none")
     for text in (page.text, twin):
-        assert "No completed trial with a value is known as the best one" in text
-        assert "Nothing is called best." in text
+        assert "No completed trial with a value is recorded as the best." in text
+        assert "No setting is called the best." in text
     assert page.column("trials", "validation mean R@1") == ["not recorded"]
 
 
-def test_an_ablation_that_is_half_done(store: SyntheticStore, tmp_path: Path) -> None:
+def test_an_unfinished_ablation(store: SyntheticStore, tmp_path: Path) -> None:
     """One seed, a setting whose run failed, one without the metric, and a baseline that has not run."""
     experiment = store.experiment("half ablation")
     study = store.study(experiment, "half", study_type="ablation", tags={"baseline": "base"}, state="running")
@@ -105,11 +105,11 @@ def test_an_ablation_that_is_half_done(store: SyntheticStore, tmp_path: Path) ->
         store.run(experiment, "trial", parent=study, state=state, tags=tags, metrics=metrics, params=params)
     page, _ = report(store.uri, tmp_path, experiment="half ablation")
     assert "The baseline 'base' has no run in the store." in page.text
-    assert page.column("ablation", "verdict") == [
-        "? cannot be judged with 1 seed", "? no completed run with a value", "? no completed run with a value",
-    ]  # fmt: skip
+    without_value = "? no completed run with a value"
+    verdicts = page.column("ablation", "verdict")
+    assert verdicts == ["? cannot be judged with 1 seed", without_value, without_value]
     assert "No setting can be judged yet" in page.text
-    assert "Nothing is called best." in page.text
+    assert "No setting is called the best." in page.text
     assert page.column("unfinished", "reason") == ["out of memory"]
 
 
@@ -138,18 +138,18 @@ def test_studies_by_tag(store: SyntheticStore, tmp_path: Path) -> None:
         assert "How much depends on the teacher" in page.text
 
 
-def test_what_does_not_exist_is_named(store: SyntheticStore, tmp_path: Path) -> None:
+def test_an_error_names_what_does_not_exist(store: SyntheticStore, tmp_path: Path) -> None:
     store.study(store.experiment("named"), "known")
-    for selection, words in (
+    for selection, message in (
         (Selection(studies=("nope",)), r"no study 'nope' .*'known'"),
         (Selection(experiment="nope"), r"no MLflow experiment 'nope'.*'named'"),
-        (Selection(runs=("nope",)), r"no run 'nope'.* newest are"),
+        (Selection(runs=("nope",)), r"no run 'nope'.* newest runs are"),
         (Selection(tags=("question=nope",)), "no run has the tag question"),
         (Selection(tags=("question",)), "write NAME=VALUE"),
         (Selection(search="tags.`x` = 'nope'"), "no run matches"),
         (Selection(search="what is this"), "does not accept the search"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             write_report(store.uri, tmp_path, selection=selection)
     missing = tmp_path / "missing.db"
     with pytest.raises(UserError, match=r"no MLflow database at .*missing\.db"):

@@ -1,1 +1,1 @@
-"""Tables and pictures of a report, for HTML, Markdown and PNG."""
+"""Tables, plots and text blocks of a report, and their rendering as HTML, Markdown, PNG and CSV."""

@@ -1,4 +1,4 @@
-"""What sections are made of. HTML, Markdown and CSV are all rendered from these."""
+"""The blocks of a report. HTML, Markdown and CSV are all rendered from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Drawn = Plot | Heatmap
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``soft``: an explanation, set back."""
+    """A paragraph; ``soft`` marks an explanation, which is shown smaller."""
 
     text: str
     soft: bool = False
@@ -21,14 +21,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Notes:
-    """Warnings and what is missing."""
+    """Warnings and missing data, one line each."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure of the first screen."""
+    """One highlighted value at the top of the report."""
 
     label: str
     value: str
@@ -42,14 +42,18 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Code:
-    """Shell lines."""
+    """Preformatted text, such as shell commands."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Diagram:
-    """``svg`` is made here from numbers and escaped text; ``description`` says the same in words."""
+    """A drawing with its description in words.
+
+    Attributes:
+        svg: Trusted markup: the page does not escape it, so it must not contain text from the store.
+    """
 
     title: str
     svg: str
@@ -64,7 +68,7 @@ class Diagrams:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A caption that a model chose for an image, and whether it is one of the image's own."""
+    """A caption that a model retrieved for an image; ``right`` if it is one of the image's own captions."""
 
     caption: str
     right: bool
@@ -72,7 +76,13 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Example:
-    """``image``: a data URI; ``captions``: the image's own; ``retrieved``: the model's, the nearest first."""
+    """An example image.
+
+    Attributes:
+        image: A data URI.
+        captions: The image's own captions.
+        retrieved: The captions that the model retrieved, nearest first.
+    """
 
     image: str
     captions: Sequence[str]
@@ -89,7 +99,7 @@ Block = Text | Notes | Tiles | Table | Plot | Heatmap | Code | Diagrams | Galler
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and the blocks below it."""
 
     key: str
     title: str
@@ -102,3 +112,20 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         return [block for block in self.blocks if isinstance(block, Table)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The report of one study."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+    @property
+    def drawn(self) -> list[Drawn]:
+        return [plot for section in self.sections for plot in section.drawn]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [table for section in self.sections for table in section.tables]

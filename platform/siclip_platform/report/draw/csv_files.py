@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet shows as it is: text that it would run as a formula gets an apostrophe before it."""
+"""Write CSV that is safe in a spreadsheet: text that it would run as a formula gets a leading apostrophe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 from siclip_platform.report.draw.values import Table
 
+# Spreadsheets also run full-width forms of these characters as formulas, and skip leading control characters.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[float | int | str | None]]) -> None:
-    """UTF-8 with a byte order mark, so that spreadsheets read other alphabets; None is an empty field."""
+    """Write rows as UTF-8; None is an empty field."""
+    # Spreadsheets take a file without a byte order mark for the system's legacy encoding.
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         for row in rows:
@@ -21,7 +23,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[float | int | str | None]]) ->
 
 
 def field(value: float | int | str | None) -> str | float | int:
-    """A value for one field. Text that is a number, such as ``-1.5``, stays as it is."""
+    """A value as one field. Text that is a number, such as ``-1.5``, is not changed."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -33,7 +35,7 @@ def field(value: float | int | str | None) -> str | float | int:
 
 
 def table_rows(table: Table) -> Iterable[list[float | int | str | None]]:
-    """The head, then exact values where a cell has one, else what it shows."""
+    """The column names, then for each cell its exact value, or its text if it has none."""
     yield list(table.columns)
     for row in table.rows:
         yield [cell.text if cell.value is None else cell.value for cell in row]

@@ -1,4 +1,4 @@
-"""Sharing patterns as drawings: one box a block, equal letters and a brace where blocks use the same weights."""
+"""Draw sharing patterns: one box per block; blocks with the same weights have the same letter and an arc."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from siclip.errors import UserError
 from siclip.models.sharing import SharingPattern, parse_pattern
 from siclip_platform.report.draw.looks import look
 
-BOX, GAP, TOP = 44, 14, 34
+BOX, GAP, TOP = 44, 14, 34  # pixels
 PART_NAMES = {"qk": "queries and keys", "mlp": "MLP", "block": "whole block"}
 
 
 def pattern(text: str | None) -> SharingPattern | None:
-    """The pattern that a parameter names; None if it is not one (``none`` does not say how many blocks there are)."""
+    """Parse a pattern from a parameter; None if it is not one.
+
+    ``none`` is not drawn either, because it does not give the number of blocks.
+    """
     if not text or ":" not in text:
         return None
     try:
@@ -21,12 +24,17 @@ def pattern(text: str | None) -> SharingPattern | None:
 
 
 def letters(found: SharingPattern) -> str:
-    """``A A B B``: the weights that each block uses."""
+    """The weights that each block uses, for example ``A A B B``."""
     return " ".join(chr(ord("A") + index % 26) for index in found.assignment)
 
 
 def sharing_svg(found: SharingPattern, name: str) -> str:
-    """An SVG of numbers and letters of our own; ``name`` must be free of markup (a parsed pattern is)."""
+    """Draw a pattern as SVG.
+
+    Args:
+        found: The pattern.
+        name: Its name; it must not contain markup. A name that `pattern` could parse does not.
+    """
     count = len(found.assignment)
     width = count * BOX + (count - 1) * GAP + 8
     parts = [

@@ -1,4 +1,8 @@
-"""Colours, dashes and symbols: Okabe and Ito's palette, which the colour-blind can tell apart, darkened a little."""
+"""Colours, dashes and symbols of series.
+
+The colours follow the palette of Okabe and Ito (2008), which is safe for colour-blind readers, slightly darkened for
+contrast on white. Dash and symbol differ too, so that no series depends on colour alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ class Look(NamedTuple):
 
 
 LOOKS = (
-    Look("#8b919c", "solid", "circle", "-", "o"),  # one of many
+    Look("#8b919c", "solid", "circle", "-", "o"),  # grey, for one of many
     Look("#2f7de1", "solid", "circle", "-", "o"),
     Look("#d9661f", "dash", "square", "--", "s"),
     Look("#1f9e77", "dot", "diamond", ":", "D"),
@@ -29,10 +33,11 @@ MANY, BEST, CONTROL, TEACHER = 0, 1, 2, 3
 
 
 def look(index: int) -> Look:
-    """The look of a number; above the last they come round again, without the grey one."""
+    """The look with this number; past the last they repeat, without the grey one."""
     return LOOKS[index] if index < len(LOOKS) else LOOKS[1 + (index - 1) % (len(LOOKS) - 1)]
 
 
 def band_colour(colour: str, opacity: float = 0.16) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    """A ``#rrggbb`` colour as a translucent CSS colour."""
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"

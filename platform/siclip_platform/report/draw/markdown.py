@@ -1,27 +1,35 @@
-"""The report's Markdown twin: the same sentences and tables, and the plots as PNG files."""
+"""Render the Markdown twin of a report: the same sentences and tables, and links to the plots as PNG files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from siclip_platform.report.draw.blocks import Block, Code, Diagram, Diagrams, Example, Gallery, Notes, Text, Tiles
+from siclip_platform.report.draw.blocks import (
+    Block,
+    Code,
+    Diagram,
+    Diagrams,
+    Example,
+    Gallery,
+    Notes,
+    Part,
+    Text,
+    Tiles,
+)
 from siclip_platform.report.draw.values import Cell, Table
-from siclip_platform.report.parts import Part
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and the HTML inside it show as it is, on one line.
-
-    An underscore inside a word is left alone: it means nothing there.
-    """
+    """Escape text for Markdown and the HTML inside it, on one line."""
     text = " ".join(text.split())
+    # An underscore inside a word has no meaning in Markdown; escaping it would only make metric names hard to read.
     text = re.sub(r"([\\`*\[\]|$~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def table(content: Table, level: int = 2) -> str:
-    """A pipe table under its heading; numbers to the right."""
+    """A pipe table below its heading; numbers are right-aligned."""
     heading = f"{'#' * level} {escape(content.title)}"
     if not content.rows:
         return f"{heading}\n\nNone."
@@ -31,7 +39,7 @@ def table(content: Table, level: int = 2) -> str:
         *([_cell(cell) for cell in row] for row in content.shown),
     ]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    after = [escape(text) for text in (content.note, content.left_out) if text]
+    after = [escape(text) for text in (content.note, content.omission) if text]
     return "\n\n".join([heading, body, *after])
 
 
@@ -40,7 +48,7 @@ def _cell(cell: Cell) -> str:
 
 
 def code_block(text: str) -> str:
-    """A fenced block whose fence is longer than any run of backticks in it."""
+    """A fenced shell block. Its fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"
 
@@ -48,7 +56,16 @@ def code_block(text: str) -> str:
 def document(
     title: str, subtitle: str, opening: Sequence[str], overview: Sequence[Block], parts: Sequence[Part], files: str
 ) -> str:
-    """The whole twin. ``files``: the folder beside it that holds plots and data."""
+    """Render the whole twin.
+
+    Args:
+        title: Main heading.
+        subtitle: Paragraph below it.
+        opening: Further paragraphs.
+        overview: Blocks before the parts.
+        parts: One part per study.
+        files: Relative path of the folder with plots and data.
+    """
     lines = [f"# {escape(title)}", escape(subtitle), *map(escape, opening)]
     lines += [text for block in overview for text in _block(block, files, 2)]
     for part in parts:
@@ -63,7 +80,7 @@ def document(
 
 
 def _block(block: Block, files: str, level: int) -> list[str]:
-    """Paragraphs of a block."""
+    """The paragraphs of a block."""
     match block:
         case Text():
             found = escape(block.text)
@@ -93,7 +110,7 @@ def _diagram(diagram: Diagram) -> str:
 
 
 def _example(example: Example) -> list[str]:
-    """Captions alone: the images are in the page."""
+    """Captions only: the images are in the HTML page."""
     own = "; ".join(map(escape, example.captions))
     found = [f"  - {'✓' if one.right else '✗'} {escape(one.caption)}" for one in example.retrieved]
     return [f"- {own}", *found]

@@ -1,4 +1,4 @@
-"""Plots as plotly figures in plain JSON; the page draws them, nothing is fetched."""
+"""Plots as plotly figures in plain JSON, which the page draws without network access."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from siclip_platform.report.draw.looks import band_colour, look
 from siclip_platform.report.draw.plots import Heatmap, Plot, Series, thinned
 
 Figure = dict[str, Any]
-MARKED_POINTS = 60
-MAX_TICKS = 40
+MARKED_POINTS = 60  # lines with more points are drawn without symbols
+MAX_TICKS = 40  # more labels than this overlap
 MARK_GROUND = "rgba(127,127,127,0.3)"
 
 
 def figure(plot: Plot | Heatmap) -> Figure:
-    """plotly's data and layout."""
+    """A plot's ``data`` and ``layout`` for plotly."""
     return _heatmap(plot) if isinstance(plot, Heatmap) else _plot(plot)
 
 
 def drawn_text(label: str, limit: int = 40) -> str:
-    """A label as text: plotly reads a subset of HTML in every string that it draws."""
+    """A label as plain text on one line."""
+    # plotly interprets a subset of HTML in every string that it draws.
     label = " ".join(label.split())
     return html.escape(label if len(label) <= limit else label[: limit - 1] + "…", quote=False)
 
@@ -60,8 +61,8 @@ def _plot(plot: Plot) -> Figure:
             }
     if plot.zero_line:
         layout[f"{plot.zero_line}axis"] |= {"zeroline": True, "zerolinewidth": 2}
-        if ticks is not None and len(ticks) > MAX_TICKS:
-            layout[name] |= {"showticklabels": False}
+    if plot.y_ticks is not None and len(plot.y_ticks) > MAX_TICKS:
+        layout["yaxis"] |= {"showticklabels": False}
     _widen(plot, layout)
     if plot.stacked:
         layout["barmode"] = "stack"
@@ -83,7 +84,7 @@ def _plot(plot: Plot) -> Figure:
 
 
 def _widen(plot: Plot, layout: Figure) -> None:
-    """An axis around values that are all the same, and whole numbers where a few are counted."""
+    """Widen the y axis around a single value, and use whole numbers on an axis of few counts."""
     values = {value for series in plot.series for value in series.y if value is not None and math.isfinite(value)}
     if len(values) == 1 and plot.y_ticks is None and not plot.y_log and not plot.stacked:
         (value,) = values
@@ -154,14 +155,15 @@ def _band(series: Series, colour: str, name: str) -> list[Figure]:
 def _error_bars(series: Series) -> Figure:
     if series.low is None or series.high is None:
         return {}
-    middle = series.x if series.sideways else series.y
-    up = [_gap(high, value) for high, value in zip(series.high, middle, strict=True)]
-    down = [_gap(value, low) for low, value in zip(series.low, middle, strict=True)]
+    centres = series.x if series.sideways else series.y
+    up = [_gap(high, value) for high, value in zip(series.high, centres, strict=True)]
+    down = [_gap(value, low) for low, value in zip(series.low, centres, strict=True)]
     bars = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.6}
     return {"error_x" if series.sideways else "error_y": bars}
 
 
 def _gap(one: float | None, other: float | None) -> float:
+    """``one`` − ``other``, or 0 if either is unknown: plotly cannot draw an error bar of NaN."""
     gap = (one or 0.0) - (other or 0.0)
     return gap if one is not None and other is not None and math.isfinite(gap) else 0.0
 
@@ -170,6 +172,7 @@ def _hover(plot: Plot, series: Series) -> str:
     y = "%{y:.1%}" if plot.percent else "%{y:.4g}"
     x = "%{x:.1%}" if plot.percent_x else "%{x}"
     label = "%{customdata}<br>" if series.labels else ""
+    # plotly replaces %{…} in this template, so names must not contain it.
     title = drawn_text(series.name).replace("%{", "% {")
     axes = drawn_text(plot.x_label, 30).replace("%{", "% {")
     where = f"{axes} {x}: {y}" if axes and plot.x_ticks is None else y
@@ -179,6 +182,7 @@ def _hover(plot: Plot, series: Series) -> str:
 
 
 def _number(value: float | None) -> float | None:
+    """JSON has neither NaN nor infinity."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Plots as data: drawn by plotly in the page, by matplotlib beside the Markdown twin, and written as CSV."""
+"""Plots as data: plotly draws them in the page, matplotlib for the Markdown twin; both are also written as CSV."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-MAX_POINTS = 400
+MAX_POINTS = 400  # a plot is about 800 pixels wide, so more points would only make the page larger
 Style = Literal["line", "points", "bars", "steps"]
 Value = float | int | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line, cloud or row of bars. None in ``y`` breaks a line.
+    """One line, set of points or row of bars.
 
-    ``low``, ``high``: an interval of y (of x with ``sideways``), a band around a line, bars at points.
-    ``look``: a number for a colour, dash and symbol that other series of the plot do not have. ``labels``: a name for
-    each point. ``group``: series with one group share a legend entry. ``faint``: one of many.
+    Attributes:
+        name: Name in the legend.
+        x: Horizontal positions.
+        y: Values; None breaks a line.
+        low: Lower ends of an interval of y: a band around a line, error bars at points.
+        high: Upper ends of the interval.
+        look: Number of a colour, dash and symbol that no other series of the plot has.
+        labels: A name for each point.
+        group: Series with the same group share a legend entry.
+        legend: Whether the series has a legend entry.
+        faint: Drawn thin and translucent, for one of many.
+        sideways: Whether the interval is of x.
     """
 
     name: str
@@ -36,9 +45,20 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """``description``: what a reader who cannot see it is told. ``percent``: y (x with ``percent_x``) are shares.
+    """A plot of one or more series.
 
-    ``x_ticks``, ``y_ticks``: names of the positions 0, 1, … ``marks``: (x, y, text) written into the plot.
+    Attributes:
+        key: Unique name within the report, used for HTML ids and file names.
+        description: The plot in words: its caption, also for readers who cannot see it.
+        percent: Whether y values are shares, shown as percentages.
+        percent_x: The same for x.
+        x_ticks: Names of the positions 0, 1, … on the x axis.
+        y_ticks: The same on the y axis.
+        zero_line: Axis whose zero is drawn as a line.
+        stacked: Whether bars are stacked.
+        whole_x: Whether x is a count.
+        marks: Texts in the plot: (x, y, text).
+        height: In pixels.
     """
 
     key: str
@@ -60,7 +80,7 @@ class Plot:
     height: int = 380
 
     def rows(self) -> Iterator[list[Value]]:
-        """Every point, with a head."""
+        """Column names, then one row per point."""
         yield ["series", "label", self.x_label or "x", self.y_label or "y", "low", "high"]
         for series in self.series:
             for index, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
@@ -72,7 +92,12 @@ class Plot:
 
 @dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """``values[row][column]``, None where nothing was measured; ``cells`` are the texts in them."""
+    """A grid of coloured cells.
+
+    Attributes:
+        values: ``values[row][column]``; None where nothing was measured.
+        cells: The text in each cell.
+    """
 
     key: str
     title: str
@@ -86,7 +111,7 @@ class Heatmap:
     height: int = 380
 
     def rows(self) -> Iterator[list[Value]]:
-        """Every cell, with a head."""
+        """Column names, then one row per cell."""
         yield [self.x_label, self.y_label, "value", "shown"]
         for name, values, cells in zip(self.y_ticks, self.values, self.cells, strict=True):
             for tick, value, cell in zip(self.x_ticks, values, cells, strict=True):
@@ -101,7 +126,7 @@ def _tick(plot: Plot, x: float | None, y: float | None) -> str:
 
 
 def thinned(series: Series, limit: int = MAX_POINTS) -> Series:
-    """At most ``limit`` points of a long line: the first, the last, and evenly between them."""
+    """Reduce a series to at most ``limit`` evenly spaced points, including the first and the last."""
     count = len(series.x)
     if count <= limit:
         return series
@@ -111,6 +136,10 @@ def thinned(series: Series, limit: int = MAX_POINTS) -> Series:
         return [values[index] for index in kept] if values is not None else None
 
     return replace(
-        series, x=pick(series.x) or [], y=pick(series.y) or [], low=pick(series.low), high=pick(series.high),
+        series,
+        x=pick(series.x) or [],
+        y=pick(series.y) or [],
+        low=pick(series.low),
+        high=pick(series.high),
         labels=pick(series.labels),
-    )  # fmt: skip
+    )

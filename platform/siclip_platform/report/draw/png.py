@@ -1,9 +1,10 @@
-"""Plots as PNG files, by matplotlib, for the Markdown twin."""
+"""Draw plots as PNG files with matplotlib, for the Markdown twin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ DPI = 110
 
 
 def draw_png(plot: Plot | Heatmap, path: Path) -> None:
-    """Write the plot to ``path``; nothing in a label is read as mathematics."""
+    """Write a plot to ``path``; labels are drawn as plain text, not as mathematics."""
+    # matplotlib's object interface: pyplot would keep every figure in a global list and choose a GUI backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +32,7 @@ def draw_png(plot: Plot | Heatmap, path: Path) -> None:
 
 
 def _text(label: str, limit: int = 40) -> str:
-    """One line of text: no mathematics, and no letters that would make matplotlib warn of a missing glyph."""
+    """One line of plain text: no mathematics and no characters that the font lacks."""
     line = " ".join(label.split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return "".join(_drawable(letter) for letter in line).replace("$", r"\$")
@@ -40,16 +42,12 @@ def _drawable(letter: str) -> str:
     return letter if ord(letter) in _glyphs() else "□"
 
 
+@cache
 def _glyphs() -> frozenset[int]:
-    if not _GLYPHS:
-        from matplotlib import font_manager
+    """Code points in matplotlib's own font; it warns on each character that is not among them."""
+    from matplotlib import font_manager
 
-        font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-        _GLYPHS.append(frozenset(font.get_charmap()))
-    return _GLYPHS[0]
-
-
-_GLYPHS: list[frozenset[int]] = []
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def _plot(axes: Any, plot: Plot) -> None:
@@ -86,10 +84,10 @@ def _series(axes: Any, series: Series, bottoms: dict[float, float] | None) -> No
     label = _text(series.name) if series.legend else None
     style: dict[str, Any] = {"color": shown.colour, "label": label}
     if series.style == "bars":
-        base = [(bottoms or {}).get(place, 0.0) for place in x]
+        base = [(bottoms or {}).get(position, 0.0) for position in x]
         axes.bar(x, y, bottom=base, alpha=0.4 if series.faint else 1, **style)
         if bottoms is not None:
-            bottoms.update({place: low + height for place, low, height in zip(x, base, y, strict=True)})
+            bottoms.update({position: low + height for position, low, height in zip(x, base, y, strict=True)})
     elif series.style == "points":
         axes.plot(x, y, shown.matplotlib_symbol, markersize=3 if series.faint else 6, **style)
         if series.low is not None and series.high is not None:
@@ -98,16 +96,17 @@ def _series(axes: Any, series: Series, bottoms: dict[float, float] | None) -> No
         alpha, width = (0.4, 0.8) if series.faint else (1, 2)
         draw = "steps-post" if series.style == "steps" else "default"
         line = dict(style, linestyle=shown.matplotlib_dash, alpha=alpha, linewidth=width, drawstyle=draw)
+        # A line through one point is invisible.
         axes.plot(x, y, **line, marker=shown.matplotlib_symbol if len(x) == 1 else None)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, _numbers(series.low), _numbers(series.high), color=shown.colour, alpha=0.16, lw=0)
 
 
 def _error_bars(axes: Any, series: Series, x: list[float], y: list[float], colour: str) -> None:
-    middle = x if series.sideways else y
+    centres = x if series.sideways else y
     low, high = _numbers(series.low or []), _numbers(series.high or [])
-    down = [max(0.0, v - e) if math.isfinite(e) else 0.0 for v, e in zip(middle, low, strict=True)]
-    up = [max(0.0, e - v) if math.isfinite(e) else 0.0 for v, e in zip(middle, high, strict=True)]
+    down = [max(0.0, v - e) if math.isfinite(e) else 0.0 for v, e in zip(centres, low, strict=True)]
+    up = [max(0.0, e - v) if math.isfinite(e) else 0.0 for v, e in zip(centres, high, strict=True)]
     axes.errorbar(x, y, **{"xerr" if series.sideways else "yerr": [down, up]}, fmt="none", ecolor=colour)
 
 
@@ -124,6 +123,7 @@ def _heatmap(figure: Any, axes: Any, plot: Heatmap) -> None:
     middle = (min(known) + max(known)) / 2 if known else 0.0
     for row, cells in enumerate(plot.cells):
         for column, cell in enumerate(cells):
+            # Cividis runs from dark to light.
             colour = "white" if values[row][column] < middle else "black"
             axes.text(column, row, _text(cell), ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axes)

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the table that HTML and Markdown both render."""
+"""Format numbers for readers, and the table that HTML and Markdown both render."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ SHARES = ("acc1", "acc5", "acc", "mean_per_class_recall", "pair_masked_share", "
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` is shown; ``value`` is exact and sorts, None goes last. ``link``: an http(s) address."""
+    """One table cell.
+
+    Attributes:
+        text: What is shown.
+        value: The exact value, by which columns are sorted; None sorts last.
+        link: An http(s) URL.
+    """
 
     text: str
     value: float | str | None = None
@@ -21,9 +27,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """``numeric``: per column whether it holds numbers. ``marked``: indices of rows that stand out.
+    """A table.
 
-    ``limit``: so many rows are shown, the CSV has all. ``note``: a line under the heading.
+    Attributes:
+        key: Unique name within the report: the table's HTML id and the name of its CSV file.
+        numeric: For each column, whether it contains numbers.
+        marked: Indices of highlighted rows.
+        limit: Number of rows shown; the CSV file has all.
+        note: A line below the heading.
     """
 
     key: str
@@ -41,15 +52,16 @@ class Table:
         return self.rows[: self.limit]
 
     @property
-    def left_out(self) -> str:
-        """Says how many rows are not shown; empty if all are."""
+    def omission(self) -> str:
+        """A sentence on the rows that are not shown; empty if all are."""
         hidden = len(self.rows) - self.limit
-        return f"{hidden:,} further rows are in {self.key}.csv." if hidden > 0 else ""
+        return f"{hidden:,} more rows are in {self.key}.csv." if hidden > 0 else ""
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric is a fraction of one, shown in per cent."""
+    """Whether a metric is a fraction between 0 and 1, shown as a percentage."""
     last = name.rpartition("/")[2]
+    # Evaluations add prefixes and suffixes to these names.
     return last in SHARES or any(part in last for part in ("recall@", "beats_all_negatives", "accuracy"))
 
 
@@ -73,7 +85,7 @@ def _nonfinite(value: float | None) -> Cell | None:
 
 
 def metric_cell(name: str, value: float | None) -> Cell:
-    """A metric's value; shares of one in per cent."""
+    """A metric's value; shares as percentages."""
     text = f"{100 * value:.1f} %" if value is not None and is_share(name) else None
     return _nonfinite(value) or Cell(text or short(value or 0.0), value)
 
@@ -87,13 +99,13 @@ def seconds_cell(value: float | None) -> Cell:
 
 
 def points(name: str, difference: float) -> str:
-    """A signed difference of two values of a metric; of shares in percentage points."""
+    """A signed difference of two values of a metric; for shares in percentage points."""
     text = f"{100 * difference:+.1f} points" if is_share(name) else f"{difference:+.4g}"
     return text.replace("-", "−", 1)
 
 
 def interval(name: str, low: float, high: float) -> str:
-    """A 95 % interval of a difference, in the units of `points`; empty where it is not known."""
+    """The interval of a difference in the units of `points`; empty if it is not known."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     scale, form = (100, "+.1f") if is_share(name) else (1, "+.3g")
@@ -101,7 +113,7 @@ def interval(name: str, low: float, high: float) -> str:
 
 
 def probability(value: float) -> str:
-    """A p value, to three places."""
+    """A p value to three decimal places."""
     if math.isnan(value):
         return "—"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -114,7 +126,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_size(count: float) -> str:
-    """Bytes in the decimal units of disks."""
+    """Bytes in decimal units, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -128,12 +140,12 @@ def plural(count: int, one: str) -> str:
 
 
 def short(value: float) -> str:
-    """Four significant digits or whole numbers, no exponent between 1e-4 and 1e9."""
+    """Four significant digits, or whole numbers from 1e4 to 1e9; no exponent between 1e-4 and 1e9."""
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def parameter_cell(value: str | None) -> Cell:
-    """A parameter as MLflow keeps it, a string; floats are shown short, the cell's value is exact."""
+    """A parameter as MLflow stores it, a string. Floats are shown shortened; the cell's value is exact."""
     if value is None:
         return Cell("—")
     try:

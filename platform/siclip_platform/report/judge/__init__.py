@@ -1,1 +1,1 @@
-"""What the figures of a study say, with statistics."""
+"""Statistics of a study: estimates, comparisons, and whether a setting may be called the best."""

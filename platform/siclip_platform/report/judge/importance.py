@@ -1,4 +1,4 @@
-"""Which searched parameters matter: Optuna's evaluators on the store's trials, as an Optuna study in memory."""
+"""Importance of the searched parameters, by Optuna's evaluators on the trials of a store."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from siclip_platform.report.read.runs import Run, Study
 if TYPE_CHECKING:
     import optuna
 
-MIN_TRIALS = 8
-MAX_TRIALS = 400
+MIN_TRIALS = 8  # below this fANOVA's forest has too little to split
+MAX_TRIALS = 400  # bounds the time of fANOVA's random forest
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Parameter → share of the variation it accounts for, the largest first, by each evaluator.
+    """Importance by two evaluators: parameter → share of the importance, largest first.
 
-    ``trials``: completed trials that took part. ``left_out``: parameters that did not vary.
+    Attributes:
+        fanova: Shares of the variation between all trials (fANOVA).
+        ped_anova: Shares of what separates the best tenth from the rest (PED-ANOVA).
+        trials: Completed trials used.
+        omitted: Searched parameters that did not vary or are absent from some trial.
     """
 
     fanova: Mapping[str, float]
     ped_anova: Mapping[str, float]
     trials: int
-    left_out: Sequence[str]
+    omitted: Sequence[str]
 
 
 def importance(study: Study) -> Importance | None:
-    """None with fewer than `MIN_TRIALS` completed trials, no parameter that varies, or one value in all trials.
+    """Return the importance of the searched parameters over completed trials.
 
-    Pruned trials stopped at other budgets, so they are left out. Of more than `MAX_TRIALS` an even sample by rank.
+    None with fewer than `MIN_TRIALS` completed trials, without a parameter that varies, or if all trials have the
+    same value. Of more than `MAX_TRIALS` trials it uses an even sample by rank.
     """
+    # Pruned trials stopped at smaller budgets, so their values are not comparable.
     ranked = study.ranked
     if len(ranked) < MIN_TRIALS or len({run.value(study.metric) for run in ranked}) < 2:
         return None
@@ -48,15 +54,19 @@ def importance(study: Study) -> Importance | None:
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
     return Importance(
+        # fANOVA fits a random forest: a fixed seed gives a report of the same runs the same shares.
         fanova=_shares(built, FanovaImportanceEvaluator(seed=0)),
         ped_anova=_shares(built, PedAnovaImportanceEvaluator()),
         trials=len(runs),
-        left_out=[path for path in study.searched if path not in complete],
+        omitted=[path for path in study.searched if path not in complete],
     )
 
 
 def optuna_study(study: Study, runs: Sequence[Run], paths: Sequence[str]) -> optuna.Study:
-    """The runs as completed trials of an Optuna study in memory; a parameter is a number if it is one in all."""
+    """The runs as completed trials of an in-memory Optuna study.
+
+    A parameter is a float if it is a number in all runs, else categorical.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -84,6 +94,7 @@ def _shares(built: optuna.Study, evaluator: Any) -> dict[str, float]:
 
     from optuna.importance import get_param_importances
 
+    # PED-ANOVA warns if few distinct values make its quantiles equal: a property of the data, not an error.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = get_param_importances(built, evaluator=evaluator)

@@ -1,4 +1,4 @@
-"""Parameters as numbers: MLflow keeps them as strings."""
+"""Parse parameters as numbers: MLflow stores them as strings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from siclip_platform.report.read.runs import Run
 
-LOG_RATIO = 30.0
+LOG_RATIO = 30.0  # about one and a half decades
 
 
 def number(text: str | None) -> float | None:
-    """The finite number that a parameter is, or None."""
+    """A parameter as a finite number, or None."""
     try:
         found = float(text or "")
     except ValueError:
@@ -20,7 +20,7 @@ def number(text: str | None) -> float | None:
 
 
 def numeric_range(runs: Iterable[Run], path: str) -> tuple[float, float] | None:
-    """Lowest and highest value of a parameter that is a number in every run that has it."""
+    """Lowest and highest value of a parameter, or None unless it is a number in every run that has it."""
     texts = [run.params[path] for run in runs if path in run.params]
     found = [number(text) for text in texts]
     known = [value for value in found if value is not None]
@@ -28,5 +28,5 @@ def numeric_range(runs: Iterable[Run], path: str) -> tuple[float, float] | None:
 
 
 def is_log(low: float, high: float) -> bool:
-    """Whether a range is better shown on a logarithmic scale."""
+    """Whether a range is drawn and modelled on a logarithmic scale."""
     return low > 0 and high / low >= LOG_RATIO

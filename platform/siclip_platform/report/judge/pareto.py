@@ -1,4 +1,4 @@
-"""Pareto fronts: what no other point beats in both quality and cost."""
+"""Pareto fronts of quality and cost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, gain) that no other beats: none has a cost as low and a gain as high, and one of
-    them better. From the cheapest to the dearest; of equal points all are kept."""
+    """Return the indices of the points (cost, gain) that no other point dominates, from the lowest cost up.
+
+    A point dominates another if its cost is no higher and its gain no lower, and one of the two is better. Equal
+    points are all kept.
+    """
     front: list[int] = []
     best = float("-inf")
-    for index in sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1])):
+    for index in sorted(range(len(points)), key=lambda each: (points[each][0], -points[each][1])):
         cost, gain = points[index]
         if gain > best or (front and points[front[-1]] == (cost, gain)):
             front.append(index)

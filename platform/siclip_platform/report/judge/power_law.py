@@ -1,4 +1,4 @@
-"""A power law of error against data, with the uncertainty of its exponent."""
+"""A power law of error against dataset size, with the uncertainty of its exponent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from siclip_platform.report.judge.statistics import CONFIDENCE
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """error = ``scale`` · size^−``exponent``, fitted to the logarithms; ``low`` and ``high`` of the exponent.
+    """error = ``scale`` · size^−``exponent``, fitted to the logarithms.
 
-    ``sizes``: distinct sizes that took part. ``draws``: (scale, exponent) of every bootstrap sample.
+    Attributes:
+        low: Lower end of the exponent's 95 % bootstrap interval.
+        high: Its upper end.
+        sizes: Number of distinct sizes in the fit.
+        draws: (scale, exponent) of every bootstrap sample.
     """
 
     scale: float
@@ -24,10 +28,11 @@ class PowerLaw:
     draws: tuple[tuple[float, float], ...]
 
     def at(self, size: float) -> float:
+        """The fitted error at a size."""
         return self.scale * math.pow(size, -self.exponent)
 
     def interval(self, size: float) -> tuple[float, float]:
-        """Of the fitted error at a size: percentiles over the bootstrap samples."""
+        """95 % percentile interval of the fitted error at a size, over the bootstrap samples."""
         import numpy as np
 
         found = [scale * size**-exponent for scale, exponent in self.draws]
@@ -38,10 +43,15 @@ class PowerLaw:
 def fit_power_law(
     errors: Mapping[float, Sequence[float]], *, resamples: int = 1000, seed: int = 0
 ) -> PowerLaw | None:
-    """Least squares on log error against log size; None with fewer than three sizes.
+    """Fit a power law by least squares on log error against log size; None with fewer than three sizes.
 
-    ``errors``: size → the error of each seed. The bootstrap adds to each point a residual of the fit, drawn anew
-    and widened for the two fitted parameters, so it holds both noise between seeds and misfit of the law.
+    The interval comes from a residual bootstrap: each sample adds resampled residuals to the fitted values, so it
+    covers both the noise between seeds and the misfit of the law.
+
+    Args:
+        errors: Size → error of each seed.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling, so that a report of the same runs is the same.
     """
     import numpy as np
 
@@ -53,10 +63,12 @@ def fit_power_law(
     ]
     x, y = np.array([p[0] for p in points]), np.array([p[1] for p in points])
     sizes = len(set(x.tolist()))
+    # Two sizes determine the line exactly, so nothing would be left to judge its fit by.
     if sizes < 3:
         return None
     slope, offset = np.polyfit(x, y, 1)
     fitted = offset + slope * x
+    # Two fitted parameters shrink the residuals: n / (n - 2) restores their variance.
     residuals = (y - fitted) * math.sqrt(len(y) / max(len(y) - 2, 1))
     generator = np.random.default_rng(seed)
     drawn = [np.polyfit(x, fitted + generator.choice(residuals, len(y)), 1) for _ in range(resamples)]

@@ -1,4 +1,4 @@
-"""Settings of a study, each with its seeds, compared with the baseline seed by seed."""
+"""Settings of a study with their seeds, compared with the baseline seed by seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class Setting:
-    """``trial`` stands for the setting (parameters, links); ``by_seed``: its runs, one for each seed."""
+    """One setting of a study.
+
+    Attributes:
+        order: Position among the study's settings.
+        trial: The trial whose parameters and link represent the setting.
+        by_seed: Seed → run.
+    """
 
     name: str
     order: int
@@ -36,15 +42,22 @@ class Setting:
     by_seed: Mapping[int, Run]
 
     def values(self, metric: str) -> dict[int, float]:
-        """Seed → final value, of completed runs where it is finite."""
+        """Seed → last value of a metric, for completed runs where it is finite."""
         found = {seed: run.value(metric) for seed, run in self.by_seed.items() if run.state == "completed"}
         return {seed: value for seed, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A setting against the baseline. ``p``: Holm-corrected over the study's settings. ``standardized``: the
-    difference in its own deviations; ``level``: what p is held against when the weakest of all is corrected."""
+    """A setting compared with the baseline.
+
+    Attributes:
+        estimate: Mean of the setting over its seeds.
+        difference: Setting minus baseline, paired by seed; None without a common seed.
+        p: p value of the difference, Holm-corrected over the study's settings.
+        standardized: The difference in standard deviations of the paired differences.
+        level: The strictest level of Holm's correction, that of the smallest p.
+    """
 
     setting: Setting
     estimate: Estimate
@@ -56,25 +69,25 @@ class Comparison:
 
     @cached_property
     def more(self) -> int | None:
-        """Further seeds that would show the measured difference with 80 % power; None if not known or too many."""
+        """Additional seeds that would detect the measured difference with 80 % power; None if unknown or too many."""
         if self.verdict != "not distinguishable" or self.difference is None:
             return None
         needed = seeds_needed(self.standardized, self.level)
         return max(1, needed - self.difference.pairs) if needed else None
 
     @property
-    def words(self) -> str:
-        """The verdict with a sign of its own, so that it does not hang on colour."""
+    def verdict_text(self) -> str:
+        """The verdict with a symbol, so that it does not depend on colour."""
         seeds = self.difference.pairs if self.difference else self.estimate.count
         with_seeds = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
         if self.verdict == "not distinguishable":
-            more = f"about {self.more} more would tell" if self.more else "no sensible number would tell"
-            return f"≈ not distinguishable with {with_seeds}: {more}"
+            more = f"about {self.more} more needed" if self.more else "no practical number would be enough"
+            return f"≈ not distinguishable with {with_seeds}; {more}"
         return {
             "baseline": "● baseline",
             "better": f"▲ better ({with_seeds})",
             "worse": f"▼ worse ({with_seeds})",
-            "equal": f"≈ equal in every one of {with_seeds}",
+            "equal": f"≈ equal at {'all ' if seeds > 1 else ''}{with_seeds}",
             "no interval": f"? cannot be judged with {with_seeds}",
             "no pair": "? no seed in common with the baseline",
             "no figures": "? no completed run with a value",
@@ -82,7 +95,7 @@ class Comparison:
 
 
 def settings(study: Study) -> list[Setting]:
-    """The study's settings in their order. Runs of a trial without seed runs are told apart by their own seed."""
+    """The study's settings in order. Trials of one setting without seed runs are distinguished by their own seed."""
     children: dict[str | None, list[Run]] = {}
     for run in study.seeds:
         children.setdefault(run.parent, []).append(run)
@@ -99,9 +112,10 @@ def settings(study: Study) -> list[Setting]:
 
 
 def _by_seed(runs: Iterable[Run]) -> dict[int, Run]:
-    """Of several runs with one seed the completed one, else the newest. A run without a seed gets one of its own."""
+    """Seed → run; of several runs with one seed the completed one, else the newest."""
     found: dict[int, Run] = {}
     for index, run in enumerate(runs):
+        # A run without a seed gets a negative number, so that it pairs with no other run.
         seed = run.seed if run.seed is not None else -1 - index
         if seed not in found or found[seed].state != "completed" or run.state == "completed":
             found[seed] = run
@@ -118,15 +132,21 @@ def baseline_of(study: Study, found: list[Setting]) -> Setting | None:
 
 
 def compare_settings(study: Study, metric: str | None = None) -> list[Comparison]:
-    """Every setting against the baseline on ``metric`` (None: the study's), Holm-corrected over the settings."""
+    """Compare every setting with the baseline, with Holm's correction over the settings.
+
+    Args:
+        study: The study.
+        metric: The metric to compare by (default: the study's).
+    """
     metric = metric or study.metric
     found = settings(study)
     baseline = baseline_of(study, found)
     base = baseline.values(metric) if baseline else {}
     others = [setting for setting in found if setting is not baseline]
     differences = {setting.name: paired_difference(setting.values(metric), base) for setting in others}
-    raw = [found_.p if (found_ := differences[setting.name]) else math.nan for setting in others]
+    raw = [gap.p if (gap := differences[setting.name]) else math.nan for setting in others]
     corrected = dict(zip((setting.name for setting in others), holm(raw), strict=True))
+    # The level of Holm's first step: sample sizes planned with it hold for every setting.
     level = ALPHA / max(len(others), 1)
     sign = -1 if metric == study.metric and not study.higher_is_better else 1
     rows = []
@@ -142,8 +162,8 @@ def compare_settings(study: Study, metric: str | None = None) -> list[Comparison
     return rows
 
 
-def level_with(study: Study, leader: str) -> list[str]:
-    """Settings that the study's seeds do not tell apart from ``leader``, by paired t tests with Holm's correction."""
+def indistinguishable_from(study: Study, leader: str) -> list[str]:
+    """Settings that the study's seeds do not distinguish from ``leader``: paired t tests with Holm's correction."""
     found = settings(study)
     values = {setting.name: setting.values(study.metric) for setting in found}
     others = [name for name in values if name not in (leader, study.baseline) and values[name]]
@@ -152,8 +172,8 @@ def level_with(study: Study, leader: str) -> list[str]:
     return [name for name, p in zip(others, corrected, strict=True) if not p < ALPHA]
 
 
-def seeds_between(one: Mapping[int, float], other: Mapping[int, float]) -> int | None:
-    """Further seeds that would show the measured difference of two settings, alone tested, with 80 % power."""
+def seeds_to_separate(one: Mapping[int, float], other: Mapping[int, float]) -> int | None:
+    """Additional seeds that would detect the measured difference of two settings in one test with 80 % power."""
     pairs = len(one.keys() & other.keys())
     needed = seeds_needed(_standardized(one, other)) if pairs > 1 else None
     return max(1, needed - pairs) if needed else None
@@ -162,7 +182,15 @@ def seeds_between(one: Mapping[int, float], other: Mapping[int, float]) -> int |
 def judge(
     estimate: Estimate, difference: Difference | None, p: float, sign: int = 1, *, have_baseline: bool = True
 ) -> Verdict:
-    """What a corrected p and the side of a difference allow to say."""
+    """Return the verdict that a corrected p and the sign of a difference allow.
+
+    Args:
+        estimate: Mean of the setting.
+        difference: Its difference from the baseline.
+        p: Corrected p value of the difference.
+        sign: 1 if higher values are better, else -1.
+        have_baseline: Whether the baseline has any value.
+    """
     if not estimate.count:
         return "no figures"
     if difference is None:
@@ -175,7 +203,7 @@ def judge(
 
 
 def _standardized(values: Mapping[int, float], base: Mapping[int, float]) -> float:
-    """Mean over deviation of the paired differences; NaN with fewer than two or without a spread."""
+    """Mean over standard deviation of the paired differences; NaN with fewer than two or without spread."""
     gaps = [values[seed] - base[seed] for seed in values.keys() & base.keys()]
     spread = deviation(gaps) if len(gaps) > 1 else 0.0
     return math.fsum(gaps) / len(gaps) / spread if spread else math.nan

@@ -1,42 +1,47 @@
-"""Statistics over seeds: intervals, paired differences, Holm's correction, effect sizes, seeds that would tell.
+"""Statistics over seeds: intervals, paired differences, Holm's correction, effect sizes and sample sizes.
 
-Seeds are the only replicates: an interval holds what the seed changes (weights, order, captions, negatives), not
-what other data or another teacher would.
+Seeds are the only replicates: an interval covers what the seed changes (weights, order, captions, negatives), not
+what other data or another teacher would change.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
-POWER = 0.8
-MAX_SEEDS = 1000
-FAR = 6.0
+POWER = 0.8  # the usual power of a planned study
+MAX_SEEDS = 1000  # beyond any budget
+FAR = 6.0  # standard errors past the critical value: the power there is 1 to nine digits
+ROUNDING = 1e-12  # relative size of the differences that float64 arithmetic leaves between equal values
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its two-sided 95 % interval; with one value ``low`` and ``high`` are NaN, with none all are."""
+    """A mean with its two-sided 95 % interval: NaN bounds for one value, all NaN without values."""
 
     mean: float
     low: float
     high: float
     count: int
 
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class Difference:
-    """One group minus another: mean, 95 % interval, two-sided p against 0, and Hedges' g.
+    """One group minus another.
 
-    ``pairs``: values in each group when paired, else the smaller group's number. NaN where it cannot be known: the
-    interval, p and g of one pair, and p and g of differences that are all the same.
+    Values that cannot be known are NaN: interval, p and effect of one pair, and p and effect of equal differences.
+
+    Attributes:
+        mean: Difference of the means.
+        low: Lower end of its 95 % interval.
+        high: Upper end of its 95 % interval.
+        p: Two-sided p value of the t test against 0.
+        effect: Hedges' g.
+        pairs: Number of pairs, or if not paired the size of the smaller group.
+        paired: Whether the values were paired by seed.
     """
 
     mean: float
@@ -53,7 +58,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 
 def t_interval(values: Sequence[float]) -> Estimate:
-    """Mean and Student t interval of the finite values."""
+    """Mean of the finite values and its Student t interval."""
     from scipy import stats
 
     kept = finite(values)
@@ -67,43 +72,32 @@ def t_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, count)
 
 
-def bootstrap_interval(
-    values: Sequence[float], statistic: Callable[..., float], *, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """``statistic`` of the finite values with its BCa bootstrap interval (scipy), for what is not a mean."""
-    import numpy as np
-    from scipy import stats
-
-    kept = finite(values)
-    if len(kept) < 3:
-        return Estimate(float(statistic(kept)) if kept else math.nan, math.nan, math.nan, len(kept))
-    found = stats.bootstrap(
-        (np.asarray(kept),), statistic, n_resamples=resamples, confidence_level=CONFIDENCE, method="BCa",
-        rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    low, high = found.confidence_interval
-    return Estimate(float(statistic(kept)), float(low), float(high), len(kept))
-
-
 def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation; 0 for values that differ by rounding alone."""
+    """Sample standard deviation of at least two values; 0 if they differ only by rounding."""
     mean = math.fsum(values) / len(values)
     found = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return 0.0 if found <= 1e-12 * max(1e-300, *map(abs, values)) else found
+    return 0.0 if found <= ROUNDING * max(1e-300, *map(abs, values)) else found
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """``one`` − ``other`` over the seeds that both have finite; None without a common seed."""
+    """``one`` − ``other`` by the paired t test; None without a common seed.
+
+    Pairing by seed removes what all settings share at a seed (for example the order of the data).
+
+    Args:
+        one: Seed → value. Seeds at which either value is not finite are ignored.
+        other: Seed → value of the other group.
+    """
     seeds = sorted(seed for seed in one.keys() & other.keys() if math.isfinite(one[seed] - other[seed]))
     if not seeds:
         return None
     gaps = [one[seed] - other[seed] for seed in seeds]
-    # Subtracting leaves rounding of the operands' size, which must not pass for noise between seeds.
+    # Subtraction leaves rounding errors of the operands' size, which must not be taken for noise between seeds.
     scale = max(abs(value) for seed in seeds for value in (one[seed], other[seed]))
     found, count = t_interval(gaps), len(gaps)
     spread = deviation(gaps) if count > 1 else math.nan
-    if count < 2 or spread <= 1e-12 * scale:
-        equal = 1.0 if count > 1 and abs(found.mean) <= 1e-12 * scale else math.nan
+    if count < 2 or spread <= ROUNDING * scale:
+        equal = 1.0 if count > 1 and abs(found.mean) <= ROUNDING * scale else math.nan
         return Difference(found.mean, found.low, found.high, equal, math.nan, count, True)
     p = _two_sided(found.mean / (spread / math.sqrt(count)), count - 1)
     effect = found.mean / spread * _small_sample(count - 1)
@@ -111,7 +105,7 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
 
 
 def independent_difference(one: Sequence[float], other: Sequence[float]) -> Difference | None:
-    """``one`` − ``other``, not paired, with the pooled t test; None if either has no finite value."""
+    """``one`` − ``other`` by the pooled t test; None if either group has no finite value."""
     from scipy import stats
 
     a, b = finite(one), finite(other)
@@ -122,6 +116,7 @@ def independent_difference(one: Sequence[float], other: Sequence[float]) -> Diff
     squares = sum(deviation(group) ** 2 * (len(group) - 1) for group in (a, b) if len(group) > 1)
     if not freedom or not squares:
         return Difference(gap, math.nan, math.nan, math.nan, math.nan, pairs, False)
+    # Pooled, not Welch's: a control with one value has no variance of its own.
     pooled = math.sqrt(squares / freedom)
     error = pooled * math.sqrt(1 / len(a) + 1 / len(b))
     half = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
@@ -130,10 +125,13 @@ def independent_difference(one: Sequence[float], other: Sequence[float]) -> Diff
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction; a p that is not known (NaN) stays so and still counts as a comparison.
+    """Holm's step-down correction for several comparisons (Holm 1979).
+
+    It bounds the chance of any false positive among them, as Bonferroni's does, with more power. A p value that is
+    not known (NaN) stays NaN and still counts as a comparison.
 
     Raises:
-        ValueError: a p outside 0 to 1.
+        ValueError: A p value outside 0 to 1.
     """
     if any(not 0 <= p <= 1 for p in p_values if not math.isnan(p)):
         raise ValueError(f"{p_values} are not all between 0 and 1")
@@ -147,9 +145,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(standardized: float, alpha: float = ALPHA, power: float = POWER) -> int | None:
-    """Pairs with which a paired t test finds a true difference of so many standard deviations of the difference.
+    """Number of pairs with which a paired t test detects a true difference; None if above `MAX_SEEDS` or not known.
 
-    None if more than `MAX_SEEDS` would be needed.
+    Args:
+        standardized: The difference in standard deviations of the paired differences.
+        alpha: Level of the two-sided test.
+        power: Chance of detecting the difference.
     """
     from scipy import stats
 
@@ -158,16 +159,18 @@ def seeds_needed(standardized: float, alpha: float = ALPHA, power: float = POWER
         return None
 
     def enough(count: int) -> bool:
-        """By the noncentral t distribution; its tail on the wrong side is left out, as it is below alpha / 2."""
+        """Power by the noncentral t distribution, without its tail on the wrong side (below alpha / 2)."""
         critical = float(stats.t.ppf(1 - alpha / 2, count - 1))
         shift = size * math.sqrt(count)
-        if shift > critical + FAR:  # scipy has no figure that far out
+        # scipy's noncentral t returns NaN this far out.
+        if shift > critical + FAR:
             return True
         return bool(stats.nct.sf(critical, count - 1, shift) >= power)
 
     if not enough(MAX_SEEDS):
         return None
-    low, high = 1, MAX_SEEDS  # power grows with the number of pairs
+    # Bisection: power grows with the number of pairs.
+    low, high = 1, MAX_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -181,7 +184,7 @@ def _two_sided(t: float, freedom: int) -> float:
 
 
 def _small_sample(freedom: int) -> float:
-    """Hedges' exact correction of a standardized difference (Hedges 1981)."""
+    """Hedges' exact small-sample correction of a standardized difference (Hedges 1981)."""
     if freedom < 2:
         return math.nan
     return math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)

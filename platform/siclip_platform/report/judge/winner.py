@@ -1,8 +1,8 @@
-"""Whether the selected setting may be called the best.
+"""Whether the leading setting may be called the best.
 
-The best of many is chosen partly for its luck (the winner's curse), so its score in the selection proves nothing.
-It is called best only if runs with fresh seeds, made after it was chosen, put it above the baseline: the 95 %
-interval of that one difference holds no 0. Only one comparison is made, so it needs no further correction.
+The best of many settings is partly lucky (the winner's curse), so its score in the selection proves nothing. It is
+confirmed only if runs with fresh seeds, trained after the selection, put it above the baseline: the 95 % interval of
+that difference lies above 0. Only this one comparison is made, so it needs no correction for several.
 """
 
 from __future__ import annotations
@@ -22,9 +22,19 @@ BASELINES = ("baseline", "control")
 
 @dataclass(frozen=True)
 class Winner:
-    """The selected setting. ``difference``: to ``against``, on fresh seeds, of ``metric``; None without such runs.
+    """The leading setting and what its fresh seeds show.
 
-    ``not repeated``: no run with a fresh seed exists. ``none``: nothing stands out that could be called best.
+    Attributes:
+        status: ``confirmed``: the interval of the gain lies above 0. ``contradicted``: it lies below 0.
+            ``not confirmed``: it includes 0 or is not known. ``not repeated``: no run has a fresh seed. ``none``: no
+            setting leads.
+        name: Name of the leading setting.
+        trial: A trial with this setting.
+        metric: The metric of ``difference``.
+        difference: Leading setting minus ``against`` on fresh seeds; None without such runs.
+        against: What it is compared with.
+        fresh: Its completed runs with fresh seeds.
+        comparison: In an ablation, its comparison with the baseline on the study's own seeds.
     """
 
     status: Status
@@ -38,7 +48,7 @@ class Winner:
 
 
 def find_winner(study: Study) -> Winner:
-    """The setting that the study selected, and what its fresh seeds say."""
+    """The setting that leads the study, and what its fresh seeds show."""
     if study.type == "runs":
         return Winner("none", metric=study.metric)
     compared = compare_settings(study) if study.type == "ablation" else []
@@ -62,16 +72,17 @@ def _confirm(
     metric = _metric(study, own, others)
     difference = _difference(own, others, metric)
     status: Status = "not confirmed"
-    if difference is not None and difference.low == difference.low:
+    if difference is not None and not math.isnan(difference.low):
         low, high = sorted((study.gain(difference.low), study.gain(difference.high)))
         status = "confirmed" if low > 0 else "contradicted" if high < 0 else "not confirmed"
+    # The same difference at every seed has an interval of width 0 but no p: it shows the metric's resolution.
     if difference is not None and (math.isnan(difference.p) or len(own) < 2):
         status = "not confirmed"
     return Winner(status, name, trial, metric, difference, against, tuple(own), comparison)
 
 
 def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple[str, Run | None]:
-    """What the confirmations repeat; without them the best trial, or an ablation's setting with the best mean."""
+    """What the fresh seeds repeat; without them the best trial, or an ablation's setting with the best mean."""
     if own:
         tag = own[0].tag("setting") or own[0].tag("best_trial") or own[0].label
         trial = next((t for t in study.trials if tag in (t.label, t.tag("trial"), t.run_id, t.name)), None)
@@ -87,28 +98,31 @@ def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple
 
 
 def _split(study: Study) -> tuple[list[Run], list[Run]]:
-    """Confirming runs of the baseline or control, and those of the selected setting; with fresh seeds only."""
+    """Completed confirmations of the baseline or control, and those of the leading setting; fresh seeds only."""
     names = {*BASELINES, study.baseline} - {"", None}
     used = {run.seed for run in study.leaves}
+    # A seed of the selection would train the same run again, which is no new evidence.
     done = [run for run in study.confirms if run.state == "completed" and (run.seed is None or run.seed not in used)]
     rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]
     ids = {run.run_id for run in rivals}
     own = [run for run in done if run.run_id not in ids]
-    now = _repeated(study, own)
-    return [run for run in rivals if run.tag("best_trial") in (now, None)], [run for run in own if _of(run) == now]
+    repeated = _repeated(study, own)
+    relevant = [run for run in rivals if run.tag("best_trial") in (repeated, None)]
+    return relevant, [run for run in own if _target(run) == repeated]
 
 
-def _of(run: Run) -> str | None:
-    """Which trial or setting a confirming run repeats."""
+def _target(run: Run) -> str | None:
+    """The trial or setting that a confirmation repeats."""
     return run.tag("best_trial") or run.tag("setting")
 
 
 def _repeated(study: Study, own: Sequence[Run]) -> str | None:
-    """What the confirmations that count repeat: a study that grew may have confirmed another setting before.
+    """The trial or setting whose confirmations count.
 
-    Of a search only its best trial counts; of an ablation the newest repeated setting.
+    A study that was resumed with more trials may have confirmed an earlier leader. In a search only the best trial
+    counts; in an ablation the setting confirmed last.
     """
-    found = [_of(run) for run in own]
+    found = [_target(run) for run in own]
     leader = study.best_trial
     if study.type == "search" and leader is not None:
         names = [leader.tag("trial"), leader.run_id, leader.name, leader.label]
@@ -117,25 +131,26 @@ def _repeated(study: Study, own: Sequence[Run]) -> str | None:
 
 
 def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[Run]]:
-    """What the fresh runs are held against: the baseline's fresh runs, else its own, else the control."""
+    """What the fresh runs are compared with: the baseline's fresh runs, else its own runs, else the control."""
     if rivals:
-        return (rivals[0].tag("setting") or "baseline") + " with the same fresh seeds", rivals
+        return f"{rivals[0].tag('setting') or 'baseline'} (same fresh seeds)", rivals
     baseline = baseline_of(study, settings(study))
     if baseline is not None:
         done = [run for run in baseline.by_seed.values() if run.state == "completed"]
-        return f"{baseline.name} with the study's seeds", done
+        return f"{baseline.name} (the study's seeds)", done
     control = study.control
     return ("the control run", [control]) if control and control.state == "completed" else ("", [])
 
 
 def _metric(study: Study, own: Sequence[Run], others: Sequence[Run]) -> str:
-    """The study's metric on the test split where both sides have it: nothing was selected on that split."""
+    """The study's metric, on the test split where both sides have it: no selection was made on that split."""
     test = study.metric.replace("validation/", "test/", 1)
     both = [*own, *others]
     return test if others and all(run.value(test) is not None for run in both) else study.metric
 
 
 def _difference(own: Sequence[Run], others: Sequence[Run], metric: str) -> Difference | None:
+    """Paired by seed where the sides share seeds, else between independent groups."""
     mine, theirs = ({run.seed: run.value(metric) for run in runs} for runs in (own, others))
     if mine.keys() & theirs.keys() - {None}:
         return paired_difference(

@@ -1,1 +1,1 @@
-"""Reading a study from its MLflow store."""
+"""Read studies and runs from an MLflow tracking store."""

@@ -1,4 +1,4 @@
-"""Which histories a report reads: every one costs a query, so a large study's are a sample."""
+"""Choose which metric histories a report reads: each costs a query, so a large study is sampled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from siclip_platform.report.read.runs import TRAIN_LOSS, Run, Study
 from siclip_platform.report.read.store import Store
 
+# Each history is one query, so these limits bound the time that a report of thousands of trials spends reading.
 MAX_TRIALS = 300
 MAX_DETAILED = 90
 TOP_TRIALS = 30
@@ -15,8 +16,11 @@ DETAILS = ("train/divergence/", "train/pair_")
 
 
 def with_curves(store: Store, study: Study) -> Study:
-    """The study with the curves of its metric in up to `MAX_TRIALS` trials (the best, and an even sample of the
-    others), and with those of the loss, the divergences and pair matching in what it compares."""
+    """Return the study with the curves that a report draws.
+
+    The study's metric is read for up to `MAX_TRIALS` trials: the best ones and an even sample of the others. Loss,
+    divergences and pair matching are read only for the runs that the report compares.
+    """
     sampled = {run.run_id for run in _sample(study)}
     detailed = {run.run_id for run in _compared(study)[:MAX_DETAILED]}
 
@@ -27,15 +31,15 @@ def with_curves(store: Store, study: Study) -> Study:
         curves = {name: store.curve(run, name) for name in names if name in run.metrics}
         return replace(run, curves={name: curve for name, curve in curves.items() if curve})
 
-    def every(runs: Iterable[Run]) -> tuple[Run, ...]:
+    def read_all(runs: Iterable[Run]) -> tuple[Run, ...]:
         return tuple(map(read, runs))
 
     return replace(
         study,
-        trials=every(study.trials),
-        seeds=every(study.seeds),
-        confirms=every(study.confirms),
-        teachers=every(study.teachers),
+        trials=read_all(study.trials),
+        seeds=read_all(study.seeds),
+        confirms=read_all(study.confirms),
+        teachers=read_all(study.teachers),
         best=read(study.best) if study.best else None,
         control=read(study.control) if study.control else None,
     )
@@ -48,11 +52,13 @@ def _sample(study: Study) -> list[Run]:
     top = study.ranked[:TOP_TRIALS]
     taken = {run.run_id for run in top}
     rest = [run for run in leaves if run.run_id not in taken]
+    # Every stride-th trial in order of start, so that the sample covers the whole search.
     stride = len(rest) / (MAX_TRIALS - len(top))
     return [*top, *(rest[int(index * stride)] for index in range(MAX_TRIALS - len(top)))]
 
 
 def _compared(study: Study) -> list[Run]:
+    """Runs whose details the report plots."""
     single = [run for run in (study.best, study.control) if run]
     if study.type == "search":
         return [*single, *study.teachers, *study.confirms, *study.ranked[:8]]

@@ -1,4 +1,4 @@
-"""From a tracking store and a choice to the studies of a report."""
+"""Select the studies and runs of a report and read them from a tracking store."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ NO_TRIAL_TAG = "The best run does not record which trial it retrains."
 
 @dataclass(frozen=True)
 class Selection:
-    """Which studies and runs; all empty takes the newest study.
+    """Which studies and runs to report; an empty selection means the newest study.
 
-    ``studies``: names. ``runs``: names, or ids or their beginnings. ``tags``: ``NAME=VALUE`` (a name without
-    ``siclip.`` is looked for with it too). ``search``: a filter string of MLflow. ``experiment``: None for all.
+    Attributes:
+        studies: Names or run ids of studies.
+        runs: Names, run ids, or prefixes of run ids.
+        tags: ``NAME=VALUE``; the prefix ``siclip.`` may be omitted from a name.
+        search: An MLflow filter string.
+        experiment: Name of the MLflow experiment to search; None searches all.
     """
 
     studies: tuple[str, ...] = ()
@@ -35,10 +39,13 @@ class Selection:
 
 
 def read_studies(store: Store, selection: Selection) -> tuple[Study, ...]:
-    """The chosen studies with all their runs, the newest first; none if the store holds none and none was named.
+    """Return the selected studies with all their runs.
+
+    Selected runs that are in none of these studies form one more study, of type ``runs``. With an empty selection
+    and no study in the store, that holds all top-level runs. The result is empty only if the store has no runs.
 
     Raises:
-        UserError: an experiment, study, run, tag or search that finds nothing; the message lists what there is.
+        UserError: An experiment, study, run, tag or search matches nothing; the message lists what exists.
     """
     experiments = store.experiment_ids(selection.experiment)
     studies = store.search(experiments, "tags.`siclip.kind` = 'study'")[::-1]
@@ -56,16 +63,17 @@ def read_studies(store: Store, selection: Selection) -> tuple[Study, ...]:
 
 
 def find_runs(store: Store, names: Sequence[str], experiment: str | None = None) -> list[Run]:
-    """One run for each id, beginning of an id (six characters or more), trial id or name.
+    """Return one run for each run id, prefix of a run id (at least six characters), trial id or run name.
 
     Raises:
-        UserError: nothing or several runs go by a name.
+        UserError: A name matches no run or several runs.
     """
     everything = store.search(store.experiment_ids(experiment))
-    return [_one(everything, name) for name in names]
+    return [_find_run(everything, name) for name in names]
 
 
-def _one(runs: list[Run], name: str) -> Run:
+def _find_run(runs: list[Run], name: str) -> Run:
+    # From exact to loose: an id must win over a run that somebody named like it.
     tests: tuple[Callable[[Run], bool], ...] = (
         lambda run: run.run_id == name,
         lambda run: len(name) >= 6 and run.run_id.startswith(name),
@@ -77,51 +85,54 @@ def _one(runs: list[Run], name: str) -> Run:
             return found[0]
         if found:
             ids = ", ".join(run.run_id for run in found[:8])
-            raise UserError(f"{len(found)} runs go by {name!r}: name one by its id ({ids})")
+            raise UserError(f"{len(found)} runs match {name!r}: select one by its run id ({ids})")
     recent = listed(f"{run.name} ({run.run_id[:8]})" for run in runs[:-9:-1])
-    raise UserError(f"no run {name!r} in this tracking store; the newest are {recent}")
+    raise UserError(f"no run {name!r} in this tracking store; the newest runs are {recent}")
 
 
 def _selected(store: Store, experiments: list[str], studies: list[Run], selection: Selection) -> list[Run]:
     found = [_named(studies, name) for name in selection.studies]
     if selection.runs:
         everything = store.search(experiments)
-        found += [_one(everything, name) for name in selection.runs]
+        found += [_find_run(everything, name) for name in selection.runs]
     for tag in selection.tags:
         found += _tagged(store, experiments, tag)
     if selection.search:
         matching = store.search(experiments, selection.search)
         if not matching:
-            raise UserError(f"no run matches the search {selection.search!r}: loosen it, or check --experiment")
+            raise UserError(
+                f"no run matches the search {selection.search!r}: use a broader filter, or check --experiment"
+            )
         found += matching
     return list({run.run_id: run for run in found}.values())
 
 
-def _named(studies: list[Run], wanted: str) -> Run:
+def _named(studies: list[Run], name: str) -> Run:
     for run in studies:
-        if wanted in (run.tag("study") or run.name, run.run_id):
+        if name in (run.tag("study") or run.name, run.run_id):
             return run
     names = dict.fromkeys(run.tag("study") or run.name for run in studies)
-    raise UserError(f"no study {wanted!r} in this tracking store: it has {listed(names)}")
+    raise UserError(f"no study {name!r} in this tracking store: it has {listed(names)}")
 
 
 def _tagged(store: Store, experiments: list[str], text: str) -> list[Run]:
     name, equals, value = text.partition("=")
     if not equals or not name or "`" in name:
         raise UserError(f"tag {text!r}: write NAME=VALUE, for example question=sharing")
-    quoted = value.replace("'", "''")
     for key in (f"siclip.{name}", name):
+        # The value is compared here, not in the filter: a value with quotes cannot be written in MLflow's grammar.
         runs = [run for run in store.search(experiments, f"tags.`{key}` LIKE '%'") if run.tags.get(key) == value]
         if runs:
             studies = [run for run in runs if run.kind == "study"]
             return studies or runs
-    raise UserError(f"no run has the tag {name} = {quoted!r}: look at the tags in MLflow, or check --experiment")
+    raise UserError(f"no run has the tag {name} = {value!r}: check the tags in MLflow, or --experiment")
 
 
 def _study(store: Store, run: Run) -> Study:
     children = store.search([run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
     trials = [child for child in children if child.kind == "trial"]
     ids = {trial.run_id for trial in trials}
+    # A filter cannot list parents, so all seed runs of the experiment are read and selected below.
     seeds = store.search([run.experiment_id], "tags.`siclip.kind` = 'seed'")
     metric = run.params.get("study.metric")
     study = Study(
@@ -152,19 +163,19 @@ def _of(children: Iterable[Run], kind: str) -> list[Run]:
 
 
 def _chosen(runs: list[Run]) -> Run | None:
-    """The newest, a completed one first, before it one that no other was trained in place of."""
+    """Of several runs of one role the completed one that was not superseded, and of equals the newest."""
     if not runs:
         return None
 
     def rank(item: tuple[int, Run]) -> tuple[bool, bool, int]:
-        place, run = item
-        return run.state == "completed", not run.tag("superseded_by"), place
+        index, run = item
+        return run.state == "completed", not run.tag("superseded_by"), index
 
     return max(enumerate(runs), key=rank)[1]
 
 
 def _with_artifacts(study: Study) -> list[Run]:
-    """Runs that may hold a data summary: the study, best, confirmations, teacher, and the first setting's."""
+    """Runs to search for a data summary, in order: study, best, a confirmation, teacher and two others."""
     single = [run for run in (study.best, *study.confirms[:1], study.teacher, *study.leaves[:2]) if run]
     return [study.run, *single]
 
@@ -183,10 +194,12 @@ def _notes(study: Study, children: Sequence[Run]) -> tuple[str, ...]:
             if not same:
                 notes.append(f"The study has no {kind} run.")
             elif len(same) > 1:
-                notes.append(f"The study has {len(same)} {kind} runs; the newest is shown, a completed one first.")
+                notes.append(
+                    f"The study has {len(same)} {kind} runs; the report uses the newest, preferring completed ones."
+                )
         if study.best is not None and study.best_trial is None:
             tag = study.best.tag("best_trial")
-            notes.append(f"The best run names trial {tag!r}, which the study does not hold." if tag else NO_TRIAL_TAG)
+            notes.append(f"The best run names trial {tag!r}, which is not in the study." if tag else NO_TRIAL_TAG)
     elif study.baseline is None:
         notes.append("The ablation does not record which setting is its baseline.")
     elif study.baseline not in {trial.label for trial in study.trials}:
@@ -195,7 +208,7 @@ def _notes(study: Study, children: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _loose(store: Store, runs: list[Run]) -> Study:
-    """Runs chosen one by one, as if they were the trials of a study."""
+    """Selected runs of no study, as the trials of a study of type ``runs``."""
     metric = next((name for name in _metric_order(runs)), MEAN_RECALL)
     first = runs[0]
     frame = Run(
@@ -212,17 +225,22 @@ def _loose(store: Store, runs: list[Run]) -> Study:
     experiment = ", ".join(dict.fromkeys(store.experiments.get(run.experiment_id, "") for run in runs))
     summary = next((text for run in runs[:8] if (text := store.text_artifact(run, DATA_SUMMARY))), None)
     study = Study(
-        run=frame, experiment=experiment, type="runs", metric=metric, trials=tuple(runs), searched=differing,
+        run=frame,
+        experiment=experiment,
+        type="runs",
+        metric=metric,
+        trials=tuple(runs),
+        searched=differing,
         data=summary,
-    )  # fmt: skip
+    )
     return with_curves(store, study)
 
 
 def _metric_order(runs: list[Run]) -> list[str]:
-    """Metrics to judge by, the first one that some run has first."""
+    """Metrics that the runs can be shown by, the preferred one first."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
-    wanted = [MEAN_RECALL, "test/mean_recall@1"]
+    preferred = [MEAN_RECALL, "test/mean_recall@1"]
     return [
-        *(n for n in wanted if n in names),
+        *(n for n in preferred if n in names),
         *(n for n in names if n.startswith(("validation/", "test/", "eval/"))),
     ]

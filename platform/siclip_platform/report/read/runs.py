@@ -1,4 +1,4 @@
-"""What a report is made of: runs, and studies of runs."""
+"""The data of a report: runs, and studies of runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ HEADLINE = ("test/mean_recall@1", "test/image_retrieval_recall@1", "test/beats_a
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One MLflow run. ``curves``: metric → (step, value) by step, the last value logged at each.
+    """One MLflow run.
 
-    ``link``: the run's page, where the store has pages."""
+    Attributes:
+        kind: The tag ``siclip.kind``.
+        state: The tag ``siclip.state``, or MLflow's status without it.
+        metrics: Name → the last value logged.
+        curves: Metric → (step, value) in order of steps; at each step the last value logged.
+        link: URL of the run's page, if the store has pages.
+    """
 
     run_id: str
     name: str
@@ -44,37 +50,45 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The setting or the trial id of a trial, the kind of a teacher, best or control run, else the name."""
+        """Setting or trial id of a trial, seed run or confirmation; kind of another run of a study; else the name."""
         if self.kind in ("trial", "seed", "confirm"):
             return self.tag("setting") or self.tag("trial") or self.name
         return self.kind if self.kind in ("teacher", "best", "control", "study") else self.name
 
     @property
     def seed(self) -> int | None:
-        """The tag, or without it the recipe's seed."""
+        """The tag ``siclip.seed``, or without it the recipe's seed."""
         text = self.tag("seed") or self.params.get("training.seed") or ""
         return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps done: ``cost/steps``, or without it the last step that a curve holds."""
+        """Optimizer steps done: ``cost/steps``, or without it the last step of any curve."""
         logged = self.value("cost/steps")
         if logged is not None:
             return int(logged)
         return max((curve[-1][0] for curve in self.curves.values() if curve), default=None)
 
     def value(self, metric: str) -> float | None:
-        """A metric's last value if it is finite."""
+        """A metric's last value if it is finite, else None."""
         found = self.metrics.get(metric)
         return found if found is not None and math.isfinite(found) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study run with its children, or (type ``runs``) runs that were chosen one by one.
+    """A study with its runs, or (type ``runs``) runs selected individually.
 
-    ``seeds``: the seed runs of all trials. ``confirms``: re-runs of the selected setting with fresh seeds.
-    ``notes``: what is missing from the store, in sentences. ``data``: the text of ``data_summary.json``.
+    Attributes:
+        run: The study's own run, the parent of the others.
+        experiment: Name of the MLflow experiment.
+        metric: The metric that the study optimizes or compares by.
+        mode: ``max`` or ``min``.
+        searched: Recipe fields that the search varied.
+        seeds: Seed runs of all trials.
+        confirms: Runs of the leading setting and of its baseline with fresh seeds.
+        notes: Sentences on what the store lacks.
+        data: Text of ``data_summary.json``.
     """
 
     run: Run
@@ -114,31 +128,31 @@ class Study:
 
     @property
     def leaves(self) -> tuple[Run, ...]:
-        """Runs that trained something themselves: a trial's seeds stand for the trial."""
+        """Runs that trained: a trial with seed runs is replaced by them."""
         parents = {run.parent for run in self.seeds}
         alone = tuple(trial for trial in self.trials if trial.run_id not in parents)
         return (*alone, *self.seeds)
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Every run that cost something: teachers, trials or their seeds, best, control, confirmations."""
+        """All runs that trained: teachers, trials or their seed runs, best, control, confirmations."""
         single = [run for run in (self.best, self.control) if run]
         return (*self.teachers, *self.leaves, *single, *self.confirms)
 
     @property
     def best_trial(self) -> Run | None:
-        """The trial that the best run retrains, by its tag; without a best run the best completed trial."""
+        """The trial that the best run retrained, by its tag; without a best run the best completed trial."""
         if self.best is not None:
-            wanted = self.best.tag("best_trial")
-            return next((t for t in self.trials if wanted and wanted in (t.tag("trial"), t.run_id, t.name)), None)
+            tag = self.best.tag("best_trial")
+            return next((t for t in self.trials if tag and tag in (t.tag("trial"), t.run_id, t.name)), None)
         return self.ranked[0] if self.ranked else None
 
     @property
     def ranked(self) -> list[Run]:
-        """Completed trials with a finite value of the study's metric, the best first."""
+        """Completed trials with a finite value of the study's metric, best first."""
         scored = [t for t in self.trials if t.state == "completed" and t.value(self.metric) is not None]
         return sorted(scored, key=lambda trial: trial.metrics[self.metric], reverse=self.higher_is_better)
 
     def gain(self, difference: float) -> float:
-        """A difference of the study's metric, positive when it is for the better."""
+        """A difference of the study's metric with its sign changed, if need be, so that positive is better."""
         return difference if self.higher_is_better else -difference

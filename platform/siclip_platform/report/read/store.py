@@ -1,6 +1,6 @@
-"""An MLflow tracking store, read only: its runs, their histories and small artifacts.
+"""Read-only access to an MLflow tracking store: runs, metric histories and small artifacts.
 
-Nothing here changes the store or MLflow's global state.
+It changes neither the store nor MLflow's global state.
 """
 
 from __future__ import annotations
@@ -20,27 +20,37 @@ from siclip.errors import UserError
 from siclip_platform.metrics import metric_name, stored_key
 from siclip_platform.report.read.runs import Curve, Run
 
-PAGE = 1000
-MAX_ARTIFACT_BYTES = 4 * 2**20
+PAGE = 1000  # results per request
+MAX_ARTIFACT_BYTES = 4 * 2**20  # larger than any data summary, small enough to inline in a page
 _STATES = {"finished": "completed", "killed": "failed", "scheduled": "running"}
 
 
 class Store:
-    """``uri`` names it; ``url`` is where its pages are (None: not known), for links to runs."""
+    """A connected store.
+
+    Attributes:
+        uri: The tracking URI.
+        url: Base URL of the store's web pages without credentials; None if it is not known.
+        experiments: Experiment id → name.
+    """
 
     def __init__(self, uri: str, url: str | None = None) -> None:
-        """Connect.
+        """Connect to the store.
+
+        Args:
+            uri: The tracking URI.
+            url: Base URL of MLflow's pages, for links to runs (default: ``uri``, if it is http(s)).
 
         Raises:
-            UserError: an sqlite file that does not exist (MLflow would create it; a report must not), a file that is
-                no MLflow store, or a ``url`` that is not http(s).
+            UserError: The sqlite file does not exist, the store cannot be read, or ``url`` is not http(s).
         """
+        # MLflow would create a missing sqlite file; a report must not.
         _check_sqlite_file(uri)
         from mlflow import MlflowClient
 
         self.uri = uri
         if url is not None and urlsplit(url).scheme not in ("http", "https"):
-            raise UserError(f"MLflow URL {url!r}: write http(s)://SERVER:PORT, where its pages are shown")
+            raise UserError(f"MLflow URL {url!r}: write http(s)://SERVER:PORT, the address of its web pages")
         self.url = without_password(url or uri).rstrip("/") if url or uri.startswith("http") else None
         try:
             self.client = MlflowClient(tracking_uri=uri)
@@ -49,10 +59,10 @@ class Store:
             raise UserError(f"tracking store {without_password(uri)} cannot be read: {_first_line(error)}") from None
 
     def experiment_ids(self, name: str | None) -> list[str]:
-        """Of the experiment with this name, or of all.
+        """Ids of the experiment with this name, or with None of all experiments.
 
         Raises:
-            UserError: there is none of that name; the message lists those that exist.
+            UserError: No experiment has this name; the message lists those that exist.
         """
         if name is None:
             return list(self.experiments)
@@ -60,15 +70,15 @@ class Store:
         if not found:
             raise UserError(
                 f"no MLflow experiment {name!r} in this tracking store: it has {listed(self.experiments.values())}. "
-                "Name one of them, or check the tracking URI"
+                "Choose one of them, or check the tracking URI"
             )
         return found
 
     def search(self, experiments: Sequence[str], filter_string: str = "") -> list[Run]:
-        """Runs that match MLflow's filter, the oldest first.
+        """Runs that match an MLflow filter, oldest first.
 
         Raises:
-            UserError: MLflow does not understand the filter.
+            UserError: MLflow rejects the filter.
         """
         if not experiments:
             return []
@@ -84,38 +94,39 @@ class Store:
             )
         except MlflowException as error:
             raise UserError(
-                f"MLflow does not accept the search {filter_string!r}: {_first_line(error)}. Write for example "
+                f"MLflow does not accept the search {filter_string!r}: {_first_line(error)}. Examples: "
                 "\"tags.`siclip.question` = 'sharing'\" or \"params.`training.seed` = '1'\""
             ) from None
         runs = map(_run, found)
         return [replace(run, link=self.link(run)) for run in runs]
 
     def curve(self, run: Run, metric: str) -> Curve:
-        """The metric's history by step; of several values at a step the last one logged."""
+        """A metric's history in order of steps; of several values at one step the last logged."""
         history = self.client.get_metric_history(run.run_id, stored_key(metric))
         points = sorted(history, key=lambda point: (point.step, point.timestamp))
         return tuple({point.step: _value(point.value) for point in points}.items())
 
     def text_artifact(self, run: Run, name: str) -> str | None:
-        """A small text file that the run logged; None if there is none, it is too large, or cannot be reached."""
+        """A text file that the run logged; None if it is absent, over `MAX_ARTIFACT_BYTES` or unreachable."""
         try:
             listed_files = {item.path: item.file_size for item in self.client.list_artifacts(run.run_id)}
             if name not in listed_files or (listed_files[name] or 0) > MAX_ARTIFACT_BYTES:
                 return None
             with tempfile.TemporaryDirectory() as folder:
                 return Path(self.client.download_artifacts(run.run_id, name, folder)).read_text(encoding="utf-8")
-        except Exception:  # the store may name a folder of another machine
+        # The store may point to a folder on another machine; a report can be written without its artifacts.
+        except Exception:
             return None
 
     def link(self, run: Run) -> str | None:
-        """The page of a run, where the store has pages."""
+        """URL of a run's page, or None if the store has no pages."""
         if self.url is None or not run.experiment_id:
             return None
         return f"{self.url}/#/experiments/{quote(run.experiment_id, safe='')}/runs/{quote(run.run_id, safe='')}"
 
 
 def without_password(uri: str) -> str:
-    """A URI without the user and password that it may hold."""
+    """A URI without the user name and password that it may contain."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
@@ -127,7 +138,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def json_list(text: str | None) -> list[Any]:
-    """A JSON list in a tag; empty if it is none."""
+    """Parse a JSON list from a tag; empty if the tag is absent or not a list."""
     try:
         found = json.loads(text or "[]")
     except json.JSONDecodeError:
@@ -157,7 +168,7 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _value(stored: float) -> float:
-    """MLflow's sqlite store keeps an infinity as the largest float."""
+    """Restore infinities: MLflow's SQL stores save them as the largest float."""
     return math.copysign(math.inf, stored) if abs(stored) >= sys.float_info.max else stored
 
 

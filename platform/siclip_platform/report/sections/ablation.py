@@ -1,4 +1,4 @@
-"""Settings against the baseline, seed by seed; and the fresh seeds that confirm the leader or do not."""
+"""An ablation's settings compared with its baseline, and the fresh seeds of its leader."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from siclip_platform.report.judge.statistics import Estimate, holm
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import Study
 
-EXPLAINED = (
-    "Mean over seeds with its 95 % Student t interval. Differences are to the baseline, paired by seed; p is that of "
-    "the paired t test, corrected by Holm for the number of settings, and the verdict rests on it. g: Hedges' effect "
-    "size, in standard deviations of the difference. “About m more” seeds would find the measured difference with "
-    "80 % power at the corrected level."
+EXPLANATION = (
+    "Each mean is over seeds, with its 95 % Student t interval. Differences are from the baseline, paired by seed. p "
+    "is that of the paired t test with Holm's correction for the number of settings; it decides the verdict. g is "
+    "Hedges' effect size, in standard deviations of the difference. “About m more needed”: with m additional seeds "
+    "the measured difference would be detected with 80 % power at the corrected level."
 )
 
 MEASURED = ("test/", "eval/", "validation/")
 
 
 def ablation(study: Study) -> Section | None:
-    """Of an ablation, and of a search whose trials have several seeds and a baseline."""
+    """The settings of an ablation compared with its baseline."""
     if study.type != "ablation":
         return None
     rows = compare_settings(study)
     if not rows:
         return Section("ablation", "Ablation", [Text("The ablation has no runs yet.")])
-    blocks: list[Block] = [Text(EXPLAINED, soft=True), comparison_table(study, rows), *_forest(study, rows)]
+    blocks: list[Block] = [Text(EXPLANATION, soft=True), comparison_table(study, rows), *_forest(study, rows)]
     others = other_metrics(study)
     if others:
-        blocks += [effects_table(study, others, "effects", "Differences to the baseline in other figures")]
+        blocks += [effects_table(study, others, "effects", "Differences from the baseline in other metrics")]
     return Section("ablation", "Ablation", blocks)
 
 
 def confirmation(study: Study) -> Section | None:
-    """The leader's fresh seeds."""
+    """The fresh seeds of the leading setting, if it has any."""
     winner = find_winner(study)
     if not winner.fresh:
         return None
@@ -64,12 +64,12 @@ def confirmation(study: Study) -> Section | None:
         for run in study.confirms
     ]
     gap = winner.difference
-    words = "There is nothing to hold the fresh seeds against."
+    text = "There is nothing to compare the fresh seeds with."
     if gap is not None:
-        sure = interval(winner.metric, gap.low, gap.high) or "not known"
-        words = (
+        known = interval(winner.metric, gap.low, gap.high) or "not known"
+        text = (
             f"{winner.name} minus {winner.against}: {points(winner.metric, gap.mean)} "
-            f"{metric_label(winner.metric)}, 95 % interval {sure}, p {probability(gap.p)}, "
+            f"{metric_label(winner.metric)}, 95 % interval {known}, p {probability(gap.p)}, "
             f"{'paired by seed' if gap.paired else 'not paired (pooled t test)'}: {winner.status}."
         )
     table = Table(
@@ -80,10 +80,11 @@ def confirmation(study: Study) -> Section | None:
         numeric=[False, True, False, True],
         sortable=True,
     )
-    return Section("fresh", "Fresh seeds", [Text(words), table])
+    return Section("fresh", "Fresh seeds", [Text(text), table])
 
 
 def comparison_table(study: Study, rows: Sequence[Comparison]) -> Table:
+    """One row per setting, with its difference from the baseline and the verdict."""
     metric = study.metric
     return Table(
         key="ablation",
@@ -94,7 +95,7 @@ def comparison_table(study: Study, rows: Sequence[Comparison]) -> Table:
             "mean",
             "95 % interval",
             "difference",
-            "its 95 % interval",
+            "95 % interval of difference",
             "Holm p",
             "g",
             "verdict",
@@ -118,7 +119,7 @@ def _row(metric: str, row: Comparison) -> list[Cell]:
         Cell(sure or "—"),
         Cell(probability(row.p), None if math.isnan(row.p) else row.p),
         Cell(f"{gap.effect:+.2f}".replace("-", "−"), gap.effect) if gap and math.isfinite(gap.effect) else Cell("—"),
-        Cell(row.words, row.verdict),
+        Cell(row.verdict_text, row.verdict),
     ]
 
 
@@ -131,7 +132,7 @@ def _plain_interval(metric: str, estimate: Estimate) -> str:
 
 
 def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
-    """Differences with their intervals, one line each."""
+    """A forest plot: one difference with its interval per line."""
     known = [row for row in rows if row.difference][::-1]
     if not known:
         return []
@@ -158,8 +159,8 @@ def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
     return [
         Plot(
             key="forest",
-            title=f"Difference to {study.baseline}",
-            description=f"Difference of {metric_label(study.metric)} to the baseline with 95 % intervals: {spread}.",
+            title=f"Difference from {study.baseline}",
+            description=f"Difference of {metric_label(study.metric)} from the baseline, 95 % intervals: {spread}.",
             x_label=f"difference in {metric_label(study.metric)}",
             y_label="",
             series=series,
@@ -176,7 +177,7 @@ def _known(value: float) -> float | None:
 
 
 def other_metrics(study: Study) -> list[str]:
-    """What was measured beside the study's own metric."""
+    """Up to 12 metrics other than the study's own, summary metrics preferred."""
     names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(MEASURED)})
     wanted = [name for name in names if name != study.metric]
     preferred = [name for name in wanted if name.endswith(("mean_recall@1", "beats_all_negatives", "acc1", "acc"))]
@@ -184,10 +185,11 @@ def other_metrics(study: Study) -> list[str]:
 
 
 def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) -> Table:
-    """Every setting against the baseline on several metrics, corrected over the whole table."""
+    """Every setting compared with the baseline on several metrics."""
     pairs = [
         (metric, row) for metric in metrics for row in compare_settings(study, metric) if row.verdict != "baseline"
     ]
+    # The reader scans the whole table for small p values, so all its rows are one family of comparisons.
     corrected = holm([_raw_p(row) for _, row in pairs])
     rows = []
     for (metric, row), p in zip(pairs, corrected, strict=True):
@@ -206,16 +208,16 @@ def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) ->
     return Table(
         key=key,
         title=title,
-        columns=["figure", "setting", "mean", "difference", "its 95 % interval", "Holm p", "verdict"],
+        columns=["metric", "setting", "mean", "difference", "95 % interval of difference", "Holm p", "verdict"],
         rows=rows,
         numeric=[False, False, True, True, False, True, False],
         sortable=True,
-        note="Paired by seed; p is corrected by Holm over all rows of this table.",
+        note="Paired by seed; Holm's correction of p is over all rows of this table.",
     )
 
 
 def higher_or_lower(verdict: Verdict) -> Cell:
-    """The verdict on a figure that is not the study's, so that higher need not be better."""
+    """The verdict on a metric other than the study's, for which higher is not always better."""
     signs = {"better": "▲ higher", "worse": "▼ lower", "no figures": "? no figures"}
     return Cell(signs.get(verdict, "≈ no difference shown"), verdict)
 

@@ -1,4 +1,4 @@
-"""Learning curves: seeds as bands, single runs as lines."""
+"""Learning curves: several seeds as a band, single runs as lines."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ from siclip_platform.report.read.runs import TRAIN_LOSS, Curve, Run, Study
 
 LOOKS = {"best": BEST, "control": CONTROL, "teacher": TEACHER}
 MAX_LINES = 40
-MAX_BANDS = 12
+MAX_BANDS = 12  # more overlap too much to be read
 
 
 def curves(study: Study) -> Section:
+    """The study's metric and the training loss against optimizer steps."""
     drawn = [plot for plot in (_metric(study), _loss(study)) if plot]
     if not drawn:
-        return Section("curves", "Learning curves", [Text("No run has logged a curve.")])
+        return Section("curves", "Learning curves", [Text("No run logged a curve.")])
     blocks: list[Block] = []
     if _has_bands(study):
-        words = "A line is the mean over seeds, its band the 95 % t interval at each step."
-        blocks.append(Text(words, soft=True))
+        text = "Each line is the mean over seeds, with the 95 % t interval at each step as a band."
+        blocks.append(Text(text, soft=True))
     return Section("curves", "Learning curves", [*blocks, *drawn])
 
 
 def band(name: str, found: Sequence[Curve], look: int) -> Series:
-    """Mean over seeds at the steps that all have, with the t interval where there are two or more."""
+    """Mean over seeds, with its t interval if there are several.
+
+    Args:
+        name: Name of the series.
+        found: One curve per seed.
+        look: Number of the series' look.
+    """
+    # Only steps that all seeds reached: elsewhere the mean would jump as seeds drop out.
     by_step: dict[int, list[float]] = {}
     for curve in found:
         for step, value in curve:
@@ -51,6 +59,7 @@ def band(name: str, found: Sequence[Curve], look: int) -> Series:
 
 
 def line(name: str, curve: Curve, look: int, *, faint: bool = False, legend: bool = True) -> Series:
+    """A single run's curve."""
     return Series(
         name=name,
         x=[float(step) for step, _ in curve],
@@ -63,7 +72,7 @@ def line(name: str, curve: Curve, look: int, *, faint: bool = False, legend: boo
 
 
 def setting_bands(study: Study, metric: str) -> list[Series]:
-    """One band for each setting that has the curve."""
+    """One band for each of the first `MAX_BANDS` settings that logged the metric."""
     made: list[Series] = []
     for setting in settings(study):
         found = [run.curves[metric] for run in setting.by_seed.values() if metric in run.curves]
@@ -77,7 +86,7 @@ def _has_bands(study: Study) -> bool:
 
 
 def _metric(study: Study) -> Plot | None:
-    """The study's metric against optimizer steps; the trials of a search share one legend entry."""
+    """The study's metric against optimizer steps; all trials of a search share one legend entry."""
     if _has_bands(study):
         series = setting_bands(study, study.metric)
         ends: list[str] = [
@@ -105,11 +114,12 @@ def _metric(study: Study) -> Plot | None:
 
 
 def _trial_lines(study: Study) -> list[Series]:
-    """The leaders' lines; of more than `MAX_LINES` trials the others as the range of their middle half."""
+    """Lines of the best `MAX_LINES` trials, and a band for the middle half of the others."""
     drawn = [trial for trial in study.trials if trial.curves.get(study.metric)]
     if study.type == "runs":
         return [line(run.label, run.curves[study.metric], index + 1) for index, run in enumerate(drawn[:MAX_LINES])]
-    lines, rest = drawn, list[Run]()
+    lines: list[Run] = drawn
+    rest: list[Run] = []
     if len(drawn) > MAX_LINES:
         chosen = {run.run_id for run in study.ranked[:MAX_LINES]}
         lines = [trial for trial in drawn if trial.run_id in chosen]
@@ -126,6 +136,7 @@ def _first(series: Series, rest: Sequence[Run]) -> Series:
 
 
 def _middle_half(study: Study, rest: Sequence[Run]) -> Series:
+    """Median and quartiles of the trials that are still running at each step."""
     import numpy as np
 
     by_step: dict[int, list[float]] = {}
@@ -133,10 +144,11 @@ def _middle_half(study: Study, rest: Sequence[Run]) -> Series:
         for step, value in run.curves[study.metric]:
             if math.isfinite(value):
                 by_step.setdefault(step, []).append(value)
+    # Quartiles of fewer than four values are interpolated from too little.
     steps = sorted(step for step, values in by_step.items() if len(values) >= 4)
     cuts = [np.quantile(by_step[step], [0.25, 0.5, 0.75]).tolist() for step in steps]
     return Series(
-        name=f"median and middle half of {len(rest)} other trials still running at a step",
+        name=f"median and middle half of {len(rest)} other trials running at that step",
         x=[float(step) for step in steps],
         y=[cut[1] for cut in cuts],
         low=[cut[0] for cut in cuts],
@@ -149,17 +161,21 @@ def _middle_half(study: Study, rest: Sequence[Run]) -> Series:
 def _loss(study: Study) -> Plot | None:
     if _has_bands(study):
         series = setting_bands(study, TRAIN_LOSS)
-        described = f"Training loss of {plural(len(series), 'setting')} against optimizer steps."
+        description = f"Training loss of {plural(len(series), 'setting')} against optimizer steps."
     else:
         roles = [run for run in (study.control, study.best) if run and run.curves.get(TRAIN_LOSS)]
         series = [line(run.kind, run.curves[TRAIN_LOSS], LOOKS[run.kind]) for run in roles]
-        described = f"Training loss against optimizer steps: {', '.join(_ends(roles, TRAIN_LOSS))}."
+        description = f"Training loss against optimizer steps: {', '.join(_ends(roles, TRAIN_LOSS))}."
     if not series:
         return None
     return Plot(
-        key="loss", title="Training loss", description=described, x_label="optimizer step", y_label="training loss",
+        key="loss",
+        title="Training loss",
+        description=description,
+        x_label="optimizer step",
+        y_label="training loss",
         series=series,
-    )  # fmt: skip
+    )
 
 
 def _ends(runs: Iterable[Run], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The data, from what a run logged about it: sizes, rejected rows, captions, examples with the model's retrievals."""
+"""The dataset as a run logged it: sizes, rejected rows, captions, and examples with the model's retrievals."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from siclip_platform.report.draw.blocks import Block, Code, Example, Gallery, No
 from siclip_platform.report.draw.values import Cell, Table, byte_size, count_cell, plural
 from siclip_platform.report.read.runs import Study
 
-MAX_RECIPE = 4000
+MAX_RECIPE = 4000  # characters; a manifest's recipe is free-form and may be long
 
 
 def data(study: Study) -> Section:
+    """The dataset's hash, and its summary if a run logged one."""
     found = read_summary(study.data)
     hashes = sorted({tag for run in (study.run, *study.runs) if (tag := run.tag("dataset_hash"))})
     named = f"Dataset hash: {', '.join(hashes)}." if hashes else "No run records the hash of its dataset."
     if found is None:
-        missing = f"No run of this study logged {NAME}, so sizes, captions and examples cannot be shown."
+        missing = f"No run of this study logged {NAME}, so sizes, captions and examples are not shown."
         return Section("data", "Data", [Text(named), Notes([missing])])
     if isinstance(found, str):
         return Section("data", "Data", [Text(named), Notes([found])])
@@ -32,7 +33,7 @@ def data(study: Study) -> Section:
 def _agrees(found: DataSummary, hashes: list[str]) -> str:
     if not hashes or found.hash in hashes:
         return "" if len(hashes) < 2 else f"Runs used {plural(len(hashes), 'dataset')}: {', '.join(hashes)}."
-    return f"The runs record another hash ({', '.join(hashes)}): the summary is not of their data."
+    return f"The runs record another hash ({', '.join(hashes)}): the summary describes different data."
 
 
 def _splits(found: DataSummary) -> Table:
@@ -56,15 +57,19 @@ def _splits(found: DataSummary) -> Table:
         "rows",
         "shards",
         "size",
-        "captions an image",
-        "words a caption",
+        "captions per image",
+        "words per caption",
         "distinct captions",
         "sources",
     ]
     return Table(
-        key="splits", title="Splits", columns=columns, rows=rows, numeric=[False, *[True] * 6, False],
-        note="Captions are counted on the first rows of each split.",
-    )  # fmt: skip
+        key="splits",
+        title="Splits",
+        columns=columns,
+        rows=rows,
+        numeric=[False, *[True] * 6, False],
+        note="Caption statistics are from the first rows of each split.",
+    )
 
 
 def _figure(value: float | None, form: str) -> Cell:
@@ -77,7 +82,7 @@ def _rejected(found: DataSummary) -> Block:
     rows = sorted(found.rejected.items(), key=lambda item: -item[1])
     return Table(
         key="rejected",
-        title="Rows that the import rejected",
+        title="Rows rejected by the import",
         columns=["reason", "rows"],
         rows=[[Cell(reason, reason), count_cell(count)] for reason, count in rows],
         numeric=[False, True],
@@ -87,14 +92,14 @@ def _rejected(found: DataSummary) -> Block:
 def _examples(found: DataSummary) -> list[Block]:
     if not found.examples:
         return [Text("No example images were logged.")]
-    words = "Examples with their captions."
+    text = "Examples with their captions."
     if found.pool:
-        words += (
-            f" Below each, the captions that the model finds nearest among {found.pool:,}; ✓ one of the image's own, "
-            "✗ another image's."
+        text += (
+            f" Below each are the captions that the model ranks nearest to the image, out of {found.pool:,}: "
+            "✓ is one of the image's own captions, ✗ one of another image."
         )
     shown = [
         Example(each.image, each.captions, [Retrieval(one.caption, one.right) for one in each.retrieved])
         for each in found.examples
     ]
-    return [Text(words), Gallery(shown)]
+    return [Text(text), Gallery(shown)]

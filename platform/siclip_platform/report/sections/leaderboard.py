@@ -1,4 +1,4 @@
-"""Who stands where: the leading setting, best against control and teacher, and every trial."""
+"""The leading setting, best compared with control and teacher, and all trials ranked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from siclip_platform.report.draw.values import (
 from siclip_platform.report.judge.numbers import number
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import Run, Study
-from siclip_platform.report.sections.price import total_seconds
+from siclip_platform.report.sections.cost import total_seconds
 from siclip_platform.report.sections.summary import gap_of
 
 RECALLS = [f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)]
@@ -31,11 +31,11 @@ COUNTS = {
     "cost/parameters_image": "image tower parameters",
     "cost/parameters_text": "text tower parameters",
 }
-SHOWN_PARAMETERS = 14
+SHOWN_PARAMETERS = 14  # a wider table needs scrolling on most screens
 
 
 def comparison(study: Study) -> Section | None:
-    """Best, control and teacher, where a study trained them."""
+    """Best, control and teacher side by side, if the study trained best or control."""
     if study.best is None and study.control is None:
         return None
     tables = [_setting(study), _roles(study), *_differences(study)]
@@ -43,19 +43,18 @@ def comparison(study: Study) -> Section | None:
 
 
 def leaderboard(study: Study) -> Section:
-    explained = "One row per trial, with the last value it reported. Choose a heading to sort by it."
+    """All trials in order of the study's metric."""
+    rows = "One row per trial, with its last reported value."
     if study.type == "ablation":
-        explained = (
-            "One row per setting; with several seeds the figures are their means. Choose a heading to sort by it."
-        )
-    blocks: list[Block] = [Text(explained, soft=True)]
+        rows = "One row per setting; with several seeds the values are means."
+    blocks: list[Block] = [Text(f"{rows} Select a heading to sort by it.", soft=True)]
     if study.best is None and study.control is None and study.searched and study.best_trial:
         blocks.append(_setting(study))
     return Section("leaderboard", "Leaderboard", [*blocks, trials(study)])
 
 
 def _setting(study: Study) -> Table:
-    """Searched parameters of the leader; every digit that was logged."""
+    """Searched parameters of the leading setting, with all logged digits."""
     source = study.best or study.best_trial
     rows = [[Cell(path, path), text_cell(source.params.get(path) if source else None)] for path in study.searched]
     status = find_winner(study).status
@@ -85,14 +84,14 @@ def _roles(study: Study) -> Table:
         rows.append(row(metric_label(name), (metric_cell(name, value) for value in metrics(name)), shown))
     rows += [row(label, map(count_cell, metrics(name))) for name, label in COUNTS.items() if any(metrics(name))]
     rows.append(row("wall time", map(seconds_cell, metrics("cost/seconds"))))
-    rows.append(row("of it training", map(seconds_cell, metrics("cost/training_seconds"))))
+    rows.append(row("of this in training", map(seconds_cell, metrics("cost/training_seconds"))))
     columns = ["quantity", "best", "control", "teacher", "best − control"]
     title = "Leading setting retrained (best), control and teacher side by side"
     return Table(key="comparison", title=title, columns=columns, rows=rows, numeric=[False, *[True] * 4])
 
 
 def _differences(study: Study) -> list[Table]:
-    """Recipe fields in which best and control differ."""
+    """Recipe fields in which best and control differ; empty without both runs."""
     if study.best is None or study.control is None:
         return []
     paths = sorted({*study.best.params, *study.control.params})
@@ -108,8 +107,10 @@ def _differences(study: Study) -> list[Table]:
 
 
 def trials(study: Study) -> Table:
-    """Every trial, the best value of the study's metric first, those without a value last; pruned ones are marked
-    by their state, since their value is one of a smaller budget."""
+    """All trials, best value of the study's metric first and trials without a value last.
+
+    The value of a pruned trial is from a smaller budget; its state shows that.
+    """
     sign = 1 if study.mode == "min" else -1
 
     def order(trial: Run) -> tuple[bool, float]:
@@ -155,18 +156,19 @@ def trials(study: Study) -> Table:
         numeric=[False, True, False, True, True, True, True, *(path not in text for path in paths), False],
         sortable=True,
         marked=frozenset(index for index, trial in enumerate(ranked) if trial is leader),
-        note="" if linked or not ranked else "The store has no pages of its own: give --mlflow-url to link the runs.",
+        note="" if linked or not ranked else "The store has no web pages: use --mlflow-url to link to the runs.",
     )
 
 
 def _varying(study: Study) -> list[str]:
-    """Recipe fields in which the settings differ, without seeds and places."""
+    """Recipe fields in which the trials differ, without the seed and the study's own parameters."""
     paths = sorted({path for trial in study.trials for path in trial.params})
     found = [path for path in paths if len({trial.params.get(path) for trial in study.trials}) > 1]
     return [path for path in found if not path.startswith("study.") and path != "training.seed"][:SHOWN_PARAMETERS]
 
 
 def share_cell(seconds: float | None, total: float) -> Cell:
+    """A run's share of the study's wall time."""
     if seconds is None or not math.isfinite(seconds) or total <= 0:
         return Cell(MISSING)
     return Cell(f"{100 * seconds / total:.1f} %", seconds / total)

@@ -1,4 +1,4 @@
-"""The questions that the method leaves open, each answered by the study that carries its tag."""
+"""Open questions of the method: a study with the tag ``siclip.question`` gets a section that answers it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RETRIEVAL = ("retrieval", "mean_recall@1")
 
 
 def question(study: Study) -> Section | None:
-    """The section of the study's question; None without one that is known."""
+    """The section of the study's question; None without a known question."""
     found = _ANSWERS.get(study.question or "")
     if found is None:
         return None
@@ -40,14 +40,13 @@ def question(study: Study) -> Section | None:
 
 
 def _sharing(study: Study) -> list[Block]:
-    """Settings by mean, with parameters and the paired verdict."""
+    """Patterns ranked by mean, with their parameters and the paired verdict."""
     rows = sorted(
         (row for row in compare_settings(study) if row.estimate.count),
         key=lambda row: -study.gain(row.estimate.mean),
     )
     if not rows:
         return [Text("No pattern has a completed run.")]
-    parts = [" ".join(row.words.split()[1:]) for row in rows]
     table = Table(
         key="ranked",
         title="Patterns ranked",
@@ -59,16 +58,16 @@ def _sharing(study: Study) -> list[Block]:
                 metric_cell(study.metric, row.estimate.mean),
                 count_cell(_first(row.setting, "cost/parameters_image")),
                 count_cell(_first(row.setting, "cost/parameters_text")),
-                Cell(row.words, row.verdict),
+                Cell(row.verdict_text, row.verdict),
             ]
             for rank, row in enumerate(rows, 1)
         ],
         numeric=[True, False, True, True, True, False],
         sortable=True,
     )
-    led = f"Highest mean: {rows[0].setting.name} ({parts[0]})."
-    led += " Ranks of settings that are not distinguishable mean nothing."
-    return [Text(led), table]
+    verdict = rows[0].verdict_text.partition(" ")[2]
+    text = f"Highest mean: {rows[0].setting.name} ({verdict}). Ranks of indistinguishable settings mean nothing."
+    return [Text(text), table]
 
 
 def _first(setting: Setting, metric: str) -> float | None:
@@ -76,38 +75,41 @@ def _first(setting: Setting, metric: str) -> float | None:
 
 
 def _pair_matching(study: Study) -> list[Block]:
+    """Metrics beyond retrieval and classification, with and without pair matching."""
     names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(MEASURED)})
     beyond = [
         name for name in names if not any(part in name for part in RETRIEVAL) and not name.endswith(("acc1", "acc5"))
     ]
     if not beyond:
-        return [Text("No figure beyond retrieval and classification was logged: evaluate composition or re-ranking.")]
+        return [Text("No metric beyond retrieval and classification was logged: evaluate composition or re-ranking.")]
     pairs = _with_and_without(settings(study))
     if not pairs:
-        return [Text(f"No setting trains with pair matching beside one without: {PAIR_WEIGHT} tells which do.")]
+        return [Text(f"No setting with pair matching can be compared with one without it, judging by {PAIR_WEIGHT}.")]
     table = _pair_table(pairs, beyond[:12])
     known = [(row[0].text, row[1].text, row[2].text, row[7].text) for row in table.rows]
-    told = []
+    sentences = []
     for sign, verb in (("▲", "raises"), ("▼", "lowers")):
-        found = [f"{figure} ({one} against {other})" for figure, one, other, verdict in known if verdict[:1] == sign]
-        told += [f"Pair matching {verb} {'; '.join(found)}."] if found else []
-    return [Text(" ".join(told) or "No difference beyond retrieval is shown by these seeds."), table]
+        found = [f"{metric} ({one} against {other})" for metric, one, other, verdict in known if verdict[:1] == sign]
+        sentences += [f"Pair matching {verb} {'; '.join(found)}."] if found else []
+    return [Text(" ".join(sentences) or "These seeds show no difference beyond retrieval."), table]
 
 
 def _with_and_without(found: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
-    """Each setting with pair matching beside that without it from which it differs in the fewest parameters, of
-    equals the nearest above it."""
+    """Each setting with pair matching and the most similar one without it.
+
+    That is the one that differs in the fewest parameters, and of equals the nearest in the order of settings.
+    """
 
     def weight(setting: Setting) -> float | None:
         return number(setting.trial.params.get(PAIR_WEIGHT))
 
-    def apart(one: Setting, other: Setting) -> tuple[int, int]:
+    def distance(one: Setting, other: Setting) -> tuple[int, int]:
         mine, theirs = one.trial.params, other.trial.params
         return sum(mine.get(path) != theirs.get(path) for path in {*mine, *theirs}), abs(one.order - other.order)
 
     without = [setting for setting in found if weight(setting) == 0]
     having = [setting for setting in found if (weight(setting) or 0) > 0]
-    return [(one, min(without, key=lambda other: apart(one, other))) for one in having if without]
+    return [(one, min(without, key=lambda other: distance(one, other))) for one in having if without]
 
 
 def _pair_table(pairs: Sequence[tuple[Setting, Setting]], metrics: Sequence[str]) -> Table:
@@ -129,47 +131,51 @@ def _pair_table(pairs: Sequence[tuple[Setting, Setting]], metrics: Sequence[str]
                 higher_or_lower(judge(estimate, gap, p)),
             ]
         )
+    difference = ["difference", "95 % interval of difference", "Holm p", "verdict"]
     return Table(
-        key="beyond", title="Beyond retrieval and classification", rows=rows, sortable=True,
-        columns=["figure", "with", "without", "mean with", "difference", "its 95 % interval", "Holm p", "verdict"],
+        key="beyond",
+        title="Beyond retrieval and classification",
+        columns=["metric", "with", "without", "mean with", *difference],
+        rows=rows,
         numeric=[False, False, False, True, True, False, True, False],
-        note="Each setting with pair matching against the one without it that is nearest to it in its parameters. "
-        "Paired by seed; p is corrected by Holm over all rows of this table.",
-    )  # fmt: skip
+        sortable=True,
+        note="Each setting with pair matching is compared with the one without it that has the most similar "
+        "parameters. Paired by seed; Holm's correction of p is over all rows of this table.",
+    )
 
 
 def _ratio(study: Study) -> list[Block]:
+    """The study's metric against the share of synthetic captions."""
     path = varied_number(study, RATIOS)
     if path is None:
-        return [Text("The settings do not differ in one number, so there is no curve over the ratio.")]
+        return [Text("The settings do not differ in exactly one number, so there is no curve over the ratio.")]
     better = [row.setting.name for row in compare_settings(study) if row.verdict == "better"]
-    words = (
-        f"Better than the baseline: {', '.join(better)}."
-        if better
-        else "No ratio is shown to be better than the baseline."
-    )
-    return [Text(words), against_number(study, path, "ratio")]
+    text = "No ratio is shown to be better than the baseline."
+    if better:
+        text = f"Better than the baseline: {', '.join(better)}."
+    return [Text(text), against_number(study, path, "ratio")]
 
 
 def _divergence(study: Study) -> list[Block]:
-    """Whether pairs that share weights stay close: the mean change of a run's pairs through training, over runs."""
-    told = []
+    """Whether blocks that share weights stay similar: the mean change of divergence in a run, over runs."""
+    sentences = []
     for shared, name in ((True, "Pairs that share weights"), (False, "Pairs that do not")):
         runs = [(setting.trial, run) for setting in settings(study) for run in setting.by_seed.values()]
         found = t_interval([change for trial, run in runs if (change := _change(trial, run, shared)) is not None])
         if found.count < 2:
             continue
-        side = "drift apart" if found.mean > 0 else "draw closer"
-        side = "stay level within noise" if found.low <= 0 <= found.high else side
-        told.append(
-            f"{name} {side}: change {found.mean:+.3g} nats, 95 % interval {found.low:+.3g} to {found.high:+.3g}, "
+        trend = "drift apart" if found.mean > 0 else "move closer"
+        trend = "show no change beyond noise" if found.low <= 0 <= found.high else trend
+        sentences.append(
+            f"{name} {trend}: change {found.mean:+.3g} nats, 95 % interval {found.low:+.3g} to {found.high:+.3g}, "
             f"{found.count} runs."
         )
-    return [Text(words) for words in told] or [Text("Too few divergence curves to answer it.")]
+    return [Text(text) for text in sentences] or [Text("Too few divergence curves to answer this.")]
 
 
 def _change(trial: Run, run: Run, shared: bool) -> float | None:
-    """Mean over a run's pairs, which are no replicates of each other, of last minus first divergence."""
+    """Last minus first divergence of a run, as the mean over its pairs of blocks."""
+    # The pairs of one run share its seed, so they are not replicates: each run counts as one value.
     changes = [
         curve[-1][1] - curve[0][1]
         for name, curve in run.curves.items()
@@ -180,25 +186,31 @@ def _change(trial: Run, run: Run, shared: bool) -> float | None:
 
 
 def _teacher(study: Study) -> list[Block]:
-    """The student's quality by setting, and the teachers' own."""
+    """The student's metric by setting, and the teachers' own metrics."""
     compared = compare_settings(study)
     known = [row.estimate.mean for row in compared if row.estimate.count]
-    words = "No setting has a completed run."
+    text = "No setting has a completed run."
     if known:
         spread = points(study.metric, max(known) - min(known))
-        words = f"Between the settings the student's mean {metric_label(study.metric)} spreads over {spread}."
+        text = f"The student's mean {metric_label(study.metric)} differs by up to {spread} between settings."
     rows = [
         [
             Cell(row.setting.name, row.setting.name, row.setting.trial.link),
             Cell(_teacher_name(row.setting.trial)),
             metric_cell(study.metric, row.estimate.mean) if row.estimate.count else Cell("—"),
-            Cell(row.words, row.verdict),
+            Cell(row.verdict_text, row.verdict),
         ]
         for row in compared
     ]
     columns = ["setting", "teacher", f"student's {metric_label(study.metric)}", "verdict"]
-    student = Table(key="students", title="Student by teacher", columns=columns, rows=rows,
-                    numeric=[False, False, True, False], sortable=True)  # fmt: skip
+    student = Table(
+        key="students",
+        title="Student by teacher",
+        columns=columns,
+        rows=rows,
+        numeric=[False, False, True, False],
+        sortable=True,
+    )
     own = [
         [
             Cell(run.name, run.name, run.link),
@@ -208,15 +220,16 @@ def _teacher(study: Study) -> list[Block]:
         for run in study.teachers
     ]
     titles = ["teacher", "steps", *map(metric_label, HEADLINE)]
-    teachers = Table(key="teachers", title="The teachers themselves", columns=titles, rows=own,
-                     numeric=[False, *[True] * (len(titles) - 1)])  # fmt: skip
-    return [Text(words), student, teachers]
+    numeric = [False, *[True] * (len(titles) - 1)]
+    teachers = Table(key="teachers", title="The teachers themselves", columns=titles, rows=own, numeric=numeric)
+    return [Text(text), student, teachers]
 
 
 def _teacher_name(trial: Run) -> str:
-    """The files' names alone: folders are of the machine that trained."""
+    """The teacher's file name."""
     names = trial.params.get("distil_from") or ""
     text = names if names not in ("", "()", "[]") else trial.params.get("teacher") or "None"
+    # Without the folder, which exists only on the machine that trained.
     return "none" if text == "None" else text.rpartition("/")[2]
 
 
@@ -224,7 +237,7 @@ _ANSWERS: dict[str, tuple[str, Callable[[Study], list[Block]]]] = {
     "scaling": ("How quality scales with the number of pairs", scaling),
     "sharing": ("Which sharing pattern is best", _sharing),
     "pair_matching": ("Whether pair matching helps beyond retrieval", _pair_matching),
-    "caption_ratio": ("What ratio of synthetic captions", _ratio),
-    "divergence": ("Whether shared blocks stay close through training", _divergence),
+    "caption_ratio": ("Which ratio of synthetic captions is best", _ratio),
+    "divergence": ("Whether shared blocks stay similar during training", _divergence),
     "teacher": ("How much depends on the teacher", _teacher),
 }

@@ -1,4 +1,4 @@
-"""How to do it again: commands, commit, versions, hashes."""
+"""How to reproduce the study: commands, commit, versions and hashes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = ("siclip-platform", "mlflow", "optuna", "plotly", "scipy")
 
 
 def reproduce(study: Study) -> Section:
+    """The commands that repeat the study, and what identifies its code and data."""
     made = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
     return Section(
         "reproduce",
@@ -28,26 +29,26 @@ def reproduce(study: Study) -> Section:
 
 
 def command(study: Study) -> str:
-    """Shell lines that repeat the study: the command it recorded, else one made from its parameters."""
+    """Shell lines that repeat the study: its recorded command, else one built from its parameters."""
     lines = []
     if commit := study.run.tag("git_commit"):
         lines.append(f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}")
         if commit.endswith("-dirty"):
-            lines.append("# the code that ran also had changes which no commit holds")
+            lines.append("# the code that ran also had uncommitted changes")
     recorded = study.run.tag("command")
     if recorded:
         return "\n".join([*lines, recorded])
     if study.type != "search":
-        return "\n".join([*lines, "# the runs do not record the command that made them"])
-    words = ["siclip-platform", "tune"]
+        return "\n".join([*lines, "# the runs do not record the command that started them"])
+    arguments = ["siclip-platform", "tune"]
     for option in ("space", "trials", "seed"):
         value = study.run.params.get(f"study.{option}")
-        words += [f"--{option}", value] if value is not None else []
-    return "\n".join([*lines, shlex.join(words)])
+        arguments += [f"--{option}", value] if value is not None else []
+    return "\n".join([*lines, shlex.join(arguments)])
 
 
 def provenance(study: Study) -> Table:
-    """What identifies code, data, teacher and recipe of each run that the report compares."""
+    """Commit and hashes of data, teacher and recipe of each run that the report compares."""
     rows = []
     for run in _named(study):
         tags = [text_cell(run.tag(name)) for name in HASHES]
@@ -66,7 +67,7 @@ def _named(study: Study) -> list[Run]:
 
 
 def _versions(study: Study) -> list[Table]:
-    """Versions that the study recorded, as tags ``siclip.version.NAME``."""
+    """Package versions that the study recorded in tags ``siclip.version.NAME``."""
     prefix = "siclip.version."
     found = {key.removeprefix(prefix): value for key, value in study.run.tags.items() if key.startswith(prefix)}
     if not found:

@@ -1,4 +1,4 @@
-"""Population based training: the schedule that the best member's training state comes from."""
+"""Population based training: the schedule that led to the best member."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from siclip_platform.report.read.store import json_list
 
 
 def schedules(study: Study) -> Section | None:
+    """The schedule of the best member; None if the study is not a population or recorded no schedule."""
     members = [trial for trial in study.ranked if stages(trial)]
     if not is_population(study) or not members:
         return None
     best = members[0]
-    words = (
-        f"A population of {plural(len(study.trials), 'member')} trained side by side. {best.label} ended best. Its "
-        "training state is what one training by the schedule below computes; "
-        f"schedules/{best.label}.yaml in the study's folder is its recipe, also an artifact of its run. Where a "
-        "member took over from another, its parameters in the other tables are those that it began with."
+    text = (
+        f"A population of {plural(len(study.trials), 'member')} was trained; {best.label} ended best. One training "
+        "with the schedule below reproduces its training state. Its recipe is "
+        f"schedules/{best.label}.yaml in the study's folder, also logged as an artifact of its run. Of a member that "
+        "copied another's state, the other tables show the parameters that it started with."
     )
     paths = list(dict.fromkeys(path for stage in stages(best) for path in stage["weights"]))
     rows = [
@@ -33,18 +34,18 @@ def schedules(study: Study) -> Section | None:
     table = Table(
         key="schedule",
         title="Schedule of the best member",
-        columns=["from step", "training state of", *paths],
+        columns=["from step", "training state copied from", *paths],
         rows=rows,
         numeric=[True, False, *[True] * len(paths)],
     )
-    return Section("schedules", "Schedule", [Text(words, soft=True), table])
+    return Section("schedules", "Schedule", [Text(text, soft=True), table])
 
 
 def is_population(study: Study) -> bool:
-    """Whether its trials changed their settings as they went."""
+    """Whether the study's trials changed their settings during training."""
     return study.run.params.get("study.scheduler") == "pbt"
 
 
 def stages(member: Run) -> list[dict[str, Any]]:
-    """``step``, ``weights`` by path and ``parent``, in the order of the steps; empty without a schedule."""
+    """A member's schedule: ``step``, ``weights`` by path and ``parent``, in order of steps; empty without one."""
     return [stage for stage in json_list(member.tag("schedule")) if isinstance(stage, dict)]

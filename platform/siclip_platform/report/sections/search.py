@@ -1,4 +1,4 @@
-"""How the search went: best so far, which parameters matter, how two act together, and all of them at once."""
+"""The course of a search: best value so far, importance of parameters, their interaction, all trials at once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from siclip_platform.report.sections.schedules import is_population
 BINS = 4
 AXES = 10
 MAX_LINES = 240
-FEW = 50
+FEW = 50  # trials; below this the two evaluators often disagree
 QUARTERS = ("best quarter", "second quarter", "third quarter", "worst quarter")
 
 
 def search(study: Study) -> Section | None:
+    """History, importance and parallel coordinates; None unless the study is a search."""
     if study.type != "search":
         return None
     scored = [run for run in study.trials if run.value(study.metric) is not None]
@@ -40,15 +41,13 @@ def search(study: Study) -> Section | None:
         return Section("search", "Search", [Text("No trial has a value yet.")])
     blocks: list[Block] = [_history(study, scored)]
     if is_population(study):
-        words = (
-            "Members changed their settings as they trained, so what a parameter is worth cannot be read off them."
-        )
-        return Section("search", "Search", [*blocks, Text(words)])
+        text = "Members changed their settings during training, so the importance of a parameter cannot be measured."
+        return Section("search", "Search", [*blocks, Text(text)])
     found = importance(study)
     if found is None:
         blocks.append(
             Text(
-                f"The importance of parameters needs {MIN_TRIALS} completed trials that differ in value and "
+                f"Parameter importance requires at least {MIN_TRIALS} completed trials with different values and "
                 f"settings; the study has {plural(len(study.ranked), 'completed trial')}."
             )
         )
@@ -59,7 +58,7 @@ def search(study: Study) -> Section | None:
 
 
 def _history(study: Study, scored: Sequence[Run]) -> Plot:
-    """Trials in the order of their start, completed and others apart, and the best completed value so far."""
+    """Trials in order of their start, and the best completed value so far."""
     early = datetime.min.replace(tzinfo=UTC)
     ordered = sorted(scored, key=lambda run: run.started or early)
     best: list[float] = []
@@ -73,24 +72,24 @@ def _history(study: Study, scored: Sequence[Run]) -> Plot:
     series = [
         Series(
             name=name,
-            x=[float(index + 1) for index in places],
-            y=[ordered[index].metrics[study.metric] for index in places],
-            labels=[ordered[index].label for index in places],
+            x=[float(index + 1) for index in indices],
+            y=[ordered[index].metrics[study.metric] for index in indices],
+            labels=[ordered[index].label for index in indices],
             style="points",
             look=look,
         )
-        for name, places, look in (("completed", done, BEST), ("stopped early or not ended", other, MANY))
-        if places
+        for name, indices, look in (("completed", done, BEST), ("stopped early or unfinished", other, MANY))
+        if indices
     ]
     known = [None if math.isnan(value) else value for value in best]
-    places = [float(index + 1) for index in range(len(ordered))]
-    series.append(Series(name="best so far", x=places, y=known, style="steps", look=CONTROL))
+    numbers = [float(index + 1) for index in range(len(ordered))]
+    series.append(Series(name="best so far", x=numbers, y=known, style="steps", look=CONTROL))
     label = metric_label(study.metric)
     last = metric_cell(study.metric, best[-1]).text
     return Plot(
         key="history",
         title="Search history and best so far",
-        description=f"{label[:1].upper()}{label[1:]} of {plural(len(ordered), 'trial')} in the order of their start; "
+        description=f"{label[:1].upper()}{label[1:]} of {plural(len(ordered), 'trial')} in order of their start; "
         f"the best so far ends at {last}.",
         x_label="trial",
         whole_x=True,
@@ -101,18 +100,23 @@ def _history(study: Study, scored: Sequence[Run]) -> Plot:
 
 
 def _importance(study: Study, found: Importance) -> list[Block]:
+    """Importance as plot and table, and the interaction of the two most important parameters."""
     paths = list(found.fanova)
     top = paths[:12][::-1]
     series = [
         Series(
-            name=name, x=[shares.get(path, 0.0) for path in top], y=[index + shift for index in range(len(top))],
-            labels=top, style="points", look=look,
+            name=name,
+            x=[shares.get(path, 0.0) for path in top],
+            y=[index + shift for index in range(len(top))],
+            labels=top,
+            style="points",
+            look=look,
         )
         for name, shares, look, shift in (
             ("fANOVA", found.fanova, BEST, 0.1),
             ("PED-ANOVA", found.ped_anova, CONTROL, -0.1),
         )
-    ]  # fmt: skip
+    ]
     shares = ", ".join(f"{path} {100 * share:.0f} %" for path, share in list(found.fanova.items())[:4])
     plot = Plot(
         key="importance",
@@ -125,17 +129,17 @@ def _importance(study: Study, found: Importance) -> list[Block]:
         percent_x=True,
         height=min(700, 170 + 34 * len(top)),
     )
-    words = (
-        f"From {found.trials} completed trials. fANOVA explains all of the variation, PED-ANOVA what tells the best "
-        "tenth from the rest; where the two disagree, trust neither. A parameter that only acts under a condition "
-        "counts with its default where the condition fails."
+    text = (
+        f"Based on {found.trials} completed trials. fANOVA explains the total variation, PED-ANOVA what separates "
+        "the best tenth from the rest; where the two disagree, trust neither. A conditional parameter counts with "
+        "its default where its condition does not hold."
         + (" With so few trials both are rough." if found.trials < FEW else "")
     )
-    if found.left_out:
-        words += f" Without variation: {', '.join(found.left_out)}."
+    if found.omitted:
+        text += f" Without variation: {', '.join(found.omitted)}."
     table = Table(
         key="importances",
-        title="Importance in figures",
+        title="Importance values",
         columns=["parameter", "fANOVA", "PED-ANOVA"],
         rows=[
             [Cell(path, path), _share(found.fanova.get(path)), _share(found.ped_anova.get(path))] for path in paths
@@ -144,7 +148,7 @@ def _importance(study: Study, found: Importance) -> list[Block]:
         sortable=True,
     )
     pair = interaction(study, *paths[:2]) if len(paths) > 1 else None
-    return [plot, Text(words, soft=True), table, *([pair] if pair else [])]
+    return [plot, Text(text, soft=True), table, *([pair] if pair else [])]
 
 
 def _share(value: float | None) -> Cell:
@@ -152,12 +156,12 @@ def _share(value: float | None) -> Cell:
 
 
 def interaction(study: Study, one: str, other: str) -> Heatmap:
-    """Mean of the metric in the cells of a grid over two parameters, and how many trials each rests on."""
+    """Mean of the metric over a grid of two parameters, with the number of trials in each cell."""
     runs = [run for run in study.ranked if one in run.params and other in run.params]
-    (names_x, place_x), (names_y, place_y) = _bins(runs, one), _bins(runs, other)
+    (names_x, column_of), (names_y, row_of) = _bins(runs, one), _bins(runs, other)
     cells: dict[tuple[int, int], list[float]] = {}
     for run in runs:
-        cells.setdefault((place_y(run), place_x(run)), []).append(run.metrics[study.metric])
+        cells.setdefault((row_of(run), column_of(run)), []).append(run.metrics[study.metric])
     grid = [[cells.get((row, column), []) for column in range(len(names_x))] for row in range(len(names_y))]
     means = [[math.fsum(found) / len(found) if found else None for found in row] for row in grid]
     texts = [
@@ -181,7 +185,10 @@ def interaction(study: Study, one: str, other: str) -> Heatmap:
 
 
 def _bins(runs: Sequence[Run], path: str) -> tuple[list[str], Callable[[Run], int]]:
-    """Names of the bins, and run → bin: a number's quarters between its extremes, or the values themselves."""
+    """Names of a parameter's bins, and a function from run to bin.
+
+    The bins are the values themselves, or for a number with more than five values four equal parts of its range.
+    """
     texts = list(dict.fromkeys(run.params[path] for run in runs))
     bounds = numeric_range(runs, path)
     if bounds is None or len(texts) <= BINS + 1:
@@ -193,15 +200,15 @@ def _bins(runs: Sequence[Run], path: str) -> tuple[list[str], Callable[[Run], in
     back: Callable[[float], float] = math.exp if is_log(low, high) else float
     edges = [back(scale(low) + index * width) for index in range(BINS + 1)]
 
-    def place(run: Run) -> int:
+    def bin_of(run: Run) -> int:
         value = number(run.params[path]) or 0.0
         return min(BINS - 1, int((scale(value) - scale(low)) / width))
 
-    return [f"{short(a)} – {short(b)}" for a, b in pairwise(edges)], place
+    return [f"{short(a)} – {short(b)}" for a, b in pairwise(edges)], bin_of
 
 
 def _parallel(study: Study) -> Plot | None:
-    """A line per completed trial through its parameters; the best quarter stands out by colour and dash."""
+    """Parallel coordinates: one line per completed trial, with colours and dashes by quarter."""
     runs = study.ranked
     paths = [path for path in study.searched if len({run.params.get(path) for run in runs}) > 1][:AXES]
     if len(runs) < 4 or not paths:
@@ -210,6 +217,7 @@ def _parallel(study: Study) -> Plot | None:
     drawn = [runs[int(index * stride)] for index in range(int(len(runs) / stride))]
     scales = [_scale(runs, path) for path in paths]
     series = []
+    # The best quarter is drawn last, on top of the others.
     for quarter, name in reversed(list(enumerate(QUARTERS))):
         members = drawn[quarter * len(drawn) // 4 : (quarter + 1) * len(drawn) // 4]
         x: list[float | None] = []
@@ -219,12 +227,12 @@ def _parallel(study: Study) -> Plot | None:
             y += [*(scale(run) for scale, _ in scales), None]
         look = (BEST, CONTROL, 4, MANY)[quarter]
         series.append(Series(name=name, x=x, y=y, look=look, faint=quarter > 0))
-    marks = [(float(axis), place, text) for axis, (_, ends) in enumerate(scales) for place, text in ends]
+    marks = [(float(axis), height, text) for axis, (_, ends) in enumerate(scales) for height, text in ends]
     return Plot(
         key="parallel",
         title="All searched parameters of completed trials",
         description=f"Parallel coordinates of {plural(len(drawn), 'completed trial')} over {', '.join(paths)}, in "
-        f"quarters by {metric_label(study.metric)}; the lowest value of an axis is at the bottom.",
+        f"quarters by {metric_label(study.metric)}; the lowest value of each axis is at the bottom.",
         x_label="",
         y_label="lowest to highest value tried",
         series=series,
@@ -235,7 +243,7 @@ def _parallel(study: Study) -> Plot | None:
 
 
 def _scale(runs: Sequence[Run], path: str) -> tuple[Callable[[Run], float | None], list[tuple[float, str]]]:
-    """Run → height of its value on a parameter's axis from 0 to 1, and the labels (height, text) of the axis."""
+    """A function from run to height on a parameter's axis (0 to 1), and the axis labels (height, text)."""
     bounds = numeric_range(runs, path)
     if bounds is None or bounds[0] == bounds[1]:
         texts = sorted({run.params.get(path, "—") for run in runs})

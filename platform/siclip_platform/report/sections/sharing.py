@@ -1,4 +1,4 @@
-"""Sharing patterns as diagrams, beside what they save and what they score."""
+"""Sharing patterns as diagrams, with the parameters they save and their quality."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ DEFAULT = "model's default"
 
 
 def sharing(study: Study) -> Section | None:
-    """Where runs differ in a sharing pattern, or the study asks for it."""
+    """The sharing patterns, if runs differ in them or the study asks about them."""
     used = {tower: _patterns(study, path) for tower, path in PATHS.items()}
     varied = any(len(names) > 1 for names in used.values())
     if not varied and study.question != "sharing":
         return None
     drawn = Diagrams([diagram for tower, names in used.items() for diagram in _diagrams(study, tower, names)])
-    words = (
-        "One box is one SAS-P block, in order; boxes with one letter and an arc use the same weights, dashed boxes "
-        "their own. Patterns are ranked by the mean over completed runs; runs of one pattern may differ in other "
-        "settings, so a search's ranking mixes in what else was chosen."
+    text = (
+        "Each box is one SAS-P block, in order. Boxes with the same letter, joined by an arc, share their weights; "
+        "dashed boxes have their own. Patterns are ranked by the mean over completed runs. Runs of one pattern may "
+        "differ in other settings, so the ranking of a search also reflects those."
     )
-    return Section("sharing", "Sharing patterns", [Text(words, soft=True), drawn, _table(study)])
+    return Section("sharing", "Sharing patterns", [Text(text, soft=True), drawn, _table(study)])
 
 
 def _patterns(study: Study, path: str) -> list[str]:
@@ -50,18 +50,19 @@ def _diagrams(study: Study, tower: str, names: Sequence[str]) -> list[Diagram]:
             value for run in runs if run.state == "completed" and (value := run.value(study.metric)) is not None
         ]
         counts = [value for run in runs if (value := run.value(f"cost/parameters_{tower}")) is not None]
-        facts = [
-            f"{metric_label(study.metric)} {metric_cell(study.metric, t_interval(values).mean).text}, "
-            f"{len(values)} completed" if values else "no completed run",
-            f"{min(counts):,.0f} parameters in the tower" if counts else "parameters not recorded",
-        ]  # fmt: skip
-        described = f"{PART_NAMES[found.part]} shared: {letters(found)}"
-        made.append(Diagram(f"{tower}, {name}", sharing_svg(found, f"{tower} {name}"), described, facts))
+        quality = "no completed run"
+        if values:
+            mean = metric_cell(study.metric, t_interval(values).mean).text
+            quality = f"{metric_label(study.metric)} {mean}, {len(values)} completed"
+        size = f"{min(counts):,.0f} parameters in the tower" if counts else "parameters not recorded"
+        description = f"{PART_NAMES[found.part]} shared: {letters(found)}"
+        svg = sharing_svg(found, f"{tower} {name}")
+        made.append(Diagram(f"{tower}, {name}", svg, description, [quality, size]))
     return made
 
 
 def _table(study: Study) -> Table:
-    """Each pair of patterns that was run: parameters, what it saves against the largest, quality."""
+    """One row per pair of patterns: parameters, share saved relative to the largest, and quality."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in study.leaves:
         key = (_name(run, PATHS["image"]) or "—", _name(run, PATHS["text"]) or "—")

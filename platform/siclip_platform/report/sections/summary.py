@@ -1,6 +1,6 @@
-"""The first screen: what wins, by how much and how surely, what it costs, what to try next.
+"""The first screen: what leads, by how much and how certainly, what it costs, and what to try next.
 
-Every figure in the sentences was logged by a run or is computed from such figures.
+Every number in the sentences was logged by a run or is computed from logged values.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from siclip_platform.report.draw.values import (
     points,
     probability,
 )
-from siclip_platform.report.judge.advice import next_steps
-from siclip_platform.report.judge.settings import compare_settings, level_with
+from siclip_platform.report.judge.settings import compare_settings, indistinguishable_from
+from siclip_platform.report.judge.statistics import Difference
 from siclip_platform.report.judge.winner import Winner, find_winner
 from siclip_platform.report.read.runs import HEADLINE, Run, Study
-from siclip_platform.report.sections.price import cost_sentence, cost_tile, price_sentence
+from siclip_platform.report.sections.advice import next_steps
+from siclip_platform.report.sections.cost import cost_of_leader, cost_of_study, cost_tile
 
 DISTILLATION = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
 SHOWN_VALUES = 6
 STATUS = {
     "confirmed": "confirmed with fresh seeds",
-    "not confirmed": "fresh seeds do not confirm it",
-    "contradicted": "fresh seeds contradict it",
+    "not confirmed": "not confirmed by fresh seeds",
+    "contradicted": "contradicted by fresh seeds",
     "not repeated": "not repeated with fresh seeds",
-    "none": "nothing stands out",
+    "none": "no setting leads",
 }
 
 
 def summary(study: Study) -> Section:
+    """Tiles, sentences, next steps and notes."""
     winner, steps = find_winner(study), next_steps(study)
-    sentences = [_ran(study), *_found(study, winner), *_teacher(study), *price_sentence(study, winner)]
-    sentences.append(cost_sentence(study))
+    sentences = [_ran(study), *_found(study, winner), *_teacher(study), *cost_of_leader(study, winner)]
+    sentences.append(cost_of_study(study))
     blocks: list[Block] = [Tiles(_tiles(study, winner, steps)), *map(Text, sentences)]
     if steps:
         blocks.append(Text("What to try next: " + " ".join(steps)))
@@ -49,23 +51,24 @@ def summary(study: Study) -> Section:
 
 def _tiles(study: Study, winner: Winner, steps: list[str]) -> list[Tile]:
     aim = f"{metric_label(study.metric)}, {'lower' if study.mode == 'min' else 'higher'} is better"
-    named = winner.name or "none yet"
-    level = _level_names(study, winner)
-    first = "Leading setting, not shown to be the best"
+    rivals = _rivals(study, winner)
+    claim = "Leading, unconfirmed"
     if winner.status == "confirmed":
-        first = "Leading setting, shown to be better than the baseline" if level else "Best setting"
-    told = f" · not told apart from {', '.join(level)}" if level else ""
-    advice = steps[0] if steps else "Nothing is open."
+        claim = "Leading, better than the baseline" if rivals else "Best setting"
+    details = [*_values(study, winner), STATUS[winner.status]]
+    if rivals:
+        details.append(f"not distinguishable from {', '.join(rivals)}")
+    step, _, reason = (steps[0] if steps else "No suggestion").partition(":")
     return [
-        Tile(first, named, " · ".join([*_values(study, winner), f"{STATUS[winner.status]}{told}", aim])),
+        Tile(claim, winner.name or "none yet", " · ".join([*details, aim])),
         _gain_tile(study, winner),
         cost_tile(study, winner),
-        Tile("Next", advice.partition(":")[0], advice.partition(":")[2].strip()[:160]),
-    ]  # fmt: skip
+        Tile("Next", step, reason.strip()[:160]),
+    ]
 
 
 def _values(study: Study, winner: Winner) -> list[str]:
-    """What a search's leading trial has set, by the last part of each name, or by all of it if that is not unique."""
+    """The leading trial's searched values, by the last part of each name or, if that is not unique, all of it."""
     if study.type != "search" or winner.trial is None:
         return []
     paths = [path for path in study.searched if path in winner.trial.params][:SHOWN_VALUES]
@@ -81,13 +84,13 @@ def _gain_tile(study: Study, winner: Winner) -> Tile:
     row = winner.comparison
     if winner.difference is not None:
         gap = winner.difference
-        sure = interval(winner.metric, gap.low, gap.high)
-        detail = f"against {winner.against}, {f'95 % interval {sure}' if sure else 'no interval: too few seeds'}"
+        known = interval(winner.metric, gap.low, gap.high)
+        detail = f"against {winner.against}, {f'95 % interval {known}' if known else 'no interval: too few seeds'}"
         return Tile(f"Gain, {metric_label(winner.metric)}", points(winner.metric, gap.mean), detail)
     if row is not None and row.difference is not None:
-        sure = interval(study.metric, row.difference.low, row.difference.high)
+        known = interval(study.metric, row.difference.low, row.difference.high)
         detail = (
-            f"over {study.baseline}, {f'95 % interval {sure}, Holm p {probability(row.p)}' if sure else 'one seed'}"
+            f"over {study.baseline}, {f'95 % interval {known}, Holm p {probability(row.p)}' if known else 'one seed'}"
         )
         return Tile("Gain in the study", points(study.metric, row.difference.mean), detail)
     best, control = study.best, study.control
@@ -102,7 +105,7 @@ def _gain_tile(study: Study, winner: Winner) -> Tile:
 
 
 def gap_of(best: Run | None, control: Run | None, name: str) -> float | None:
-    """Best − control where both have the metric."""
+    """Best − control; None unless both have the metric."""
     mine = best.value(name) if best else None
     other = control.value(name) if control else None
     return None if mine is None or other is None else mine - other
@@ -124,7 +127,7 @@ def _ran(study: Study) -> str:
     space = study.run.params.get("study.space")
     return (
         f"Study {study.name} ran {plural(len(study.trials), 'trial')} ({counted}) over "
-        f"{len(study.searched)} searched parameters{f' of {space}' if space else ''}, looking for the {aim} {label}."
+        f"{len(study.searched)} searched parameters{f' of {space}' if space else ''} for the {aim} {label}."
     )
 
 
@@ -132,25 +135,26 @@ def _found(study: Study, winner: Winner) -> list[str]:
     if study.type == "runs":
         return []
     if study.type == "ablation":
-        return [*_ablation(study), *_level(study, winner), curse_sentence(winner, study)]
-    return [_leader(study), *_against_control(study), curse_sentence(winner, study)]
+        return [*_ablation(study), *_shared_lead(study, winner), claim_sentence(winner, study)]
+    return [_leader(study), *_against_control(study), claim_sentence(winner, study)]
 
 
-def _level(study: Study, winner: Winner) -> list[str]:
-    """Who shares the lead: a higher mean alone is no order."""
-    names = _level_names(study, winner)
-    return [f"Not told apart from the leader {winner.name} by these seeds: {', '.join(names)}."] if names else []
+def _shared_lead(study: Study, winner: Winner) -> list[str]:
+    names = _rivals(study, winner)
+    text = f"Not distinguishable from the leader {winner.name} with these seeds: {', '.join(names)}."
+    return [text] if names else []
 
 
-def _level_names(study: Study, winner: Winner) -> list[str]:
+def _rivals(study: Study, winner: Winner) -> list[str]:
+    """Settings that may be as good as the leader: a higher mean alone does not rank them."""
     if winner.comparison is None or winner.comparison.verdict == "baseline":
         return []
-    return level_with(study, winner.name)
+    return indistinguishable_from(study, winner.name)
 
 
 def _ablation(study: Study) -> list[str]:
     rows = compare_settings(study)
-    told = []
+    sentences = []
     for verdict in ("better", "worse"):
         found = [row for row in rows if row.verdict == verdict]
         shown = [
@@ -160,63 +164,64 @@ def _ablation(study: Study) -> list[str]:
             if row.difference
         ]
         if shown:
-            told.append(f"{verdict.capitalize()} than {study.baseline}: {'; '.join(shown)}.")
-    open_ = [row.setting.name for row in rows if row.verdict == "not distinguishable"]
-    if open_:
-        told.append(f"Not distinguishable from {study.baseline} with these seeds: {', '.join(open_)}.")
+            sentences.append(f"{verdict.capitalize()} than {study.baseline}: {'; '.join(shown)}.")
+    undecided = [row.setting.name for row in rows if row.verdict == "not distinguishable"]
+    if undecided:
+        sentences.append(f"Not distinguishable from {study.baseline} with these seeds: {', '.join(undecided)}.")
     judged = [row for row in rows if row.verdict in ("better", "worse", "not distinguishable", "equal")]
     if not judged:
-        told.append("No setting can be judged yet: a comparison needs two seeds or more in common with the baseline.")
+        sentences.append(
+            "No setting can be judged yet: a comparison requires at least two seeds that the baseline has."
+        )
     elif not any(row.verdict == "better" for row in judged):
-        told.append(f"No setting is shown to be better than {study.baseline}.")
-    return told
+        sentences.append(f"No setting is shown to be better than {study.baseline}.")
+    return sentences
 
 
-def curse_sentence(winner: Winner, study: Study) -> str:
-    """Whether the leader may be called the best, and if not, why not."""
+def claim_sentence(winner: Winner, study: Study) -> str:
+    """Whether the leading setting may be called the best, and if not, why."""
     if winner.status == "none":
-        return "Nothing is called best."
+        return "No setting is called the best."
     if winner.status == "not repeated":
         return (
             f"{winner.name} was selected because it scored well, so its score is partly luck (the winner's curse). "
-            "It has not been re-run with fresh seeds, so it is not called best."
+            "It has not been re-run with fresh seeds, so it is not called the best."
         )
-    gap = winner.difference
     seeds = plural(len(winner.fresh), "fresh seed")
-    if gap is None:
-        return (
-            f"{winner.name} was re-run with {seeds}, but with nothing to hold it against, so it is not called best."
-        )
+    if winner.difference is None:
+        return f"{winner.name} was re-run with {seeds}, but without a comparison, so it is not called the best."
+    return _fresh_result(winner, winner.difference, seeds, _rivals(study, winner))
+
+
+def _fresh_result(winner: Winner, gap: Difference, seeds: str, rivals: list[str]) -> str:
     known = interval(winner.metric, gap.low, gap.high)
-    figures = f"{points(winner.metric, gap.mean)} {metric_label(winner.metric)} against {winner.against}" + (
-        f" (95 % interval {known})" if known else ""
-    )
-    level = ", ".join(_level_names(study, winner))
-    told = "is confirmed" if level else "is the best"
-    but = f" It is not called best, since the study's seeds do not tell it apart from {level}." if level else ""
-    return {
-        "confirmed": f"{winner.name} {told}: {seeds}, not used to select it, give {figures}.{but}",
-        "contradicted": f"{winner.name} is not the best: {seeds} give {figures}, so its lead in the selection was "
-        "luck.",
-    }.get(
-        winner.status,
-        f"{winner.name} is not called best: {seeds} give {figures}, which does not exclude no gain at all.",
+    figures = f"{points(winner.metric, gap.mean)} {metric_label(winner.metric)} against {winner.against}"
+    figures += f" (95 % interval {known})" if known else ""
+    if winner.status == "contradicted":
+        return f"{winner.name} is not the best: {seeds} give {figures}, so its lead in the selection was luck."
+    if winner.status != "confirmed":
+        return f"{winner.name} is not called the best: {seeds} give {figures}, which does not rule out a gain of 0."
+    if not rivals:
+        return f"{winner.name} is the best: {seeds}, not used to select it, give {figures}."
+    return (
+        f"{winner.name} is confirmed: {seeds}, not used to select it, give {figures}. It is not called the best, "
+        f"because the study's seeds do not distinguish it from {', '.join(rivals)}."
     )
 
 
 def _leader(study: Study) -> str:
     trial = study.best_trial
     if trial is None:
-        return "No completed trial with a value is known as the best one."
+        return "No completed trial with a value is recorded as the best."
     value = metric_cell(study.metric, trial.metrics.get(study.metric)).text
     own = [f"{path} {parameter_cell(trial.params[path]).text}" for path in study.searched if path in trial.params]
     setting = f" ({', '.join(own[:SHOWN_VALUES])})" if own else ""
     text = f"The leading setting is that of trial {trial.label}{setting}, with {metric_label(study.metric)} {value}"
     if study.best is None:
-        return f"{text}; it has not been trained again yet, so no test figures exist."
+        return f"{text}; it has not been retrained yet, so there are no test metrics."
     steps = study.best.steps
-    again = f"{steps:,} steps" if steps is not None else "a number of steps that is not recorded"
-    return f"{text} in the search; it was then trained again for {again} (state: {study.best.state})."
+    length = f"{steps:,} steps" if steps is not None else "an unrecorded number of steps"
+    return f"{text} in the search; it was then retrained for {length} (state: {study.best.state})."
 
 
 def _against_control(study: Study) -> list[str]:
@@ -224,20 +229,20 @@ def _against_control(study: Study) -> list[str]:
     if best is None:
         return []
     if control is None:
-        return ["There is no control run, so nothing shows what the setting itself contributes."]
+        return ["There is no control run, so the contribution of the setting itself is not known."]
     figures = []
     for name in HEADLINE:
         mine, other = (metric_cell(name, run.metrics.get(name)).text for run in (best, control))
-        words = f"{mine} against {other}"
         gap = gap_of(best, control, name)
-        figures.append(f"{metric_label(name)} {words}" + (f" ({points(name, gap)})" if gap is not None else ""))
-    what = "control (trained without distillation)" if _undistilled(control) else "control"
+        change = f" ({points(name, gap)})" if gap is not None else ""
+        figures.append(f"{metric_label(name)} {mine} against {other}{change}")
+    reference = "control (trained without distillation)" if _undistilled(control) else "control"
     early = [
-        f"The {run.kind} run is {run.state}, not completed: its figures are not final."
+        f"The {run.kind} run is {run.state}, not completed: its metrics are not final."
         for run in (best, control)
         if run.state != "completed"
     ]
-    together = f"{_steps(best, control)}, the leading setting and the {what} reach: {'; '.join(figures)}."
+    together = f"{_steps(best, control)}, the leading setting and the {reference} reach: {'; '.join(figures)}."
     return [together, *early, *([] if study.confirms else [_one_seed(best, control)])]
 
 
@@ -255,8 +260,8 @@ def _one_seed(best: Run, control: Run) -> str:
     seeds = [run.params.get("training.seed") for run in (best, control)]
     which = f" (seed {seeds[0]})" if seeds[0] is not None and seeds[0] == seeds[1] else ""
     return (
-        f"Each was trained once, with one seed{which}: nothing here says how much of a difference is noise "
-        "between seeds, and no claim is made about it."
+        f"Each was trained once, with one seed{which}, so the noise between seeds is not known and no claim is made "
+        "about the difference."
     )
 
 

@@ -1,4 +1,4 @@
-"""Quality against parameters, latency and cost, with the Pareto front of each."""
+"""Quality against parameters, latency and wall time, each with its Pareto front."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from siclip_platform.report.read.runs import Run, Study
 
 @dataclass(frozen=True)
 class Point:
-    """A completed trial or setting: its name, the mean of the metric, and a run that its costs are read from."""
+    """A setting with completed runs.
+
+    Attributes:
+        quality: Mean of the study's metric.
+        runs: The completed runs, over which its costs are averaged.
+    """
 
     name: str
     quality: float
     runs: Sequence[Run]
 
     def cost(self, of: Callable[[Run], float | None]) -> float | None:
+        """Mean of a cost over the runs that recorded it; None if none did."""
         found = [value for run in self.runs if (value := of(run)) is not None]
         return t_interval(found).mean if found else None
 
 
 def tradeoff(study: Study) -> Section | None:
+    """One plot per recorded cost; None without a completed run."""
     points = quality_points(study)
     if not points:
         return None
@@ -37,11 +44,15 @@ def tradeoff(study: Study) -> Section | None:
     ]
     if not plots:
         plots = [Text("Fewer than two completed runs have a recorded cost, or all cost the same.")]
-    words = "Joined points are on the Pareto front: nothing is both cheaper and better. Noise between seeds moves it."
-    return Section("tradeoff", "Quality against cost", [Text(words, soft=True), *plots])
+    text = (
+        "Connected points form the Pareto front: no other setting is both cheaper and better. Noise between seeds "
+        "shifts the front."
+    )
+    return Section("tradeoff", "Quality against cost", [Text(text, soft=True), *plots])
 
 
 def quality_points(study: Study) -> list[Point]:
+    """One point per setting that has a value of the study's metric."""
     made = []
     for setting in settings(study):
         values = setting.values(study.metric)
@@ -52,7 +63,7 @@ def quality_points(study: Study) -> list[Point]:
 
 
 def parameters(run: Run) -> float | None:
-    """Of both towers."""
+    """Parameters of both towers, or the total if the towers are not recorded."""
     image, text = run.value("cost/parameters_image"), run.value("cost/parameters_text")
     return image + text if image is not None and text is not None else run.value("cost/parameters")
 
@@ -86,18 +97,18 @@ def _plot(
     series = [
         Series(
             name=name,
-            x=[known[index][1] for index in places],
-            y=[known[index][0].quality for index in places],
-            labels=[known[index][0].name for index in places],
+            x=[known[index][1] for index in indices],
+            y=[known[index][0].quality for index in indices],
+            labels=[known[index][0].name for index in indices],
             style=style,  # type: ignore[arg-type]
             look=look,
             faint=faint,
         )
-        for name, places, style, look, faint in (
-            ("beaten by another", rest, "points", BEST, len(rest) > 60),
+        for name, indices, style, look, faint in (
+            ("dominated", rest, "points", BEST, len(rest) > 60),
             ("Pareto front", front, "line", CONTROL, False),
         )
-        if places
+        if indices
     ]
     return Plot(
         key=f"pareto-{key}",

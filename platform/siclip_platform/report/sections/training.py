@@ -1,4 +1,4 @@
-"""What training told about its blocks and its pair matching."""
+"""Block divergence and pair matching during training."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PAIRS = {
 
 
 def divergence(study: Study) -> Section | None:
-    """Jensen-Shannon divergence of adjacent and of sharing blocks through training."""
+    """Jensen-Shannon divergence of adjacent and of sharing blocks during training; None if no run logged it."""
     names = sorted({name for run in _detailed(study) for name in run.curves if name.startswith(DIVERGENCE)})
     if not names:
         if study.question != "divergence":
             return None
-        return Section("divergence", "Divergence of blocks", [Text("No run has logged divergences.")])
-    words = (
+        return Section("divergence", "Divergence of blocks", [Text("No run logged divergences.")])
+    text = (
         "Jensen-Shannon divergence between the attention of two blocks, in nats (0: equal, 0.693: disjoint). "
-        "Near-uniform attention gives a low value too, so compare shared pairs with the others."
+        "Near-uniform attention also gives a low value, so compare shared pairs with the others."
     )
     plots: list[Block] = [_divergence_plot(study, tower, names) for tower in ("image", "text") if _of(names, tower)]
-    return Section("divergence", "Divergence of blocks", [Text(words, soft=True), *plots, _change(study, names)])
+    return Section("divergence", "Divergence of blocks", [Text(text, soft=True), *plots, _change(study, names)])
 
 
 def _of(names: Sequence[str], tower: str) -> list[str]:
@@ -43,7 +43,7 @@ def _of(names: Sequence[str], tower: str) -> list[str]:
 
 
 def _divergence_plot(study: Study, tower: str, names: Sequence[str]) -> Plot:
-    """A line per pair, of the leader or baseline; a pair that shares weights is named so."""
+    """One line per pair of blocks, from one representative run; pairs that share weights are marked."""
     run = _representative(study)
     series, ends = [], []
     for index, name in enumerate(_of(names, tower)):
@@ -65,7 +65,7 @@ def _divergence_plot(study: Study, tower: str, names: Sequence[str]) -> Plot:
 
 
 def shares_weights(run: Run, tower: str, pair: str) -> bool | None:
-    """Whether both blocks use the same weights; None if the pattern is not known."""
+    """Whether both blocks of a pair (``0-1``) use the same weights; None if the pattern is not known."""
     found = pattern(run.params.get(f"model.{tower}_sharing"))
     one, _, other = pair.partition("-")
     if found is None or not (one.isdecimal() and other.isdecimal()):
@@ -76,7 +76,7 @@ def shares_weights(run: Run, tower: str, pair: str) -> bool | None:
 
 
 def _change(study: Study, names: Sequence[str]) -> Table:
-    """First and last value of each pair in each setting, and the change over seeds with its interval."""
+    """First and last value of each pair in each setting, and the mean change over seeds with its interval."""
     rows = []
     for setting in settings(study):
         for name in names:
@@ -86,7 +86,7 @@ def _change(study: Study, names: Sequence[str]) -> Table:
             tower, pair = name.removeprefix(DIVERGENCE).split("/")
             change = t_interval([curve[-1][1] - curve[0][1] for curve in found])
             shared = shares_weights(setting.trial, tower, pair)
-            ends = [t_interval([curve[place][1] for curve in found]).mean for place in (0, -1)]
+            ends = [t_interval([curve[index][1] for curve in found]).mean for index in (0, -1)]
             sure = f"{change.low:+.3g} to {change.high:+.3g}".replace("-", "−") if change.count > 1 else "one seed"
             rows.append(
                 [
@@ -101,8 +101,8 @@ def _change(study: Study, names: Sequence[str]) -> Table:
             )
     return Table(
         key="divergences",
-        title="Change of divergence through training",
-        columns=["setting", "blocks", "shared", "first", "last", "change", "its 95 % interval", "seeds"],
+        title="Change of divergence during training",
+        columns=["setting", "blocks", "shared", "first", "last", "change", "95 % interval of change", "seeds"],
         rows=rows,
         numeric=[False, False, False, True, True, True, False, True],
         sortable=True,
@@ -111,7 +111,7 @@ def _change(study: Study, names: Sequence[str]) -> Table:
 
 
 def pair_matching(study: Study) -> Section | None:
-    """Loss, accuracies and masking of pair matching, where a run logged them."""
+    """Loss, accuracies and masking of pair matching; None if no run logged them."""
     runs = _detailed(study)
     logged = [name for name in PAIRS if any(name in run.curves for run in runs)]
     if not logged:
@@ -132,8 +132,10 @@ def pair_matching(study: Study) -> Section | None:
                 height=300,
             )
         )
-    words = "Two of three pairs are mined negatives, so a classifier that always says no reaches 67 % over all pairs."
-    return Section("pair-matching", "Pair matching", [Text(words, soft=True), *plots])
+    text = (
+        "Two of three pairs are mined negatives, so a classifier that always answers no is right for 67 % of pairs."
+    )
+    return Section("pair-matching", "Pair matching", [Text(text, soft=True), *plots])
 
 
 def _lines(study: Study, name: str) -> list[Series]:
@@ -147,12 +149,13 @@ def _lines(study: Study, name: str) -> list[Series]:
 
 
 def _detailed(study: Study) -> list[Run]:
+    """Runs whose training curves the report reads."""
     single = [run for run in (study.best, study.control) if run]
     return [*single, *study.leaves, *study.confirms]
 
 
 def _representative(study: Study) -> Run:
-    """The run whose curves stand for the study: best, else of the leading setting, else any that has them."""
+    """The run whose curves are shown: best, else one of the leading trial, else any that has them."""
     having = [run for run in _detailed(study) if any(name.startswith(DIVERGENCE) for name in run.curves)]
     if study.best in having:
         return study.best

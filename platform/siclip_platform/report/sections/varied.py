@@ -1,4 +1,4 @@
-"""A study's settings as points along the one number in which they differ."""
+"""The settings of a study along the number in which they differ."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from siclip_platform.report.read.runs import Study
 
 
 def varied_number(study: Study, preferred: Sequence[str]) -> str | None:
-    """The numeric parameter that the settings are about: a preferred one, else the only numeric one that varies."""
+    """The numeric parameter that the settings vary: a preferred one, else the only one; None otherwise."""
     made = settings(study)
 
     def numeric(path: str) -> bool:
         values = [number(setting.trial.params.get(path)) for setting in made]
         return None not in values and len(set(values)) > 1
 
-    wanted = next((path for path in preferred if numeric(path)), None)
-    if wanted:
-        return wanted
+    found = next((path for path in preferred if numeric(path)), None)
+    if found:
+        return found
     paths = {path for setting in made for path in setting.trial.params if path != "training.seed"}
-    found = [path for path in sorted(paths) if numeric(path) and not path.startswith("study.")]
-    return found[0] if len(found) == 1 else None
+    varying = [path for path in sorted(paths) if numeric(path) and not path.startswith("study.")]
+    return varying[0] if len(varying) == 1 else None
 
 
 def positions(study: Study, path: str) -> list[tuple[float, Setting]]:
+    """(value of the parameter, setting), in order of the value."""
     pairs = [(number(setting.trial.params.get(path)), setting) for setting in settings(study)]
     return sorted(((x, setting) for x, setting in pairs if x is not None), key=lambda pair: pair[0])
 
 
 def against_number(study: Study, path: str, key: str) -> Plot:
-    """The metric's mean over seeds, with intervals, against a numeric parameter."""
+    """Plot the metric's mean over seeds, with its interval, against a numeric parameter."""
     found = [(x, t_interval(list(setting.values(study.metric).values()))) for x, setting in positions(study, path)]
     known = [(x, each) for x, each in found if each.count]
     low, high = (min(x for x, _ in known), max(x for x, _ in known)) if known else (0.0, 0.0)

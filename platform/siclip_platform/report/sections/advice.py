@@ -1,25 +1,30 @@
-"""What to try next, from what the store shows: rules, each with the figure that it rests on."""
+"""Suggestions for the next step. Each is a rule that states the value it is based on."""
 
 from __future__ import annotations
 
 from siclip_platform.report.draw.values import metric_label, plural, points, short
 from siclip_platform.report.judge.numbers import number, numeric_range
-from siclip_platform.report.judge.settings import compare_settings, level_with, seeds_between, settings
+from siclip_platform.report.judge.settings import (
+    compare_settings,
+    indistinguishable_from,
+    seeds_to_separate,
+    settings,
+)
 from siclip_platform.report.judge.statistics import t_interval
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import Curve, Run, Study
 
-FRESH_SEEDS = 5
+FRESH_SEEDS = 5  # they detect a gain of 1.7 standard deviations of the paired difference with 80 % power
 FAILED_SHARE = 0.2
-RISE = 0.02
-OTHERWISE = "Try other data and another teacher: seeds do not show what those would change."
+RISE = 0.02  # of a single run, whose noise is not known: a gain of a fiftieth counts as rising
+OTHERWISE = "Try other data or another teacher: seeds cannot show what those would change."
 
 
 def next_steps(study: Study) -> list[str]:
-    """Sentences ``WHAT: WHY.``, the most useful first."""
+    """Sentences of the form ``WHAT: WHY.``, most useful first; empty for runs of no study."""
     if study.type == "runs":
         return []
-    steps = [*_unfinished(study), *_failures(study), *_confirm(study), *_tell_apart(study), *_more_seeds(study)]
+    steps = [*_unfinished(study), *_failures(study), *_confirm(study), *_separate(study), *_more_seeds(study)]
     return [*steps, *_edges(study), *_rising(study)] or [OTHERWISE]
 
 
@@ -27,49 +32,56 @@ def _unfinished(study: Study) -> list[str]:
     running = [run for run in study.runs if run.state == "running"]
     if not running:
         return []
-    return [f"Let it finish: {plural(len(running), 'run')} of {len(study.runs)} have not ended, or were cut off."]
+    return [f"Let it finish: {len(running)} of {plural(len(study.runs), 'run')} still running or interrupted."]
 
 
 def _failures(study: Study) -> list[str]:
     failed = [run for run in study.leaves if run.state == "failed"]
     if not failed or len(failed) < FAILED_SHARE * len(study.leaves):
         return []
-    return [f"Look at the failures: {len(failed)} of {plural(len(study.leaves), 'run')} failed, see their reasons."]
+    return [
+        f"Check the failures: {len(failed)} of {plural(len(study.leaves), 'run')} failed; their reasons are below."
+    ]
 
 
 def _confirm(study: Study) -> list[str]:
     winner = find_winner(study)
     if winner.status == "not repeated":
         return [
-            f"Re-run with fresh seeds: {winner.name} and the baseline, {FRESH_SEEDS} seeds each that no run has "
-            "used, before it is called best."
+            f"Re-run with fresh seeds: train {winner.name} and the baseline with {FRESH_SEEDS} unused seeds each "
+            "before calling it the best."
         ]
     if winner.status == "not confirmed":
-        return [f"Add fresh seeds: {plural(len(winner.fresh), 'fresh run')} of {winner.name} do not decide."]
+        return [f"Add fresh seeds: {plural(len(winner.fresh), 'fresh run')} of {winner.name} decided nothing."]
     if winner.status == "contradicted":
         return [f"Drop it: with fresh seeds {winner.name} is worse than {winner.against}."]
     return []
 
 
-def _tell_apart(study: Study) -> list[str]:
-    """Seeds that would tell the leading setting from the nearest that this study does not tell it apart from."""
+def _separate(study: Study) -> list[str]:
+    """Seeds that would separate the leading setting from an indistinguishable one; the pair that needs fewest."""
     winner = find_winner(study)
     if study.type != "ablation" or winner.comparison is None or winner.comparison.verdict != "better":
         return []
     values = {setting.name: setting.values(study.metric) for setting in settings(study)}
-    level = level_with(study, winner.name)
-    needed = {name: seeds_between(values[winner.name], values[name]) for name in level}
+    needed = {
+        name: seeds_to_separate(values[winner.name], values[name])
+        for name in indistinguishable_from(study, winner.name)
+    }
     known = {name: count for name, count in needed.items() if count}
     if not known:
         return []
     name = min(known, key=known.__getitem__)
     return [
-        f"Tell {winner.name} from {name}: about {known[name]} more seeds of both would, if the measured gap is true."
+        f"Separate {winner.name} from {name}: about {known[name]} more seeds of each if the measured gap is real."
     ]
 
 
 def _rising(study: Study) -> list[str]:
-    """Whether the leader still gained in the last fifth of its steps: over seeds surely, of one run by a fiftieth."""
+    """Whether the leader's metric still improved in the last fifth of its steps.
+
+    With several seeds the interval of the gain must lie above 0; a single run must have gained by `RISE`.
+    """
     winner = find_winner(study)
     by_name = {setting.name: setting for setting in settings(study)}
     if winner.name not in by_name:
@@ -79,8 +91,8 @@ def _rising(study: Study) -> list[str]:
     found = t_interval([gain for _, gain in ends])
     if not found.count:
         return []
-    sure = found.low > 0 if found.count > 1 else found.mean > RISE * abs(ends[0][0])
-    if not sure:
+    rises = found.low > 0 if found.count > 1 else found.mean > RISE * abs(ends[0][0])
+    if not rises:
         return []
     return [
         f"Train longer: {metric_label(study.metric)} of {winner.name} still changed by "
@@ -89,7 +101,7 @@ def _rising(study: Study) -> list[str]:
 
 
 def _late_gain(study: Study, curve: Curve) -> float | None:
-    """Gain from the last value at or before four fifths of the steps to the last; positive is for the better."""
+    """Gain from the last value in the first four fifths of the steps to the end; positive is better."""
     before = [value for step, value in curve if step <= 0.8 * curve[-1][0]]
     return study.gain(curve[-1][1] - before[-1]) if before else None
 
@@ -101,17 +113,15 @@ def _more_seeds(study: Study) -> list[str]:
     nearest = min(rows, key=lambda row: row.more or 0, default=None)
     if nearest is None:
         return []
-    return [
-        f"Add seeds: {nearest.more} more would decide {nearest.setting.name}, if its true gain is the measured one."
-    ]
+    return [f"Add seeds: about {nearest.more} more would decide {nearest.setting.name} if its measured gain is real."]
 
 
 def _edges(study: Study) -> list[str]:
-    """Searched numbers whose best trials lie at an end of what was tried."""
+    """Searched numbers whose best value lies at an end of the range tried."""
     trial = study.best_trial
     if trial is None or len(study.ranked) < 5:
         return []
-    found = [words for path in study.searched if (words := _edge(study, trial, path))]
+    found = [text for path in study.searched if (text := _edge(study, trial, path))]
     return [f"Widen the search: {'; '.join(found)}."] if found else []
 
 
@@ -122,5 +132,5 @@ def _edge(study: Study, trial: Run, path: str) -> str | None:
     low, high = bounds
     for edge, side in ((low, "lowest"), (high, "highest")):
         if value == edge:
-            return f"the leader has the {side} {path} that was tried ({short(edge)})"
+            return f"the leader has the {side} {path} tried ({short(edge)})"
     return None

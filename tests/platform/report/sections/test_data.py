@@ -1,4 +1,4 @@
-"""What a run logs about its data, and how the report shows it."""
+"""The data summary that a run logs, and the report of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def summary(digits: Path, nano_teacher: Path) -> DataSummary:
     return summarize_dataset(open_dataset(digits), checkpoint=nano_teacher, split="validation", examples=4)
 
 
-def test_sizes_and_captions_are_those_of_the_files(digits: Path, summary: DataSummary) -> None:
+def test_sizes_and_captions_match_the_files(digits: Path, summary: DataSummary) -> None:
     manifest = json.loads((digits / "manifest.json").read_text())
     assert set(summary.splits) == set(manifest["splits"])
     for name, entries in manifest["splits"].items():
@@ -39,7 +39,7 @@ def test_sizes_and_captions_are_those_of_the_files(digits: Path, summary: DataSu
     assert sum(found.sources.values()) == len(texts)
 
 
-def test_examples_are_small_images_with_what_the_model_retrieves(digits: Path, summary: DataSummary) -> None:
+def test_examples_are_small_images_with_the_models_retrievals(digits: Path, summary: DataSummary) -> None:
     entry = json.loads((digits / "manifest.json").read_text())["splits"]["validation"][0]
     rows = pq.read_table(digits / entry["path"])["captions"].to_pylist()
     own = {tuple(caption["text"] for caption in row) for row in rows}
@@ -51,7 +51,8 @@ def test_examples_are_small_images_with_what_the_model_retrieves(digits: Path, s
         assert example.captions in own
         assert len(example.retrieved) == 3
         assert all(one.right == (one.caption in example.captions) for one in example.retrieved)
-    assert any(not example.retrieved[0].right for example in summary.examples)  # the teacher is untrained
+    # The teacher is untrained, so it must be wrong somewhere.
+    assert any(not example.retrieved[0].right for example in summary.examples)
 
 
 def test_rejected_rows_are_counted_from_the_ledger(digits: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_rejected_rows_are_counted_from_the_ledger(digits: Path, tmp_path: Path)
     assert found.pool == 0 and all(not example.retrieved for example in found.examples)
 
 
-def test_the_report_shows_it(summary: DataSummary, tmp_path: Path, mlflow_database: bytes) -> None:
+def test_the_report_shows_the_summary(summary: DataSummary, tmp_path: Path, mlflow_database: bytes) -> None:
     store = SyntheticStore(tmp_path / "store", mlflow_database)
     study = add_ablation(store, store.experiment("data"), "data", Ablation({"a": 0.1, "b": 0.2}, seeds=(0,)))
     made = summary.model_copy(update={"rejected": {"truncated": 2}})

@@ -1,4 +1,4 @@
-"""What the sections say, against figures computed here from what was logged."""
+"""The sections of a report compared with values computed here from the logged metrics."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def logged(store: SyntheticStore, experiment: str, kind: str, metric: str = METR
     }
 
 
-def test_the_ablation_table_is_scipys(store: SyntheticStore, pages: dict[str, Page]) -> None:
+def test_the_ablation_table_equals_scipy(store: SyntheticStore, pages: dict[str, Page]) -> None:
     values = logged(store, "ablation", "seed")
     arrays = {name: np.array([values[name, seed] for seed in range(4)]) for name in MEANS}
     base = arrays["from scratch"]
@@ -75,16 +75,16 @@ def test_the_ablation_table_is_scipys(store: SyntheticStore, pages: dict[str, Pa
         assert float(cells["mean"][1]) == pytest.approx(arrays[name].mean())
         assert float(cells["difference"][1]) == pytest.approx((arrays[name] - base).mean())
         low, high = (100 * edge for edge in test.confidence_interval())
-        assert cells["its 95 % interval"][0] == f"{low:+.1f} to {high:+.1f}".replace("-", "−")
+        assert cells["95 % interval of difference"][0] == f"{low:+.1f} to {high:+.1f}".replace("-", "−")
         assert float(cells["Holm p"][1]) == pytest.approx(p)
         expected = "not distinguishable" if p >= 0.05 else "better" if test.statistic > 0 else "worse"
         assert cells["verdict"][1] == expected
     verdicts = pages["ablation"].column("ablation", "verdict")
     assert verdicts[0] == "● baseline" and verdicts[1] == "▲ better (4 seeds)" and verdicts[3] == "▼ worse (4 seeds)"
-    assert "≈ not distinguishable with 4 seeds: " in verdicts[2]
+    assert "≈ not distinguishable with 4 seeds; " in verdicts[2]
 
 
-def test_best_is_called_best_with_fresh_seeds_alone(store: SyntheticStore, pages: dict[str, Page]) -> None:
+def test_only_fresh_seeds_make_a_setting_the_best(store: SyntheticStore, pages: dict[str, Page]) -> None:
     fresh = logged(store, "ablation", "confirm", "test/mean_recall@1")
     gaps = [fresh["+ FD", seed] - fresh["from scratch", seed] for seed in range(100, 105)]
     low, high = (100 * edge for edge in stats.ttest_1samp(gaps, 0).confidence_interval())
@@ -94,10 +94,10 @@ def test_best_is_called_best_with_fresh_seeds_alone(store: SyntheticStore, pages
     assert "Best setting" in text
     text = pages["ratio"].text
     assert " is the best:" not in text
-    assert "not called best" in text or "Nothing is called best" in text
+    assert "not called the best" in text or "No setting is called the best" in text
 
 
-def test_seeds_are_bands(store: SyntheticStore, pages: dict[str, Page]) -> None:
+def test_seeds_are_drawn_as_bands(store: SyntheticStore, pages: dict[str, Page]) -> None:
     values = logged(store, "ablation", "seed")
     traces = pages["ablation"].figures()["plot-validation"]["data"]
     lines = {trace["name"]: trace for trace in traces if "fill" not in trace}
@@ -110,8 +110,8 @@ def test_seeds_are_bands(store: SyntheticStore, pages: dict[str, Page]) -> None:
     assert bands["+ FD"]["y"][count] == pytest.approx(low)
 
 
-def test_importance_finds_what_decides(pages: dict[str, Page]) -> None:
-    """The synthetic search is made so that the learning rate decides nearly everything."""
+def test_importance_finds_the_decisive_parameter(pages: dict[str, Page]) -> None:
+    """In the synthetic search the learning rate decides nearly everything."""
     shares = dict(zip(pages["search"].column("importances", "parameter"), _shares(pages["search"]), strict=True))
     assert max(shares, key=lambda name: shares[name][1]) == "training.learning_rate"
     assert sum(share[0] for share in shares.values()) == pytest.approx(1)
@@ -150,7 +150,7 @@ def test_search_history_and_front(store: SyntheticStore, pages: dict[str, Page])
     assert "at 11, 33 steps" in pages["search"].text
 
 
-def test_scaling_gives_the_law_it_was_made_with(pages: dict[str, Page]) -> None:
+def test_scaling_recovers_the_true_law(pages: dict[str, Page]) -> None:
     text = pages["scaling"].text
     assert "How quality scales with the number of pairs" in text
     exponent = float(text.partition("N^−")[2].partition(",")[0])
@@ -163,9 +163,9 @@ def test_scaling_gives_the_law_it_was_made_with(pages: dict[str, Page]) -> None:
     ("name", "title", "figure"),
     [
         ("ablation", "Which sharing pattern is best", "plot-forest"),
-        ("divergence", "Whether shared blocks stay close through training", "plot-divergence-text"),
+        ("divergence", "Whether shared blocks stay similar during training", "plot-divergence-text"),
         ("pm", "Whether pair matching helps beyond retrieval", "plot-pair-positive-accuracy"),
-        ("ratio", "What ratio of synthetic captions", "plot-ratio"),
+        ("ratio", "Which ratio of synthetic captions is best", "plot-ratio"),
         ("scaling", "How quality scales with the number of pairs", "plot-scaling"),
     ],
 )
@@ -175,11 +175,12 @@ def test_a_study_answers_its_question(pages: dict[str, Page], name: str, title: 
     assert title not in pages["search"].text
 
 
-def test_answers_hold_the_figures(store: SyntheticStore, pages: dict[str, Page]) -> None:
+def test_answers_contain_the_computed_values(store: SyntheticStore, pages: dict[str, Page]) -> None:
     assert "Pairs that share weights drift apart: change +0.0" in pages["divergence"].text
     values = logged(store, "pm", "seed", "test/beats_all_negatives")
     expected = stats.ttest_rel(*([values[name, seed] for seed in range(3)] for name in ("+ PM", "+ CRD")))
-    rows = {row[0][0]: row for row in pages["pm"].tables["beyond"][1:]}  # the one setting with it, beside the nearest
+    # The one setting with pair matching, and the nearest in order of those without it.
+    rows = {row[0][0]: row for row in pages["pm"].tables["beyond"][1:]}
     assert [cell[0] for cell in rows["test beats all negatives"][1:3]] == ["+ PM", "+ CRD"]
     gap = np.mean([values["+ PM", seed] - values["+ CRD", seed] for seed in range(3)])
     assert float(rows["test beats all negatives"][4][1]) == pytest.approx(gap)
@@ -204,14 +205,14 @@ def test_device_time_and_bytes_are_sums_over_runs(store: SyntheticStore, pages: 
     assert len(seconds) == 4 * 4 + 2 * 5
     assert totals["device time, GPU, 26 runs"] == f"{sum(seconds):.1f} s"
     assert totals["last checkpoint of each run, 26 runs"] == "208.0 MB"
-    assert totals["dataset on the disk"] == "not recorded"
+    assert totals["dataset on disk"] == "not recorded"
 
 
-def test_data_are_said_to_be_missing(pages: dict[str, Page]) -> None:
+def test_missing_data_are_reported(pages: dict[str, Page]) -> None:
     assert "No run of this study logged data_summary.json" in pages["search"].text
 
 
-def test_a_broken_summary_is_named(store: SyntheticStore, tmp_path: Path) -> None:
+def test_an_invalid_summary_is_reported(store: SyntheticStore, tmp_path: Path) -> None:
     study = add_ablation(store, store.experiment("broken"), "broken", Ablation({"a": 0.1, "b": 0.2}, seeds=(0,)))
     image = {"image": "https://evil.example/x.png", "captions": []}
     content = {"name": "x", "version": "1", "hash": "h", "examples": [image]}

@@ -1,4 +1,4 @@
-"""Escaping and formatting of the report, against an independent Markdown parser."""
+"""Escaping of the Markdown twin compared with an independent parser, and the format of values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT = st.text(st.one_of(st.sampled_from("\\`|*_[]()<>&#~$!-+ \nab1"), st.charac
 
 
 def _shown(text: str) -> str:
-    """What a cell shows: whitespace collapsed, and what Markdown cannot carry replaced."""
+    """The text that a cell shows: whitespace collapsed, NUL replaced as CommonMark requires."""
     return " ".join(text.split()).replace("\x00", "\ufffd")
 
 
@@ -31,7 +31,8 @@ def test_any_text_survives_a_table_cell(text: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(TEXT.filter(lambda text: "\r" not in text))  # Markdown reads it as a newline
+# Markdown reads a carriage return as a newline.
+@given(TEXT.filter(lambda text: "\r" not in text))
 def test_any_command_survives_its_block(text: str) -> None:
     (token,) = PARSER.parse(code_block(text))
     assert token.type == "fence"
@@ -58,7 +59,7 @@ def test_parameters(value: str | None, shown: str, exact: float | str | None) ->
     assert parameter_cell(value) == Cell(shown, exact)
 
 
-def test_figures() -> None:
+def test_values() -> None:
     assert metric_cell("test/mean_recall@1", 0.47013) == Cell("47.0 %", 0.47013)
     assert metric_cell("train/loss", 0.0) == Cell("0", 0.0)
     assert metric_cell("test/mean_recall@1", 0.0) == Cell("0.0 %", 0.0)

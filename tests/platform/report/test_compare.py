@@ -1,4 +1,4 @@
-"""``siclip-platform report`` and ``compare`` as they are typed."""
+"""The commands ``siclip-platform report`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*arguments: str) -> str:
     return found.output
 
 
-def test_compare_shows_what_differs_and_nothing_else(store: SyntheticStore) -> None:
+def test_compare_shows_only_differences(store: SyntheticStore) -> None:
     output = run("compare", "t0", "t1", "--tracking-uri", store.uri)
     rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in output.splitlines() if line.count("│") > 3}
     assert [cell.strip() for cell in rows["loss.pair_matching"]] == ["0", "1"]
@@ -51,7 +51,7 @@ def test_compare_shows_what_differs_and_nothing_else(store: SyntheticStore) -> N
     assert "\x1b" not in output
 
 
-def test_runs_go_by_id_beginning_or_name(store: SyntheticStore) -> None:
+def test_runs_are_found_by_id_prefix_or_name(store: SyntheticStore) -> None:
     reader = Store(store.uri)
     one, two = find_runs(reader, ["one", "t1"])
     again = find_runs(reader, [one.run_id, two.run_id[:8]])
@@ -61,7 +61,7 @@ def test_runs_go_by_id_beginning_or_name(store: SyntheticStore) -> None:
     with pytest.raises(UserError, match=r"no run 'three'.*one"):
         find_runs(reader, ["three"])
     store.run(store.experiment("siclip"), "train", name="one")
-    with pytest.raises(UserError, match="2 runs go by 'one'"):
+    with pytest.raises(UserError, match="2 runs match 'one'"):
         find_runs(reader, ["one"])
 
 
@@ -70,7 +70,7 @@ def test_compare_of_one_run_is_refused(store: SyntheticStore) -> None:
         run("compare", "t0", "--tracking-uri", store.uri)
 
 
-def test_report_takes_its_choice_from_the_command_line(store: SyntheticStore, tmp_path: Path) -> None:
+def test_report_selects_by_command_line_options(store: SyntheticStore, tmp_path: Path) -> None:
     output = run("report", "--tracking-uri", store.uri, "--out", str(tmp_path), "--run", "t0", "--run", "t1")
     assert [Path(line).exists() for line in output.split()] == [True, True, True]
     twin = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A report of a store that lies behind an MLflow server."""
+"""Reports of a store behind an MLflow server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from report_store import Ablation, SyntheticStore, add_ablation
 from typer.testing import CliRunner
 
 from siclip_platform.cli import app
-from siclip_platform.report import write_report
+from siclip_platform.report import ReportPaths, write_report
 from siclip_platform.report.watch import follow
 
 pytestmark = pytest.mark.slow
@@ -24,8 +24,8 @@ def run(*arguments: str) -> str:
     return found.output
 
 
-def test_a_server_gives_the_report_that_its_database_gives(tmp_path: Path, mlflow_database: bytes) -> None:
-    """The same tables, with links to its pages; artifacts through the server; ``compare``; a watched study."""
+def test_a_report_over_http_equals_that_of_the_database(tmp_path: Path, mlflow_database: bytes) -> None:
+    """The same tables, with links to the server's pages; artifacts through the server; ``compare``; ``--watch``."""
     store = SyntheticStore(tmp_path / "store", mlflow_database)
     experiment = str(store.client.create_experiment("served", artifact_location="mlflow-artifacts:/served"))
     study = add_ablation(store, experiment, "served", Ablation({"baseline": 0.3, "+ PM": 0.4}, seeds=(0, 1)))
@@ -34,8 +34,8 @@ def test_a_server_gives_the_report_that_its_database_gives(tmp_path: Path, mlflo
     with server(free_port(), tmp_path / "store") as address:
         client = MlflowClient(tracking_uri=address)
         client.log_text(study, '{"name": "dots", "version": "1", "hash": "x"}', "data_summary.json")
-        asked = ("--tracking-uri", address, "--out", str(tmp_path / "out"), "--study", "served")
-        assert "report.html" in run("report", *asked, "--log-artifacts")
+        options = ("--tracking-uri", address, "--out", str(tmp_path / "out"), "--study", "served")
+        assert "report.html" in run("report", *options, "--log-artifacts")
         html = (tmp_path / "out" / "report.html").read_bytes()
         served = Page(html.decode())
         assert "dots 1, hash x" in served.text and "dots 1, hash x" not in direct.text
@@ -53,9 +53,9 @@ def test_a_server_gives_the_report_that_its_database_gives(tmp_path: Path, mlflo
         def end(_: float) -> None:
             client.set_tag(watched, "siclip.state", "completed")
 
-        made: list[bool] = []
-        last = follow(
-            lambda: write_report(address, tmp_path / "watched", study="watched", watch_seconds=5),
-            5, lambda paths: made.append(paths.running), end,
-        )  # fmt: skip
-        assert made == [True] and not last.running
+        def make() -> ReportPaths:
+            return write_report(address, tmp_path / "watched", study="watched", watch_seconds=5)
+
+        states: list[bool] = []
+        last = follow(make, 5, lambda paths: states.append(paths.running), end)
+        assert states == [True] and not last.running

@@ -1,6 +1,6 @@
 """SiCLIP (arXiv 2411.14789) in plain PyTorch: models, losses, one training loop, evaluation.
 
-The public names are imported when first used, so that ``siclip.config`` and ``siclip.errors`` cost no torch.
+Public names are imported on first use, so that ``siclip.config`` and ``siclip.errors`` do not import torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "tokenize",
 ]
 
-_PLACES = {
+_MODULE_OF_NAME = {
     "UserError": "siclip.errors",
     "create_model": "siclip.models",
     "export_official": "siclip.export",
@@ -49,7 +49,7 @@ _PLACES = {
     "tokenize": "siclip.tokenizer",
 }
 
-
+# Submodules reachable as attributes without an import statement of their own.
 _MODULES = (
     "checkpoints",
     "config",
@@ -70,6 +70,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"siclip.{name}")
-    if name not in _PLACES:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module 'siclip' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULE_OF_NAME[name]), name)

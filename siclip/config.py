@@ -1,7 +1,8 @@
 """Configs of the library: frozen, keyword-only, unknown keys refused.
 
-They are pydantic models, so a config rebuilds from the JSON in a checkpoint, and a dotted path such as
-``loss.feature_distillation`` names one field everywhere: search space, command line, MLflow parameter.
+They are pydantic models: a config is rebuilt from the JSON in a checkpoint, and a dotted path such as
+``loss.feature_distillation`` names the same field in a search space, on the command line and among the parameters
+of a run.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
 FreezePolicy = Literal["inherited", "before_sasp", "none"]
 MicroBatch = Annotated[int, Field(ge=0)] | Literal["auto"]
+# timm's FastViT hard-codes the head width of its attention blocks.
 TIMM_HEAD_WIDTH = 32
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
-    """Base of every config: immutable, and an unknown key is an error, never ignored."""
+    """Base of every config: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class SasPConfig(Config):
-    """Options of a tower's SAS-P blocks; the defaults are the method's, every other value is an experiment.
+    """Options of a tower's SAS-P blocks. The defaults are the method's; every other value is experimental.
 
-    ``first_value``: the first block keeps a value matrix and an output projection, as arXiv 2311.01906 does;
-    they start as identities. ``norm``: ``tower`` is the tower's own (image BatchNorm, text LayerNorm).
-    Where a pattern shares whole blocks, those that share the first block use its value matrix too.
-    ``trainable_gains``: False keeps α, β, γ, β_SA and β_FF where they start.
+    Attributes:
+        first_value: the first block keeps a value matrix and an output projection, as in arXiv 2311.01906; both
+            start as identities. Where a pattern shares whole blocks, the blocks that share the first one use its
+            value matrix too.
+        norm: ``tower`` is the tower's default (image: BatchNorm, text: LayerNorm).
+        trainable_gains: False fixes α, β, γ, β_SA and β_FF at their initial values.
     """
 
     first_value: bool = False
@@ -44,21 +48,30 @@ class SasPConfig(Config):
 
 
 class ImageSasPConfig(SasPConfig):
-    """``ffn``: ``conv`` keeps the depthwise 7×7 in front of the two linears, ``plain`` leaves it out."""
+    """`SasPConfig` of the image tower.
+
+    Attributes:
+        ffn: ``conv`` keeps the depthwise 7×7 convolution before the two linear layers, ``plain`` omits it.
+    """
 
     ffn: ImageFfn = "conv"
 
 
 def _check_sasp(block: BlockKind, sharing: str, options: SasPConfig) -> None:
     if block != "sasp" and (sharing != "none" or options != type(options)()):
-        raise ValueError(f"sharing patterns and sasp options need block 'sasp', this is {block!r}")
+        raise ValueError(f"sharing patterns and sasp options require block 'sasp', this is {block!r}")
 
 
 class ImageTowerConfig(Config):
-    """FastViT ``mci0`` (arXiv 2311.17049); the defaults are MobileCLIP-S0's. One entry per stage.
+    """FastViT ``mci0`` (arXiv 2311.17049); the defaults are MobileCLIP-S0's. Tuples have one entry per stage.
 
-    ``sharing`` is a pattern over the blocks of the last stage (see `siclip.models.sharing`); it and ``sasp`` need
-    ``block="sasp"``.
+    Attributes:
+        image_size: height and width of the input in pixels.
+        squeeze_excite_downsample: whether the downsampling at the start of a stage uses squeeze-and-excite.
+        layer_scale: initial layer scale of the attention and RepMixer blocks.
+        sharing: a pattern over the blocks of the last stage (see `siclip.models.sharing`); requires
+            ``block="sasp"``.
+        sasp: options of the SAS-P blocks; other than the defaults they require ``block="sasp"``.
     """
 
     image_size: int = Field(256, ge=16)
@@ -75,12 +88,14 @@ class ImageTowerConfig(Config):
     @model_validator(mode="after")
     def _stages_agree(self) -> ImageTowerConfig:
         if not len(self.layers) == len(self.widths) == len(self.squeeze_excite_downsample) >= 2:
-            raise ValueError("layers, widths and squeeze_excite_downsample need one entry per stage, two or more")
+            raise ValueError(
+                "layers, widths and squeeze_excite_downsample need one entry per stage, and at least two stages"
+            )
         if self.widths[-1] % self.head_width:
             raise ValueError(f"last width {self.widths[-1]} is not a multiple of head_width {self.head_width}")
         if self.block == "attention" and self.head_width != TIMM_HEAD_WIDTH:
             raise ValueError(
-                f"attention blocks have heads of {TIMM_HEAD_WIDTH}; another head_width needs block 'sasp'"
+                f"attention blocks have a head_width of {TIMM_HEAD_WIDTH}; another one requires block 'sasp'"
             )
         _check_sasp(self.block, self.sharing, self.sasp)
         return self
@@ -91,7 +106,7 @@ class ImageTowerConfig(Config):
 
 
 class TextTowerConfig(Config):
-    """``mct``, MobileCLIP's text tower: RepMixer, attention or SAS-P blocks, RepMixer."""
+    """``mct``, MobileCLIP's text tower (arXiv 2311.17049): RepMixer, attention or SAS-P blocks, RepMixer."""
 
     context_length: int = Field(77, ge=8)
     vocab_size: int = Field(49408, ge=1)
@@ -99,7 +114,7 @@ class TextTowerConfig(Config):
     heads: int = Field(8, ge=1)
     layers: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, gt=0)
-    mixer_kernel: int = Field(11, ge=1, description="odd, so that a token stands in the middle")
+    mixer_kernel: int = Field(11, ge=1, description="odd, so that the window is centred on a token")
     layer_scale: float = Field(1e-5, gt=0)
     block: BlockKind = "attention"
     sharing: str = "none"
@@ -110,13 +125,15 @@ class TextTowerConfig(Config):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.mixer_kernel % 2 == 0:
-            raise ValueError(f"mixer_kernel {self.mixer_kernel} is even: a convolution that keeps the length is odd")
+            raise ValueError(
+                f"mixer_kernel {self.mixer_kernel} is even: only an odd kernel keeps the sequence length"
+            )
         _check_sasp(self.block, self.sharing, self.sasp)
         return self
 
 
 class ModelConfig(Config):
-    """Two towers into one embedding space; rebuilds the model completely."""
+    """Two towers into one embedding space. Contains everything needed to rebuild the model."""
 
     name: str
     embed_dim: int = Field(512, ge=1)
@@ -135,19 +152,25 @@ LossTerm = Literal[
 
 
 class LossStage(Config):
-    """From the optimizer step on that follows ``step`` done ones, these weights (and τ) hold; others stay."""
+    """Weights (and τ) that apply after ``step`` completed optimizer steps; weights not named do not change."""
 
     step: int = Field(ge=1)
     weights: dict[LossTerm, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
 class LossConfig(Config):
-    """Weights of the objective's parts and their options. A weight of 0 leaves a part out.
+    """Weights of the objective's parts and their options. A part with weight 0 is not computed.
 
-    ``base``: what the part ``contrastive`` is, CLIP's softmax or SigLIP's sigmoid. ``relational_temperature``: τ of
-    CRD. ``pair_matching_warmup``: share of the training over which the weight of pair matching rises linearly from
-    0; at 0 it is there from the start. ``schedule``: stages in the order of their steps; a weight that is 0 at the
-    start stays so, as its part is not built.
+    Attributes:
+        base: the contrastive loss, CLIP's softmax or SigLIP's sigmoid.
+        relational_temperature: τ of CRD.
+        pair_matching_warmup: share of the training over which the weight of pair matching rises linearly from 0;
+            0: full weight from the first step.
+        pair_head: see `siclip.losses.PairMatchingHead`.
+        negatives: mining strategy of pair matching, see `siclip.losses.mine_negatives`.
+        false_negative_similarity: teacher text-text cosine above which a pair is not used as a negative.
+        schedule: stages in ascending order of ``step``. A weight that is 0 at the start cannot be raised later,
+            because its part is not built.
     """
 
     base: ContrastiveBase = "clip"
@@ -167,16 +190,16 @@ class LossConfig(Config):
     def _schedule_fits(self) -> LossConfig:
         steps = [stage.step for stage in self.schedule]
         if steps != sorted(set(steps)):
-            raise ValueError(f"schedule: steps {steps} do not rise; order the stages, one for each step")
+            raise ValueError(f"schedule: steps {steps} do not increase; order the stages, at most one per step")
         absent = sorted({name for stage in self.schedule for name in stage.weights if not getattr(self, name)})
         if absent:
             raise ValueError(
-                f"schedule: {', '.join(absent)} is 0 at the start, so the part is not there; set it above 0"
+                f"schedule: {', '.join(absent)} is 0 at the start, so the part is not built; set it above 0"
             )
         return self
 
     def at(self, step: int) -> LossConfig:
-        """The weights of the optimizer step that follows ``step`` done ones."""
+        """The weights that apply after ``step`` completed optimizer steps."""
         begun = [stage for stage in self.schedule if stage.step <= step]
         changed = {str(name): weight for stage in begun for name, weight in stage.weights.items()}
         return self.model_copy(update=changed) if changed else self
@@ -191,17 +214,21 @@ class LossConfig(Config):
 
 
 class TrainingConfig(Config):
-    """Optimisation of one run. ``steps`` optimizer steps of ``batch_size`` pairs.
+    """Optimisation of one run: ``steps`` optimizer steps of ``batch_size`` samples.
 
-    ``precision``: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
-    ``threads``: torch's CPU threads; part of the recipe because sums depend on it. 0 leaves torch's own.
-    ``micro_batch_size``: pairs whose activations the device holds at a time, a divisor of the batch size; 0: all;
-    ``auto``: the largest of batch_size, /2, /4, … that fits on the GPU, found on the first batch, of the thawed
-    model where there is a thaw, and again where a run goes on on another card.
-    ``batch_norm``: ``eval`` keeps the statistics of every BatchNorm fixed (those that have seen no data take them
-    from the first batch); then micro-batches are exact. ``inexact_batch_norm`` accepts that they are not.
-    ``ema_decay``: the run gives the exponential moving average of its weights. ``compile``: torch.compile of the
-    heads. ``max_skipped_steps``: steps in a row whose loss or gradient is not finite before the run stops.
+    Attributes:
+        precision: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
+        threads: torch's CPU threads, part of the recipe because the result of a sum depends on them; 0: torch's
+            default.
+        micro_batch_size: samples whose activations are in memory at a time, a divisor of the batch size; 0: all;
+            ``auto``: the largest of batch_size, /2, /4, … that fits on the GPU. It is measured on the first batch
+            (of the thawed model, if there is a thaw) and again if the run resumes on a different card.
+        batch_norm: ``eval`` fixes the statistics of every BatchNorm (one that has seen no data takes them from the
+            first batch); micro-batches are then exact.
+        inexact_batch_norm: accept that micro-batches or workers normalise by their own statistics.
+        ema_decay: if above 0, the result of the run is the exponential moving average of its weights.
+        compile: run the heads through torch.compile.
+        max_skipped_steps: consecutive steps with a loss or gradient that is not finite before the run stops.
     """
 
     steps: int = Field(ge=1)
@@ -214,7 +241,7 @@ class TrainingConfig(Config):
     precision: Precision = "bf16"
     seed: int = Field(0, ge=0, lt=2**32)
     threads: int = Field(0, ge=0)
-    thaw_step: int = Field(0, ge=0, description="after so many steps what inheritance froze trains too; 0: never")
+    thaw_step: int = Field(0, ge=0, description="steps after which inherited, frozen weights train too; 0: never")
     micro_batch_size: MicroBatch = 0
     batch_norm: Literal["train", "eval"] = "train"
     inexact_batch_norm: bool = False
@@ -228,9 +255,9 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _fits_in_steps(self) -> TrainingConfig:
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of the {self.steps} steps to train")
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below the {self.steps} steps of the training")
         if self.thaw_step >= self.steps:
-            raise ValueError(f"thaw_step {self.thaw_step} leaves none of the {self.steps} steps to train what thaws")
+            raise ValueError(f"thaw_step {self.thaw_step} must be below the {self.steps} steps of the training")
         micro = self.micro_batch_size
         if isinstance(micro, int) and micro and self.batch_size % micro:
             raise ValueError(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")

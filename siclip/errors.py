@@ -1,5 +1,5 @@
-"""Errors that are the user's to mend."""
+"""Errors that the user can fix."""
 
 
 class UserError(ValueError):
-    """Bad input. The message names the thing, the place and the remedy; no traceback is needed to act on it."""
+    """Bad input. The message names the thing, the location and the remedy; no traceback is needed to act on it."""

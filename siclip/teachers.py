@@ -1,4 +1,4 @@
-"""Teachers: where the embeddings to distil from come from. One interface, several sources.
+"""Teachers: the embeddings that a student is distilled from. One interface, several sources.
 
 Shapes: B batch, T context length, D a teacher's embed_dim.
 """
@@ -29,32 +29,37 @@ from siclip.tokenizer import decode
 
 
 class Teacher(Protocol):
-    """Gives unit embeddings of a batch. Nothing of it trains."""
+    """Gives unit embeddings of a batch. A teacher is never trained."""
 
     @property
     def identity(self) -> str:
-        """Its kind, name and a hash of its weights: another teacher has another one."""
+        """Type, name and a hash of the weights: different teachers have different identities."""
 
     @property
     def widths(self) -> tuple[int, int]:
         """Widths of the image and the text embeddings."""
 
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
-        """Unit embeddings (B, D); ``features`` are the student's trunk outputs for the same batch."""
+        """Unit embeddings (B, D).
+
+        Args:
+            batch: the student's batch.
+            features: the student's trunk outputs for this batch, if its trunk is frozen.
+        """
 
     def follow(self, student: Clip) -> None:
-        """Look at the student again: it has frozen or thawed something."""
+        """Recompute what is shared with the student, after the student froze or thawed parameters."""
 
     def to(self, device: torch.device) -> None:
-        """Move what computes."""
+        """Move the teacher's tensors to a device."""
 
 
 class ModelTeacher:
-    """A model of ours, run on the student's batch.
+    """A siclip model that is run on the student's batch.
 
-    Where the student inherited this teacher's trunk and keeps it frozen, the trunk is the same network: its output
-    is taken from the student and the teacher pays only for its own attention blocks and head. That is decided for
-    each tower, ``shares["image"]`` and ``shares["text"]``: a student with a shorter context shares the image trunk.
+    If the student inherited this teacher's trunk and keeps it frozen, both trunks are the same network: the teacher
+    reuses the student's trunk output and computes only its own attention blocks and head. This is decided per tower
+    in ``shares["image"]`` and ``shares["text"]``; a student with a shorter context still shares the image trunk.
     """
 
     def __init__(self, model: Clip, student: Clip | None = None) -> None:
@@ -69,7 +74,7 @@ class ModelTeacher:
         return f"{self.model.config.name} {weights_hash(self.model)}"
 
     def follow(self, student: Clip) -> None:
-        """Find out what is shared: at the start, and whenever the student freezes or thaws."""
+        """Determine which trunks are shared; called at the start and whenever the student freezes or thaws."""
         self.shares = {
             tower: _is_same_frozen(getattr(self.model, f"{tower}_encoder"), getattr(student, f"{tower}_encoder"))
             for tower in ("image", "text")
@@ -85,8 +90,8 @@ class ModelTeacher:
         if image is None or not self.shares["image"]:
             if batch.images is None:
                 raise UserError(
-                    "the batch holds stored trunk features and no images, which a teacher whose image trunk is not "
-                    "the student's needs: train from images, or store the teacher's embeddings"
+                    "the batch has stored trunk features but no images, and this teacher needs images because its "
+                    "image trunk differs from the student's: train from images, or store the teacher's embeddings"
                 )
             image = fused_trunk(self.model.image_encoder, to_float_images(batch.images))
         if text is None or not self.shares["text"]:
@@ -98,9 +103,9 @@ class ModelTeacher:
 class OpenClipTeacher:
     """An open_clip model with its own preprocessing and tokenizer.
 
-    It gets the pixels that the student gets, resized to its own size (antialiased, with its own interpolation) and
-    normalised its way. A teacher with CLIP's tokenizer takes the student's token ids, cut or padded to its context
-    length; for another tokenizer the caption is decoded from them first.
+    It receives the student's pixels, resized to its own input size (antialiased, with its own interpolation) and
+    normalised with its own mean and standard deviation. A teacher with CLIP's tokenizer receives the student's token
+    ids, truncated or padded to its context length; for another tokenizer the caption is decoded and tokenized again.
 
     Args:
         name: an open_clip model name.
@@ -116,7 +121,8 @@ class OpenClipTeacher:
         try:
             model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+        # Parsers of foreign bytes and downloads raise exceptions of every type.
+        except Exception as error:
             raise UserError(_not_loaded(name, pretrained, error)) from None
         self.name = name
         self.model: Any = _frozen(model)
@@ -146,10 +152,11 @@ class OpenClipTeacher:
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
         if batch.images is None:
             raise UserError(
-                "the batch holds stored trunk features and no images, which an open_clip teacher needs: train from "
+                "the batch has stored trunk features but no images, which an open_clip teacher needs: train from "
                 "images, or store the teacher's embeddings"
             )
         images = to_float_images(batch.images)
+        # Bicubic interpolation overshoots; the clamp keeps pixels in [0, 1], as for a decoded image.
         if images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
         image = self.model.encode_image((images - self.mean) / self.std, normalize=True)
@@ -166,7 +173,13 @@ class OpenClipTeacher:
 
 
 class StoredTeacher:
-    """Embeddings that were computed ahead and are read with the sample. ``name``: the teacher's identity."""
+    """Embeddings that were computed in advance and are read with each sample.
+
+    Args:
+        widths: widths of the image and the text embeddings.
+        logit_scale: the teacher's exponentiated logit scale.
+        name: the identity of the teacher that computed them.
+    """
 
     def __init__(self, widths: tuple[int, int], logit_scale: float, name: str = "") -> None:
         self.widths = widths
@@ -182,26 +195,30 @@ class StoredTeacher:
 
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
         if batch.teacher_image is None or batch.teacher_text is None:
-            raise UserError("the recipe's teacher is stored embeddings, and this data holds none: embed it first")
+            raise UserError(
+                "the recipe's teacher is stored embeddings, but this dataset has none: compute them first "
+                "(siclip-platform data embed)"
+            )
         found = (batch.teacher_image.shape[1], batch.teacher_text.shape[1])
         if found != self.widths:
             raise UserError(
-                f"the batch's stored teacher embeddings are {found} wide (images, texts), the loss was built for a "
-                f"teacher of {self.widths}: name the embeddings of that teacher"
+                f"the batch's stored teacher embeddings have widths {found} (image, text), but the loss was built "
+                f"for a teacher with widths {self.widths}: name the embeddings of that teacher"
             )
         image, text = (F.normalize(e.float(), dim=-1) for e in (batch.teacher_image, batch.teacher_text))
         return Embeddings(image=image, text=text, logit_scale=self.logit_scale)
 
 
 class TeacherEnsemble:
-    """Several teachers as one: their unit embeddings side by side, divided by √n.
+    """Several teachers as one: their n unit embeddings concatenated and divided by √n.
 
-    Its cosine is the mean of theirs, and it is of unit length; its logit scale is the geometric mean.
+    The result has unit length, and its cosine is the mean of the teachers' cosines. The logit scale is their
+    geometric mean.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         if not teachers:
-            raise UserError("an ensemble of teachers needs one teacher or more")
+            raise UserError("an ensemble of teachers needs at least one teacher")
         self.teachers = tuple(teachers)
         images, texts = zip(*(teacher.widths for teacher in teachers), strict=True)
         self.widths = (sum(images), sum(texts))
@@ -229,9 +246,10 @@ class TeacherEnsemble:
 
 
 def fit_context(tokens: Tensor, length: int) -> Tensor:
-    """Token ids (B, T) for another context length (B, length): zeros added, or cut with the end of text kept."""
+    """Token ids (B, T) → (B, length): padded with zeros, or truncated with the end-of-text token kept."""
     if tokens.shape[1] <= length:
         return F.pad(tokens, (0, length - tokens.shape[1]))
+    # End of text is the highest token id; a truncated text gets it back at its last position.
     cut = tokens[:, :length].clone()
     end = tokens.max(dim=1).values
     too_long = cut.max(dim=1).values != end
@@ -240,7 +258,7 @@ def fit_context(tokens: Tensor, length: int) -> Tensor:
 
 
 def _gives_clip_ids(tokenizer: object) -> bool:
-    """Whether an open_clip tokenizer gives every text the ids that `siclip.tokenizer` does, but for their length."""
+    """Whether an open_clip tokenizer gives every text the ids of `siclip.tokenizer`, apart from their number."""
     from open_clip.tokenizer import SimpleTokenizer
 
     if not isinstance(tokenizer, SimpleTokenizer) or tokenizer.reduction_fn is not None:
@@ -250,18 +268,19 @@ def _gives_clip_ids(tokenizer: object) -> bool:
 
 
 def _not_loaded(name: str, pretrained: str, error: Exception) -> str:
-    """Whether it was the name, the tag or the file."""
+    """The error message: whether the name, the tag or the file is wrong."""
     import open_clip
 
     teacher, known = f"the teacher {name}:{pretrained}".rstrip(":"), open_clip.list_models()
     reason = shorten(str(error).partition(". ")[0], 200, placeholder=" …") or type(error).__name__
-    plain_name = name.replace("/", "-") if ":" not in name else ""  # hf-hub: and local-dir: bring their weights
+    # Names with a schema (hf-hub:, local-dir:) include their weights and are not in open_clip's lists.
+    plain_name = name.replace("/", "-") if ":" not in name else ""
     if plain_name and plain_name not in known:
         close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ": open_clip.list_models() gives their names"
+        hint = f"; did you mean {close[0]!r}?" if close else ": open_clip.list_models() lists the names"
         return f"{teacher}: open_clip has no model {name!r}{hint}"
     if plain_name and Path(pretrained).is_file():
-        return f"{teacher}: the file holds no weights of this model ({reason})"
+        return f"{teacher}: the file does not contain weights of this model ({reason})"
     if plain_name and not open_clip.get_pretrained_cfg(plain_name, pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(plain_name)) or "it has none"
         return f"{teacher}: {pretrained!r} is neither a file nor a tag of this model: {tags}"
@@ -276,7 +295,7 @@ def _frozen(model: nn.Module) -> Any:
 
 
 def _is_same_frozen(teacher: ImageTower | TextTower, student: ImageTower | TextTower) -> bool:
-    """Whether the student's trunk is the teacher's, weight for weight, and does not train."""
+    """Whether the student's trunk has exactly the teacher's weights and does not train."""
     if len(teacher.trunk_modules()) != len(student.trunk_modules()):
         return False
     pairs = list(zip(teacher.trunk_modules(), student.trunk_modules(), strict=True))

@@ -23,6 +23,7 @@ def _ids(text: str, context_length: int) -> tuple[int, ...]:
     if not _is_clean(text):
         ids: tuple[int, ...] = tuple(tokenizer([text])[0].tolist())
         return ids
+    # Clean text needs only open_clip's whitespace and case rules: its repair steps take most of the time.
     words = tokenizer.pat.findall(" ".join(text.split()).lower())
     inner = [i for word in words for i in _word_ids(word)][: context_length - 2]
     padding = (0,) * (context_length - 2 - len(inner))
@@ -30,7 +31,7 @@ def _ids(text: str, context_length: int) -> tuple[int, ...]:
 
 
 def _is_clean(text: str) -> bool:
-    """Whether the tokenizer's repair of encodings and HTML leaves a text as it is: plain printable ASCII."""
+    """Whether the tokenizer's repair of encodings and HTML would not change a text: plain printable ASCII."""
     return text.isascii() and text.isprintable() and "&" not in text
 
 
@@ -40,7 +41,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
-    """Texts → token ids (len(texts), context_length), int64: start, text cut to fit, end, zeros."""
+    """Texts → token ids (len(texts), context_length), int64: start, text truncated to fit, end, zeros."""
     texts = [texts] if isinstance(texts, str) else texts
     return torch.tensor([_ids(text, context_length) for text in texts], dtype=torch.int64).view(
         len(texts), context_length
@@ -48,9 +49,10 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
 
 
 def decode(ids: Sequence[int]) -> str:
-    """The text of one row of token ids, lower-cased and with single spaces, as the tokenizer saw it."""
+    """The text of one row of token ids, lower-case and with single spaces, as the tokenizer normalised it."""
     tokenizer = _tokenizer(77)
-    row = list(ids)  # padding is id 0, which is also "!": only what stands before the end counts
+    # The padding id 0 is also the token "!", so only the ids before the end token are text.
+    row = list(ids)
     end = row.index(tokenizer.eot_token_id) if tokenizer.eot_token_id in row else len(row)
     text: str = tokenizer.decode([i for i in row[:end] if i != tokenizer.sot_token_id])
     return text.strip()

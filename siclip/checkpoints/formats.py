@@ -1,4 +1,7 @@
-"""Checkpoint files: ours, official, open_clip and timm ones, as torch or safetensors. Loading never runs code."""
+"""Checkpoint files in siclip, official, open_clip and timm layout, as torch or safetensors files.
+
+Loading never executes code from a file.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,13 @@ _PREFIXES: dict[Tower, str] = {"image": IMAGE, "text": TEXT}
 
 
 def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] | None = None) -> None:
-    """Write the model with its config, and the training state if given, by a temp name, fsync and rename.
+    """Write the model with its config atomically: to a temporary file, then fsync and rename.
 
-    A path ending in ``.safetensors`` gets that format: the config in its metadata, shared tensors once.
+    Args:
+        path: a suffix ``.safetensors`` selects that format, with the config in the metadata and shared tensors
+            stored once; any other suffix a torch file.
+        model: in train form.
+        training: training state, for torch files only.
 
     Raises:
         UserError: the model is reparameterized, there is training state for a safetensors file, or the file
@@ -55,18 +62,21 @@ def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] |
     """
     path = Path(path)
     if model.is_reparameterized:
-        raise UserError(f"{path}: a reparameterized model cannot be rebuilt; save the model that it was made from")
+        raise UserError(f"{path}: a reparameterized model cannot be rebuilt; save the model it was created from")
     state = model.state_dict()
     config = model.config.model_dump(mode="json")
     mark: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": config}
     if path.suffix == SAFETENSORS:
         if training is not None:
-            raise UserError(f"{path}: safetensors holds no training state; save to a .pt file or leave it out")
+            raise UserError(
+                f"{path}: a safetensors file cannot contain training state; save to a .pt file or omit the state"
+            )
         tensors = {name: value.contiguous() for name, value in drop_aliases(state, model.config).items()}
         metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(config)}
         content: Any = safetensors.torch.save(tensors, metadata)
     else:
         content = mark | {"model": state, "training": dict(training) if training is not None else None}
+    # Beside the target, because a rename is atomic only within one file system.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -75,35 +85,39 @@ def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] |
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; name another place") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another path") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint of ours: format, version, config, model, training.
+    """The content of a siclip checkpoint: format, version, config, model, training.
 
-    ``model`` names shared tensors once per block, whatever the file format.
+    ``model`` has shared tensors under the name of every block that uses them, in both file formats.
 
     Raises:
-        UserError: missing, empty or truncated file, a pickle with code, or not a checkpoint of ours.
+        UserError: the file is missing, empty, truncated, a pickle with code, or not a siclip checkpoint.
     """
     content = _read_file(Path(path))
     if content.get("format") != FORMAT:
         raise UserError(
-            f"{path} is not a siclip checkpoint (no format mark): turn it into one with "
-            "`siclip-platform model convert FILE OUT --model mobileclip-s0`, or read a state dict of MobileCLIP, "
-            "open_clip or timm with siclip.load_checkpoint(model, path)"
+            f"{path} is not a siclip checkpoint (no format mark): convert it with "
+            "`siclip-platform model convert FILE OUT --model mobileclip-s0`, or read a MobileCLIP, open_clip or timm "
+            "state dict with siclip.load_checkpoint(model, path)"
         )
     return content
 
 
 def checkpoint_config(content: Mapping[str, Any], path: Path | str) -> ModelConfig:
-    """The model config in what `read_checkpoint` gave.
+    """The model config in the content that `read_checkpoint` returned.
+
+    Args:
+        content: the checkpoint's content.
+        path: named in the error.
 
     Raises:
-        UserError: it does not fit this code.
+        UserError: this version has no such config.
     """
     try:
         return ModelConfig.model_validate(content["config"])
@@ -113,10 +127,10 @@ def checkpoint_config(content: Mapping[str, Any], path: Path | str) -> ModelConf
 
 
 def load_model(path: Path | str) -> Clip:
-    """Rebuild the model of a checkpoint of ours, with its weights.
+    """Rebuild the model of a siclip checkpoint, with its weights.
 
     Raises:
-        UserError: as `read_checkpoint`, or the config in the file does not fit this code.
+        UserError: as `read_checkpoint`, or as `checkpoint_config`.
     """
     path = Path(path)
     content = read_checkpoint(path)
@@ -126,30 +140,34 @@ def load_model(path: Path | str) -> Clip:
 
 
 def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharing: Sharing = "refuse") -> None:
-    """Load weights into ``model``, all or none, from a torch or safetensors file.
+    """Load weights into ``model`` from a torch or safetensors file. An error leaves the model unchanged.
 
-    The file is a checkpoint of ours, or a state dict in siclip, official MobileCLIP, open_clip or timm layout
-    (`siclip.checkpoints.layouts`), also inside an open_clip or timm training checkpoint: there under ``state_dict``,
-    not timm's average of them under ``state_dict_ema``.
+    The file is a siclip checkpoint or a state dict in siclip, official MobileCLIP, open_clip or timm layout
+    (`siclip.checkpoints.layouts`). The state dict may be inside an open_clip or timm training checkpoint under
+    ``state_dict``; timm's averaged weights under ``state_dict_ema`` are not used.
 
     Args:
-        part: ``image`` or ``text`` loads that tower alone, without the logit scale.
-        sharing: what to do when the file shares other weights between blocks than the model does: refuse, or
-            take for each group of blocks the mean of their weights, or the first block's. Blocks that share in
-            the file and not in the model each get a copy. Where the first block's value matrix is kept
-            (``first_value``) and blocks share all of it, that cannot be undone: only the first block may have one.
+        model: in train form.
+        path: the file.
+        part: ``image`` or ``text`` loads that tower only, without the logit scale.
+        sharing: what to do if the file's sharing pattern differs from the model's: ``refuse``, or use for each group
+            of blocks the mean of their weights (``average``) or the first block's (``first``). Blocks that share in
+            the file but not in the model each get a copy. A pattern that shares whole blocks including the first
+            block's value matrix (``first_value``) cannot be undone, because only the first block can have one.
 
     Raises:
-        UserError: as `read_checkpoint`; the file is of another model, its missing and unexpected keys are
-            listed; or it has another sharing pattern and ``sharing`` is ``refuse``.
+        UserError: as `read_checkpoint`; the file is of another model (its missing and unexpected keys are listed);
+            or its sharing pattern differs and ``sharing`` is ``refuse``.
     """
     if part not in get_args(Part) or sharing not in get_args(Sharing):
         raise UserError(
-            f"part is one of {get_args(Part)} and sharing one of {get_args(Sharing)}: {part!r}, {sharing!r}"
+            f"part must be one of {get_args(Part)} and sharing one of {get_args(Sharing)}, got {part!r}, {sharing!r}"
         )
     path = Path(path)
     if model.is_reparameterized:
-        raise UserError(f"{path}: checkpoints are of the train form; load it, then call reparameterize()")
+        raise UserError(
+            f"{path}: checkpoints hold the train form; load it into the train form, then call reparameterize()"
+        )
     content = _read_file(path)
     marked = content.get("format") == FORMAT
     if marked:
@@ -166,10 +184,10 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """What a file holds; a checkpoint of ours is whole and has all names of shared tensors."""
+    """A file's content. A siclip checkpoint is validated, and shared tensors get all their names."""
     try:
         if path.is_dir():
-            raise UserError(f"checkpoint {path} is a folder: name the file in it")
+            raise UserError(f"checkpoint {path} is a folder: name the file inside it")
         if not path.is_file():
             raise UserError(f"checkpoint {path} does not exist")
         if path.stat().st_size == 0:
@@ -178,10 +196,11 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
     try:
         content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
-    except Exception as error:  # whatever a parser says of bytes that are not its format
+    # On bytes of another format the parsers raise exceptions of almost any type.
+    except Exception as error:
         raise UserError(_unreadable(path, error)) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a checkpoint")
     if content.get("format") != FORMAT:
         return content
     if content.get("version") != VERSION:
@@ -195,22 +214,24 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         state = _tensors({"state_dict": content["model"]})
     except UserError as error:
-        raise UserError(f"{path}: what it holds as its model is {error}") from None
+        raise UserError(f"{path}: its model is {error}") from None
     content["model"] = fill_aliases(state, checkpoint_config(content, path))
     return content
 
 
 def _read_torch(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of pickle protocols that torch does not write
-        with torch.serialization.safe_globals([Namespace]):  # timm's checkpoints hold its arguments in one
+        # torch warns about pickle protocols that it does not write itself.
+        warnings.simplefilter("ignore", UserWarning)
+        # timm's checkpoints contain their command-line arguments as a Namespace.
+        with torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not a mapping
     if metadata.get("format") != FORMAT:
         return state
     mark = {"format": FORMAT, "version": int(metadata["version"]), "config": json.loads(metadata["config"])}
@@ -223,48 +244,54 @@ def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return f"{path} is refused: it is not a plain tensor file, or loading it would run code"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{path} cannot be read as a checkpoint: is it cut short, or another kind of file? ({reason})"
+    return f"{path} cannot be read as a checkpoint: is it truncated, or a different file format? ({reason})"
 
 
 def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict in a file without our mark; open_clip's and timm's training checkpoints wrap theirs."""
+    """The state dict in a file without our format mark; training checkpoints of open_clip and timm wrap theirs."""
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError("not a state dict: its keys are no names")
+        raise UserError("not a state dict: its keys are not names")
     if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(f"not a state dict: there is no tensor under {', '.join(others[:3])}")
-    for wrapper in ("module.", "_orig_mod.", "module."):  # DistributedDataParallel, torch.compile
+    # DistributedDataParallel prefixes "module.", torch.compile "_orig_mod."; either may be the outer one.
+    for wrapper in ("module.", "_orig_mod.", "module."):
         if all(key.startswith(wrapper) for key in state):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
 
 
 def _of_part(state: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
-    """The entries of a tower, or all; a file without the tower is refused."""
-    there = [tower for tower in TOWERS if any(key.startswith(_PREFIXES[tower]) for key in state)]
+    """The entries of one tower, or all of them.
+
+    Raises:
+        UserError: the file lacks the tower, or a tower for ``all``.
+    """
+    present = [tower for tower in TOWERS if any(key.startswith(_PREFIXES[tower]) for key in state)]
     if part == "all":
-        if len(there) == 1:
-            raise UserError(f"it holds the {there[0]} tower only: load it with part={there[0]!r}")
+        if len(present) == 1:
+            raise UserError(f"it contains only the {present[0]} tower: load it with part={present[0]!r}")
         return dict(state)
-    if part not in there:
-        raise UserError(f"it holds no {part} tower")
+    if part not in present:
+        raise UserError(f"it contains no {part} tower")
     return {key: value for key, value in state.items() if key.startswith(_PREFIXES[part])}
 
 
 def _check_config(
     ours: ModelConfig, file: ModelConfig, towers: tuple[Tower, ...], sharing: Sharing, path: Path
 ) -> None:
-    """Refuse what names and shapes do not tell: another sharing pattern, another number of heads."""
+    """Refuse differences that names and shapes do not show: the sharing pattern and the number of heads."""
     for tower in towers:
         here, there = getattr(ours, tower), getattr(file, tower)
         if (here.block, here.layers) != (there.block, there.layers):
-            continue  # another model, its keys are listed later
+            # A different model: _load_strictly reports its keys.
+            continue
         if here.heads != there.heads:
-            raise UserError(f"{path} has {there.heads} heads in the {tower} tower, the model has {here.heads}")
+            raise UserError(f"{path} has {there.heads} heads in the {tower} tower, but the model has {here.heads}")
         if sharing == "refuse" and shared_groups(ours, tower) != shared_groups(file, tower):
             raise UserError(
-                f"{path} was saved with {tower} sharing {there.sharing!r}, the model has {here.sharing!r}: build the "
-                f"model with the file's pattern, or convert with load_checkpoint(…, sharing='average') or 'first'"
+                f"{path} was saved with {tower} sharing {there.sharing!r}, but the model has {here.sharing!r}: build "
+                f"the model with the file's pattern, or convert with load_checkpoint(…, sharing='average') or 'first'"
             )
 
 
@@ -280,12 +307,12 @@ def _load_strictly(model: Clip, state: Mapping[str, Tensor], part: Part, path: P
     )
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:_SHOWN_KEYS])}{', …' if len(keys) > _SHOWN_KEYS else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("with another shape", reshaped))
         if keys
     ]
     if problems:
         if any(key.endswith(".alpha") for key in missing):
-            problems.append("a siclip model takes over a MobileCLIP's weights with siclip.inherit")
+            problems.append("a siclip model inherits weights of a MobileCLIP through siclip.inherit")
         raise UserError(f"{path} is not a checkpoint of {model.config.name!r}: " + "; ".join(problems))
     if different := unequal_aliases(state, model.config):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Weight inheritance (arXiv 2411.14789, WIKD): take the teacher's weights wherever the structure is the same."""
+"""Weight inheritance (WIKD, arXiv 2411.14789): copy the teacher's weights wherever the structure is the same."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.models.sharing import parse_pattern
 
-# The FFN of a text block: its two linears in the teacher's pre-LN block and in a SAS-P block.
+# The two linear layers of a text block's FFN: their names in a SAS-P block → in the teacher's pre-LN block.
 _TEXT_FFN = {"mlp.0.": "pre_norm_ffn.1.", "mlp.2.": "pre_norm_ffn.4."}
 _FRESH = {
-    "qk": "queries and keys start anew, so that attention starts as the identity",
-    "norm": "the block's one norm starts anew",
+    "qk": "queries and keys are initialised so that attention starts as the identity",
+    "norm": "the block's single norm is initialised",
     "value": "starts as the identity",
     "projection": "starts as the identity",
 }
@@ -31,28 +31,31 @@ _POSITIONS = "text_encoder.positional_embedding.pos_embed.pos_embed"
 
 
 def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") -> InheritanceReport:
-    """Copy the teacher's weights and BatchNorm statistics into the student, in place, and freeze by a policy.
+    """Copy the teacher's weights and BatchNorm statistics into the student in place, and freeze them by a policy.
 
-    ``freeze``: see `freeze_inherited`. The FFNs of SAS-P blocks start from the teacher's and always train; where
-    blocks share one, the first of them gives it its teacher's. A student with a shorter context takes the first of
-    the teacher's positions; they are cut, not interpolated.
+    The FFNs of SAS-P blocks are initialised from the teacher's and always train; an FFN that several blocks share
+    gets the weights of the first block's teacher. A student with a shorter context gets the first of the teacher's
+    positions; they are truncated, not interpolated.
+
+    Args:
+        student, teacher: in train form.
+        freeze: see `freeze_inherited`.
 
     Returns:
         What was copied, started, left and fresh, by module and parameter count.
 
     Raises:
-        UserError: no such policy; one of the two is reparameterized; the teacher is another model, so that something
-            outside the SAS-P blocks does not fit; or freezing would leave nothing to train. Both models are as they
-            were then.
+        UserError: no such policy; one of the models is reparameterized; the teacher has another structure outside
+            the SAS-P blocks; or freezing would leave nothing to train. Both models are then unchanged.
     """
     _check_policy(freeze)
     for model in (student, teacher):
         if model.is_reparameterized:
-            raise UserError(f"a reparameterized {model.config.name!r} has no weights to inherit: take its train form")
+            raise UserError(f"a reparameterized {model.config.name!r} has no weights to inherit: use its train form")
     if freeze == "inherited" and "sasp" not in (student.config.image.block, student.config.text.block):
         raise UserError(
-            f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}: nothing is left to "
-            "train; take a siclip model, or model.freeze 'before_sasp' or 'none'"
+            f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}, so there is nothing to "
+            "train; use a siclip model, or model.freeze 'before_sasp' or 'none'"
         )
     plan = list(_plan(student, teacher))
     left = list(_left(student, teacher, {step.origin for step in plan}))
@@ -79,15 +82,18 @@ def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") ->
 
 
 def freeze_inherited(model: Clip, policy: FreezePolicy) -> tuple[str, ...]:
-    """Freeze what a model inherits from its base teacher; the structure alone decides, no teacher is needed.
+    """Freeze what a model inherits from its base teacher. Only the structure decides; no teacher is needed.
 
-    ``inherited``: everything outside the SAS-P blocks, except the logit scale. ``before_sasp``: both trunks, so
-    that training starts at the first SAS-P block (or, in a tower without, attention block). ``none``: nothing.
-    A frozen BatchNorm computes in eval mode from then on, whatever ``train()`` says. What another policy froze
-    before and this one does not trains again.
+    - ``inherited``: everything outside the SAS-P blocks, except the logit scale.
+    - ``before_sasp``: both trunks, so that training starts at the first SAS-P block (attention block in a tower
+      without SAS-P).
+    - ``none``: nothing.
+
+    A frozen BatchNorm stays in eval mode, also after ``train()``. Parameters that an earlier policy froze and this
+    one does not train again.
 
     Returns:
-        The names of the parameters that are frozen.
+        The names of the frozen parameters.
 
     Raises:
         UserError: no such policy.
@@ -102,20 +108,22 @@ def freeze_inherited(model: Clip, policy: FreezePolicy) -> tuple[str, ...]:
         if {"inherited": inherited, "before_sasp": id(parameter) in trunk, "none": False}[policy]:
             parameter.requires_grad_(False)
             frozen.append(name)
-        elif outside:  # inside, fixed gains stay fixed and nothing else is ever frozen
+        # Inside the blocks only gains can be fixed (trainable_gains), and they must stay so.
+        elif outside:
             parameter.requires_grad_(True)
+    # Applies eval mode to the BatchNorms that are frozen now.
     model.train(model.training)
     return tuple(frozen)
 
 
 def _check_policy(policy: str) -> None:
     if policy not in get_args(FreezePolicy):
-        raise UserError(f"freeze {policy!r} is no policy: there are {', '.join(get_args(FreezePolicy))}")
+        raise UserError(f"freeze {policy!r} is not a policy: choose one of {', '.join(get_args(FreezePolicy))}")
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A tensor of the student and where it comes from; no ``origin`` for a fresh one."""
+    """A tensor of the student and its source: ``origin`` is the teacher's name for it, None if it is fresh."""
 
     name: str
     target: torch.Tensor
@@ -130,7 +138,7 @@ def _plan(student: Clip, teacher: Clip) -> Iterator[_Step]:
         in_sasp = _in_sasp(name, student.config)
         origin = _ffn_origin(name, teacher.config) if in_sasp else name
         if origin is None:
-            part = _place(name, student.config).part  # type: ignore[union-attr]
+            part = _block_tensor(name, student.config).part  # type: ignore[union-attr]
             yield _Step(name, target, "fresh", None, _FRESH.get(part.partition(".")[0], "SAS-P's own gains"))
         elif origin not in source:
             yield _Step(name, target, "fresh", None, "not in the teacher")
@@ -140,7 +148,7 @@ def _plan(student: Clip, teacher: Clip) -> Iterator[_Step]:
             shapes = f"{tuple(source[origin].shape)} in the teacher, {tuple(target.shape)} here"
             yield _Step(name, target, "fresh", None, shapes)
         elif in_sasp:
-            yield _Step(name, target, "started", origin, "the FFN goes on from the teacher's")
+            yield _Step(name, target, "started", origin, "the FFN starts from the teacher's")
         else:
             yield _Step(name, target, "copied", origin, "the same in the teacher")
 
@@ -158,30 +166,30 @@ def _left(student: Clip, teacher: Clip, used: set[str | None]) -> Iterator[Repor
 
 
 def _why_left(name: str, student: ModelConfig, teacher: ModelConfig) -> str:
-    place = _place(name, teacher)
-    if place is None or getattr(student, place.tower).block != "sasp":
+    tensor = _block_tensor(name, teacher)
+    if tensor is None or getattr(student, tensor.tower).block != "sasp":
         return "not in the student"
-    options, depth = getattr(student, place.tower).sasp, _depth(student, place.tower)
-    if place.block >= depth:
+    options, depth = getattr(student, tensor.tower).sasp, _depth(student, tensor.tower)
+    if tensor.block >= depth:
         return f"the student has {depth} blocks"
-    if place.part.startswith(("mlp.", *_TEXT_FFN.values())):
-        pattern = parse_pattern(getattr(student, place.tower).sharing, depth)
-        if pattern.part in ("mlp", "block") and pattern.owner(place.block) != place.block:
-            return f"block {place.block} shares block {pattern.owner(place.block)}'s"
-        plain = place.part.startswith("mlp.conv.") and student.image.sasp.ffn == "plain"
+    if tensor.part.startswith(("mlp.", *_TEXT_FFN.values())):
+        pattern = parse_pattern(getattr(student, tensor.tower).sharing, depth)
+        if pattern.part in ("mlp", "block") and pattern.owner(tensor.block) != tensor.block:
+            return f"block {tensor.block} shares block {pattern.owner(tensor.block)}'s"
+        plain = tensor.part.startswith("mlp.conv.") and student.image.sasp.ffn == "plain"
         return "a plain FFN has no depthwise convolution" if plain else "of another shape in the student"
-    if getattr(teacher, place.tower).block == "sasp":
-        return "of a SAS-P block only the FFN is inherited"
-    anew = "queries and keys start anew, SAS-P has no values", "SAS-P has no output projection"
-    if options.first_value and place.block == 0:
-        anew = "queries, keys and values start anew", "the output projection starts as the identity"
+    if getattr(teacher, tensor.tower).block == "sasp":
+        return "only the FFN of a SAS-P block is inherited"
+    attention = "queries and keys are initialised, SAS-P has no values", "SAS-P has no output projection"
+    if options.first_value and tensor.block == 0:
+        attention = "queries, keys and values are initialised", "the output projection starts as the identity"
     reasons = {
-        "qkv": anew[0],
-        "proj": anew[1],
+        "qkv": attention[0],
+        "proj": attention[1],
         "layer_scale": "SAS-P has gains instead of layer scales",
-        "norm": "a SAS-P block's one norm starts anew",
+        "norm": "a SAS-P block's single norm is initialised",
     }
-    return next(reason for word, reason in reasons.items() if word in place.part)
+    return next(reason for word, reason in reasons.items() if word in tensor.part)
 
 
 def _refuse_another_model(student: Clip, teacher: Clip, plan: list[_Step], left: list[ReportEntry]) -> None:
@@ -190,35 +198,36 @@ def _refuse_another_model(student: Clip, teacher: Clip, plan: list[_Step], left:
     theirs = [(e.name, e.reason) for e in left if e.reason == "not in the student" and e.name not in named]
     misfits = ours + theirs
     if misfits:
-        more = f", … ({len(misfits)} in all)" if len(misfits) > 3 else ""
+        more = f", … ({len(misfits)} in total)" if len(misfits) > 3 else ""
         some = ", ".join(f"{name} ({why})" for name, why in misfits[:3])
         raise UserError(
-            f"{student.config.name!r} cannot inherit from a checkpoint of {teacher.config.name!r}, which has another "
-            f"structure: {some}{more}; name a checkpoint of its own base model"
+            f"{student.config.name!r} cannot inherit from a checkpoint of {teacher.config.name!r}, which has a "
+            f"different structure: {some}{more}; name a checkpoint of the student's base model"
         )
 
 
-class _Place(NamedTuple):
-    """A tensor inside the attention or SAS-P blocks of a tower: which block, and its name within."""
+class _BlockTensor(NamedTuple):
+    """A tensor inside the attention or SAS-P blocks of a tower: the block's index, and the name within the block."""
 
     tower: Literal["image", "text"]
     block: int
     part: str
 
 
-def _place(name: str, config: ModelConfig) -> _Place | None:
+def _block_tensor(name: str, config: ModelConfig) -> _BlockTensor | None:
     stage = len(config.image.layers) - 1
     if found := re.fullmatch(rf"image_encoder\.model\.stages\.{stage}\.blocks\.(\d+)\.(.+)", name):
-        return _Place("image", int(found[1]), found[2])
+        return _BlockTensor("image", int(found[1]), found[2])
     found = re.fullmatch(r"text_encoder\.transformer\.(\d+)\.(.+)", name)
+    # The first and the last entry of the text tower's list are RepMixers.
     if found and 1 <= int(found[1]) <= config.text.layers:
-        return _Place("text", int(found[1]) - 1, found[2])
+        return _BlockTensor("text", int(found[1]) - 1, found[2])
     return None
 
 
 def _in_sasp(name: str, config: ModelConfig) -> bool:
-    place = _place(name, config)
-    return place is not None and getattr(config, place.tower).block == "sasp"
+    tensor = _block_tensor(name, config)
+    return tensor is not None and getattr(config, tensor.tower).block == "sasp"
 
 
 def _depth(config: ModelConfig, tower: Literal["image", "text"]) -> int:
@@ -226,7 +235,7 @@ def _depth(config: ModelConfig, tower: Literal["image", "text"]) -> int:
 
 
 def _ffn_origin(name: str, teacher: ModelConfig) -> str | None:
-    """The teacher's name of a tensor inside a SAS-P block's FFN; None outside of it."""
+    """The teacher's name for a tensor of a SAS-P block's FFN; None outside the FFN."""
     if ".mlp." not in name:
         return None
     if name.startswith("text_encoder.") and teacher.text.block == "attention":
@@ -236,11 +245,11 @@ def _ffn_origin(name: str, teacher: ModelConfig) -> str | None:
 
 
 def _module(name: str, config: ModelConfig) -> str:
-    """The module that a report names for a tensor: stages and layers whole, attention and SAS-P blocks in parts."""
-    place = _place(name, config)
-    if place is not None:
-        part, dot, _ = place.part.partition(".")
-        return name.removesuffix(place.part) + part if dot else name.removesuffix(f".{place.part}")
+    """The module that a report names for a tensor: a stage, a layer, or a part of an attention or SAS-P block."""
+    tensor = _block_tensor(name, config)
+    if tensor is not None:
+        part, dot, _ = tensor.part.partition(".")
+        return name.removesuffix(tensor.part) + part if dot else name.removesuffix(f".{tensor.part}")
     parts = name.split(".")
     if parts[2:3] == ["stages"]:
         return ".".join(parts[: 5 if int(parts[3]) == len(config.image.layers) - 1 else 4])

@@ -10,7 +10,7 @@ Action = Literal["copied", "started", "fresh", "left"]
 
 @dataclass(frozen=True)
 class ReportRow:
-    """Parameters of one module with the same fate; of the teacher's where the action is ``left``."""
+    """Parameters of one module with the same action; the teacher's parameters if the action is ``left``."""
 
     module: str
     action: Action
@@ -21,7 +21,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One tensor: ``parameters`` is 0 for a BatchNorm statistic."""
+    """One tensor; ``parameters`` is 0 for a BatchNorm statistic."""
 
     name: str
     module: str
@@ -33,33 +33,35 @@ class ReportEntry:
 
 @dataclass(frozen=True)
 class InheritanceReport:
-    """What became of every tensor of the student, and what of the teacher was not used.
+    """What happened to every tensor of the student, and which of the teacher's were not used.
 
-    ``copied``: the same place in the teacher. ``started``: the FFN of a SAS-P block, started from the teacher's
-    block and trained. ``fresh``: what the teacher does not have. ``left``: parameters of the teacher that the
-    student has no place for. Shared weights are counted once, so ``copied + started + fresh`` are the student's
-    parameters and, if the teacher shares none, ``copied + started + left`` the teacher's.
+    Actions: ``copied``: from the tensor of the same name in the teacher. ``started``: the FFN of a SAS-P block,
+    initialised from the teacher's block and trained. ``fresh``: not in the teacher. ``left``: parameters of the
+    teacher that the student does not have. Shared weights are counted once, so ``copied + started + fresh`` are the
+    student's parameters and, if the teacher shares none, ``copied + started + left`` the teacher's.
 
-    ``frozen``: names of the parameters that the freeze policy stopped from training.
+    Attributes:
+        entries: one per tensor.
+        frozen: names of the parameters that the freeze policy froze.
     """
 
     entries: tuple[ReportEntry, ...]
     frozen: tuple[str, ...]
 
     def names(self, action: Action) -> tuple[str, ...]:
-        """The tensors with this fate."""
+        """Names of the tensors with this action."""
         return tuple(entry.name for entry in self.entries if entry.action == action)
 
     def parameters(self, action: Action) -> int:
-        """How many parameters had this fate."""
+        """Number of parameters with this action."""
         return sum(entry.parameters for entry in self.entries if entry.action == action)
 
     def trained(self, trains: bool = True) -> int:
-        """How many of the student's parameters train (or do not)."""
+        """Number of the student's parameters that train (or, with False, do not)."""
         return sum(entry.parameters for entry in self.entries if entry.action != "left" and entry.trains is trains)
 
     def rows(self) -> list[ReportRow]:
-        """The parameters by module, in the student's order, then what was left of the teacher."""
+        """The parameters by module in the student's order, followed by the teacher's unused ones."""
         counts: dict[tuple[Any, ...], int] = {}
         for entry in self.entries:
             key = (entry.module, entry.action, entry.trains, entry.reason)

@@ -1,6 +1,6 @@
-"""Sharing patterns in state dicts: aliases written once, filled in again, and one pattern turned into another.
+"""Sharing patterns in state dicts: dropping and restoring aliases, and converting between patterns.
 
-A state dict of ours names a tensor once per block that uses it (see `siclip.models.sharing`).
+A siclip state dict names a tensor once per block that uses it (see `siclip.models.sharing`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pattern_of(config: ModelConfig, tower: Tower) -> SharingPattern:
 
 
 def shared_groups(config: ModelConfig, tower: Tower) -> list[list[str]]:
-    """The name prefixes of every set of shared weights, the owner's first: two or more prefixes each."""
+    """The name prefixes of every set of shared weights, the owner's first; at least two prefixes each."""
     pattern = pattern_of(config, tower)
     inner = f"{pattern.part}." if pattern.part in ("qk", "mlp") else ""
     groups: dict[int, list[str]] = {}
@@ -44,7 +44,7 @@ def drop_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
 
 
 def fill_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Every name of a shared tensor, where at least one is there; names that are there keep their tensors."""
+    """Add the missing names of every shared tensor that has at least one; existing entries are not changed."""
     filled = dict(state)
     for group in _all_groups(config):
         for suffix, names in _members(state, group).items():
@@ -54,14 +54,18 @@ def fill_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
 
 
 def merge_blocks(state: Mapping[str, Tensor], config: ModelConfig, how: Merge) -> dict[str, Tensor]:
-    """A state dict in which all that ``config`` shares is equal: to that of the first block, or to the mean.
+    """A state dict in which the tensors that ``config`` shares are equal.
 
-    The mean is over the blocks of a group, counters are the first block's. Averaging queries and keys is a
-    heuristic: nothing makes the heads of two blocks correspond. A matrix that only one block has (the first
-    block's value) is taken from it.
+    Integer counters are always the first block's. A matrix that only one block has (the first block's value) is
+    that block's. Averaging queries and keys is a heuristic: the heads of two blocks do not correspond.
+
+    Args:
+        state: the state dict.
+        config: its sharing patterns are applied.
+        how: ``first``: the first block's tensors; ``average``: the mean over the blocks of a group.
 
     Raises:
-        UserError: the blocks of a group have tensors of different shapes.
+        UserError: tensors to be averaged have different shapes.
     """
     merged = dict(state)
     for group in _all_groups(config):
@@ -72,7 +76,7 @@ def merge_blocks(state: Mapping[str, Tensor], config: ModelConfig, how: Merge) -
 
 
 def unequal_aliases(state: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
-    """Names of tensors that ``config`` shares with an earlier block, and that differ from that block's."""
+    """Names of tensors that ``config`` shares with an earlier block but that differ from that block's."""
     different = []
     for group in _all_groups(config):
         for names in _members(state, group).values():
@@ -88,11 +92,12 @@ def _all_groups(config: ModelConfig) -> list[list[str]]:
 def _block_prefix(config: ModelConfig, tower: Tower, block: int) -> str:
     if tower == "image":
         return f"image_encoder.model.stages.{len(config.image.layers) - 1}.blocks.{block}."
-    return f"text_encoder.transformer.{block + 1}."  # behind the first RepMixer
+    # Entry 0 of the list is the first RepMixer.
+    return f"text_encoder.transformer.{block + 1}."
 
 
 def _members(state: Mapping[str, Tensor], group: list[str]) -> dict[str, list[str]]:
-    """What follows a prefix of the group → the names in the state dict that end so, in the group's order."""
+    """Suffix after a prefix of the group → the names in the state dict with this suffix, in the group's order."""
     members: dict[str, list[str]] = {}
     for prefix in group:
         for name in state:
@@ -108,6 +113,7 @@ def _merge(tensors: Mapping[str, Tensor], how: Merge) -> Tensor:
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise UserError(f"blocks of different shapes cannot be averaged: {shapes}")
+    # The mean is taken in fp32: a sum of bf16 weights would lose bits.
     return torch.stack([tensor.float() for tensor in tensors.values()]).mean(dim=0).to(first.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Random crops and changes of an image, decided by a key: the same sample looks the same on any worker."""
+"""Random crops and image augmentations, determined by a key: a sample looks the same on every worker."""
 
 from __future__ import annotations
 
@@ -19,52 +19,70 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels"""
 
+# Aspect ratios of a random crop: torchvision's default.
 RATIO = (3 / 4, 4 / 3)
 
 
 def load_pixels(
-    data: Any, place: str, size: int, config: AugmentConfig, key: tuple[object, ...], *, scaled: bool = False
+    data: Any, where: str, size: int, config: AugmentConfig, key: tuple[object, ...], *, scaled: bool = False
 ) -> Pixels:
-    """Encoded image → (size, size, 3) uint8, augmented as the ``key`` decides.
+    """Encoded image → (size, size, 3) uint8, augmented.
 
-    ``scaled``: decode a JPEG at a lower scale where what is kept of it is twice the size or more.
+    Args:
+        data: the encoded image.
+        where: its location, for the error message.
+        size: height and width of the result in pixels.
+        config: the augmentations.
+        key: determines every random choice, for example (seed, epoch, sample id).
+        scaled: decode a JPEG at a lower scale if the part that is used is at least twice the size.
 
     Raises:
-        UserError: the bytes cannot be decoded; the message names ``place``.
+        UserError: the bytes cannot be decoded; the message includes ``where``.
     """
     if config.is_off:
-        return fit_image(decode_image(data, place, at_least=size if scaled else 0), size)
+        return fit_image(decode_image(data, where, at_least=size if scaled else 0), size)
     generator = np.random.default_rng(stable_id("/".join(map(str, ("augment", *key)))))
     if config.crop_scale < 1:
-        box = crop_box(*image_size(data, place), config.crop_scale, generator)
-        pixels = load_crop(data, place, size, box, scaled=scaled)
+        box = crop_box(*image_size(data, where), config.crop_scale, generator)
+        pixels = load_crop(data, where, size, box, scaled=scaled)
     else:
-        pixels = fit_image(decode_image(data, place, at_least=size if scaled else 0), size)
+        pixels = fit_image(decode_image(data, where, at_least=size if scaled else 0), size)
     return np.asarray(_changed(Image.fromarray(pixels), config, generator))
 
 
-def load_crop(data: Any, place: str, size: int, box: Box, *, scaled: bool = False) -> Pixels:
-    """What a box cuts out of an encoded image, resized (bilinear, antialiased): (size, size, 3) uint8.
+def load_crop(data: Any, where: str, size: int, box: Box, *, scaled: bool = False) -> Pixels:
+    """Crop an encoded image and resize the crop (bilinear, antialiased): (size, size, 3) uint8.
+
+    Args:
+        data: the encoded image.
+        where: its location, for the error message.
+        size: height and width of the result in pixels.
+        box: the crop in pixels of the whole image.
+        scaled: as in `load_pixels`.
 
     Raises:
         UserError: as `load_pixels`.
     """
-    height, width = image_size(data, place)
+    height, width = image_size(data, where)
     at_least = -(-min(height, width) * size // min(box[2:])) if scaled else 0
-    pixels = decode_image(data, place, at_least=at_least)
+    pixels = decode_image(data, where, at_least=at_least)
     top, left, high, wide = box
     if pixels.shape[0] == height:
         cut = pixels[top : top + high, left : left + wide]
         if cut.shape[:2] == (size, size):
             return cut
         return np.asarray(Image.fromarray(cut).resize((size, size), Image.Resampling.BILINEAR))
-    ratio = round(8 * pixels.shape[0] / height) / 8  # libjpeg scales by eighths and rounds the sides up
+    # libjpeg scales by eighths and rounds the sides up, so the quotient of the heights is only close to the scale.
+    ratio = round(8 * pixels.shape[0] / height) / 8
     edges = (left * ratio, top * ratio, (left + wide) * ratio, (top + high) * ratio)
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=edges))
 
 
 def crop_box(height: int, width: int, scale: float, generator: np.random.Generator) -> Box:
-    """A crop of ``scale`` to all of the area and of an aspect ratio within `RATIO`, as torchvision draws it."""
+    """A random crop with between ``scale`` and all of the area and an aspect ratio within `RATIO`.
+
+    The algorithm is that of torchvision's RandomResizedCrop, including the centre crop after ten failed attempts.
+    """
     for _ in range(10):
         area = height * width * generator.uniform(scale, 1.0)
         ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -79,7 +97,7 @@ def crop_box(height: int, width: int, scale: float, generator: np.random.Generat
 
 
 def _changed(image: Image.Image, config: AugmentConfig, generator: np.random.Generator) -> Image.Image:
-    """Colours, in a random order, then RandAugment."""
+    """Colour jitter in a random order, then RandAugment."""
     if config.jitter or config.hue:
         for which in generator.permutation(4):
             factor, turn = 1 + config.jitter * generator.uniform(-1, 1), config.hue * generator.uniform(-1, 1)
@@ -93,13 +111,20 @@ def _changed(image: Image.Image, config: AugmentConfig, generator: np.random.Gen
 
 
 _COLOURS = ("Brightness", "Contrast", "Color")
+# Largest magnitudes as in torchvision's RandAugment; translations are relative to the side (150 of 331 pixels).
 _SIGNED = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
 _SIGNED |= dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
 _OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
 
 
 def magnitude(name: str, level: int, size: int) -> tuple[float, bool]:
-    """The value of an operation of RandAugment at a level of `MAGNITUDES`, and whether its sign is drawn."""
+    """The magnitude of a RandAugment operation, and whether its sign is random.
+
+    Args:
+        name: the operation, named as in torchvision.
+        level: from 0 to `MAGNITUDES` − 1.
+        size: side of the image in pixels.
+    """
     share = level / (MAGNITUDES - 1)
     if name in _SIGNED:
         return _SIGNED[name] * share * (size if name.startswith("Translate") else 1), True
@@ -107,7 +132,7 @@ def magnitude(name: str, level: int, size: int) -> tuple[float, bool]:
 
 
 def apply(image: Image.Image, name: str, value: float) -> Image.Image:
-    """One operation of RandAugment, named as in torchvision, or ``Hue``."""
+    """Apply one RandAugment operation, named as in torchvision, or ``Hue``."""
     changed: Image.Image = _operations()[name](image, value)
     return changed
 
@@ -117,6 +142,7 @@ def _operations() -> dict[str, Any]:
     from torchvision.transforms import functional as F
 
     def affine(image: Any, shear: tuple[float, float] = (0, 0), move: tuple[int, int] = (0, 0)) -> Any:
+        # torchvision's RandAugment shears about the top left corner, to match its paper's implementation.
         centre = [0, 0] if any(shear) else None
         return F.affine(image, angle=0, translate=list(move), scale=1, shear=list(shear), center=centre)
 

@@ -1,4 +1,4 @@
-"""Run an iterator in a thread, so that reading goes on while a step computes."""
+"""Run an iterator in a thread, so that reading continues while a step computes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ _END = object()
 
 
 class InBackground(Iterator[Item]):
-    """The items of ``source``, in order, drawn by a thread that starts at once and stays ``ahead`` items ahead.
+    """The items of ``source`` in order, read by a thread that starts immediately and stays ``ahead`` items ahead.
 
-    An exception of the source is raised where its item would have come.
+    An exception in the source is raised at the position of the item it prevented.
     """
 
     def __init__(self, source: Iterator[Item], ahead: int = 2) -> None:
         self._items: queue.Queue[object] = queue.Queue(maxsize=ahead)
         self._ended = False
+        # A daemon: the thread may be blocked on a full queue when its reader is abandoned.
         threading.Thread(target=self._draw, args=(source,), daemon=True).start()
 
     def _draw(self, source: Iterator[Item]) -> None:

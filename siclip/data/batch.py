@@ -1,4 +1,4 @@
-"""The batch: what one training step takes.
+"""The batch: the input of one training step.
 
 Shapes: B batch, T context length, C width of a tower, D_t a teacher's embed_dim.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrunkFeatures:
-    """What the attention blocks of both towers start from: image (B, C, h, w), text (B, T, C)."""
+    """The inputs of the attention blocks of both towers: image (B, C, h, w), text (B, T, C)."""
 
     image: Tensor
     text: Tensor
@@ -33,11 +33,14 @@ class TrunkFeatures:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs of images and captions.
+    """Images with one caption each.
 
-    images: (B, height, width, 3) uint8; None where ``features`` stand for them. tokens: (B, T) int64. image_ids,
-    caption_ids: (B,) int64, equal where the image or the caption is the same. features: the outputs of a frozen
-    trunk, stored ahead. teacher_image, teacher_text: (B, D_t), a teacher's unit embeddings, stored ahead.
+    Attributes:
+        images: (B, height, width, 3) uint8; None if ``features`` replace them.
+        tokens: token ids (B, T) int64.
+        image_ids, caption_ids: (B,) int64, equal where the image or the caption is the same.
+        features: precomputed outputs of a frozen trunk.
+        teacher_image, teacher_text: precomputed unit embeddings of a teacher, (B, D_t).
     """
 
     images: Tensor | None
@@ -52,13 +55,17 @@ class Batch:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some of the pairs."""
+        """The samples in a slice."""
         return self._changed(lambda value: value[rows])
 
     @classmethod
     def from_arrays(cls, columns: Mapping[str, np.ndarray]) -> Batch:
-        """From the columns ``tokens``, ``image_ids``, ``caption_ids`` and what else there is of ``images``,
-        ``teacher_image``, ``teacher_text``, ``trunk_image`` and ``trunk_text`` (bf16, kept as uint16)."""
+        """A batch from columns.
+
+        Args:
+            columns: ``tokens``, ``image_ids``, ``caption_ids`` and optionally ``images``, ``teacher_image``,
+                ``teacher_text``, ``trunk_image`` and ``trunk_text`` (bf16 viewed as uint16, as numpy has no bf16).
+        """
         tensors = {name: _tensor(array) for name, array in columns.items()}
         features = None
         if "trunk_image" in tensors:
@@ -80,21 +87,22 @@ class Batch:
         return self._changed(moved)
 
     def pinned(self) -> Batch:
-        """In page-locked memory, from where a copy to a CUDA device does not hold up the caller."""
+        """A copy in page-locked memory, from which a copy to a CUDA device does not block the caller."""
         return self._changed(lambda value: value.pin_memory())
 
     def staged(self) -> Batch:
-        """`pinned` where there is a CUDA device to copy to, else itself."""
+        """`pinned` if there is a CUDA device, otherwise the batch itself."""
         return self.pinned() if torch.cuda.is_available() else self
 
     def _changed(self, change: Callable[[Any], Any]) -> Batch:
-        """With every part that there is changed."""
+        """Apply a function to every part that is not None."""
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: part if part is None else change(part) for name, part in parts.items()}
         return Batch(**changed)
 
 
 def _tensor(array: np.ndarray) -> Tensor:
+    # torch has no read-only tensors; columns from Arrow are read-only.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 

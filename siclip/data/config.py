@@ -1,4 +1,4 @@
-"""Configs of the data: free of torch, so that a recipe is read at once."""
+"""Configs of the data. They do not import torch, so that reading a recipe is fast."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pydantic import Field
 
 from siclip.config import Config, Weight
 
-MAGNITUDES = 31  # levels of RandAugment
+# Levels of RandAugment, 0 to 30, as in torchvision.
+MAGNITUDES = 31
 
 
 class CaptionPolicy(Config):
-    """How a caption is drawn.
+    """How a sample's caption is drawn.
 
-    ``synthetic_share``: the probability of a synthetic caption; a sample that has only one kind gets one of that
-    kind. ``synthetic_captions``: how many synthetic ones of a sample may be drawn, the first in order; 0: all.
-    ``weights``: of a caption among its kind, by the model that wrote it, or else by its source; 1 where neither is
-    named. A kind whose captions all weigh 0 is drawn as if it were not there.
+    Attributes:
+        synthetic_share: the probability of a synthetic caption. A sample that has only original or only synthetic
+            captions gets one of those.
+        synthetic_captions: use only the first N synthetic captions of a sample; 0: all.
+        weights: weight of a caption among those of its source, by the model that wrote it or else by its source;
+            1 if neither is listed. If all captions of a source have weight 0, the other source is used.
     """
 
     synthetic_share: float = Field(0.5, ge=0, le=1)
@@ -25,6 +28,7 @@ class CaptionPolicy(Config):
     weights: dict[str, Weight] = Field({})
 
     def weight(self, caption: Mapping[str, str | None]) -> float:
+        """The weight of a caption."""
         for name in (caption.get("model"), caption["source"]):
             if name is not None and name in self.weights:
                 return self.weights[name]
@@ -32,14 +36,17 @@ class CaptionPolicy(Config):
 
 
 class AugmentConfig(Config):
-    """What happens to an image between decoding and the batch; by default nothing but resize and centre crop.
+    """Augmentation of an image between decoding and the batch. The default is resize and centre crop only.
 
-    No flip is offered: captions say left and right.
+    There is no flip, because captions mention left and right.
 
-    ``crop_scale``: a random crop keeps between this share and all of the area (aspect ratio 3:4 to 4:3) and is
-    resized; 1: no random crop. ``jitter``: brightness, contrast and saturation each change by a factor of
-    [1 - jitter, 1 + jitter]. ``hue``: shift of the hue in [-hue, hue] of a full turn. ``rand_augment``: operations of
-    RandAugment (arXiv 1909.13719), of ``rand_augment_magnitude`` out of 30.
+    Attributes:
+        crop_scale: a random crop keeps between this share and all of the area (aspect ratio 3:4 to 4:3) and is
+            resized; 1: no random crop.
+        jitter: brightness, contrast and saturation are each multiplied by a factor in [1 - jitter, 1 + jitter].
+        hue: the hue is shifted by up to this share of a full turn, in either direction.
+        rand_augment: number of RandAugment operations per image (arXiv 1909.13719).
+        rand_augment_magnitude: their magnitude, 0 to 30.
     """
 
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -50,4 +57,5 @@ class AugmentConfig(Config):
 
     @property
     def is_off(self) -> bool:
+        """Whether images are not augmented; the magnitude has no effect without operations."""
         return self == AugmentConfig(rand_augment_magnitude=self.rand_augment_magnitude)

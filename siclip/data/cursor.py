@@ -1,4 +1,4 @@
-"""Where a run stands in its data: what a checkpoint holds, and what is compared before a run goes on."""
+"""The position of a run in its data: saved in a checkpoint and compared before a run resumes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from siclip.errors import UserError
 
 
 class Cursor(Config):
-    """``position`` samples were delivered since the start, in the ``epoch``-th pass over the (first) dataset.
+    """A position in the stream of samples, and what determines the stream.
 
-    ``datasets``: hashes of the manifests of everything that is read. ``order``: hash of what else decides which
-    sample, caption and pixels stand at a position.
+    Attributes:
+        seed: of the order.
+        epoch: passes completed over the (first) dataset.
+        position: samples delivered since the start.
+        datasets: manifest hashes of all datasets that are read.
+        order: hash of everything else that determines the sample, caption and pixels at a position.
     """
 
     seed: int
@@ -25,25 +29,30 @@ class Cursor(Config):
     order: str
 
 
-def check_cursor(saved: Mapping[str, Any], now: Cursor, place: str = "the checkpoint") -> None:
-    """Whether a stream goes on where the saved cursor stands.
+def check_cursor(saved: Mapping[str, Any], now: Cursor, where: str = "the checkpoint") -> None:
+    """Check that a stream can resume at a saved cursor.
+
+    Args:
+        saved: the saved cursor.
+        now: a cursor of the stream that is to resume.
+        where: names the origin of ``saved`` in the message.
 
     Raises:
-        UserError: the data is other data, or comes in another order; the message says which.
+        UserError: the datasets or the order of the samples differ; the message names both values.
     """
     try:
         cursor = Cursor.model_validate(saved)
     except ValidationError as error:
-        raise UserError(f"{place} holds no cursor that can be read ({error.errors()[0]['msg']})") from None
+        raise UserError(f"{where} has no readable data cursor ({error.errors()[0]['msg']})") from None
     if cursor.datasets != now.datasets:
         raise UserError(
-            f"{place} was trained on a dataset with manifest hash {' + '.join(cursor.datasets)}, the recipe's data "
-            f"now has {' + '.join(now.datasets)}: what was seen and what is left cannot be told. Go on with the "
-            "dataset as it was, or start anew in another folder (the checkpoint can be the new run's teacher)"
+            f"{where} was trained on a dataset with manifest hash {' + '.join(cursor.datasets)}, but the recipe's "
+            f"data now has {' + '.join(now.datasets)}, so it is unknown which samples were seen. Resume with the "
+            "original dataset, or start a new run in another folder (the checkpoint can be its teacher)"
         )
     if (cursor.seed, cursor.order) != (now.seed, now.order):
         raise UserError(
-            f"{place} was trained with its samples in another order (seed {cursor.seed}, order {cursor.order}) than "
-            f"the recipe now gives (seed {now.seed}, order {now.order}): set the recipe's data section and seed as "
-            "they were, or start anew in another folder"
+            f"{where} was trained with the samples in another order (seed {cursor.seed}, order {cursor.order}) than "
+            f"the recipe gives now (seed {now.seed}, order {now.order}): restore the recipe's data section and seed, "
+            "or start a new run in another folder"
         )

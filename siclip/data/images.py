@@ -1,7 +1,7 @@
 """Encoded image → pixels.
 
-JPEG goes through simplejpeg where it is installed (twice as fast) and through Pillow where it is not; both
-decode with the same exact transform and upsampling of libjpeg-turbo. Everything else goes through Pillow.
+JPEG is decoded by simplejpeg if it is installed (twice as fast), otherwise by Pillow; both use libjpeg-turbo with the
+same exact transform and upsampling. All other formats are decoded by Pillow.
 """
 
 from __future__ import annotations
@@ -17,49 +17,52 @@ from siclip.errors import UserError
 
 try:
     import simplejpeg
-except ImportError:  # a box with torch, timm and open_clip alone
+# The library also runs with torch, timm and open_clip alone.
+except ImportError:
     simplejpeg = None
 
 Bytes = bytes | memoryview
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise for bytes that are not the image they claim to be."""
+"""What the decoders raise for corrupt bytes."""
+REMEDY = "Remove the sample or encode it again as JPEG, PNG or WebP"
 
 
-def decode_image(data: Bytes, place: str = "", *, at_least: int = 0) -> npt.NDArray[np.uint8]:
-    """Decode JPEG, PNG, WebP or whatever else Pillow reads, as RGB (height, width, 3).
+def decode_image(data: Bytes, where: str = "", *, at_least: int = 0) -> npt.NDArray[np.uint8]:
+    """Decode JPEG, PNG, WebP or any other format that Pillow reads, as RGB (height, width, 3).
 
-    Transparent pixels are laid over white. The orientation tag is not applied.
+    Transparent images are composited over white. The EXIF orientation is not applied.
 
-    ``at_least``: a JPEG whose shorter side is twice as long or more is decoded at half its size or less, to a shorter
-    side of at least that (simplejpeg only); 0: always whole.
+    Args:
+        data: the encoded image.
+        where: its location, for the error message.
+        at_least: a JPEG whose shorter side is at least twice this is decoded at half its size or less, to a shorter
+            side of at least this many pixels (simplejpeg only); 0: always at full size.
 
     Raises:
-        UserError: the bytes cannot be decoded completely; the message names ``place``.
+        UserError: the bytes cannot be decoded completely; the message includes ``where``.
     """
     try:
         if simplejpeg is not None and bytes(data[:3]) == JPEG_SIGNATURE:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours not in ("CMYK", "YCCK"):  # simplejpeg cannot turn these into RGB; Pillow can
+            # simplejpeg cannot convert these to RGB; Pillow can.
+            if colours not in ("CMYK", "YCCK"):
                 return _decode_jpeg(data, height, width, at_least)
         return _decode_with_pillow(data)
     except BROKEN as error:
-        raise _undecodable(data, place, error) from None
+        raise _undecodable(data, where, error) from None
 
 
-def _undecodable(data: Bytes, place: str, error: Exception) -> UserError:
-    where = f" of {place}" if place else ""
-    return UserError(
-        f"the image{where} ({len(data)} bytes) cannot be decoded: {error}. Leave the sample out or encode it again "
-        "as JPEG, PNG or WebP"
-    )
+def _undecodable(data: Bytes, where: str, error: Exception) -> UserError:
+    of = f" of {where}" if where else ""
+    return UserError(f"the image{of} ({len(data)} bytes) cannot be decoded: {error}. {REMEDY}")
 
 
-def image_size(data: Bytes, place: str = "") -> tuple[int, int]:
+def image_size(data: Bytes, where: str = "") -> tuple[int, int]:
     """(height, width) of an encoded image, from its header.
 
     Raises:
-        UserError: there is none that can be read; the message names ``place``.
+        UserError: the header cannot be read; the message includes ``where``.
     """
     try:
         if simplejpeg is not None and bytes(data[:3]) == JPEG_SIGNATURE:
@@ -68,13 +71,14 @@ def image_size(data: Bytes, place: str = "") -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
     except BROKEN as error:
-        raise _undecodable(data, place, error) from None
+        raise _undecodable(data, where, error) from None
 
 
 def _decode_jpeg(data: Bytes, height: int, width: int, at_least: int) -> npt.NDArray[np.uint8]:
     short = min(height, width)
     scale = {}
     if at_least and short >= 2 * at_least:
+        # Rounded up, so that the decoder does not choose a scale below ``at_least``.
         sides = (-(-side * at_least // short) for side in (height, width))
         scale = dict(zip(("min_height", "min_width"), sides, strict=True)) | {"min_factor": 2}
     pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, **scale)

@@ -1,7 +1,7 @@
-"""Several sources as one order: which source each position is of, and how far that source is then.
+"""Several sources in one order: the source of each position, and how many samples it has delivered before.
 
-A closed form: source 0 has floor(p · share) of the first p positions, the others divide what is left in the same
-way. So every stretch has its sources in proportion, and no process has to count from the start.
+Closed form: source 0 has floor(p · share) of the first p positions, and the other sources divide the rest in the same
+way. Every range of positions therefore has the sources in proportion, and no process has to count from the start.
 """
 
 from __future__ import annotations
@@ -13,30 +13,35 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """``shares``: positive weights of the sources in exact numbers."""
+    """Sources mixed in fixed shares.
+
+    Attributes:
+        shares: positive weights of the sources. Fractions, because rounding would move a source's positions.
+    """
 
     shares: tuple[Fraction, ...]
 
-    def owners(self, start: int, stop: int) -> Places:
+    def owners(self, start: int, stop: int) -> Indices:
         """The source of each position start ≤ p < stop."""
         owners = np.full(stop - start, len(self.shares) - 1, dtype=np.int64)
-        open_places = np.arange(stop - start)
+        unassigned = np.arange(stop - start)
         base = start
         for source, part in enumerate(self._parts()):
-            counts = [(base + i) * part.numerator // part.denominator for i in range(len(open_places) + 1)]
+            # Python integers: a position times a numerator can exceed int64. Only the differences go into numpy.
+            counts = [(base + i) * part.numerator // part.denominator for i in range(len(unassigned) + 1)]
             taken = np.diff(np.array([count - counts[0] for count in counts])) > 0
-            owners[open_places[taken]] = source
-            open_places = open_places[~taken]
+            owners[unassigned[taken]] = source
+            unassigned = unassigned[~taken]
             base -= base * part.numerator // part.denominator
         return owners
 
     def counts(self, position: int) -> tuple[int, ...]:
-        """How many of the first ``position`` positions are of each source."""
+        """How many of the first ``position`` positions each source has."""
         counts = []
         for part in self._parts():
             counts.append(position * part.numerator // part.denominator)
@@ -44,11 +49,16 @@ class Mixture:
         return (*counts, position)
 
     def _parts(self) -> list[Fraction]:
-        """For each source but the last its share of what those before it leave."""
+        """For each source except the last, its share of what the sources before it leave."""
         return [share / sum(self.shares[i:]) for i, share in enumerate(self.shares[:-1])]
 
 
 def mixture(rows: Sequence[int], weights: Sequence[float]) -> Mixture:
-    """Sources of so many samples; a weight is how often a sample of it comes for one time at weight 1."""
+    """The mixture of datasets.
+
+    Args:
+        rows: number of samples of each dataset.
+        weights: how often a sample of the dataset occurs for each occurrence of a sample with weight 1.
+    """
     exact = [Fraction(str(weight)) for weight in weights]
     return Mixture(tuple(weight * count for weight, count in zip(exact, rows, strict=True)))

@@ -1,8 +1,8 @@
-"""The order of samples and where we are in it: a pure function of (seed, epoch, position).
+"""The order of samples: a pure function of (seed, epoch, position).
 
-Row groups are shuffled by (seed, epoch) and taken in windows; rows are shuffled inside a window. A position is
-the number of samples delivered since the start, so a cursor is one integer, and any process can compute what
-comes next without having read what came before.
+Row groups are shuffled by (seed, epoch) and grouped into windows; rows are shuffled within a window. A position is
+the number of samples delivered since the start, so a cursor is one integer, and any process can compute the next
+samples without having read the earlier ones.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 
 from siclip.errors import UserError
 
-LIMIT_ORDER = 20241122  # seeds the order that a limit follows; a constant, so that every run has the same subsets
+# Seed of the order in which a limit selects row groups; a constant, so that the subset is the same for every run.
+LIMIT_ORDER = 20241122
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of one Parquet shard, or its first ``rows``."""
+    """A row group of a Parquet shard, or its first ``rows`` rows."""
 
     shard: int
     index: int
@@ -30,7 +31,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Window:
-    """Row groups whose rows are shuffled together; its first sample stands at ``position``."""
+    """Row groups whose rows are shuffled together; ``position`` is that of its first sample."""
 
     epoch: int
     index: int
@@ -44,7 +45,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowSlice:
-    """The places start ≤ p < stop of a window."""
+    """The samples start ≤ i < stop of a window."""
 
     window: Window
     start: int
@@ -52,7 +53,13 @@ class WindowSlice:
 
 
 class SampleOrder:
-    """The endless order of samples over epochs; every sample exactly once an epoch."""
+    """The infinite order of samples over epochs; every sample exactly once per epoch.
+
+    Args:
+        groups: all row groups.
+        seed: of the order.
+        window_groups: row groups per window.
+    """
 
     def __init__(self, groups: Sequence[RowGroup], seed: int, window_groups: int) -> None:
         self.groups = tuple(groups)
@@ -62,7 +69,7 @@ class SampleOrder:
         self._last: tuple[int, list[Window], list[int]] = (-1, [], [])
 
     def pieces(self, start: int, stop: int) -> Iterator[WindowSlice]:
-        """What to read for the positions start ≤ p < stop, in order."""
+        """The window slices that cover the positions start ≤ p < stop, in order."""
         while start < stop:
             window = self.window_at(start)
             first, last = start - window.position, min(stop - window.position, window.rows)
@@ -70,16 +77,16 @@ class SampleOrder:
             start = window.position + last
 
     def window_at(self, position: int) -> Window:
-        """The window that holds a position."""
+        """The window that contains a position."""
         windows, starts = self._windows(position // self.rows)
         return windows[bisect_right(starts, position) - 1]
 
     def rows_of(self, window: Window) -> np.ndarray:
-        """Indices into the window's concatenated row groups, in order of delivery."""
+        """Indices into the window's concatenated row groups, in the order of delivery."""
         return np.random.default_rng([self.seed, window.epoch, window.index]).permutation(window.rows)
 
     def _windows(self, epoch: int) -> tuple[list[Window], list[int]]:
-        """The windows of an epoch and where each starts; the last epoch asked for is kept."""
+        """The windows of an epoch and their first positions; those of the last epoch are cached."""
         last = self._last
         if last[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
@@ -90,27 +97,28 @@ class SampleOrder:
             sizes = (sum(group.rows for group in part) for part in parts)
             starts = list(accumulate(sizes, initial=epoch * self.rows))[:-1]
             filled = [Window(epoch, i, part, starts[i]) for i, part in enumerate(parts)]
-            keep = [i for i, window in enumerate(filled) if window.rows]  # an empty row group may stand alone
+            # A window of empty row groups would share its first position with the next one.
+            keep = [i for i, window in enumerate(filled) if window.rows]
             last = self._last = (epoch, [filled[i] for i in keep], [starts[i] for i in keep])
         return last[1], last[2]
 
 
 def first_samples(groups: Sequence[RowGroup], limit: int) -> tuple[RowGroup, ...]:
-    """The first ``limit`` samples of a fixed order, as row groups in file order; the last one taken may be cut.
+    """The first ``limit`` samples of a fixed order, as row groups in file order; the last one may be truncated.
 
-    The order is a pseudo-random one of row groups, the same for every seed, so that the subset of a smaller limit
-    lies in that of a larger one and no file is read for a few rows of it.
+    The order is a pseudo-random permutation of the row groups, the same for every seed. The subset of a smaller limit
+    is therefore contained in that of a larger one, and no file is read for only a few of its rows.
 
     Raises:
-        UserError: there are fewer samples than that.
+        UserError: there are fewer samples than the limit.
     """
     rows = sum(group.rows for group in groups)
     if limit > rows:
-        raise UserError(f"limit {limit} asks for more samples than the {rows} that there are: lower it, or 0 for all")
+        raise UserError(f"limit {limit} is above the {rows} samples of the dataset: lower it, or use 0 for all")
     kept: dict[int, RowGroup] = {}
-    for place in np.random.default_rng(LIMIT_ORDER).permutation(len(groups)):
+    for index in np.random.default_rng(LIMIT_ORDER).permutation(len(groups)):
         if limit <= 0:
             break
-        kept[int(place)] = replace(groups[place], rows=min(limit, groups[place].rows))
-        limit -= groups[place].rows
-    return tuple(kept[place] for place in sorted(kept))
+        kept[int(index)] = replace(groups[index], rows=min(limit, groups[index].rows))
+        limit -= groups[index].rows
+    return tuple(kept[index] for index in sorted(kept))

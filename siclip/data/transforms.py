@@ -1,4 +1,4 @@
-"""MobileCLIP's preprocessing: shorter side to the size, bilinear, centre crop; then [0, 1], mean 0, std 1."""
+"""MobileCLIP's preprocessing: shorter side to the size (bilinear), centre crop, values in [0, 1], mean 0, std 1."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from PIL import Image
 from torch import Tensor
 
 TRAIN_SCALE = (0.9, 1.0)
-"""Share of the area that the training crop keeps: open_clip's default for training from captions."""
+"""Share of the area that a training crop keeps: open_clip's default."""
 
 
 def preprocess(train: bool, size: int = 256) -> Callable[[Image.Image], Tensor]:
-    """The transform of one Pillow image of any size and mode: → (3, size, size), fp32 in [0, 1].
+    """The transform of a Pillow image of any size and mode to (3, size, size), fp32 in [0, 1].
 
-    For evaluation, as the reference has it: shorter side to ``size``, bilinear, centre crop. For training a
-    random crop of 90 to 100 % of the area, aspect ratio 3:4 to 4:3 (torch's global generator draws it); no flip,
-    because captions say left and right. No mean is subtracted and nothing is divided by a standard deviation.
+    For evaluation, as in the reference: shorter side to ``size`` (bilinear), centre crop. For training: a random crop
+    of 90 to 100 % of the area at an aspect ratio of 3:4 to 4:3, drawn from torch's global generator; no flip, because
+    captions mention left and right. Values are not normalised by a mean and standard deviation.
+
+    Args:
+        train: for training instead of evaluation.
+        size: height and width of the result in pixels.
     """
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop, Resize, ToTensor
 
@@ -38,7 +42,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def fit_image(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """(height, width, 3) uint8 → (size, size, 3) uint8: `preprocess` for evaluation, before the division by 255.
 
-    An image of that size is returned as it is. Rounds as torchvision does, so that both give the same pixels.
+    An image that already has the size is returned unchanged. Sizes and offsets are rounded as in torchvision, so that
+    both give the same pixels.
     """
     height, width = image.shape[:2]
     if (height, width) == (size, size):

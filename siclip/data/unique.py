@@ -1,8 +1,8 @@
-"""An order of a window's samples in which no batch has the same caption twice, as far as that is possible.
+"""An order of a window's samples in which no batch has the same caption twice, as far as possible.
 
-Batches are cut at multiples of the batch size, windows anywhere. The end of a window that begins a batch is chosen
-from the window alone; the start of the next one avoids its captions. So the order of a window follows from its own
-samples and those just before it, and reading can start anywhere.
+Batches end at multiples of the batch size, windows anywhere. The tail of a window, which begins a batch, is chosen
+from that window alone; the start of the next window avoids the tail's captions. The order of a window therefore
+depends only on its own samples and the tail before it, and reading can start anywhere.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ Ids = npt.NDArray[np.int64]
 
 
 def tail(captions: Ids, position: int, batch_size: int) -> Ids:
-    """Indices of the samples of a window that stand in the batch which its end cuts, in order.
+    """Indices, in order, of a window's samples in the batch that extends beyond its end.
 
-    captions: (n,), an id per sample in their shuffled order; the first sample is at ``position``. All of them where
-    the window lies within one batch.
+    All samples if the window is within one batch.
+
+    Args:
+        captions: (n,), the caption id of each sample in shuffled order.
+        position: of the first sample.
+        batch_size: samples per batch.
     """
     length = (position + len(captions)) % batch_size
     if length >= len(captions):
@@ -42,8 +46,13 @@ def tail(captions: Ids, position: int, batch_size: int) -> Ids:
 def arranged(captions: Ids, position: int, batch_size: int, before: Collection[int]) -> Ids:
     """The order of a window's samples: a permutation of their indices.
 
-    before: captions that stand in the batch of ``position`` already. A caption that the window holds more often than
-    it has batches stays more than once in some of them.
+    A caption that occurs more often than the window has batches is repeated in some of them.
+
+    Args:
+        captions: (n,), the caption id of each sample in shuffled order.
+        position: of the first sample.
+        batch_size: samples per batch.
+        before: captions of the samples before ``position`` in the same batch.
     """
     end = tail(captions, position, batch_size)
     in_end = np.zeros(len(captions), dtype=bool)
@@ -65,7 +74,11 @@ def arranged(captions: Ids, position: int, batch_size: int, before: Collection[i
 def _batch(
     waiting: list[int], captions: Ids, counts: Counter[int], room: int, batches: int, before: Collection[int]
 ) -> list[int]:
-    """Samples for the next of so many batches: first those that must go now to be spread evenly, then in order."""
+    """Samples for the next of the remaining ``batches``.
+
+    Samples whose caption occurs at least once per remaining batch come first, so that they are spread evenly; the
+    others follow in order.
+    """
     most = {caption: -(-count // batches) for caption, count in counts.items() if count >= batches}
     urgent = [i for i in waiting if int(captions[i]) in most] if most else []
     chosen: dict[int, None] = {}

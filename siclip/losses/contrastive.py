@@ -1,7 +1,7 @@
 """The contrastive losses of CLIP (arXiv 2103.00020) and of SigLIP (arXiv 2303.15343).
 
-B pairs, D dimensions. Embeddings are L2-normalised, a logit scale is the exponentiated value. All arithmetic is
-fp32 (fp64 for fp64 inputs) under any autocast.
+Shapes: B samples, D dimensions. Embeddings are L2-normalised; a logit scale is the exponentiated value. All
+arithmetic is fp32 (fp64 for fp64 inputs) under any autocast.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from siclip.losses.precision import full_precision
 
 MAX_LOG_SCALE = math.log(100)
+# Initial values of SigLIP's scalars (arXiv 2303.15343, section 3.2).
 SIGLIP_LOG_SCALE = math.log(10)
 SIGLIP_BIAS = -10.0
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """½[CE(s·z_I z_Tᵀ, i) + CE(s·z_T z_Iᵀ, i)], a scalar.
+    """CLIP's loss ½[CE(s·z_I z_Tᵀ, i) + CE(s·z_T z_Iᵀ, i)] (arXiv 2103.00020, figure 3), a scalar.
 
     Args:
         image: (B, D), L2-normalised.
@@ -37,7 +38,7 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
     """−1/B Σ_i Σ_j ln σ(y_ij·(t·z_I,i·z_T,j + b)), y = 1 for i = j and −1 elsewhere (arXiv 2303.15343, eq. 1).
 
-    As in the source, every other pair of the batch is a negative: no false negative is masked.
+    As in the paper, every other pair of the batch is a negative: false negatives are not masked.
 
     Args:
         image: (B, D), L2-normalised.
@@ -53,12 +54,12 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
 
 
 class SiglipLoss(nn.Module):
-    """`siglip_loss` with its two learned scalars, which start where the source has them: ln t = ln 10, b = −10.
+    """`siglip_loss` with its two learned scalars, initialised as in the paper: ln t = ln 10, b = −10.
 
-    The scale is its own, not the model's ``logit_scale`` (**ours**): scale and bias start as a pair, so that few of
-    the B² − B negatives weigh at first, and the model's scale starts elsewhere or is inherited, where that bias
-    would be far off. The model's remains what CRD and the miners take, and only CRD then trains it. t is kept at or
-    below 100 (**ours**; the source has no bound).
+    The scale is separate from the model's ``logit_scale`` (**ours**). Scale and bias are initialised together, so
+    that few of the B² − B negatives contribute at first; the model's scale starts at another value or is inherited,
+    where this bias would be far off. CRD and the miners use the model's scale, and only CRD then trains it. t is at
+    most 100 (**ours**; the paper has no bound).
     """
 
     def __init__(self) -> None:
@@ -72,10 +73,8 @@ class SiglipLoss(nn.Module):
 
 
 def capped_scale(log_scale: nn.Parameter) -> Tensor:
-    """exp of a learned log scale, at most 100.
-
-    The parameter is capped in place, before use: a clamp in the graph would end the gradient at the cap.
-    """
+    """exp of a learned log scale. The parameter is first clamped in place to at most ln 100."""
+    # Not a clamp in the graph, which would stop the gradient at the bound.
     with torch.no_grad():
         log_scale.clamp_(max=MAX_LOG_SCALE)
     return log_scale.exp()

@@ -1,8 +1,7 @@
 """The three distillation losses of WIKD (SiCLIP, arXiv 2411.14789), defined in CLIP-KD (arXiv 2307.12732).
 
-B pairs, D dimensions. Embeddings are L2-normalised, logit scales are exponentiated values. The teacher's
-tensors are constants: no gradient reaches them. All arithmetic is fp32 (fp64 for fp64 inputs) under any
-autocast.
+Shapes: B samples, D dimensions. Embeddings are L2-normalised; logit scales are exponentiated values. The teacher's
+tensors receive no gradient. All arithmetic is fp32 (fp64 for fp64 inputs) under any autocast.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from siclip.losses.precision import full_precision
 
 
 def feature_distillation_loss(image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor) -> Tensor:
-    """FD: mean over B·D of (z_I − t_I)² plus the same for text.
+    """FD: the mean over B·D of (z_I − t_I)², plus the same for text (arXiv 2307.12732).
 
     Args:
-        image, text: (B, D) of the student.
-        teacher_image, teacher_text: (B, D) of the teacher.
+        image, text: the student's embeddings, (B, D).
+        teacher_image, teacher_text: the teacher's, (B, D).
 
     Raises:
         UserError: student and teacher differ in shape (a mean over broadcast rows would be meaningless).
@@ -28,8 +27,8 @@ def feature_distillation_loss(image: Tensor, text: Tensor, teacher_image: Tensor
     for modality, student, teacher in (("image", image, teacher_image), ("text", text, teacher_text)):
         if student.shape != teacher.shape:
             raise UserError(
-                f"feature_distillation_loss: {modality} is {tuple(student.shape)} of the student, "
-                f"{tuple(teacher.shape)} for the teacher; project the student to that width first"
+                f"feature_distillation_loss: the student's {modality} embeddings have shape {tuple(student.shape)}, "
+                f"the teacher's {tuple(teacher.shape)}; project the student to that width first"
             )
     with torch.autocast(image.device.type, enabled=False):
         image, text, teacher_image, teacher_text = full_precision(image, text, teacher_image, teacher_text)
@@ -47,14 +46,17 @@ def contrastive_relational_loss(
 ) -> Tensor:
     """CRD: τ²·½[KL(softmax(t·t_I t_Tᵀ/τ) ‖ softmax(s·z_I z_Tᵀ/τ)) + the text side], mean over rows.
 
-    The teacher's distribution is the first argument of KL. The factor τ² keeps the gradient's size
-    independent of the temperature (arXiv 1503.02531); the widths of student and teacher may differ.
+    From arXiv 2307.12732. The teacher's distribution is the first argument of KL. The factor τ² makes the size of
+    the gradient independent of the temperature (arXiv 1503.02531). Student and teacher may differ in width.
 
     Args:
-        image, text: (B, D_s) of the student.
-        teacher_image, teacher_text: (B, D_t) of the teacher.
+        image, text: the student's embeddings, (B, D_s).
+        teacher_image, teacher_text: the teacher's, (B, D_t).
         logit_scale, teacher_logit_scale: scalars s and t.
-        temperature: τ > 0, dividing both models' logits.
+        temperature: τ > 0, divides the logits of both models.
+
+    Raises:
+        UserError: the temperature is not above 0.
     """
     if not temperature > 0:
         raise UserError(f"contrastive_relational_loss: temperature {temperature} must be above 0")
@@ -78,12 +80,12 @@ def _kl(teacher_logits_BB: Tensor, logits_BB: Tensor) -> Tensor:
 def interactive_contrastive_loss(
     image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, logit_scale: Tensor
 ) -> Tensor:
-    """ICL: ½[CE(c·z_I t_Tᵀ, i) + CE(c·z_T t_Iᵀ, i)].
+    """ICL: ½[CE(c·z_I t_Tᵀ, i) + CE(c·z_T t_Iᵀ, i)] (arXiv 2307.12732).
 
     Args:
-        image, text: (B, D) of the student.
-        teacher_image, teacher_text: (B, D) of the teacher.
-        logit_scale: scalar c, learned apart from the student's own scale.
+        image, text: the student's embeddings, (B, D).
+        teacher_image, teacher_text: the teacher's, (B, D).
+        logit_scale: scalar c, learned separately from the student's scale.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, text, teacher_image, teacher_text, logit_scale = full_precision(

@@ -1,6 +1,6 @@
-"""The training objective of SiCLIP (arXiv 2411.14789): the weighted sum of its losses and what belongs to it.
+"""The training objective of SiCLIP (arXiv 2411.14789): the weighted sum of its losses, and their parameters.
 
-B pairs, D_s and D_t dimensions of student and teacher.
+Shapes: B samples, D_s and D_t dimensions of student and teacher.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from siclip.losses.pair_matching import (
 )
 from siclip.losses.precision import full_precision
 
+# CLIP's initial temperature of 0.07 (arXiv 2103.00020, section 2.5).
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """One model's view of a batch: ``image``, ``text`` (B, D) normalised, ``logit_scale`` exponentiated."""
+    """A model's output for a batch: ``image`` and ``text`` (B, D), L2-normalised; ``logit_scale``, exponentiated."""
 
     image: Tensor
     text: Tensor
@@ -42,7 +43,7 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class PairIds:
-    """What the pairs of a batch were made of: (B,) int64 ids, equal where two share an image or a caption."""
+    """Ids of the images and captions of a batch, (B,) int64: equal where two samples share one."""
 
     image: Tensor
     caption: Tensor
@@ -51,20 +52,20 @@ class PairIds:
 class Objective(nn.Module):
     """The weighted sum of the parts whose weight is above 0; the others are not computed.
 
-    It holds the parameters that only training needs, each where its part is on, and the optimizer must be
-    given them: SigLIP's scale and bias; the pair-matching head; the log of ICL's logit scale, which starts at
-    ln(1/0.07) and is kept at or below ln(100); for a teacher of another width, per modality, a linear map
-    D_s → D_t without bias, orthogonal at the start. FD and ICL compare in the teacher's space, through that map
-    and normalised again; CRD compares similarities, each in its model's own space.
+    It owns the parameters that only training needs, which the optimizer must include. Each exists only if its part
+    has a weight: SigLIP's scale and bias; the pair-matching head; the log of ICL's logit scale, which starts at
+    ln(1/0.07) and is at most ln(100); for a teacher of another width, a linear map D_s → D_t per modality, without
+    bias and orthogonal at the start. FD and ICL compare embeddings in the teacher's space, mapped and normalised
+    again. CRD compares similarities, each computed in its model's own space.
 
     Args:
-        config: weights and the options of the parts.
+        config: weights and options of the parts.
         embed_dim: D_s.
         teacher_embed_dims: widths of the teacher's image and text embeddings; None without a teacher.
 
     Raises:
-        UserError: no part has a weight, a part needs a teacher and there is none, or a part that compares the
-            teacher's images with its texts meets a teacher whose two widths differ.
+        UserError: every weight is 0; a part needs a teacher and there is none; or a part compares the teacher's
+            images with its texts and their widths differ.
     """
 
     def __init__(self, config: LossConfig, embed_dim: int, teacher_embed_dims: tuple[int, int] | None) -> None:
@@ -74,7 +75,7 @@ class Objective(nn.Module):
         self.embed_dim = embed_dim
         self.teacher_embed_dims = teacher_embed_dims
         if not (config.contrastive > 0 or config.distils or config.pair_matching > 0):
-            raise UserError("loss: every weight is 0, so nothing is trained; set loss.contrastive above 0")
+            raise UserError("loss: every weight is 0, so there is nothing to train; set loss.contrastive above 0")
         if config.needs_teacher:
             _check_teacher(config, teacher_embed_dims)
         self.siglip = SiglipLoss() if config.contrastive > 0 and config.base == "siglip" else None
@@ -89,7 +90,7 @@ class Objective(nn.Module):
         self.text_projection = _projection(embed_dim, text_dim)
 
     def begin(self, step: int) -> None:
-        """The schedule's weights after ``step`` optimizer steps hold from now on."""
+        """Use the schedule's weights for the step after ``step`` completed optimizer steps."""
         if self.config.schedule:
             self.now = self.config.at(step)
 
@@ -102,22 +103,25 @@ class Objective(nn.Module):
         *,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Scalars by name: ``loss``, the weighted sum, carries the gradient; everything else is detached.
+        """Scalars by name. ``loss``, the weighted sum, has a gradient; all others are detached.
 
-        Raw parts: ``contrastive``, ``feature_distillation``, ``contrastive_relational``,
-        ``interactive_contrastive``, ``pair_matching``, each where its weight is above 0, and each again as
-        ``weighted/<part>``, its summand in the loss. With SigLIP ``siglip_scale`` (t) and ``siglip_bias``, as the
-        loss had them. With pair matching ``pair_positive_accuracy``, ``pair_negative_accuracy``, ``pair_dropped``
-        (see `PairMatchingOutput`) and ``pair_masked_share``, the share of off-diagonal pairs masked as false
-        negatives. A teacher's text, where there is one, takes part in that mask; without it the ids decide.
+        - Parts, each if its weight is above 0: ``contrastive``, ``feature_distillation``,
+          ``contrastive_relational``, ``interactive_contrastive``, ``pair_matching``, and again as
+          ``weighted/<part>``, the summand in the loss.
+        - With SigLIP: ``siglip_scale`` (t) and ``siglip_bias``, as used in the loss.
+        - With pair matching: ``pair_positive_accuracy``, ``pair_negative_accuracy``, ``pair_dropped`` (see
+          `PairMatchingOutput`) and ``pair_masked_share``, the share of off-diagonal pairs masked as false negatives.
+          With a teacher its text embeddings contribute to that mask; without one only the ids do.
 
         Args:
+            student, teacher: their embeddings of the batch.
+            batch_ids: for the mask of false negatives.
             generator: the only source of randomness, used by the miners ``sampled``, ``uniform`` and ``annealed``.
-            progress: share of the training done before this step, 0 to 1; it drives the miner ``annealed`` and
+            progress: share of the training completed before this step, 0 to 1; used by the miner ``annealed`` and
                 the warm-up of pair matching.
 
         Raises:
-            UserError: a missing teacher, a width that is not the announced one, or pair matching with a progress
+            UserError: a missing teacher, a width other than the one announced, or pair matching with a progress
                 outside 0 to 1.
         """
         self._check_batch(student, teacher)
@@ -144,7 +148,7 @@ class Objective(nn.Module):
         if self.siglip is None:
             return contrastive_loss(student.image, student.text, student.logit_scale), {}
         loss = self.siglip(student.image, student.text)
-        # New tensors: the parameters themselves change in the optimizer's step.
+        # Copies, because the optimizer's step changes the parameters before the metrics are read.
         return loss, {"siglip_scale": self.siglip.logit_scale.exp(), "siglip_bias": self.siglip.logit_bias.clone()}
 
     def _distillation(self, student: Embeddings, teacher: Embeddings) -> dict[str, Tensor]:
@@ -210,20 +214,20 @@ class Objective(nn.Module):
     def _check_batch(self, student: Embeddings, teacher: Embeddings | None) -> None:
         if student.image.shape[1] != self.embed_dim:
             raise UserError(
-                f"Objective: the student's embeddings are {student.image.shape[1]} wide and the objective "
-                f"was built for {self.embed_dim}; build it with the model's embed_dim"
+                f"Objective: the student's embeddings have width {student.image.shape[1]}, but the objective was "
+                f"built for {self.embed_dim}; build it with the model's embed_dim"
             )
         if teacher is None:
             if self.config.needs_teacher:
                 raise UserError(
                     "Objective: the loss needs a teacher's embeddings and got none; pass them, or set the "
-                    "weights of distillation to 0 and loss.negatives to another strategy than teacher"
+                    "distillation weights to 0 and loss.negatives to a strategy other than teacher"
                 )
             return
         widths = (teacher.image.shape[1], teacher.text.shape[1])
         if self.config.needs_teacher and widths != self.teacher_embed_dims:
             raise UserError(
-                f"Objective: the teacher's embeddings are {widths} wide and the objective was built for "
+                f"Objective: the teacher's embeddings have widths {widths}, but the objective was built for "
                 f"{self.teacher_embed_dims}; build it with this teacher's widths"
             )
 
@@ -233,7 +237,7 @@ def _check_teacher(config: LossConfig, teacher_embed_dims: tuple[int, int] | Non
         raise UserError(
             "loss: a part with a weight above 0 needs a teacher and there is none; name a teacher, or set "
             "loss.feature_distillation, loss.contrastive_relational and loss.interactive_contrastive to 0 "
-            "and loss.negatives to another strategy than teacher"
+            "and loss.negatives to a strategy other than teacher"
         )
     image_dim, text_dim = teacher_embed_dims
     compares = (
@@ -243,8 +247,8 @@ def _check_teacher(config: LossConfig, teacher_embed_dims: tuple[int, int] | Non
     )
     if compares and image_dim != text_dim:
         raise UserError(
-            f"loss: the teacher's image embeddings are {image_dim} wide and its text embeddings {text_dim}, "
-            "so they cannot be compared; use a teacher with one space, or feature distillation alone"
+            f"loss: the teacher's image embeddings have width {image_dim} and its text embeddings {text_dim}, so "
+            "they cannot be compared; use a teacher with a single embedding space, or feature distillation alone"
         )
 
 
@@ -266,7 +270,7 @@ def _project(embedding_BD: Tensor, projection: nn.Linear | None) -> Tensor:
 
 @torch.no_grad()
 def _logits(embeddings: Embeddings) -> Tensor:
-    """(B, B): rows images, columns texts, scaled and without gradient."""
+    """Scaled similarities (B, B) without gradient: rows are images, columns texts."""
     with torch.autocast(embeddings.image.device.type, enabled=False):
         image, text, scale = full_precision(embeddings.image, embeddings.text, embeddings.logit_scale)
         return scale * image @ text.T

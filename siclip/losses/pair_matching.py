@@ -1,7 +1,7 @@
-"""Pair matching (PM; SiCLIP, arXiv 2411.14789): tell matched pairs from similar mismatched ones.
+"""Pair matching (PM; SiCLIP, arXiv 2411.14789): classify matched pairs against similar mismatched ones.
 
-B pairs, D dimensions, N candidate pairs. Embeddings are L2-normalised. All arithmetic is fp32 (fp64 for fp64
-inputs) under any autocast.
+Shapes: B samples, D dimensions, N candidate pairs. Embeddings are L2-normalised. All arithmetic is fp32 (fp64 for
+fp64 inputs) under any autocast.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from siclip.losses.precision import full_precision
 
 INITIAL_SCALE = 10.0
 PRIOR_LOGIT = math.log(1 / 2)
-"""The logit of 1 positive to 2 negatives."""
+"""The logit of the prior: one positive to two negatives."""
 
 
 def false_negative_mask(
     image_ids: Tensor, caption_ids: Tensor, teacher_text: Tensor | None = None, threshold: float = 0.9
 ) -> Tensor:
-    """Which pairs may not serve as negatives: (B, B) bool, symmetric, True on the diagonal.
+    """The pairs that must not serve as negatives: (B, B) bool, symmetric, True on the diagonal.
 
-    True where two samples have the same image id, the same caption id, or a teacher text-text cosine strictly
-    above the threshold. Without a teacher's text only the ids count.
+    True where two samples have the same image id, the same caption id, or a teacher text-text cosine strictly above
+    the threshold.
 
     Args:
         image_ids, caption_ids: (B,) integer.
-        teacher_text: (B, D_t), L2-normalised, or None.
-        threshold: cosine.
+        teacher_text: (B, D_t), L2-normalised; None: only the ids count.
+        threshold: a cosine.
     """
     mask_BB = (image_ids[:, None] == image_ids) | (caption_ids[:, None] == caption_ids)
     if teacher_text is not None:
         with torch.no_grad(), torch.autocast(teacher_text.device.type, enabled=False):
             (text,) = full_precision(teacher_text)
             close_BB = text @ text.T > threshold
+        # A matrix product is not exactly symmetric near the threshold; the mask must be.
         mask_BB = mask_BB | close_BB | close_BB.T
     return mask_BB
 
@@ -53,25 +54,25 @@ def mine_negatives(
     generator: torch.Generator,
     progress: float | None = None,
 ) -> Tensor:
-    """One negative per query: (B,) long, the candidate's index, -1 where a row has none. Carries no gradient.
+    """One negative per query: (B,) long, the candidate's index, or -1 if a row has none. No gradient.
 
     - ``sampled``: j with p(j|i) ∝ exp(similarity_ij) over the candidates that are not excluded.
-    - ``uniform``: any of them with the same probability.
+    - ``uniform``: each of them with the same probability.
     - ``hardest``: the most similar one.
-    - ``semi_hard``: the most similar one below the positive (FaceNet, arXiv 1503.03832); where none is below,
-      the least similar one.
-    - ``teacher``: ``hardest``, for a similarity that is the teacher's: the caller passes that matrix.
+    - ``semi_hard``: the most similar one that is less similar than the positive (FaceNet, arXiv 1503.03832); if
+      there is none, the least similar candidate.
+    - ``teacher``: ``hardest`` on the teacher's similarity, which the caller passes.
     - ``annealed``: from ``uniform`` to ``hardest`` over the training (**ours**): p(j|i) ∝ exp(κ·similarity_ij) with
       κ = progress / (1 − progress), so ``uniform`` at 0, ``sampled`` at ½ and ``hardest`` at 1.
 
-    Randomness comes from the generator alone and is drawn on the generator's device, so a CPU generator gives
-    the same draws whatever device the similarity is on.
-
     Args:
-        similarity: (B, B), row i a query, column i its positive; for ``sampled`` and ``annealed`` scaled by the
-            logit scale.
-        exclude: (B, B) bool, pairs that may not be negatives; the diagonal never may, whatever it says.
-        progress: share of the training that is done, 0 to 1; only ``annealed`` needs it.
+        similarity: (B, B); row i is a query, column i its positive. For ``sampled`` and ``annealed`` it is scaled by
+            the logit scale.
+        strategy: one of the above.
+        exclude: (B, B) bool, pairs that must not be negatives; the diagonal is always excluded.
+        generator: the only source of randomness. It draws on its own device, so that a CPU generator gives the same
+            draws for a similarity on any device.
+        progress: share of the training completed, 0 to 1; only ``annealed`` needs it.
 
     Raises:
         UserError: a wrong shape, an unknown strategy, a progress outside 0 to 1, or none for ``annealed``.
@@ -82,7 +83,9 @@ def mine_negatives(
             "both be (B, B)"
         )
     if progress is not None and not 0 <= progress <= 1:
-        raise UserError(f"mine_negatives: progress {progress} must be from 0 to 1, the share of the training done")
+        raise UserError(
+            f"mine_negatives: progress {progress} must be between 0 and 1, the share of the training completed"
+        )
     (similarity,) = full_precision(similarity)
     exclude = exclude | torch.eye(len(exclude), dtype=torch.bool, device=exclude.device)
     score_BB = _scores(similarity, strategy, exclude, generator, progress).masked_fill(exclude, -math.inf)
@@ -96,7 +99,7 @@ def _scores(
     generator: torch.Generator,
     progress: float | None,
 ) -> Tensor:
-    """(B, B): the strategy's choice for a query is the allowed candidate with the highest score."""
+    """(B, B): for each query the strategy chooses the candidate with the highest score."""
     match strategy:
         case "sampled":
             return similarity + _gumbel(similarity, generator)
@@ -110,8 +113,10 @@ def _scores(
             return torch.where(below_BB.any(dim=1, keepdim=True), semi_hard_BB, -similarity)
         case "annealed":
             if progress is None:
-                raise UserError("mine_negatives: annealed needs progress, the share of the training done; pass it")
-            # κ·similarity + noise, times 1 − progress: the same choice, and finite where κ is not.
+                raise UserError(
+                    "mine_negatives: annealed needs progress, the share of the training completed; pass it"
+                )
+            # κ·similarity + noise, multiplied by 1 − progress: the same argmax, and finite when κ is infinite.
             return progress * similarity + (1 - progress) * _gumbel(similarity, generator)
         case _:
             known = ", ".join(get_args(MiningStrategy))
@@ -119,7 +124,7 @@ def _scores(
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel noise: the argmax of logits plus this noise is a sample of their softmax."""
+    """Gumbel noise: the argmax of logits plus this noise is a sample from their softmax."""
     noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
     return -noise.exponential_(generator=generator).log().to(like.device)
 
@@ -127,12 +132,12 @@ def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
 class PairMatchingHead(nn.Module):
     """The logit that a pair is matched.
 
-    A linear map of [z_I; z_T] could not beat the prior: it is additive, and negatives that permute the batch
-    leave its mean as it is. So both kinds see an interaction (**ours**, option ``loss.pair_head``):
+    A linear map of [z_I; z_T] cannot beat the prior: it is additive, and negatives that permute the batch do not
+    change its mean. Both heads therefore have an interaction term (**ours**, option ``loss.pair_head``):
 
-    - ``product``: w·(z_I ⊙ z_T) + b, D + 1 parameters. w starts at 10 in every dimension (the initial scale
-      of SigLIP, arXiv 2303.15343), so the first logit is 10·cosine + b. w is a vector, not a matrix: weight
-      decay, which leaves vectors alone, would shrink so large a start.
+    - ``product``: w·(z_I ⊙ z_T) + b, D + 1 parameters. w starts at 10 in every dimension (SigLIP's initial scale,
+      arXiv 2303.15343), so the first logit is 10·cosine + b. w is a vector because weight decay, which does not
+      apply to vectors, would shrink so large an initial value.
     - ``mlp``: Linear, GELU, Linear on [z_I, z_T, |z_I − z_T|, z_I ⊙ z_T], hidden width D.
 
     The last bias starts at ln(1/2), the prior of one positive to two negatives.
@@ -166,11 +171,12 @@ class PairMatchingHead(nn.Module):
 
 
 class PairMatchingOutput(NamedTuple):
-    """Scalars of `pair_matching_loss`; only the loss carries a gradient.
+    """Scalars of `pair_matching_loss`; only the loss has a gradient.
 
-    The accuracies are the shares of the positives with a logit above 0 and of the negatives with one at or
-    below it; ``negative_accuracy`` is nan where no row has a negative. ``dropped`` (int64) is how many of the
-    2B negatives are missing.
+    Attributes:
+        positive_accuracy: share of the positives with a logit above 0.
+        negative_accuracy: share of the negatives with a logit of at most 0; nan if no row has a negative.
+        dropped: int64, how many of the 2B negatives are missing.
     """
 
     loss: Tensor
@@ -182,8 +188,10 @@ class PairMatchingOutput(NamedTuple):
 def pair_matching_loss(
     image: Tensor, text: Tensor, head: nn.Module, *, text_negatives: Tensor, image_negatives: Tensor
 ) -> PairMatchingOutput:
-    """Mean binary cross-entropy over 3B pairs: each matched pair, each image with its negative text, each
-    text with its negative image. A negative of index -1 is left out of the mean and counted.
+    """Mean binary cross-entropy over 3B pairs (arXiv 2411.14789).
+
+    The pairs are each matched pair, each image with its negative text and each text with its negative image. A
+    negative with index -1 is excluded from the mean and counted as dropped.
 
     Args:
         image, text: (B, D).
@@ -198,7 +206,7 @@ def pair_matching_loss(
         negative_2B = torch.cat(
             [head(image, text[text_negatives.clamp(min=0)]), head(image[image_negatives.clamp(min=0)], text)]
         )
-        # Missing negatives get weight 0 and are not selected away: a selection would wait for the device.
+        # Missing negatives get weight 0 instead of being filtered out: a filter would synchronise with the device.
         loss_sum = F.softplus(-positive_B).sum() + (F.softplus(negative_2B) * kept_2B).sum()
         return PairMatchingOutput(
             loss=loss_sum / (len(image) + kept_2B.sum()),

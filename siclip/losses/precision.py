@@ -1,4 +1,4 @@
-"""Full precision inside mixed-precision training: a softmax over B logits is not a matter for bf16."""
+"""Full precision inside mixed-precision training: bf16 is too coarse for a softmax over B logits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in one floating type: fp32, or fp64 where one of them has it.
+    """The tensors cast to one floating type: fp32, or fp64 if one of them is fp64.
 
-    It casts only. Under autocast a matmul casts back, so the caller turns autocast off around its arithmetic.
+    The caller must also disable autocast around its arithmetic, because a matmul under autocast casts back.
     """
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)

@@ -21,11 +21,12 @@ from siclip.models.text_tower import TextTower
 
 __all__ = ["MAX_LOGIT_SCALE", "Clip", "TrunkFeatures", "count_parameters"]
 
+# CLIP's bound (arXiv 2103.00020, section 2.5), against instability.
 MAX_LOGIT_SCALE = 100.0
 
 
 class Clip(nn.Module):
-    """An image–text model; ``config`` rebuilds it."""
+    """An image–text model; `Clip(config)` builds it with fresh weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -36,58 +37,60 @@ class Clip(nn.Module):
         guard_frozen_norms(self)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Images (B, 3, size, size) in [0, 1] → (B, D); with ``normalize`` on the unit sphere."""
+        """Images (B, 3, size, size) in [0, 1] → (B, D), L2-normalised with ``normalize``."""
         embeddings: Tensor = self.image_encoder(images)
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Token ids (B, T) → (B, D); with ``normalize`` on the unit sphere."""
+        """Token ids (B, T) → (B, D), L2-normalised with ``normalize``."""
         embeddings: Tensor = self.text_encoder(tokens)
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def trunk(self, images: Tensor, tokens: Tensor) -> TrunkFeatures:
-        """Both trunks: the part of the model that weight inheritance keeps."""
+        """Run both trunks: everything before the attention blocks."""
         return TrunkFeatures(self.image_encoder.trunk(images), self.text_encoder.trunk(tokens))
 
     def head(self, features: TrunkFeatures, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both heads on trunk features → unit image and text embeddings, each (B, D) in fp32."""
+        """Run both heads on trunk features → unit image and text embeddings, each (B, D) in fp32."""
         image = self.image_encoder.head(features.image)
         text = self.text_encoder.head(features.text, tokens)
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit embeddings of a batch of pairs, image and text, each (B, D) in fp32."""
+        """Unit image and text embeddings of a batch, each (B, D) in fp32."""
         return self.head(self.trunk(images, tokens), tokens)
 
     def scale(self) -> Tensor:
-        """The exponentiated logit scale, at most 100. At the cap the gradient still flows, or it could never fall."""
+        """The exponentiated logit scale, at most 100, with a gradient also at the bound."""
+        # A clamp inside the graph would stop the gradient at the bound, and the scale could never fall again.
         excess = (self.logit_scale - math.log(MAX_LOGIT_SCALE)).clamp(min=0).detach()
         return (self.logit_scale - excess).exp()
 
     def trunk_is_frozen(self) -> bool:
-        """True if no weight before the attention blocks of either tower is trained."""
+        """Whether no weight before the attention blocks of either tower trains."""
         modules = [*self.image_encoder.trunk_modules(), *self.text_encoder.trunk_modules()]
         return not any(p.requires_grad for module in modules for p in module.parameters())
 
     def train(self, mode: bool = True) -> Clip:
-        """As `nn.Module.train`, but a frozen BatchNorm stays in eval: its statistics are inherited too."""
+        """Like `nn.Module.train`, but a frozen BatchNorm stays in eval mode: its statistics are frozen too."""
         super().train(mode)
         keep_frozen_norms(self)
         return self
 
     @property
     def is_reparameterized(self) -> bool:
-        """Whether this is a deployable model, which can neither train nor be saved."""
+        """Whether the branches are fused: a deployable model, which can neither be trained nor saved."""
         return any("reparam" in name for name, _ in self.named_parameters())
 
     def reparameterize(self) -> Clip:
-        """The deployable model, every train-form branch fused, in eval mode; this one stays trainable.
+        """A deployable copy: every train-form branch fused, in eval mode, frozen. This model is not changed.
 
-        Of a deployable model: a copy.
+        A model that is already deployable is copied.
         """
         deployable = copy.deepcopy(self).eval()
         if self.is_reparameterized:
             return deployable
+        # Before: fusing computes on the weights without a graph. After: the fused convolutions are new parameters.
         for parameter in deployable.parameters():
             parameter.requires_grad_(False)
         reparameterize_model(deployable, inplace=True)
@@ -97,5 +100,5 @@ class Clip(nn.Module):
 
 
 def count_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """Parameters of a module, shared ones once; with ``trainable`` only those that are trained."""
+    """Number of parameters of a module, shared ones counted once; with ``trainable`` only those that train."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -1,4 +1,4 @@
-"""What freezing means for a BatchNorm: its statistics stay as they are, too."""
+"""A frozen BatchNorm keeps its statistics as well as its weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 
 def keep_frozen_norms(module: nn.Module) -> None:
-    """Put every BatchNorm whose weight does not train into eval mode; model and towers end ``train()`` with it."""
+    """Put every BatchNorm whose weight does not train into eval mode; `Clip.train` ends with this."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and not part.weight.requires_grad:
             part.eval()
 
 
 def guard_frozen_norms(module: nn.Module) -> None:
-    """See to it that a frozen BatchNorm computes in eval mode even if a part of the model was put in train mode."""
+    """Make frozen BatchNorms compute in eval mode even if only a part of the model was put in train mode."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.register_forward_pre_hook(_stay_in_eval)
@@ -29,7 +29,7 @@ def _stay_in_eval(norm: nn.Module, inputs: object) -> None:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval for the time of the block; then each part gets its own mode back."""
+    """Eval mode inside the block; afterwards each submodule has its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,7 +1,7 @@
-"""A frozen image trunk at its fastest: every branch, BatchNorm and layer scale folded into the convolutions.
+"""A faster form of a frozen image trunk: branches, BatchNorms and layer scales folded into the convolutions.
 
-It computes what the trunk computes, to rounding, with a third of the passes over memory. On the CPU an activation
-and a residual addition run inside oneDNN's convolution. The trunk itself stays as it is.
+The output equals the trunk's up to rounding, with a third of the passes over memory. On the CPU activation and
+residual addition run inside oneDNN's convolution. The trunk itself is not changed.
 
 Shapes: B batch, C last width, h×w the grid of the attention stage.
 """
@@ -27,10 +27,11 @@ _fused: WeakKeyDictionary[ImageTower, tuple[_State, nn.Sequential]] = WeakKeyDic
 
 @torch.no_grad()
 def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
-    """`ImageTower.trunk` of a trunk in eval mode: (B, 3, size, size) → (B, C, h, w), without gradient.
+    """`ImageTower.trunk` in eval mode: (B, 3, size, size) → (B, C, h, w), without gradient.
 
-    The folded copy is made at the first call and again whenever a weight or a statistic has changed.
+    The folded copy is made at the first call and again after a weight or a statistic has changed.
     """
+    # Addresses and version counters are cheaper than a hash; every in-place change raises the counter.
     state = tuple(
         (tensor.data_ptr(), tensor._version)
         for module in tower.trunk_modules()
@@ -47,7 +48,8 @@ def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
 def _fold(tower: ImageTower) -> nn.Sequential:
     modules = copy.deepcopy(nn.Sequential(*tower.trunk_modules())).eval()
     device = next(modules.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # new convolutions draw their weights
+    # The new convolutions draw initial weights, which must not advance the training's random state.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         reparameterize_model(modules, inplace=True)
     folded = _replaced(modules).requires_grad_(False)
     assert isinstance(folded, nn.Sequential)
@@ -55,7 +57,7 @@ def _fold(tower: ImageTower) -> nn.Sequential:
 
 
 def _replaced(module: nn.Module) -> nn.Module:
-    """The module with what can be fused in it fused."""
+    """The module with everything fused that can be."""
     if isinstance(module, RepMixerBlock) and type(module.mlp) is ConvMlp:
         return _Mixing(module)
     if isinstance(module, MobileOneBlock) and isinstance(module.se, nn.Identity) and _is_gelu(module.act):
@@ -66,7 +68,7 @@ def _replaced(module: nn.Module) -> nn.Module:
 
 
 class _Mixing(nn.Module):
-    """A RepMixer block: depthwise mixer, then x + s·MLP(x) with the MLP's BatchNorm and s in its convolutions."""
+    """A RepMixer block: depthwise mixer, then x + s·MLP(x), with the MLP's BatchNorm and s folded in."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class _Mixing(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """A convolution with a GELU or a residual after it, in one oneDNN call where there is one."""
+    """A convolution followed by a GELU or a residual addition, in one oneDNN call if available."""
 
     def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
         super().__init__()
@@ -107,7 +109,7 @@ class _Convolution(nn.Module):
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """In fp32 outside autocast, which does not know the call."""
+    """Only in fp32 outside autocast: autocast does not cast the inputs of this operator."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -115,7 +117,7 @@ def _has_onednn(x: Tensor) -> bool:
 
 
 def _is_gelu(act: nn.Module) -> bool:
-    """The exact one, which is what the fused call computes."""
+    """Whether it is the exact GELU, which the fused call computes, not the tanh approximation."""
     return isinstance(act, nn.GELU) and act.approximate == "none"
 
 
@@ -129,7 +131,7 @@ def _with_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def _scaled(conv: nn.Conv2d, scale: Tensor) -> nn.Conv2d:
-    """A convolution with a bias whose output channels are multiplied, (C,)."""
+    """The convolution with a bias and its output channels multiplied by ``scale`` (C,)."""
     scaled = copy.deepcopy(conv)
     scaled.weight.mul_(scale.view(-1, 1, 1, 1))
     bias = torch.zeros_like(scale) if conv.bias is None else conv.bias * scale

@@ -22,8 +22,8 @@ _NORMS = {"tower": nn.BatchNorm2d, "batch": nn.BatchNorm2d, "layer": LayerNorm2d
 class ImageTower(nn.Module):
     """Images (B, 3, size, size) in [0, 1] → embeddings (B, D), not normalised.
 
-    The network is ``self.model``, so parameters are named ``image_encoder.model.…`` as in the official
-    checkpoint (behind timm's renaming).
+    The network is ``self.model``, so parameters are named ``image_encoder.model.…`` as in the official checkpoint,
+    followed by timm's names.
     """
 
     def __init__(self, config: ImageTowerConfig, embed_dim: int) -> None:
@@ -37,6 +37,7 @@ class ImageTower(nn.Module):
             se_downsamples=config.squeeze_excite_downsample,
             pos_embs=(None,) * (stages - 1) + (partial(RepConditionalPosEnc, spatial_shape=(7, 7)),),
             token_mixers=("repmixer",) * (stages - 1) + ("attention",),
+            # MobileCLIP's variants have an activation after the large-kernel convolution; timm's default has none.
             lkc_use_act=True,
             num_classes=embed_dim,
             layer_scale_init_value=config.layer_scale,
@@ -83,8 +84,10 @@ class ImageTower(nn.Module):
         return x
 
     def _avoid_crash(self, images: Tensor) -> Tensor:
-        """On the CPU the weight gradient of the stem's 1×1 convolution of 3 channels with stride 2 writes beyond its
-        memory in channels-last layout (oneDNN, torch 2.15): a stem that trains takes plain layout.
+        """Use the contiguous layout for a stem that trains on the CPU.
+
+        In channels-last layout the weight gradient of the stem's 1×1 convolution (3 channels, stride 2) writes out of
+        bounds in oneDNN (torch 2.15).
         """
         stem = self.model.stem[0]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in stem.parameters())

@@ -13,7 +13,7 @@ from siclip.errors import UserError
 from siclip.models.clip import Clip
 
 # Narrow towers for 64-px images: the structure of S0 with three image stages, 4×4 = 16 attention tokens.
-# Layer scale starts at 1: timm's 1e-5 is made for long training.
+# Layer scale starts at 1: timm's 1e-5 is meant for long training.
 _NANO_IMAGE = ImageTowerConfig(
     image_size=64,
     layers=(1, 1, 2),
@@ -41,19 +41,19 @@ _CONFIGS = {config.name: config for config in (_S0, _sasp(_S0, "siclip-s0"), _NA
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` builds."""
+    """Names of the models that `create_model` builds."""
     return sorted(_CONFIGS)
 
 
 def model_config(
     name: str, *, image_sharing: str | None = None, text_sharing: str | None = None, **config: Any
 ) -> ModelConfig:
-    """The config behind a name, with other sharing patterns or other fields.
+    """The config of a named model, optionally with other sharing patterns or fields.
 
     Args:
         name: one of `list_models`.
         image_sharing, text_sharing: patterns such as ``qk:0-0``; None keeps the model's default.
-        config: fields of `siclip.config.ModelConfig`; ``image`` and ``text`` take mappings of changed fields.
+        config: fields of `siclip.config.ModelConfig`; ``image`` and ``text`` are mappings of changed fields.
 
     Raises:
         UserError: unknown name, field or value, or a pattern for a model without SAS-P blocks.
@@ -61,7 +61,7 @@ def model_config(
     if name not in _CONFIGS:
         close = get_close_matches(name, _CONFIGS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"no model {name!r}: there are {', '.join(list_models())}{hint}")
+        raise UserError(f"no model {name!r}: known models are {', '.join(list_models())}{hint}")
     tree = _CONFIGS[name].model_dump()
     for tower, sharing in (("image", image_sharing), ("text", text_sharing)):
         changes = config.pop(tower, {})
@@ -71,7 +71,7 @@ def model_config(
         if sharing is None:
             continue
         if tree[tower]["block"] != "sasp":
-            raise UserError(f"model {name!r} has no SAS-P blocks to share: {tower}_sharing needs a siclip model")
+            raise UserError(f"model {name!r} has no SAS-P blocks to share: {tower}_sharing requires a siclip model")
         tree[tower]["sharing"] = sharing
     try:
         return ModelConfig.model_validate(tree | config)
@@ -83,5 +83,5 @@ def model_config(
 def create_model(
     name: str, *, image_sharing: str | None = None, text_sharing: str | None = None, **config: Any
 ) -> Clip:
-    """Build a model with fresh weights; arguments and errors as `model_config`."""
+    """Build a model with fresh weights. Arguments and errors are those of `model_config`."""
     return Clip(model_config(name, image_sharing=image_sharing, text_sharing=text_sharing, **config))

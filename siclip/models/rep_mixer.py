@@ -1,6 +1,6 @@
 """The convolutional layers of the text tower: RepMixer (FastViT, arXiv 2303.14189) over tokens.
 
-Module names are those of the official state dict. Shapes: B batch, T tokens, C width.
+Module names follow the official state dict. Shapes: B batch, T tokens, C width, k kernel.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class MobileOneBranches(nn.Module):
         return cast(Tensor, out)
 
     def fused(self, kernel: int) -> tuple[Tensor, Tensor]:
-        """Kernel (C, 1, 1, k) and bias (C,) of the one convolution that equals the branches in eval mode."""
+        """Weight (C, 1, 1, k) and bias (C,) of the single convolution that equals the branches in eval mode."""
+        # The identity branch is a kernel that is zero except at its centre.
         scale, shift = _batch_norm_affine(self.rbr_skip)
         weight = torch.zeros(len(scale), 1, 1, kernel, device=scale.device)
         weight[:, 0, 0, kernel // 2] = scale
@@ -80,13 +81,14 @@ class RepMixer(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Fuse in place into ``reparam_conv``."""
+        """Fuse the branches in place into one convolution, ``reparam_conv``."""
         if hasattr(self, "reparam_conv"):
             return
         mixer_weight, mixer_bias = self.mixer.fused(self.kernel)
         norm_weight, norm_bias = self.norm.fused(self.kernel)
         scale = self.layer_scale.view(-1)
         weight = (mixer_weight - norm_weight) * scale.view(-1, 1, 1, 1)
+        # The residual connection: 1 at the centre of the kernel.
         weight[:, 0, 0, self.kernel // 2] += 1
         conv = _depthwise(len(scale), self.kernel, bias=True).to(weight.device)
         conv.weight.copy_(weight)
@@ -114,7 +116,7 @@ class ConvFfn(nn.Module):
         return cast(Tensor, self.fc2(self.act(self.fc1(self.conv(x)))))
 
     def centre(self, x: Tensor) -> Tensor:
-        """The output at the middle of a window as long as the kernel: (B, C, 1, kernel) → (B, C, 1, 1)."""
+        """The output at the centre of a window as long as the kernel: (B, C, 1, k) → (B, C, 1, 1)."""
         x = self.conv.bn(F.conv2d(x, self.conv.conv.weight, groups=x.shape[1]))
         return cast(Tensor, self.fc2(self.act(self.fc1(x))))
 
@@ -126,6 +128,7 @@ class RepMixerBlock(nn.Module):
         super().__init__()
         width, kernel = config.width, config.mixer_kernel
         self.token_mixer = RepMixer(width, kernel, config.layer_scale)
+        # The reference's RepMixer blocks have a ratio of 4 whatever the mlp_ratio of the transformer blocks.
         self.convffn = ConvFfn(width, int(4.0 * width), kernel)
         self.layer_scale = nn.Parameter(torch.full((width, 1, 1), config.layer_scale))
 
@@ -136,14 +139,19 @@ class RepMixerBlock(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many tokens to either side an output depends on: two convolutions, one after the other."""
+        """Number of tokens on either side that an output depends on, through two successive convolutions."""
         return 2 * (self.token_mixer.kernel // 2)
 
     def centre(self, x: Tensor, inside: Tensor) -> Tensor:
-        """The output in the middle of a window: (B, 2·reach + 1, C) → (B, C).
+        """The output at the centre of a window. Exact in eval mode.
 
-        ``inside`` (B, 2·reach + 1): False where the window reaches beyond the sequence, which is padded with
-        zeros in front of both convolutions. Exact in eval mode.
+        Args:
+            x: (B, 2·reach + 1, C).
+            inside: (B, 2·reach + 1) bool, False where the window extends beyond the sequence, which is padded with
+                zeros before both convolutions.
+
+        Returns:
+            (B, C).
         """
         inside = inside.unsqueeze(-1).to(x.dtype)
         x = self.token_mixer((x * inside).transpose(1, 2).unsqueeze(2))

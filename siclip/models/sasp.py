@@ -1,4 +1,4 @@
-"""SAS-P: the simplified attention block without skip, value and projection (arXiv 2311.01906).
+"""SAS-P: the simplified attention block without skip connection, value and projection (arXiv 2311.01906).
 
     y = norm(x)
     A_h = α_h·I + β_h·softmax(Q_h K_hᵀ/√d) − γ_h·C      with C = 11ᵀ/T, per head h
@@ -27,20 +27,20 @@ def shaped_attention(
     gamma: Tensor,
     own: Tensor | None = None,
 ) -> Tensor:
-    """Shaped attention A·value, fused: ``β·SDPA(q, k, v) + α·v − γ·mean_T(v)``; no T×T matrix is kept.
+    """Shaped attention A·value, computed as ``β·SDPA(q, k, v) + α·v − γ·mean_T(v)`` without storing a T×T matrix.
 
     A_h = α_h·I + β_h·softmax(Q_h K_hᵀ/√d) − γ_h·11ᵀ/T (arXiv 2311.01906).
 
     Args:
         query, key, value: (B, H, T, d).
         alpha, beta, gamma: (H,), one gain per head.
-        own: where there are queries of R positions only, the values of those positions, (B, H, R, d).
+        own: with queries at R positions only, the values at those positions, (B, H, R, d).
 
     Returns:
         (B, H, T, d), or (B, H, R, d).
 
     Raises:
-        ValueError: gains that are not one per head.
+        ValueError: the gains do not have one entry per head.
     """
     if not alpha.shape == beta.shape == gamma.shape == (value.shape[1],):
         shapes = ", ".join(str(tuple(gain.shape)) for gain in (alpha, beta, gamma))
@@ -53,14 +53,17 @@ def shaped_attention(
 
 
 def attention_matrix(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(Q Kᵀ/√d) of (B, H, T, d) queries and keys: (B, H, T, T), in fp32 under any autocast."""
+    """softmax(Q Kᵀ/√d) for queries and keys (B, H, T, d): (B, H, T, T), in fp32 under any autocast."""
     with torch.autocast(query.device.type, enabled=False):
         scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
         return scores.softmax(dim=-1)
 
 
 class QueryKey(nn.Module):
-    """Queries and keys: the part of a block that the pattern ``qk`` shares. W_Q starts at 0, so A starts at I."""
+    """Queries and keys: the part of a block that the pattern ``qk`` shares.
+
+    W_Q starts at 0, so attention starts uniform and A as the identity (arXiv 2311.01906).
+    """
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
@@ -76,8 +79,13 @@ class QueryKey(nn.Module):
 class SasPBlock(nn.Module):
     """One SAS-P block on tokens (B, T, C) or, with ``maps``, on feature maps (B, C, height, width).
 
-    ``norm`` and ``mlp`` are given by the tower and take its layout, so that a convolutional FFN can stay. With
-    ``value`` the block has a value matrix and an output projection, both identities at the start.
+    Args:
+        norm, mlp: modules in the tower's layout, so that the tower's convolutional FFN can be used.
+        qk: queries and keys.
+        heads: H.
+        maps: whether input and output are feature maps.
+        value: add a value matrix and an output projection, both identities at the start.
+        trainable_gains: False fixes the gains at their initial values.
     """
 
     def __init__(
@@ -104,10 +112,16 @@ class SasPBlock(nn.Module):
         self.beta_ff = nn.Parameter(torch.full((), 0.1), trainable_gains)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, common: int = 0) -> Tensor:
-        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C).
+        """The block's output.
 
-        ``common``: so many tokens at the end are the same in every sample, so what is computed token by token is
-        computed once for them. Exact for an input without gradient and a norm that looks at one token.
+        Args:
+            x: (B, T, C), or (B, C, height, width) with ``maps``.
+            rows: token indices (B, R); compute the output at these positions only.
+            common: number of tokens at the end that are equal in every sample. Token-wise operations are computed
+                once for them. Exact if the input needs no gradient and the norm is token-wise.
+
+        Returns:
+            The shape of ``x``, or (B, R, C) with ``rows``.
         """
         if common:
             return self._forward_common(x, common)
@@ -143,12 +157,12 @@ class SasPBlock(nn.Module):
         return out
 
     def takes_common_tokens(self) -> bool:
-        """Whether ``common`` is exact here: tokens, no value matrix, no statistics of the batch."""
+        """Whether ``common`` is exact for this block: tokens, no value matrix, no batch statistics."""
         norms = (m for m in self.norm.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
         return not self.maps and self.value is None and not any(norm.training for norm in norms)
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """softmax(Q_h K_hᵀ/√d) for a block input, (B, H, T, T): for diagnostics, `forward` never makes it."""
+        """softmax(Q_h K_hᵀ/√d) for a block input, (B, H, T, T). For diagnostics; `forward` never builds it."""
         tokens = self._tokens(self.norm(x))
         return attention_matrix(self._heads(self.qk.query(tokens)), self._heads(self.qk.key(tokens)))
 
@@ -164,7 +178,7 @@ class SasPBlock(nn.Module):
 
 
 def pick_rows(tokens: Tensor, rows: Tensor) -> Tensor:
-    """Tokens (B, T, C) at the indices ``rows`` (B, R): (B, R, C)."""
+    """Tokens (B, T, C) at indices ``rows`` (B, R): (B, R, C)."""
     return tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -177,7 +191,7 @@ def _identity_like(layer: nn.Linear) -> nn.Linear:
 
 
 def share_blocks(blocks: list[SasPBlock], pattern: SharingPattern) -> list[SasPBlock]:
-    """Apply a pattern: blocks with the same number use the very same modules, hence the same storage."""
+    """Apply a pattern: blocks with the same number use the same module objects, hence the same storage."""
     if pattern.part is None:
         return blocks
     owners = [blocks[pattern.owner(index)] for index in range(len(blocks))]

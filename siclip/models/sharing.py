@@ -1,8 +1,8 @@
 """Sharing patterns: which weights each SAS-P block of a tower uses, and which part of a block is shared.
 
-Grammar: ``none``, or ``PART:A-B-…`` with PART one of ``qk`` (queries and keys), ``mlp``, ``block``, and one
-number per block naming its weights. Numbers appear in order of first use from 0 (a restricted growth string),
-so every pattern has exactly one name: ``qk:0-0-1-1``, never ``qk:1-1-0-0``.
+Grammar: ``none``, or ``PART:A-B-…`` with PART one of ``qk`` (queries and keys), ``mlp`` or ``block``, and one number
+per block that identifies its weights. Numbers are assigned from 0 in order of first use (a restricted growth
+string), so every pattern has exactly one name: ``qk:0-0-1-1``, never ``qk:1-1-0-0``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ PARTS: tuple[str, ...] = get_args(SharedPart)
 
 @dataclass(frozen=True)
 class SharingPattern:
-    """``assignment[i]`` is the index of the weights that block i uses for ``part``; part None shares nothing."""
+    """Which weights each block uses.
+
+    Attributes:
+        part: the part of a block that is shared; None: nothing is.
+        assignment: for each block the index of the weights that it uses for ``part``.
+    """
 
     part: SharedPart | None
     assignment: tuple[int, ...]
@@ -28,15 +33,15 @@ class SharingPattern:
         return f"{self.part}:{'-'.join(map(str, self.assignment))}" if self.part else "none"
 
     def owner(self, block: int) -> int:
-        """The first block that uses the same weights as ``block``."""
+        """Index of the first block that uses the same weights as ``block``."""
         return self.assignment.index(self.assignment[block])
 
 
 def parse_pattern(text: str, blocks: int) -> SharingPattern:
-    """Read a pattern for a tower of ``blocks`` blocks.
+    """Parse a pattern for a tower of ``blocks`` blocks.
 
     Raises:
-        UserError: with the grammar and an example that fits this tower.
+        UserError: it is invalid; the message gives the grammar and an example for this tower.
     """
     example = "-".join(str(i // 2) for i in range(blocks))
     grammar = f"write 'none' or PART:{example} with PART one of {', '.join(PARTS)} and one number per block"
@@ -51,22 +56,24 @@ def parse_pattern(text: str, blocks: int) -> SharingPattern:
         raise refuse("no ':' between the part and the blocks")
     if part not in PARTS:
         raise refuse(f"unknown part {part!r}")
-    pieces = numbers.split("-")
-    if not all(piece.isascii() and piece.isdigit() and piece == str(int(piece)) for piece in pieces):
+    fields = numbers.split("-")
+    if not all(field.isascii() and field.isdigit() and field == str(int(field)) for field in fields):
         raise refuse("the blocks are not numbers joined by '-'")
-    assignment = tuple(int(piece) for piece in pieces)
+    assignment = tuple(int(field) for field in fields)
     if len(assignment) != blocks:
         raise refuse(f"{len(assignment)} numbers for {blocks} blocks")
     canonical = _rename(assignment)
     if assignment != canonical:
-        raise refuse(f"numbers go from 0 in order of first use, so this one is {'-'.join(map(str, canonical))!r}")
+        raise refuse(
+            f"numbers start at 0 in order of first use, so this pattern is {'-'.join(map(str, canonical))!r}"
+        )
     if len(set(assignment)) == blocks:
         raise refuse("it shares nothing, which is written 'none'")
     return SharingPattern(part, assignment)  # type: ignore[arg-type]
 
 
 def enumerate_patterns(blocks: int, parts: tuple[str, ...] = PARTS) -> Iterator[SharingPattern]:
-    """``none`` and then every distinct pattern of ``blocks`` blocks that shares something."""
+    """``none``, then every distinct pattern of ``blocks`` blocks that shares something."""
     yield SharingPattern(None, tuple(range(blocks)))
     for part in parts:
         for assignment in _growth_strings(blocks):

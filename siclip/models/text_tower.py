@@ -1,8 +1,8 @@
 """The text tower ``mct`` of MobileCLIP (arXiv 2311.17049), with the module names of the official state dict.
 
-Token embedding + learned positions, RepMixer, transformer (or SAS-P) blocks, RepMixer, final LayerNorm,
-pooling at the highest token id (the end of text), projection. Not causal and no padding mask: pad tokens
-influence the output, as they do in the reference.
+Token embedding + learned positions, RepMixer, transformer (or SAS-P) blocks, RepMixer, final LayerNorm, pooling at
+the highest token id (the end of text), projection. As in the reference, attention is not causal and there is no
+padding mask, so padding tokens influence the output.
 
 Shapes: B batch, T context length, C width, D embed_dim.
 """
@@ -22,7 +22,7 @@ from siclip.models.sharing import parse_pattern
 
 
 class LayerNormFp32(nn.LayerNorm):
-    """LayerNorm computed in fp32 whatever the input's type."""
+    """LayerNorm computed in fp32 for any input type."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -30,8 +30,9 @@ class LayerNormFp32(nn.LayerNorm):
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """BatchNorm of the channels of tokens (B, T, C)."""
+    """BatchNorm over the channels of tokens (B, T, C)."""
 
+    # Read by siclip.training.calibration, which needs to know the channel dimension.
     channels_last = True
 
     def forward(self, input: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ _NORMS: dict[str, type[nn.Module]] = {
 
 
 class MultiHeadAttention(nn.Module):
-    """Plain self-attention (B, T, C) → (B, T, C) with one joint projection."""
+    """Self-attention (B, T, C) → (B, T, C) with one joint projection of queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-LN transformer block; the places in the Sequentials are the official ones."""
+    """Pre-LN transformer block; the indices in the Sequentials follow the official state dict."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The block's output; with ``rows`` (B, R), token indices, only at those positions: (B, R, C)."""
+        """The block's output (B, T, C), or with token indices ``rows`` (B, R) only those positions, (B, R, C)."""
         norm, attention = self.pre_norm_mha
         mixed = attention(norm(x), rows)
         x = (x if rows is None else pick_rows(x, rows)) + mixed
@@ -89,7 +90,7 @@ class TransformerBlock(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned positions (1, 1, T, C), interpolated for another context length as the reference does."""
+    """Learned positions (1, 1, T, C), interpolated for another context length as in the reference."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
@@ -134,10 +135,10 @@ class TextTower(nn.Module):
         return cast(Tensor, self.transformer[0](x))
 
     def head(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """(B, T, C) and the ids (B, T) → (B, D).
+        """Trunk features (B, T, C) and token ids (B, T) → (B, D).
 
-        Only the token at the end of text is pooled, so the last two layers run on the tokens that it depends on,
-        where that is exact and fewer than all: with no BatchNorm of theirs in train mode.
+        Only the end-of-text token is pooled. Where exact (none of their BatchNorms is in train mode) and cheaper,
+        the last two layers run only on the tokens that it depends on.
         """
         x = features
         *blocks, last = self.blocks
@@ -150,11 +151,12 @@ class TextTower(nn.Module):
         return pooled @ self.projection_layer.to(pooled.dtype)
 
     def _common_tokens(self, features: Tensor) -> int:
-        """How many tokens at the end are the same in every text: what follows a batch's longest text is padding.
+        """Number of tokens at the end that are equal in every text: padding after the longest text of the batch.
 
-        0 where the first block could not make use of it.
+        0 if the first block cannot use it.
         """
         block = self.blocks[0]
+        # The number depends on the data: a compiled or exported graph would fix it.
         if features.requires_grad or torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return 0
         if len(features) < 2 or not isinstance(block, SasPBlock) or not block.takes_common_tokens():

@@ -167,7 +167,7 @@ def test_stored_embeddings_are_those_of_the_model_that_made_them() -> None:
     rounded = source.embed(replace(data, teacher_image=half[0], teacher_text=half[1]), None)
     torch.testing.assert_close(rounded.image.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(rounded.text, made.text, rtol=0, atol=2**-8)
-    with pytest.raises(UserError, match="this data holds none"):
+    with pytest.raises(UserError, match="this dataset has none"):
         source.embed(data, None)
 
 
@@ -210,5 +210,5 @@ def test_an_ensemble_is_distilled_through_a_projection_to_its_width() -> None:
 
 
 def test_an_ensemble_of_none_is_refused() -> None:
-    with pytest.raises(UserError, match="one teacher or more"):
+    with pytest.raises(UserError, match="at least one teacher"):
         TeacherEnsemble([])

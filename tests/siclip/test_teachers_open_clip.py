@@ -136,8 +136,8 @@ def test_what_open_clip_cannot_load_is_named(weights: str, tmp_path: Path) -> No
         ("siclip-test-tiney", weights): "no model 'siclip-test-tiney'; did you mean 'siclip-test-tiny'",
         ("ViT-B-32", "openia"): "'openia' is neither a file nor a tag of this model: openai, laion400m_e31",
         ("siclip-test-tiny", ""): "'' is neither a file nor a tag of this model: it has none",
-        ("siclip-test-tiny", str(tmp_path / "other.pt")): r"no weights of this model \(.*Missing key",
-        ("siclip-test-tiny", str(tmp_path / "garbage.pt")): "no weights of this model",
+        ("siclip-test-tiny", str(tmp_path / "other.pt")): r"does not contain weights of this model \(.*Missing key",
+        ("siclip-test-tiny", str(tmp_path / "garbage.pt")): "does not contain weights of this model",
         (f"local-dir:{tmp_path}", ""): "cannot be loaded by open_clip: .*config",
     }
     for (name, pretrained), message in wrong.items():

@@ -128,8 +128,8 @@ def saved(content: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("truncated.pt", "cut short"),
-        ("truncated.safetensors", "cut short"),
+        ("truncated.pt", "truncated, or a different"),
+        ("truncated.safetensors", "truncated, or a different"),
         ("empty.pt", "is empty"),
         ("code.pt", "would run code"),
         ("official.pt", "is not a siclip checkpoint"),

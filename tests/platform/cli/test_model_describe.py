@@ -101,7 +101,7 @@ def test_a_checkpoint_is_described_as_its_model_is(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["siclip-s1"], "no model 'siclip-s1': there are mobileclip-nano"),
+        (["siclip-s1"], "no model 'siclip-s1': known models are mobileclip-nano"),
         (["siclip-nano", "--image-sharing", "qk:0-1-1"], "3 numbers for 2 blocks"),
         (["siclip-nano", "--text-sharing", "kv:0-0-1-1"], "unknown part 'kv'"),
         (["mobileclip-nano", "--image-sharing", "qk:0-0"], "has no SAS-P blocks to share"),

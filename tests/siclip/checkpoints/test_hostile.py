@@ -29,9 +29,9 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": 3}, "as its model is not a state dict"),
-        ({"model": None}, "as its model is not a state dict"),
-        ({"model": {3: torch.zeros(1)}}, "its keys are no names"),
+        ({"model": 3}, "its model is not a state dict"),
+        ({"model": None}, "its model is not a state dict"),
+        ({"model": {3: torch.zeros(1)}}, "its keys are not names"),
         ({"model": {"logit_scale": "high"}}, "no tensor under logit_scale"),
         ({"version": "1"}, "of version '1', this code reads 1"),
         ({"config": {"name": "siclip-nano", "depth": 3}}, "depth: Extra inputs"),
@@ -96,9 +96,9 @@ def test_reparameterizing_again_gives_a_copy() -> None:
 
 def test_a_deployable_model_is_refused_where_the_train_form_is_meant(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", create_model("mobileclip-nano"))
-    with pytest.raises(UserError, match="of the train form"):
+    with pytest.raises(UserError, match="checkpoints hold the train form"):
         load_checkpoint(deployable(), tmp_path / "model.pt")
-    with pytest.raises(UserError, match="take its train form"):
+    with pytest.raises(UserError, match="use its train form"):
         siclip.inherit(create_model("siclip-nano"), deployable())
     for export in (siclip.export_official, siclip.export_open_clip):
         with pytest.raises(UserError, match="is reparameterized"):

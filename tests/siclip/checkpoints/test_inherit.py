@@ -118,7 +118,7 @@ def test_fixed_gains_do_not_train_under_any_policy(teacher: Clip, policy: Freeze
 
 
 def test_an_unknown_policy_is_refused(teacher: Clip) -> None:
-    with pytest.raises(UserError, match="'all' is no policy: there are inherited, before_sasp, none"):
+    with pytest.raises(UserError, match="'all' is not a policy: choose one of inherited, before_sasp, none"):
         inherit(create_model("siclip-nano"), teacher, "all")  # type: ignore[arg-type]
 
 
@@ -140,7 +140,7 @@ def test_a_siclip_teacher_gives_its_ffns(teacher: Clip) -> None:
 
 
 def test_freezing_everything_is_refused(teacher: Clip) -> None:
-    with pytest.raises(UserError, match="nothing is left to train"):
+    with pytest.raises(UserError, match="there is nothing to train"):
         inherit(create_model("mobileclip-nano"), teacher)
 
 

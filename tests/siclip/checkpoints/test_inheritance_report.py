@@ -70,19 +70,19 @@ def test_what_is_left_names_its_reason(teacher: Clip) -> None:
     )
     report = inherit(student, teacher)
     assert reasons(report, "left", r"transformer\.3\.pre_norm_ffn") == {
-        "block 2 shares block 0's", "a SAS-P block's one norm starts anew",
+        "block 2 shares block 0's", "a SAS-P block's single norm is initialised",
     }  # fmt: skip
-    assert reasons(report, "left", r"transformer\.4\.pre_norm_ffn") == {"a SAS-P block's one norm starts anew"}
+    assert reasons(report, "left", r"transformer\.4\.pre_norm_ffn") == {"a SAS-P block's single norm is initialised"}
     assert reasons(report, "left", r"blocks\.1\.mlp") == {"a plain FFN has no depthwise convolution"}
     assert reasons(report, "left", r"blocks\.0\.token_mixer") == {
-        "queries, keys and values start anew", "the output projection starts as the identity",
+        "queries, keys and values are initialised", "the output projection starts as the identity",
     }  # fmt: skip
     assert reasons(report, "left", r"blocks\.1\.token_mixer") == {
-        "queries and keys start anew, SAS-P has no values", "SAS-P has no output projection",
+        "queries and keys are initialised, SAS-P has no values", "SAS-P has no output projection",
     }  # fmt: skip
     assert reasons(report, "left", "layer_scale") == {"SAS-P has gains instead of layer scales"}
     assert reasons(report, "fresh", r"blocks\.0\.(value|projection)") == {"starts as the identity"}
-    assert reasons(report, "started", "") == {"the FFN goes on from the teacher's"}
+    assert reasons(report, "started", "") == {"the FFN starts from the teacher's"}
 
 
 def test_an_ffn_of_another_shape_and_a_block_too_many_are_told() -> None:

@@ -110,7 +110,7 @@ def test_the_official_flat_state_dict_loads(tmp_path: Path, s0: Clip) -> None:
 
 def test_an_official_file_of_another_size_lists_keys(tmp_path: Path, s0: Clip) -> None:
     torch.save(to_official(s0), tmp_path / "mobileclip_s0.pt")
-    with pytest.raises(UserError, match=r"unexpected: image_encoder\.model\.network\..*of another shape: "):
+    with pytest.raises(UserError, match=r"unexpected: image_encoder\.model\.network\..*with another shape: "):
         siclip.load_checkpoint(create_model("mobileclip-nano"), tmp_path / "mobileclip_s0.pt")
 
 
@@ -151,9 +151,9 @@ def test_safetensors_in_every_layout(tmp_path: Path, nano: Clip, layout: str) ->
     assert_equal(target.image_encoder.state_dict(), nano.image_encoder.state_dict())
     assert_equal(target.text_encoder.state_dict(), text)
     if layout == "timm":
-        with pytest.raises(UserError, match="the image tower only: load it with part='image'"):
+        with pytest.raises(UserError, match="only the image tower: load it with part='image'"):
             siclip.load_checkpoint(target, tmp_path / "flat.safetensors")
-        with pytest.raises(UserError, match="holds no text tower"):
+        with pytest.raises(UserError, match="contains no text tower"):
             siclip.load_checkpoint(target, tmp_path / "flat.safetensors", part="text")
     else:
         siclip.load_checkpoint(target, tmp_path / "flat.safetensors")
@@ -202,7 +202,7 @@ def test_of_open_clips_mobileclip2_only_the_image_tower_fits(tmp_path: Path, s0:
 
 
 def test_a_layout_that_is_none_shows_some_keys() -> None:
-    with pytest.raises(UserError, match=r"it holds conv1\.weight, bn1\.weight, fc\.weight, …"):
+    with pytest.raises(UserError, match=r"it contains conv1\.weight, bn1\.weight, fc\.weight, …"):
         detect_layout(["conv1.weight", "bn1.weight", "fc.weight", "fc.bias"])
-    with pytest.raises(UserError, match="it holds nothing"):
+    with pytest.raises(UserError, match="it contains nothing"):
         detect_layout([])

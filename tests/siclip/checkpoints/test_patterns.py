@@ -184,10 +184,10 @@ def test_a_file_of_one_pattern_becomes_another(
 @pytest.mark.parametrize(
     ("saved", "wanted", "said"),
     [
-        ({}, {"image": "qk:0-0"}, "image sharing 'none', the model has 'qk:0-0'"),
-        ({"image": "qk:0-0"}, {}, "image sharing 'qk:0-0', the model has 'none'"),
-        ({"text": "qk:0-0-1-1"}, {"text": "mlp:0-0-1-1"}, "text sharing 'qk:0-0-1-1', the model has 'mlp:0-0-1-1'"),
-        ({"text": "qk:0-0-0-1"}, {"text": "qk:0-0-1-1"}, "text sharing 'qk:0-0-0-1', the model has 'qk:0-0-1-1'"),
+        ({}, {"image": "qk:0-0"}, "image sharing 'none', but the model has 'qk:0-0'"),
+        ({"image": "qk:0-0"}, {}, "image sharing 'qk:0-0', but the model has 'none'"),
+        ({"text": "qk:0-0-1-1"}, {"text": "mlp:0-0-1-1"}, "text sharing 'qk:0-0-1-1', but the model has 'mlp:0-0-1-1'"),
+        ({"text": "qk:0-0-0-1"}, {"text": "qk:0-0-1-1"}, "text sharing 'qk:0-0-0-1', but the model has 'qk:0-0-1-1'"),
     ],
 )
 def test_another_pattern_is_refused_unless_asked_for(
@@ -248,7 +248,7 @@ def test_the_first_blocks_value_matrix_survives_block_sharing(tmp_path: Path, ho
     options = {"sasp": {"first_value": True}}
     source, model = model_of(0, **options), model_of(1, text="block:0-0-1-1", **options)
     save_checkpoint(tmp_path / "model.pt", source)
-    with pytest.raises(UserError, match="text sharing 'none', the model has 'block:0-0-1-1'"):
+    with pytest.raises(UserError, match="text sharing 'none', but the model has 'block:0-0-1-1'"):
         load_checkpoint(model, tmp_path / "model.pt")
     load_checkpoint(model, tmp_path / "model.pt", sharing=how)
     first, ours = source.text_encoder.blocks[0], model.text_encoder.blocks[1]

@@ -61,5 +61,5 @@ def test_a_limit_is_a_nested_subset(row_groups: list[RowGroup], data: st.DataObj
 
 
 def test_a_limit_above_the_samples_is_refused() -> None:
-    with pytest.raises(UserError, match="limit 11 asks for more samples than the 10"):
+    with pytest.raises(UserError, match="limit 11 is above the 10 samples"):
         first_samples([RowGroup(0, 0, 10)], 11)

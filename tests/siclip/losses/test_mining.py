@@ -219,5 +219,5 @@ def test_mine_negatives_refuses_what_it_does_not_know() -> None:
     with pytest.raises(UserError, match="annealed needs progress"):
         mine_negatives(similarity, "annealed", exclude=exclude, generator=generator())
     for progress in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match=r"progress .* from 0 to 1"):
+        with pytest.raises(UserError, match=r"progress .* between 0 and 1"):
             mine_negatives(similarity, "annealed", exclude=exclude, generator=generator(), progress=progress)

@@ -269,9 +269,9 @@ def test_a_missing_teacher_is_refused_at_construction_and_in_the_step(changes: d
 
 
 def test_widths_that_are_not_the_announced_ones_are_refused() -> None:
-    with pytest.raises(UserError, match=r"student's embeddings are 24 wide.*built for 16"):
+    with pytest.raises(UserError, match=r"student's embeddings have width 24.*built for 16"):
         objective()(embeddings(1, width=24), TEACHER, IDS, generator())
-    with pytest.raises(UserError, match=r"teacher's embeddings are \(24, 24\)"):
+    with pytest.raises(UserError, match=r"teacher's embeddings have widths \(24, 24\)"):
         objective()(STUDENT, embeddings(3, width=24), IDS, generator())
     with pytest.raises(UserError, match="cannot be compared"):
         Objective(LossConfig(), D, (24, 32))

@@ -149,7 +149,7 @@ def test_the_weight_of_pair_matching_rises_over_its_warm_up(warmup: float, progr
 
 
 def test_a_progress_outside_the_training_is_refused() -> None:
-    with pytest.raises(UserError, match=r"progress 1\.5 must be from 0 to 1"):
+    with pytest.raises(UserError, match=r"progress 1\.5 must be between 0 and 1"):
         step(objective(pair_matching=1.0, pair_matching_warmup=0.5), 1.5)
 
 

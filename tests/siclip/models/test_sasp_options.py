@@ -121,5 +121,5 @@ def test_unknown_options_are_refused(options: dict[str, object]) -> None:
 
 
 def test_options_need_sasp_blocks() -> None:
-    with pytest.raises(UserError, match="need block 'sasp'"):
+    with pytest.raises(UserError, match="require block 'sasp'"):
         create_model("mobileclip-nano", text={"sasp": {"first_value": True}})

@@ -59,5 +59,5 @@ def test_shared_parts_are_the_same_storage_and_others_are_not(part: str) -> None
 
 
 def test_a_model_without_sasp_refuses_a_pattern() -> None:
-    with pytest.raises(UserError, match="needs a siclip model"):
+    with pytest.raises(UserError, match="requires a siclip model"):
         create_model("mobileclip-nano", image_sharing="qk:0-0")

@@ -93,7 +93,7 @@ def test_a_stage_may_be_added_to_a_run_at_its_checkpoint_but_not_before(tmp_path
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        (((3, {"contrastive": 2.0}), (3, {"contrastive": 3.0})), "do not rise"),
+        (((3, {"contrastive": 2.0}), (3, {"contrastive": 3.0})), "do not increase"),
         (((3, {"interactive_contrastive": 2.0}),), "interactive_contrastive is 0 at the start"),
         (((3, {"contrastive": 0.0}),), "greater than 0"),
         (((0, {"contrastive": 2.0}),), "greater than or equal to 1"),

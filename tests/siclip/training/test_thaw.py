@@ -145,5 +145,5 @@ def test_a_thaw_without_anything_frozen_is_refused() -> None:
 
 
 def test_a_thaw_after_the_last_step_is_refused() -> None:
-    with pytest.raises(ValidationError, match="thaw_step 6 leaves none of the 6 steps"):
+    with pytest.raises(ValidationError, match="thaw_step 6 must be below the 6 steps"):
         TrainingConfig(steps=6, warmup_steps=1, thaw_step=6)

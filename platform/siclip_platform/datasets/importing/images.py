@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from siclip.config import Config
-from siclip.data.images import BROKEN, JPEG_SIGNATURE, decode_image
+from siclip.data.images import BROKEN, JPEG_SIGNATURE, REMEDY, decode_image
 from siclip.errors import UserError
 from siclip_platform.datasets.importing.sources.sample import Reason, Rejection
 
@@ -159,7 +159,7 @@ def _pixels(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
         message = (
             str(error)
             .partition("cannot be decoded: ")[2]
-            .removesuffix(". Leave the sample out or encode it again as JPEG, PNG or WebP")
+            .removesuffix(f". {REMEDY}")
         )
         raise _broken(data, message) from None
     except DECODING as error:

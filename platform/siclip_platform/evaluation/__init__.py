@@ -1,4 +1,4 @@
-"""Measuring models on sets of data: readers of the field's layouts, a runner, and what is shown and recorded."""
+"""Measure models on evaluation sets: readers of common layouts, a runner, tables, JSON and MLflow runs."""
 
 from siclip_platform.evaluation.checkpoint import evaluate_checkpoint
 

@@ -1,11 +1,11 @@
-"""MSCOCO's and Flickr30k's own annotation files, beside their images.
+"""Read the annotation files of MSCOCO and Flickr30k, with images beside them.
 
     captions_*.json         MSCOCO: images with id and file_name, annotations with image_id and caption
     dataset_*.json          Karpathy's splits of either: images with filename, split and sentences
     *.token                 Flickr30k: FILE#NUMBER, a tab, the caption; with SPLIT.txt, the files of the split
     *annotations*.csv       Flickr30k: columns raw (JSON list), filename, split
 
-Images lie in the folder itself, in ``images/``, in the sub-folder the file names, or in MSCOCO's ``val2014/``.
+Images are in the folder itself, in a sub-folder that the file names, or in one of `IMAGE_FOLDERS`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from siclip.errors import UserError
 from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData
 
 PATTERNS = ("dataset_*.json", "captions_*.json", "*.token", "*annotations*.csv")
-PLACES = ("", "images", "val2014", "val2017", "flickr30k-images", "flickr30k_images")
+IMAGE_FOLDERS = ("", "images", "val2014", "val2017", "flickr30k-images", "flickr30k_images")
 Captions = dict[str, list[str]]
-"""Image file, as the annotations name it → its captions in order."""
+"""Image file as the annotations name it → its captions in order."""
 
 
 def find_annotations(folder: Path) -> Path | None:
-    """The annotation file in a folder or its ``annotations/``; Karpathy's splits before the others."""
+    """Return the annotation file in a folder or its ``annotations/``, None if there is none.
+
+    Karpathy's splits are preferred to the others, and a file that is not for training to one that is.
+    """
     for pattern in PATTERNS:
         for base in (folder, folder / "annotations"):
             found = sorted(base.glob(pattern))
@@ -36,9 +39,10 @@ def find_annotations(folder: Path) -> Path | None:
 
 
 def read_captions(folder: Path, annotations: Path, split: str) -> RetrievalData:
-    """
+    """Open a set with captions.
+
     Raises:
-        UserError: the file is not of one of the formats, has no captions for the split, or images are not there.
+        UserError: the file has none of the formats or no captions of the split, or images are missing.
     """
     try:
         captions = _parse(annotations, split)
@@ -50,7 +54,7 @@ def read_captions(folder: Path, annotations: Path, split: str) -> RetrievalData:
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} of {len(captions)} images that {annotations.name} names are not there, the "
+            f"{folder}: {len(missing)} of {len(captions)} images that {annotations.name} names are missing, the "
             f"first is {missing[0]}; put them into {folder / 'images'}"
         )
 
@@ -94,7 +98,7 @@ def _flickr_tokens(annotations: Path, split: str) -> Captions:
     chosen = next((path for path in lists if path.is_file()), None)
     if chosen is None:
         raise UserError(
-            f"{annotations} has all images and no split: write the files of split {split!r}, one a line, into "
+            f"{annotations} has all images and no split: write the files of split {split!r}, one per line, into "
             f"{lists[0]}"
         )
     return _only(captions, (line.strip() for line in chosen.read_text().splitlines() if line.strip()), chosen)
@@ -105,15 +109,15 @@ def _only(captions: Captions, names: Iterable[str], chosen: Path) -> Captions:
     for name in names:
         file = name if name in captions else f"{name}.jpg"
         if file not in captions:
-            raise UserError(f"{chosen} names {name}, which has no captions")
+            raise UserError(f"{chosen} names {name}, which has no captions in the annotation file: remove the line")
         kept[file] = captions[file]
     return kept
 
 
 def _locate(folder: Path, name: str) -> Path | None:
-    for place in PLACES:
+    for images in IMAGE_FOLDERS:
         for relative in (name, Path(name).name):
-            path = folder / place / relative
+            path = folder / images / relative
             if path.is_file():
                 return path
     return None

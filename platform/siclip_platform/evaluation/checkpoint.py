@@ -1,4 +1,4 @@
-"""Measuring a checkpoint on a split of a dataset of ours, as training does."""
+"""Measure a checkpoint on a split of a Parquet dataset, as training does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from siclip_platform.stream import load_evaluation_set
 
 
 def evaluate_checkpoint(checkpoint: str | AnyPath, data: str | AnyPath, split: str) -> dict[str, float]:
-    """Metrics of a checkpoint on all samples of a split, named ``SPLIT/METRIC``.
+    """Return a checkpoint's metrics on all samples of a split, named ``SPLIT/METRIC``.
 
     Raises:
-        UserError: a checkpoint or dataset that cannot be read, or a split that it does not have or that is empty.
+        UserError: the checkpoint or the dataset cannot be read, or the split does not exist or is empty.
     """
     model = read_model(checkpoint)
     samples = load_evaluation_set(data, split, model.config)

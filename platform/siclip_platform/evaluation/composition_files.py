@@ -1,12 +1,12 @@
-"""Composition files: an image, its true caption, and false captions by kind.
+"""Read composition files: an image, its true caption, and false captions by category.
 
-    ours            a list of {"image", "caption", "negatives": {KIND: caption or list of captions}}
-    SugarCrepe      {"0": {"filename", "caption", "negative_caption"}, …}; the kind is the file's name
+    siclip          a list of {"image", "caption", "negatives": {CATEGORY: caption or list of captions}}
+    SugarCrepe      {"0": {"filename", "caption", "negative_caption"}, …}; the category is the file's name
     ARO             a list of {"image_path", "true_caption", "false_caption"}, with "relation_name" or "attributes" as
-                    the kind where there is one, and a box to cut out (bbox_x, bbox_y, bbox_w, bbox_h)
+                    the category if there is one, and a box to cut out (bbox_x, bbox_y, bbox_w, bbox_h)
     Winoground      a list, or JSON lines, of {"image_0", "image_1", "caption_0", "caption_1"}
 
-Images lie in the folder or in its ``images/``. Several files of a folder make one set, each its own kind.
+Images are in the folder or in its ``images/``. Several files in a folder are one set, with a category for each file.
 """
 
 from __future__ import annotations
@@ -34,31 +34,34 @@ WINOGROUND = "caption_1"
 
 
 def find_composition(folder: Path) -> list[Path]:
-    """The composition files of a folder, by what their first item holds."""
+    """Return the composition files of a folder, recognized by the keys of their first item."""
     return [path for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]) if _is_composition(path)]
 
 
 def read_composition(folder: Path, files: list[Path]) -> CompositionData:
-    """
+    """Open a composition set.
+
     Raises:
-        UserError: an item lacks a part, an image is not there, or Winoground stands beside other formats.
+        UserError: an item has missing or invalid keys, an image is missing, or Winoground is mixed with others.
     """
     builder = _Builder(folder)
-    kinds = {path: _entries(path) for path in files}
-    winoground = [path for path, entries in kinds.items() if WINOGROUND in entries[0]]
+    by_file = {path: _entries(path) for path in files}
+    winoground = [path for path, entries in by_file.items() if WINOGROUND in entries[0]]
     if winoground and len(winoground) != len(files):
-        raise UserError(f"{folder}: {winoground[0].name} is of Winoground and the others are not: one folder each")
-    for path, entries in kinds.items():
+        raise UserError(
+            f"{folder}: {winoground[0].name} has Winoground's format and the others have not: use a folder for each"
+        )
+    for path, entries in by_file.items():
         for number, entry in enumerate(entries):
             try:
                 builder.add(entry, path.stem)
             except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}: item {number} lacks or misnames a part: {error!r}") from None
+                raise UserError(f"{path}: item {number} has missing or invalid keys: {error!r}") from None
     return builder.data(bool(winoground))
 
 
 class _Builder:
-    """Images and texts that several items share stand once."""
+    """Collects items; images and texts that several items share are stored once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,30 +69,33 @@ class _Builder:
         self.texts: dict[str, int] = {}
         self.items: list[CompositionItem] = []
 
-    def add(self, entry: dict[str, Any], kind: str) -> None:
+    def add(self, entry: dict[str, Any], category: str) -> None:
+        """Add an item of any of the formats; its own category overrides the given one."""
         if WINOGROUND in entry:
             captions = [self._text(entry[f"caption_{side}"]) for side in (0, 1)]
-            kind = str(entry.get("collapsed_tag") or entry.get("tag") or kind)
+            category = str(entry.get("collapsed_tag") or entry.get("tag") or category)
             for side in (0, 1):
                 image = self._image(entry[f"image_{side}"])
-                self.items.append(CompositionItem(image, captions[side], ((kind, (captions[1 - side],)),)))
+                self.items.append(CompositionItem(image, captions[side], ((category, (captions[1 - side],)),)))
             return
         if "negatives" in entry:
             false = {name: [one] if isinstance(one, str) else one for name, one in entry["negatives"].items()}
             image, true = self._image(entry["image"]), entry["caption"]
         elif "negative_caption" in entry:
-            image, true, false = self._image(entry["filename"]), entry["caption"], {kind: [entry["negative_caption"]]}
+            image, true = self._image(entry["filename"]), entry["caption"]
+            false = {category: [entry["negative_caption"]]}
         else:
             box = tuple(int(entry[name]) for name in BOX) if BOX[0] in entry else ()
             image, true = self._image(entry["image_path"], box), entry["true_caption"]
             attributes = entry.get("attributes")
-            kind = entry.get("relation_name") or ("_".join(attributes) if attributes else kind)
-            false = {kind: [entry["false_caption"]]}
+            category = entry.get("relation_name") or ("_".join(attributes) if attributes else category)
+            false = {category: [entry["false_caption"]]}
         first = self._text(true)
         indexed = tuple((name, tuple(self._text(text) for text in texts)) for name, texts in false.items())
         self.items.append(CompositionItem(image, first, indexed))
 
     def data(self, winoground: bool) -> CompositionData:
+        """Return the set of all items."""
         paths = [(name, box, self._locate(name)) for name, box in self.images]
 
         def samples() -> Iterator[EvaluationSample]:
@@ -112,11 +118,14 @@ class _Builder:
             for path in (base / name, base / f"{name}.png", base / f"{name}.jpg"):
                 if path.is_file():
                     return path
-        raise UserError(f"{self.folder}: image {name} is neither there nor in images/")
+        raise UserError(f"{self.folder}: image {name} is neither in the folder nor in its images/")
 
 
 def _cut(content: bytes, box: tuple[int, ...]) -> bytes:
-    """The box of an image, without loss; bytes that are no image stay as they are and are counted later."""
+    """Cut a box out of an image, without loss.
+
+    Bytes that are not an image are returned as they are: whoever decodes them counts them as unreadable.
+    """
     x, y, width, height = box
     cut = io.BytesIO()
     try:
@@ -145,5 +154,5 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is not JSON: {error}") from None
     entries = list(tree.values()) if isinstance(tree, dict) else tree
     if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
-        raise UserError(f"{path} holds no items")
+        raise UserError(f"{path} has no items")
     return entries

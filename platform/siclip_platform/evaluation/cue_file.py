@@ -1,7 +1,7 @@
-"""WinoGAViL (arXiv 2207.12576): FOLDER/winogavil.jsonl and FOLDER/images/.
+"""Read WinoGAViL (arXiv 2207.12576): FOLDER/winogavil.jsonl and FOLDER/images/.
 
-A line: {"cue": word, "candidates": [image names], "associations": [those that belong to the cue]}, as the data set
-on the Hugging Face hub has it.
+Each line is {"cue": word, "candidates": [image names], "associations": [candidates that match the cue]}, the format
+of the data set on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ EXTENSIONS = ("", ".jpg", ".png", ".jpeg", ".webp")
 
 
 def read_cues(folder: Path) -> CueData:
-    """Cues become prompts as DataComp makes them: "A cue" or, before a vowel, "An cue", in lower case.
+    """Open a set of cues.
+
+    Cues become prompts as in DataComp: "A cue" or, before a vowel, "An cue", in lower case.
 
     Raises:
-        UserError: a line is no cue, or an image is not there.
+        UserError: a line is not a cue, or an image is missing.
     """
     images: dict[str, int] = {}
     cues = []
@@ -36,10 +38,10 @@ def read_cues(folder: Path) -> CueData:
         if not right or not right <= set(candidates):
             raise UserError(f"{folder / FILE}, line {number}: associations must be some of the candidates")
         prompt = f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"
-        places = tuple(images.setdefault(name, len(images)) for name in candidates)
-        cues.append((prompt, places, tuple(name in right for name in candidates)))
+        indices = tuple(images.setdefault(name, len(images)) for name in candidates)
+        cues.append((prompt, indices, tuple(name in right for name in candidates)))
     if not cues:
-        raise UserError(f"{folder / FILE} holds no cues")
+        raise UserError(f"{folder / FILE} has no cues")
     paths = {name: _locate(folder, name) for name in images}
 
     def samples() -> Iterator[EvaluationSample]:

@@ -1,4 +1,4 @@
-"""A split of a dataset of ours: retrieval with each image's original caption, and its false captions by kind."""
+"""Read a split of a Parquet dataset: retrieval with original captions, and composition with false captions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from siclip_platform.storage import AnyPath
 
 
 def read_dataset(folder: AnyPath, split: str) -> tuple[RetrievalData, CompositionData | None]:
-    """
+    """Open a split; the composition set is None unless every sample's ``meta`` names negatives.
+
     Raises:
-        UserError: the dataset cannot be read, or the split is not there or empty.
+        UserError: the dataset cannot be read, or the split does not exist or is empty.
     """
     dataset = open_dataset(folder)
     shards = dataset.shards(split)
     if not dataset.rows(split):
         raise UserError(f"dataset {folder} has no samples in its split {split!r}: name another with --split")
-    place = f"{folder.name}/{split}"
+    where = f"{folder.name}/{split}"
 
     def samples() -> Iterator[EvaluationSample]:
         for shard in shards:
@@ -39,9 +40,9 @@ def read_dataset(folder: AnyPath, split: str) -> tuple[RetrievalData, Compositio
         for row in read_table(shard, ["captions", "meta"]).to_pylist():
             negatives = json.loads(row["meta"] or "{}").get("negatives", {})
             true = next((c for c in row["captions"] if c["source"] == ORIGINAL), row["captions"][0])["text"]
-            false = tuple((kind, (texts.setdefault(text, len(texts)),)) for kind, text in negatives.items())
+            false = tuple((category, (texts.setdefault(text, len(texts)),)) for category, text in negatives.items())
             items.append(CompositionItem(len(items), texts.setdefault(true, len(texts)), false))
-    retrieval = RetrievalData(place, samples, decode_as_training)
+    retrieval = RetrievalData(where, samples, decode_as_training)
     if not all(item.false for item in items):
         return retrieval, None
-    return retrieval, CompositionData(place, samples, tuple(texts), tuple(items), decode=decode_as_training)
+    return retrieval, CompositionData(where, samples, tuple(texts), tuple(items), decode=decode_as_training)

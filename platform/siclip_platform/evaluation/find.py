@@ -1,4 +1,4 @@
-"""From names to data: which sets are asked for, where they lie, and in which layout."""
+"""Find evaluation sets by name, and open them by the layout of their folders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ from siclip_platform.evaluation.webdataset_layout import SHARDS, read_webdataset
 from siclip_platform.storage import AnyPath, RemotePath
 
 LAYOUTS = (
-    "SPLIT/nshards.txt (webdataset), manifest.json (a dataset of ours), captions_*.json, dataset_*.json, *.token or "
+    "SPLIT/nshards.txt (webdataset), manifest.json (a Parquet dataset), captions_*.json, dataset_*.json, *.token or "
     "*annotations*.csv (captions), a composition file, winogavil.jsonl, or folders of images by class"
 )
 
 
 @dataclass(frozen=True)
 class Found:
-    """A set that was asked for. ``folder``: None where it is not on disk. ``known``: its entry if it is one of 38."""
+    """A requested set.
+
+    Attributes:
+        name: the set's name.
+        folder: where its files are; None if there are none.
+        known: its entry if it is one of DataComp's 38 sets.
+    """
 
     name: str
     folder: AnyPath | None
@@ -35,15 +41,21 @@ class Found:
 
 
 def find_sets(suite: str | None, data: AnyPath) -> list[Found]:
-    """``suite``: ``datacomp``, or names separated by commas: of the 38 sets, or of folders in ``data``; None takes
-    ``data`` itself as the one set.
+    """Find the requested sets.
+
+    Args:
+        suite: ``datacomp``, or names separated by commas, of the 38 sets or of folders in ``data``. None: ``data`` is
+            the only set.
+        data: the folder of the sets, or the one set, which may be a URI.
 
     Raises:
-        UserError: the folder is not there, or a name is neither one of the 38 nor a folder in it.
+        UserError: the folder does not exist, or a name is neither one of the 38 nor a folder in it.
     """
     if isinstance(data, RemotePath):
         if suite is not None:
-            raise UserError(f"--suite reads local folders, and {data} is a URI: copy the sets here, or leave it out")
+            raise UserError(
+                f"--suite reads local folders, and {data} is a URI: copy the sets to a folder, or remove --suite"
+            )
         return [Found(data.name, data, find_set(data.name))]
     if not data.is_dir():
         raise UserError(f"data folder {data} does not exist: name one with --data")
@@ -57,7 +69,9 @@ def find_sets(suite: str | None, data: AnyPath) -> list[Found]:
     if not found:
         raise UserError(f"--suite {suite!r} names no set: write names separated by commas")
     if twice:
-        raise UserError(f"--suite {suite!r} names {twice[0]!r} twice: figures are told apart by the names of sets")
+        raise UserError(
+            f"--suite {suite!r} names {twice[0]!r} twice: results are named by their set, so name each set once"
+        )
     return found
 
 
@@ -73,17 +87,20 @@ def _find(name: str, data: Path) -> Found:
 
 
 def _folder_of(known: SuiteSet, data: Path) -> Path | None:
-    places = [data / folder for folder in known.folders]
+    folders = [data / folder for folder in known.folders]
     if known.task == "retrieval":
-        places.append(cache_folder(known, data))
-    return next((place for place in places if place.is_dir()), None)
+        folders.append(cache_folder(known, data))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def open_set(found: Found, split: str) -> list[Data]:
-    """The set's data, by the layout that its folder has; a dataset of ours with false captions gives two kinds.
+    """Open a set that was found, by its folder's layout.
+
+    Returns:
+        One part, or two for a Parquet dataset with false captions.
 
     Raises:
-        UserError: the folder has no layout that can be read, or its files do not agree.
+        UserError: the folder has no supported layout, or its files do not agree.
     """
     folder = found.folder
     assert folder is not None
@@ -101,7 +118,7 @@ def open_set(found: Found, split: str) -> list[Data]:
         return [read_composition(folder, composition)]
     if is_image_folder(folder, split):
         return [_checked(read_image_folder(folder, split, found.name), found)]
-    raise UserError(f"{folder} has no layout that can be read for split {split!r}: {LAYOUTS}")
+    raise UserError(f"{folder} has no supported layout for split {split!r}; supported are {LAYOUTS}")
 
 
 def _captioned(folder: Path, split: str) -> Data | None:
@@ -116,6 +133,6 @@ def _checked(data: Data, found: Found) -> Data:
     if found.known and found.known.classes and names is not None and len(names) != found.known.classes:
         raise UserError(
             f"{found.folder}: {found.known.title} has {found.known.classes} classes and {len(names)} are named: "
-            "its class names are of another set"
+            "use the class names of this set"
         )
     return data

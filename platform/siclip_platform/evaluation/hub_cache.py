@@ -1,8 +1,8 @@
-"""MSCOCO and Flickr30k as DataComp's download leaves them: the cache that Hugging Face's `datasets` keeps.
+"""Read MSCOCO and Flickr30k as DataComp downloads them: the cache of Hugging Face's `datasets`.
 
     DATA/hf_cache/nlphuji___NAME/…/*-SPLIT.arrow    or *-SPLIT-00000-of-00002.arrow; columns image and caption
 
-``image`` holds bytes or the path of a file, ``caption`` a list of texts.
+``image`` has bytes or the path of a file, ``caption`` a list of texts.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ COLUMNS = ("image", "caption")
 
 
 def cache_folder(known: SuiteSet, data: Path) -> Path:
-    """Where DataComp's evaluation looks for a retrieval set."""
+    """Return the folder in which DataComp's evaluation searches for a retrieval set."""
     return data / CACHE / f"nlphuji___{known.key.removeprefix('retrieval/')}"
 
 
 def find_arrow(folder: Path, split: str) -> list[Path]:
-    """The files of a split in order; not what ``map`` and ``filter`` leave beside them.
+    """Return the files of a split in order, without those that ``map`` and ``filter`` write beside them.
 
     Raises:
-        UserError: the folder holds the split in several versions, or not at all.
+        UserError: the folder has several versions of the split, or none.
     """
     found = sorted({*folder.rglob(f"*-{split}.arrow"), *folder.rglob(f"*-{split}-*-of-*.arrow")})
     if not found:
-        raise UserError(f"{folder} holds no *-{split}.arrow: fetch the set again, or name another split")
-    places = sorted({path.parent for path in found})
-    if len(places) > 1:
-        raise UserError(f"{folder} holds split {split!r} in {places[0]} and in {places[1]}: delete one of them")
+        raise UserError(f"{folder} has no *-{split}.arrow: download the set again, or name another split")
+    folders = sorted({path.parent for path in found})
+    if len(folders) > 1:
+        raise UserError(f"{folder} has split {split!r} in {folders[0]} and in {folders[1]}: delete one of them")
     return found
 
 
 def read_hub_cache(folder: Path, files: list[Path]) -> RetrievalData:
-    """
+    """Open a set with captions.
+
     Raises:
-        UserError: a file cannot be read or has not these columns; while reading, an image file that is not there.
+        UserError: a file cannot be read or lacks a column; while reading samples: an image file is missing.
     """
     for file in files:
         missing = [name for name in COLUMNS if name not in _names(file)]
         if missing:
-            raise UserError(f"{file} has no column {missing[0]!r}: it is of no set with captions")
+            raise UserError(f"{file} has no column {missing[0]!r}: it is not a set with captions")
 
     def samples() -> Iterator[EvaluationSample]:
         count = 0
@@ -69,7 +70,7 @@ def _names(file: Path) -> list[str]:
         with pa.memory_map(str(file)) as source:
             return list(pa.ipc.open_stream(source).schema.names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be read ({error}): fetch the set again") from None
+        raise UserError(f"{file} cannot be read ({error}): download the set again") from None
 
 
 def _bytes(image: Any, file: Path) -> bytes:
@@ -77,5 +78,5 @@ def _bytes(image: Any, file: Path) -> bytes:
         return bytes(image["bytes"])
     path = Path(image["path"])
     if not path.is_file():
-        raise UserError(f"{file} names image {path}, which is not there: fetch the set again")
+        raise UserError(f"{file} names image {path}, which does not exist: download the set again")
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A folder of images by class: FOLDER/SPLIT/CLASS/IMAGE or FOLDER/CLASS/IMAGE."""
+"""Read a folder of images by class: FOLDER/SPLIT/CLASS/IMAGE or FOLDER/CLASS/IMAGE."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 
 
 def is_image_folder(folder: Path, split: str) -> bool:
-    """Whether a folder of it holds images."""
+    """Return whether a class folder has images."""
     return any(_images(each) for each in _class_folders(folder, split))
 
 
 def read_image_folder(folder: Path, split: str, set_name: str) -> ClassificationData:
-    """Labels are the class folders in the order of their names.
+    """Open a set of images by class.
 
-    Class names are those of ``classnames.txt``, in that order, else those of `class_prompts`. What is hidden is left
-    out.
+    Labels are the indices of the class folders, sorted by name, or by number if all names are numbers. Class names
+    are those of ``classnames.txt``, in that order, else those of `class_prompts`. Hidden files and folders are
+    skipped.
 
     Raises:
-        UserError: there is another number of names than of folders.
+        UserError: the numbers of class names and of folders differ.
     """
     folders = _class_folders(folder, split)
     prompts = class_prompts(folder, set_name, [each.name for each in folders])
     names = prompts.classnames or ()
     if len(names) != len(folders):
         raise UserError(
-            f"{folder}: {len(names)} class names and {len(folders)} class folders: one name a line, in the order of "
-            "the folders' names"
+            f"{folder}: {len(names)} class names and {len(folders)} class folders: write one name per line, in the "
+            "order of the folders' names"
         )
 
     def samples() -> Iterator[EvaluationSample]:
@@ -46,7 +47,7 @@ def read_image_folder(folder: Path, split: str, set_name: str) -> Classification
 def _class_folders(folder: Path, split: str) -> list[Path]:
     base = folder / split if (folder / split).is_dir() else folder
     folders = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
-    if all(each.name.isdecimal() for each in folders):  # ImageNetV2's are numbers: 2 comes before 10
+    if all(each.name.isdecimal() for each in folders):  # as in ImageNetV2, where class 2 precedes class 10
         folders.sort(key=lambda each: int(each.name))
     return folders
 

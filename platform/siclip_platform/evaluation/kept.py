@@ -1,4 +1,4 @@
-"""Finished sets of a suite, kept on disk: an evaluation that was stopped goes on where it was."""
+"""Results of finished sets on disk, so that an evaluation that was stopped resumes without measuring them again."""
 
 from __future__ import annotations
 
@@ -23,21 +23,31 @@ from siclip_platform.evaluation.results import Sampling, SetResult
 from siclip_platform.storage.atomic import write_text_atomically
 from siclip_platform.storage.hashing import canonical_hash
 
-VERSION = "1"  # raise it whenever the same model and files give other figures
+VERSION = "1"
+"""Raise it whenever the same model and files give other results."""
 LIBRARIES = ("siclip-platform", "torch", "torchvision", "open_clip_torch", "pillow")
 
 
 class KeptResults:
-    """Results by what they follow from: the weights and names of the models, the split, the bootstrap, the versions
-    of libraries, and the names, sizes and times of the set's files. A file of the folder holds one set."""
+    """A folder with a file per finished set.
+
+    A result is found by everything it depends on: the weights and names of the models, the split, the bootstrap, the
+    versions of libraries, and the names, sizes and times of the set's files.
+    """
 
     def __init__(
         self, folder: Path, subjects: Sequence[Subject], split: str, sampling: Sampling, *, fresh: bool = False
     ) -> None:
-        """``fresh``: find nothing, and write anew.
+        """
+        Args:
+            folder: where the files are; it is created if it does not exist.
+            subjects: the models.
+            split: the split that is measured.
+            sampling: the bootstrap.
+            fresh: find nothing, and overwrite.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be created.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +63,7 @@ class KeptResults:
         }
 
     def find(self, found: Found) -> SetResult | None:
-        """The result of an earlier run, marked as kept; None where there is none, or a file that is damaged."""
+        """Return the result of an earlier run, marked as kept; None if there is none or its file is damaged."""
         if self.fresh:
             return None
         try:
@@ -63,7 +73,7 @@ class KeptResults:
             return None
 
     def keep(self, found: Found, result: SetResult) -> None:
-        """Write a set that was measured, whole or not at all."""
+        """Write the result of a set that was measured, atomically."""
         write_text_atomically(self._path(found), json.dumps(asdict(result)))
 
     def _path(self, found: Found) -> Path:
@@ -81,15 +91,15 @@ def _model(subject: Subject) -> dict[str, object]:
 
 
 def _files(folder: Any) -> str:
-    """A hash of the names, sizes and times of change of all files below a folder; of a dataset by URI, its own."""
+    """A hash of the names, sizes and modification times of all files below a folder; a remote dataset's own hash."""
     if not isinstance(folder, Path):
         return read_manifest(folder).hash
     digest = hashlib.sha256()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()  # os.walk visits them in this order, so the hash does not depend on the disk's
         for name in sorted(names):
-            path = Path(place, name)
-            state = path.stat() if path.exists() else None  # a link may lead nowhere
+            path = Path(parent, name)
+            state = path.stat() if path.exists() else None  # a symbolic link may be broken
             line = f"{path.relative_to(folder)}\0{state and (state.st_size, state.st_mtime_ns)}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

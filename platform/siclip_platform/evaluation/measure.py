@@ -1,4 +1,4 @@
-"""One model on one set: which metrics, as functions of the samples, so that intervals can be drawn from them."""
+"""Measure one model on one set: metrics as functions of the samples, so that intervals can be drawn from them."""
 
 from __future__ import annotations
 
@@ -34,17 +34,24 @@ from siclip_platform.evaluation.sets import (
     RetrievalData,
     caption_index,
     check_finite,
-    decode_as_the_field,
+    decode_as_benchmarks,
     encode_samples,
 )
 
 HEAD = "pair_matching_"
-"""Prefix of the metrics in which the pair-matching head judges."""
+"""Prefix of the metrics that the pair-matching head decides."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under measurement. ``head``: its pair-matching head, which re-ranks the first ``top`` and judges."""
+    """A model to measure.
+
+    Attributes:
+        encoder: the model.
+        classes: its embeddings of class names.
+        head: its pair-matching head, which re-ranks retrieval and decides composition.
+        top: how many candidates the head re-ranks.
+    """
 
     encoder: Encoder
     classes: ClassEmbeddings
@@ -54,8 +61,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of one model on one set, as functions of ``units`` samples. ``keys``: which samples, for pairing.
-    ``captions``: how many captions a retrieval set has."""
+    """Metrics of one model on one set.
+
+    Attributes:
+        statistics: metric → a function of the samples.
+        units: the number of samples that are resampled together: images, items or cues.
+        keys: names the samples, to pair the results of two models.
+        unreadable: keys of the images that could not be read.
+        prompts: the source of class names and templates.
+        captions: the number of captions of a retrieval set.
+    """
 
     statistics: Mapping[str, Statistic]
     units: int
@@ -66,12 +81,18 @@ class Measured:
 
 
 def measure(subject: Subject, data: Data, known: SuiteSet | None) -> Measured:
-    """
+    """Measure a model on one part of a set.
+
+    Args:
+        subject: the model.
+        data: the part.
+        known: the set's entry among DataComp's 38, which may need further metrics.
+
     Raises:
-        UserError: no sample can be read, or what the samples say does not fit the set.
+        UserError: no sample can be read, or labels, captions or arrays do not fit the set.
     """
-    decode = data.decode if isinstance(data, RetrievalData | CompositionData) else decode_as_the_field
-    encoded = encode_samples(subject.encoder, data.samples(), place=data.place, decode=decode)
+    decode = data.decode if isinstance(data, RetrievalData | CompositionData) else decode_as_benchmarks
+    encoded = encode_samples(subject.encoder, data.samples(), where=data.where, decode=decode)
     if isinstance(data, ClassificationData):
         return _classification(subject, data, encoded, known)
     if isinstance(data, RetrievalData):
@@ -83,71 +104,71 @@ def measure(subject: Subject, data: Data, known: SuiteSet | None) -> Measured:
 
 def _classification(subject: Subject, data: ClassificationData, encoded: Encoded, known: SuiteSet | None) -> Measured:
     classes = subject.classes.of(data.classnames, data.templates)
-    check_finite(classes, f"{subject.encoder.name} on the class names of {data.place}")
+    check_finite(classes, f"{subject.encoder.name} on the class names of {data.where}")
     if data.multilabel:
-        targets = _stacked(encoded, data.place)
+        targets = _stacked(encoded, data.where)
         if targets.shape[1] != len(classes):
-            raise UserError(f"{data.place}: labels of {targets.shape[1]} classes and {len(classes)} class names")
+            raise UserError(f"{data.where}: labels of {targets.shape[1]} classes and {len(classes)} class names")
         scores = (encoded.images @ classes.T).double().numpy()
         return _measured(multilabel_statistics(scores, targets), encoded, prompts=data.prompts)
     labels = np.array([sample.label for sample in encoded.samples])
-    check_labels(labels, data.classnames, data.place)
+    check_labels(labels, data.classnames, data.where)
     outcome = classify(encoded.images, classes, labels)
     statistics = outcome.statistics()
     if known and known.metric == "F1-macro_all":
         statistics |= outcome.macro_f1()
     if known and known.groups is not None:
-        groups = _stacked(encoded, data.place)[:, known.groups].astype(np.int64)
+        groups = _stacked(encoded, data.where)[:, known.groups].astype(np.int64)
         statistics |= outcome.worst_group(known.metric, groups, known.groups_at)
     return _measured(statistics, encoded, prompts=data.prompts)
 
 
 def _retrieval(subject: Subject, data: RetrievalData, encoded: Encoded) -> Measured:
-    texts, owner = caption_index(encoded.samples, data.place)
-    text = _texts(subject, texts, data.place)
-    device = subject.encoder.device  # where the search is fast
+    texts, owner = caption_index(encoded.samples, data.where)
+    text = _texts(subject, texts, data.where)
+    device = subject.encoder.device  # ranking all pairs is fast on a GPU
     statistics = retrieve(encoded.images.to(device), text.to(device), owner).statistics()
     if subject.head is not None:
-        again = rerank_retrieval(encoded.images, text, owner, subject.head, subject.top)
-        statistics |= again.statistics(HEAD)
+        reranked = rerank_retrieval(encoded.images, text, owner, subject.head, subject.top)
+        statistics |= reranked.statistics(HEAD)
     return _measured(statistics, encoded, captions=len(texts))
 
 
 def _composition(subject: Subject, data: CompositionData, encoded: Encoded) -> Measured:
-    place = {old: new for new, old in enumerate(encoded.places)}
-    together = 2 if data.winoground else 1  # items that count or fall out together
+    index_of = {position: index for index, position in enumerate(encoded.positions)}
+    together = 2 if data.winoground else 1  # a pair of Winoground counts only if both of its images can be read
     groups = [data.items[first : first + together] for first in range(0, len(data.items), together)]
-    whole = [group for group in groups if all(item.image in place for item in group)]
-    items = [CompositionItem(place[item.image], item.true, item.false) for group in whole for item in group]
-    moved = list(zip(items[::2], items[1::2], strict=True)) if data.winoground else []
-    text = _texts(subject, data.texts, data.place)
+    readable = [group for group in groups if all(item.image in index_of for item in group)]
+    items = [CompositionItem(index_of[item.image], item.true, item.false) for group in readable for item in group]
+    pairs = list(zip(items[::2], items[1::2], strict=True)) if data.winoground else []
+    text = _texts(subject, data.texts, data.where)
     statistics: dict[str, Statistic] = {}
     judges: dict[str, Score] = {"": cosine} if subject.head is None else {"": cosine, HEAD: _judged_by(subject.head)}
     for prefix, score in judges.items():
         if data.winoground:
-            statistics |= winoground_statistics(moved, encoded.images, text, score, prefix)
+            statistics |= winoground_statistics(pairs, encoded.images, text, score, prefix)
         else:
             statistics |= composition_statistics(items, encoded.images, text, score, prefix)
-    units = moved if data.winoground else items
+    units = pairs if data.winoground else items
     keys = tuple(f"{index}:{encoded.samples[item.image].key}" for index, item in enumerate(items))
     return Measured(statistics, len(units), keys, tuple(encoded.unreadable))
 
 
 def _cues(subject: Subject, data: CueData, encoded: Encoded) -> Measured:
-    place = {old: new for new, old in enumerate(encoded.places)}
-    cues = [cue for cue in data.cues if all(candidate in place for candidate in cue[1])]
-    text = _texts(subject, [prompt for prompt, _, _ in cues], data.place)
-    given = [
-        (text[index], encoded.images[[place[candidate] for candidate in candidates]], np.array(right, np.int64))
+    index_of = {position: index for index, position in enumerate(encoded.positions)}
+    cues = [cue for cue in data.cues if all(candidate in index_of for candidate in cue[1])]
+    text = _texts(subject, [prompt for prompt, _, _ in cues], data.where)
+    measured = [
+        (text[index], encoded.images[[index_of[candidate] for candidate in candidates]], np.array(right, np.int64))
         for index, (_, candidates, right) in enumerate(cues)
     ]
     keys = tuple(f"{index}:{prompt}" for index, (prompt, _, _) in enumerate(cues))
-    return Measured(jaccard_statistics(given), len(cues), keys, tuple(encoded.unreadable))
+    return Measured(jaccard_statistics(measured), len(cues), keys, tuple(encoded.unreadable))
 
 
-def _texts(subject: Subject, texts: list[str] | tuple[str, ...], place: str) -> Tensor:
+def _texts(subject: Subject, texts: list[str] | tuple[str, ...], where: str) -> Tensor:
     text = subject.encoder.encode_texts(texts)
-    check_finite(text, f"{subject.encoder.name} on the captions of {place}")
+    check_finite(text, f"{subject.encoder.name} on the captions of {where}")
     return text
 
 
@@ -160,11 +181,11 @@ def _judged_by(head: PairMatchingHead) -> Score:
     return score
 
 
-def _stacked(encoded: Encoded, place: str) -> np.ndarray:
-    """(N, M) of the samples' arrays."""
+def _stacked(encoded: Encoded, where: str) -> np.ndarray:
+    """The samples' arrays as one: (N, M)."""
     without = [sample.key for sample in encoded.samples if sample.array is None]
     if without:
-        raise UserError(f"{place}: {without[0]} has no .npy, which the metric of this set needs")
+        raise UserError(f"{where}: {without[0]} has no .npy, which the metric of this set needs")
     return np.stack([np.asarray(sample.array).reshape(-1) for sample in encoded.samples])
 
 

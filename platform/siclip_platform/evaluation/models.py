@@ -1,4 +1,4 @@
-"""What can be measured: a checkpoint of ours, or any model of open_clip's by ``open_clip:NAME:TAG``."""
+"""Open a model to measure: a siclip checkpoint, or any open_clip model by ``open_clip:NAME:TAG``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ OPEN_CLIP = "open_clip:"
 
 
 def open_model(model: str, device: torch.device) -> Encoder:
-    """``open_clip:NAME:TAG``: TAG a pretrained tag or the path of a checkpoint. Anything else is a path or URI.
+    """Open a model.
+
+    Args:
+        model: ``open_clip:NAME:TAG``, where TAG is a pretrained tag or the path of a checkpoint; anything else is the
+            path or URI of a checkpoint.
+        device: where it runs.
 
     Raises:
         UserError: the file cannot be read, or open_clip has no such model or weights.
@@ -21,7 +26,7 @@ def open_model(model: str, device: torch.device) -> Encoder:
         return ClipEncoder(read_model(model), model, device)
     name, colon, tag = model.removeprefix(OPEN_CLIP).partition(":")
     if not colon or not tag:
-        raise UserError(f"model {model!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
+        raise UserError(f"model {model!r}: write open_clip:NAME:TAG, where TAG is a pretrained tag or a path")
     return _open_clip(name, tag, model, device)
 
 
@@ -31,7 +36,7 @@ def _open_clip(name: str, tag: str, label: str, device: torch.device) -> Encoder
     try:
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+    except Exception as error:  # parsers and downloads raise errors of many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"open_clip cannot load {name!r} with {tag!r}: {reason}; see open_clip.list_pretrained() for names and "

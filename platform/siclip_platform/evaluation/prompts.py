@@ -1,4 +1,4 @@
-"""Class names and prompt templates: the dataset folder's own files, or open_clip's for the ImageNet sets."""
+"""Class names and prompt templates: from files in the set's folder, or open_clip's for the ImageNet sets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 PROMPTS = "zeroshot_classification_prompts.json"
 IMAGENETS = ("imagenet1k", "imagenet_sketch", "imagenetv2")
-"""The sets that have all 1000 classes in open_clip's order."""
+"""Sets with all 1000 classes in open_clip's order."""
 SAME_TEMPLATES = (*IMAGENETS, "imagenet-a", "imagenet-o", "imagenet-r", "objectnet")
-"""The sets for which CLIP_benchmark takes the 80 templates of ImageNet."""
+"""Sets for which CLIP_benchmark uses the 80 templates of ImageNet."""
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """``classnames``: None where no file names them. ``source``: a line that says where all this is from."""
+    """Class names and templates.
+
+    Attributes:
+        classnames: in the order of the labels; None if nothing names them.
+        templates: for all classes, or prompts by class.
+        source: a line that names where they are from.
+    """
 
     classnames: tuple[str, ...] | None
     templates: Templates
@@ -31,12 +37,19 @@ class ClassPrompts:
 
 
 def class_prompts(folder: Path, set_name: str, class_folders: Sequence[str] = ()) -> ClassPrompts:
-    """What the folder says. Where it says nothing: open_clip's names for the ImageNet sets and for class folders
-    named by WordNet ids, else the names of the class folders; open_clip's 80 ImageNet templates for what is
-    ImageNet's, its 7 simple ones for other sets.
+    """Return the class names and templates of a set.
+
+    Files in the folder override the defaults. Default names are open_clip's for the ImageNet sets and for class
+    folders named by WordNet ids, else the names of the class folders. Default templates are open_clip's 80 ImageNet
+    templates for ImageNet's sets and classes, and its 7 simple ones for other sets.
+
+    Args:
+        folder: the set's folder.
+        set_name: the set's name.
+        class_folders: names of the folders of images by class, if it has some.
 
     Raises:
-        UserError: a file is empty, not UTF-8 or not of its form, or a class would have no prompt.
+        UserError: a file is empty, not UTF-8 or not in its format, or a class would have no prompt.
     """
     import open_clip
 
@@ -49,21 +62,23 @@ def class_prompts(folder: Path, set_name: str, class_folders: Sequence[str] = ()
     elif names is None and class_folders:
         names, source = tuple(name.replace("_", " ") for name in class_folders), "names of the class folders"
     templates: Templates | None = _json(folder / PROMPTS)
-    place = PROMPTS
+    templates_source = PROMPTS
     if templates is None:
-        templates, place = _lines(folder / TEMPLATES), TEMPLATES
+        templates, templates_source = _lines(folder / TEMPLATES), TEMPLATES
     if templates is None:
-        every = set_name in SAME_TEMPLATES or by_id
-        own = open_clip.OPENAI_IMAGENET_TEMPLATES if every else open_clip.SIMPLE_IMAGENET_TEMPLATES
-        templates = tuple(template("{c}") for template in own)
-        place = f"open_clip's {len(templates)} ImageNet templates"
+        imagenet = set_name in SAME_TEMPLATES or by_id
+        defaults = open_clip.OPENAI_IMAGENET_TEMPLATES if imagenet else open_clip.SIMPLE_IMAGENET_TEMPLATES
+        templates = tuple(template("{c}") for template in defaults)
+        templates_source = f"open_clip's {len(templates)} ImageNet templates"
     _check(names or (), templates, folder)
-    return ClassPrompts(names, templates, f"{source}, {place}" if names else place)
+    return ClassPrompts(names, templates, f"{source}, {templates_source}" if names else templates_source)
 
 
 def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...] | None:
-    """open_clip's names of ImageNet's classes by their WordNet ids (``n01440764``), as CLIP_benchmark takes them for
-    ImageNet-A, -O and -R; None where one is no class of ImageNet-1k."""
+    """Return open_clip's class names by WordNet ids (``n01440764``); None if an id is no class of ImageNet-1k.
+
+    CLIP_benchmark uses the same names for ImageNet-A, -O and -R.
+    """
     if not wnids or not all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids):
         return None
     import open_clip
@@ -74,7 +89,7 @@ def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _check(names: Sequence[str], templates: Templates, folder: Path) -> None:
-    """Every class has a prompt; told before anything is computed."""
+    """Refuse, before anything is computed, a class without a prompt."""
     any_name = () if isinstance(templates, Mapping) else ("",)
     try:
         for name in names or any_name:
@@ -84,7 +99,8 @@ def _check(names: Sequence[str], templates: Templates, folder: Path) -> None:
 
 
 def class_prompts_missing(folder: Path) -> str:
-    return f"{folder} has no {CLASSNAMES}: write one class name a line, in the order of the labels"
+    """Return the message for a set without class names."""
+    return f"{folder} has no {CLASSNAMES}: write one class name per line, in the order of the labels"
 
 
 def _lines(path: Path) -> tuple[str, ...] | None:
@@ -95,7 +111,7 @@ def _lines(path: Path) -> tuple[str, ...] | None:
         lines = lines[:-1]
     if not lines or "" in lines:
         where = f"line {lines.index('') + 1} is empty" if lines else "it is empty"
-        raise UserError(f"{path}: {where}; write one a line")
+        raise UserError(f"{path}: {where}; write one per line")
     return lines
 
 
@@ -110,7 +126,7 @@ def _json(path: Path) -> dict[str, Any] | None:
         isinstance(own, list) and all(isinstance(prompt, str) for prompt in own) for own in tree.values()
     )
     if not whole:
-        raise UserError(f'{path} is no object of prompts: write {{"CLASS NAME": ["prompt", "prompt"], …}}')
+        raise UserError(f'{path} is not an object of prompts: write {{"CLASS NAME": ["prompt", "prompt"], …}}')
     return dict(tree)
 
 

@@ -1,4 +1,4 @@
-"""A suite's result as JSON, and as metrics of MLflow runs under their standard keys."""
+"""Write a suite's result as JSON, and as metrics of MLflow runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from siclip_platform.tracking import Tracker
 
 
 def as_dict(result: SuiteResult, costs: Mapping[str, Cost]) -> dict[str, Any]:
-    """JSON values only; every metric with its interval."""
+    """Return a result as JSON values; every metric has its interval."""
     return {
         "models": result.models,
         "metrics": {model: flat_metrics(result, model) for model in result.models},
@@ -37,15 +37,15 @@ def as_dict(result: SuiteResult, costs: Mapping[str, Cost]) -> dict[str, Any]:
 
 
 def flat_metrics(result: SuiteResult, model: str) -> dict[str, float]:
-    """``eval/SET/METRIC`` → figure, of one model; nan where a metric is not defined is left out.
+    """Return one model's metrics as ``eval/SET/METRIC``, without those that are undefined (NaN).
 
-    With all 38 sets also ``eval/average_38_sets``.
+    If all 38 sets were measured, ``eval/average_38_sets`` is one of them.
     """
     flat = {
-        evaluation_key(each.name, metric): figure.value
+        evaluation_key(each.name, metric): interval.value
         for each in result.sets
-        for metric, figure in each.metrics.get(model, {}).items()
-        if not math.isnan(figure.value)
+        for metric, interval in each.metrics.get(model, {}).items()
+        if not math.isnan(interval.value)
     }
     mean = result.averages.get(model)
     if mean and mean.over == mean.of:
@@ -54,7 +54,7 @@ def flat_metrics(result: SuiteResult, model: str) -> dict[str, float]:
 
 
 def cost_metrics(cost: Cost) -> dict[str, float]:
-    """``cost/…`` keys."""
+    """Return a model's costs under the ``cost/…`` keys."""
     return {
         "cost/parameters": cost.parameters,
         "cost/multiply_adds": cost.multiply_adds,
@@ -67,10 +67,18 @@ def cost_metrics(cost: Cost) -> dict[str, float]:
 def record(
     uri: str, result: SuiteResult, costs: Mapping[str, Cost], *, data: AnyPath, split: str, suite: str
 ) -> None:
-    """One run of kind ``evaluation`` a model.
+    """Log a run of kind ``evaluation`` per model.
+
+    Args:
+        uri: the MLflow store.
+        result: what was measured.
+        costs: by model, where they were measured.
+        data: the sets' folder, logged as a parameter.
+        split: the split that was measured, logged as a parameter.
+        suite: the requested sets, logged as a parameter.
 
     Raises:
-        UserError: the store cannot be used, or does not take what is sent.
+        UserError: the store cannot be used, or some records did not reach it.
     """
     tracker = Tracker(uri)
     states = {"measured": 0, "missing": 0, "failed": 0}

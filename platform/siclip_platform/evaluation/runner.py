@@ -1,4 +1,4 @@
-"""A suite on one or several models: every set is read, measured, or listed with the reason why not."""
+"""Run a suite on one or several models: each set is measured, or listed with the reason why not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siclip_platform.evaluation.results import STANDARD, Sampling, SetResult, Su
 from siclip_platform.evaluation.sets import Data
 
 MAIN = ("acc1", "mean_recall@1", "accuracy", "group_score", "mean_average_precision", "avg_jaccard_score")
-"""What stands for a set that is not one of the 38, in this order."""
+"""The main metric of a set that is not one of the 38: the first of these that it has."""
 
 
 def run_suite(
@@ -28,15 +28,19 @@ def run_suite(
     progress: Callable[[SetResult], None] = lambda result: None,
     kept: KeptResults | None = None,
 ) -> SuiteResult:
-    """Measure every set that is there. A set that cannot be measured does not stop the others.
+    """Measure every set that was found. A set that cannot be measured does not stop the others.
 
     Args:
-        suite: the sets are DataComp's 38, whose average is formed.
-        progress: told of each set as it is done.
-        kept: gives the sets that an earlier run measured, and takes each as it is measured.
+        subjects: the models.
+        found: the sets.
+        split: the split to measure.
+        suite: whether the sets are DataComp's 38, which have an average.
+        sampling: the bootstrap.
+        progress: called with each set's result.
+        kept: results of an earlier run, which are reused; new ones are added.
 
     Raises:
-        UserError: the only set that was asked for cannot be measured.
+        UserError: the only requested set cannot be measured.
     """
     models = [subject.encoder.name for subject in subjects]
     results = []
@@ -59,10 +63,10 @@ def run_suite(
 def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sampling, alone: bool) -> SetResult:
     title = found.known.title if found.known else found.name
     if found.folder is None:
-        looked = ", ".join(found.known.folders) if found.known else found.name
-        result = SetResult(found.name, title, "missing", reason=f"no folder {looked}")
+        expected = ", ".join(found.known.folders) if found.known else found.name
+        result = SetResult(found.name, title, "missing", reason=f"no folder {expected}")
         if alone:
-            raise UserError(f"set {found.name} is not there: {result.reason}")
+            raise UserError(f"set {found.name} does not exist: {result.reason} in the folder named by --data")
         return result
     started = time.perf_counter()
     try:
@@ -77,12 +81,12 @@ def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sa
     chosen = [name for name in MAIN if name in names] or list(names)
     result.main = found.known.metric if found.known else chosen[0]
     if result.main not in names:
-        reason = f"{title} is compared by {result.main}, and {found.folder} gives only {', '.join(names)}"
+        reason = f"{title} is compared by {result.main}, but {found.folder} gives only {', '.join(names)}"
         if alone:
             raise UserError(reason)
         return SetResult(found.name, title, "failed", reason=reason)
     if found.known and found.known.images not in (0, result.units):
-        result.note = f"{title} as the field measures it has {found.known.images:,} images, here are {result.units:,}"
+        result.note = f"{title} is commonly measured on {found.known.images:,} images, this one has {result.units:,}"
     result.seconds = time.perf_counter() - started
     return result
 
@@ -90,7 +94,7 @@ def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sa
 def _measure_part(
     subjects: Sequence[Subject], data: Data, found: Found, sampling: Sampling, result: SetResult
 ) -> None:
-    """Adds the metrics of one kind of data to the set's result."""
+    """Add the metrics of one part of a set to its result."""
     outcomes: list[Measured] = []
     options = {"resamples": sampling.resamples, "confidence": sampling.confidence, "seed": sampling.seed}
     for subject in subjects:
@@ -101,7 +105,7 @@ def _measure_part(
     first = outcomes[0]
     for subject, outcome in zip(subjects[1:], outcomes[1:], strict=True):
         if outcome.keys != first.keys:
-            raise UserError(f"{data.place}: the models were not measured on the same samples; did files change?")
+            raise UserError(f"{data.where}: the models were not measured on the same samples; did files change?")
         drawn = paired_differences(first.statistics, outcome.statistics, first.units, **options)  # type: ignore[arg-type]
         result.differences.setdefault(subject.encoder.name, {}).update(drawn)
     result.units = max(result.units, first.units)

@@ -1,4 +1,4 @@
-"""What a reader gives: samples of one of four kinds, images still encoded and read only when they are needed."""
+"""What a reader returns: samples of one of four tasks, with image files that are read only when they are needed."""
 
 from __future__ import annotations
 
@@ -25,20 +25,28 @@ Decode = Callable[[bytes], Image.Image]
 DECODING_THREADS = 4
 
 
-def decode_as_the_field(data: bytes) -> Image.Image:
-    """As CLIP_benchmark and DataComp read an image: Pillow, converted to RGB, transparency dropped."""
+def decode_as_benchmarks(data: bytes) -> Image.Image:
+    """Decode as CLIP_benchmark and DataComp do: with Pillow, converted to RGB, transparency dropped."""
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
 
 def decode_as_training(data: bytes) -> Image.Image:
-    """As the training streams of our datasets read an image: transparent pixels over white."""
+    """Decode as the training stream does: transparent pixels over white."""
     return Image.fromarray(decode_image(data))
 
 
 @dataclass(frozen=True)
 class EvaluationSample:
-    """One image and what a set says of it. ``key`` names it in messages; ``image`` is a file's bytes."""
+    """One image of a set.
+
+    Attributes:
+        key: its name in messages.
+        image: the file's bytes.
+        label: the index of its class.
+        texts: its captions.
+        array: labels or metadata, see `ClassificationData`.
+    """
 
     key: str
     image: bytes
@@ -49,10 +57,19 @@ class EvaluationSample:
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """``place``: where it lies, for messages. ``prompts``: where names and templates come from. ``multilabel``: a
-    sample's ``array`` holds 0 or 1 for each class; else it may hold metadata, and ``label`` is the class."""
+    """Samples with labels.
 
-    place: str
+    Attributes:
+        where: the set's name in messages.
+        samples: reads them.
+        classnames: in the order of the labels.
+        templates: prompts for the class names.
+        prompts: the source of names and templates.
+        multilabel: a sample's ``array`` has 0 or 1 for each class; otherwise it may have metadata, and ``label`` is
+            the class.
+    """
+
+    where: str
     samples: Callable[[], Iterator[EvaluationSample]]
     classnames: tuple[str, ...]
     templates: Templates
@@ -62,33 +79,45 @@ class ClassificationData:
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """Samples with captions."""
+    """Samples with captions; fields as in `ClassificationData`."""
 
-    place: str
+    where: str
     samples: Callable[[], Iterator[EvaluationSample]]
-    decode: Decode = decode_as_the_field
+    decode: Decode = decode_as_benchmarks
 
 
 @dataclass(frozen=True)
 class CompositionData:
-    """Items that point into the images, by order of the samples, and into ``texts``.
+    """Images with true and false captions.
 
-    ``winoground``: the items are pairs that swap their captions.
+    Attributes:
+        where: the set's name in messages.
+        samples: reads the images.
+        texts: all captions.
+        items: indices of an image, in the order of the samples, and of captions in ``texts``.
+        winoground: items 2i and 2i + 1 are a pair with swapped captions.
+        decode: how images are decoded.
     """
 
-    place: str
+    where: str
     samples: Callable[[], Iterator[EvaluationSample]]
     texts: tuple[str, ...]
     items: tuple[CompositionItem, ...]
     winoground: bool = False
-    decode: Decode = decode_as_the_field
+    decode: Decode = decode_as_benchmarks
 
 
 @dataclass(frozen=True)
 class CueData:
-    """WinoGAViL: cues, each with candidates (order of the samples) and which of them are associated with it."""
+    """Cues of WinoGAViL.
 
-    place: str
+    Attributes:
+        where: the set's name in messages.
+        samples: reads the images.
+        cues: (prompt, indices of candidates in the order of the samples, which of them match the cue).
+    """
+
+    where: str
     samples: Callable[[], Iterator[EvaluationSample]]
     cues: tuple[tuple[str, tuple[int, ...], tuple[bool, ...]], ...]
 
@@ -98,12 +127,18 @@ Data = ClassificationData | RetrievalData | CompositionData | CueData
 
 @dataclass(frozen=True)
 class Encoded:
-    """Unit embeddings (N, D) of the images that could be read, their samples (without bytes) and their places in
-    the order of reading; the keys of those that could not."""
+    """The encoded images of a set.
+
+    Attributes:
+        images: unit embeddings (N, D) of the images that could be read.
+        samples: theirs, without bytes.
+        positions: their indices among all samples.
+        unreadable: the keys of the others.
+    """
 
     images: Tensor
     samples: list[EvaluationSample]
-    places: list[int]
+    positions: list[int]
     unreadable: list[str]
 
 
@@ -111,17 +146,24 @@ def encode_samples(
     encoder: Encoder,
     samples: Iterable[EvaluationSample],
     *,
-    place: str,
-    decode: Decode = decode_as_the_field,
+    where: str,
+    decode: Decode = decode_as_benchmarks,
     batch: int = 64,
 ) -> Encoded:
-    """Decode, prepare and encode, batch by batch; decoding runs ahead in threads.
+    """Decode, prepare and encode images; threads decode ahead of the model.
+
+    Args:
+        encoder: the model.
+        samples: the images.
+        where: the set's name in messages.
+        decode: how images are decoded.
+        batch: images that are encoded at once.
 
     Raises:
-        UserError: there are no samples, none can be read, or the model gives an embedding that is not finite.
+        UserError: there are no samples, none can be read, or an embedding is not finite.
     """
-    kept: list[EvaluationSample] = []
-    places: list[int] = []
+    readable: list[EvaluationSample] = []
+    positions: list[int] = []
     unreadable: list[str] = []
     parts: list[Tensor] = []
     count = 0
@@ -129,24 +171,25 @@ def encode_samples(
         for chunk, pixels in InBackground(_prepared(encoder, iter(samples), decode, batch, pool)):
             good = [index for index, value in enumerate(pixels) if value is not None]
             unreadable += [sample.key for sample, value in zip(chunk, pixels, strict=True) if value is None]
-            kept += [replace(chunk[index], image=b"") for index in good]
-            places += [count + index for index in good]
+            readable += [replace(chunk[index], image=b"") for index in good]  # a set's files need not fit in memory
+            positions += [count + index for index in good]
             count += len(chunk)
             if good:
                 parts.append(encoder.encode_images(torch.stack([pixels[index] for index in good])))
     if not count:
-        raise UserError(f"{place} has no samples: its test split is empty; name another split or folder")
-    if not kept:
-        raise UserError(f"{place}: none of its {count} images can be read, the first is {unreadable[0]}")
+        raise UserError(f"{where} has no samples: its test split is empty; name another split or folder")
+    if not readable:
+        raise UserError(f"{where}: none of its {count} images can be read, the first is {unreadable[0]}")
     images = torch.cat(parts)
-    check_finite(images, f"{encoder.name} on the images of {place}")
-    return Encoded(images, kept, places, unreadable)
+    check_finite(images, f"{encoder.name} on the images of {where}")
+    return Encoded(images, readable, positions, unreadable)
 
 
 def check_finite(embeddings: Tensor, what: str) -> None:
-    """
+    """Check the embeddings (N, D) of ``what``.
+
     Raises:
-        UserError: an embedding is not finite.
+        UserError: one is not finite.
     """
     wrong = int((~embeddings.isfinite().all(dim=1)).sum())
     if wrong:
@@ -167,15 +210,15 @@ def _prepared(
         yield chunk, list(pool.map(prepare, chunk))
 
 
-def caption_index(samples: Sequence[EvaluationSample], place: str) -> tuple[list[str], Tensor]:
-    """All captions in order, and (T,) for each the index of its sample.
+def caption_index(samples: Sequence[EvaluationSample], where: str) -> tuple[list[str], Tensor]:
+    """Return all captions in order, and (T,) the index of each caption's sample.
 
     Raises:
-        UserError: a sample has none.
+        UserError: a sample has no caption.
     """
     without = [sample.key for sample in samples if not sample.texts]
     if without:
-        raise UserError(f"{place}: {len(without)} images have no caption, the first is {without[0]}")
+        raise UserError(f"{where}: {len(without)} images have no caption, the first is {without[0]}")
     texts = [text for sample in samples for text in sample.texts]
     owner = [index for index, sample in enumerate(samples) for _ in sample.texts]
     return texts, torch.tensor(owner)

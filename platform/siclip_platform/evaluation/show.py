@@ -1,4 +1,4 @@
-"""A suite's result as tables on the screen."""
+"""Print a suite's result as tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3
 
 
 def show(result: SuiteResult, costs: Mapping[str, Cost], console: Console, *, confidence: float) -> None:
-    """Main metric of each set, then all metrics where the sets are few, the average, what is missing, the cost."""
+    """Print the main metric of each set, all metrics if the sets are few, averages, missing sets and costs."""
     measured = [each for each in result.sets if each.state == "measured"]
     if len(measured) > 1:
         console.print(_main_table(result, measured))
@@ -26,7 +26,7 @@ def show(result: SuiteResult, costs: Mapping[str, Cost], console: Console, *, co
         console.print(f"In brackets: {confidence:.0%} bootstrap intervals over samples; differences are paired.")
     for model, mean in result.averages.items():
         console.print(f"{model}: {mean.title} {mean.value:.4f}")
-    _print_left_out(result, console)
+    _print_unmeasured(result, console)
     if costs:
         console.print(_cost_table(costs))
 
@@ -59,19 +59,19 @@ def _model_columns(result: SuiteResult) -> list[str]:
 def _cells(result: SuiteResult, each: SetResult, metric: str) -> list[str]:
     cells = []
     for model in result.models:
-        cells.append(_figure(each.metrics[model].get(metric), "{:.4f}"))
+        cells.append(_cell(each.metrics[model].get(metric), "{:.4f}"))
         if model != result.models[0]:
-            cells.append(_figure(each.differences[model].get(metric), "{:+.4f}"))
+            cells.append(_cell(each.differences[model].get(metric), "{:+.4f}"))
     return cells
 
 
-def _figure(interval: Interval | None, form: str) -> str:
+def _cell(interval: Interval | None, form: str) -> str:
     if interval is None:
         return "–"
     return f"{form.format(interval.value)} [{form.format(interval.low)}, {form.format(interval.high)}]"
 
 
-def _print_left_out(result: SuiteResult, console: Console) -> None:
+def _print_unmeasured(result: SuiteResult, console: Console) -> None:
     missing = [each for each in result.sets if each.state == "missing"]
     if missing:
         console.print(f"Missing, {len(missing)} of {len(result.sets)}: {', '.join(each.name for each in missing)}")
@@ -85,7 +85,9 @@ def _print_left_out(result: SuiteResult, console: Console) -> None:
             console.print(f"Not measured: {each.name}: {each.reason}")
         if each.unreadable:
             shown = ", ".join(each.unreadable[:SHOWN]) + (", …" if len(each.unreadable) > SHOWN else "")
-            console.print(f"{each.name}: {len(each.unreadable)} images could not be read and are left out: {shown}")
+            console.print(
+                f"{each.name}: {len(each.unreadable)} images could not be read and are not counted: {shown}"
+            )
 
 
 def _cost_table(costs: Mapping[str, Cost]) -> Table:

@@ -1,8 +1,8 @@
-"""CLIP_benchmark's webdataset layout, in which DataComp publishes its sets.
+"""Read CLIP_benchmark's webdataset layout, in which DataComp publishes its sets.
 
 FOLDER/SPLIT/nshards.txt, 0.tar, 1.tar …    members KEY.jpg (png, webp), KEY.cls, KEY.npy, KEY.txt
-FOLDER/classnames.txt                       one name a line, in the order of the labels
-FOLDER/zeroshot_classification_templates.txt    one a line, {c} for the name
+FOLDER/classnames.txt                       one name per line, in the order of the labels
+FOLDER/zeroshot_classification_templates.txt    one per line, with {c} for the name
 FOLDER/dataset_type.txt                     classification (default), multilabel or retrieval
 """
 
@@ -25,27 +25,28 @@ IMAGES = ("webp", "png", "jpg", "jpeg")
 
 
 def read_webdataset(folder: Path, split: str, set_name: str) -> Data:
-    """
+    """Open a set; shards are read when samples are.
+
     Raises:
-        UserError: a file of the layout is missing or says something else than it should.
+        UserError: a file of the layout is missing or invalid; while reading samples: a shard or a label is damaged.
     """
     shards = _shards(folder / split)
-    kind = (folder / TYPE).read_text().strip().lower() if (folder / TYPE).is_file() else "classification"
-    place = f"{folder.name}/{split}"
+    task = (folder / TYPE).read_text().strip().lower() if (folder / TYPE).is_file() else "classification"
+    where = f"{folder.name}/{split}"
 
     def samples() -> Iterator[EvaluationSample]:
         for shard in shards:
-            yield from _read_tar(shard, kind)
+            yield from _read_tar(shard, task)
 
-    if kind == "retrieval":
-        return RetrievalData(place, samples)
-    if kind not in ("classification", "multilabel"):
-        raise UserError(f"{folder / TYPE} says {kind!r}: write classification, multilabel or retrieval")
+    if task == "retrieval":
+        return RetrievalData(where, samples)
+    if task not in ("classification", "multilabel"):
+        raise UserError(f"{folder / TYPE} has {task!r}: write classification, multilabel or retrieval")
     prompts = class_prompts(folder, set_name)
     if prompts.classnames is None:
         raise UserError(class_prompts_missing(folder))
     return ClassificationData(
-        place, samples, prompts.classnames, prompts.templates, prompts.source, multilabel=kind == "multilabel"
+        where, samples, prompts.classnames, prompts.templates, prompts.source, multilabel=task == "multilabel"
     )
 
 
@@ -53,19 +54,19 @@ def _shards(folder: Path) -> list[Path]:
     file = folder / SHARDS
     text = file.read_text().strip()
     if not text.isdigit():
-        raise UserError(f"{file} says {text!r}: it holds the number of .tar files")
+        raise UserError(f"{file} has {text!r}: write the number of .tar files")
     shards = [folder / f"{index}.tar" for index in range(int(text))]
     if not shards:
-        raise UserError(f"{folder} has no samples: {SHARDS} says 0; name another split")
+        raise UserError(f"{folder} has no samples: {SHARDS} has 0; name another split")
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing[:5])} of its {len(shards)} shards: fetch them again")
+        raise UserError(f"{folder} lacks {', '.join(missing[:5])} of its {len(shards)} shards: download them again")
     return shards
 
 
-def _read_tar(shard: Path, kind: str) -> Iterator[EvaluationSample]:
-    """Members that follow each other with one key are a sample, as webdataset reads them."""
-    held: dict[str, bytes] = {}
+def _read_tar(shard: Path, task: str) -> Iterator[EvaluationSample]:
+    """Read the samples of a shard: consecutive members with one key are a sample, as in webdataset."""
+    parts: dict[str, bytes] = {}
     key = ""
     try:
         with tarfile.open(shard) as archive:
@@ -75,31 +76,31 @@ def _read_tar(shard: Path, kind: str) -> Iterator[EvaluationSample]:
                 path = PurePosixPath(member.name)
                 stem, _, extension = path.name.partition(".")
                 if f"{path.parent / stem}" != key:
-                    if held:
-                        yield _sample(shard, key, held, kind)
-                    key, held = f"{path.parent / stem}", {}
+                    if parts:
+                        yield _sample(shard, key, parts, task)
+                    key, parts = f"{path.parent / stem}", {}
                 content = archive.extractfile(member)
-                held[extension.lower()] = content.read() if content else b""
+                parts[extension.lower()] = content.read() if content else b""
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard} is not a whole tar file ({error}): fetch it again") from None
-    if held:
-        yield _sample(shard, key, held, kind)
+        raise UserError(f"{shard} is not a complete tar file ({error}): download it again") from None
+    if parts:
+        yield _sample(shard, key, parts, task)
 
 
-def _sample(shard: Path, key: str, parts: dict[str, bytes], kind: str) -> EvaluationSample:
-    place = f"{shard.name}:{key}"
+def _sample(shard: Path, key: str, parts: dict[str, bytes], task: str) -> EvaluationSample:
+    full_key = f"{shard.name}:{key}"
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
     if image is None:
         raise UserError(f"{shard}: sample {key} has no image ({', '.join(IMAGES)}) among {', '.join(parts)}")
     try:
-        if kind == "retrieval":
-            return EvaluationSample(place, image, texts=tuple(parts["txt"].decode().splitlines()))
+        if task == "retrieval":
+            return EvaluationSample(full_key, image, texts=tuple(parts["txt"].decode().splitlines()))
         array = np.load(io.BytesIO(parts["npy"]), allow_pickle=False) if "npy" in parts else None
-        if kind == "multilabel":
+        if task == "multilabel":
             if array is None:
                 raise KeyError("npy")
-            return EvaluationSample(place, image, array=array)
-        return EvaluationSample(place, image, label=int(parts["cls"]), array=array)
+            return EvaluationSample(full_key, image, array=array)
+        return EvaluationSample(full_key, image, label=int(parts["cls"]), array=array)
     except KeyError as error:
         raise UserError(
             f"{shard}: sample {key} has no .{error.args[0]}, its labels, among {', '.join(parts)}"

@@ -35,7 +35,7 @@ PACKAGES = (
     "siclip_platform/datasets",
     "siclip_platform/datasets/derived/embeddings",
 )
-"""What a training is made of: packages with their own modules, and where it says ``**`` those of all sub-packages."""
+"""The packages that a training uses: each with its own modules, and with ``**`` also those of all sub-packages."""
 
 
 def identity(recipe: Recipe) -> str:

@@ -46,19 +46,19 @@ def give_back_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def process_figures() -> dict[str, float]:
+def process_metrics() -> dict[str, float]:
     """Return the memory and threads that this process uses, as ``system/…`` metrics."""
     import psutil
 
     process = psutil.Process()
-    figures = {
+    metrics = {
         "system/process_memory_mib": process.memory_info().rss / 2**20,
         "system/process_threads": float(process.num_threads()),
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        figures["system/gpu_memory_reserved_mib"] = torch.cuda.memory_reserved() / 2**20
-    return figures
+        metrics["system/gpu_memory_reserved_mib"] = torch.cuda.memory_reserved() / 2**20
+    return metrics
 
 
 def first_line(error: BaseException) -> str:

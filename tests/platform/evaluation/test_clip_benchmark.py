@@ -1,4 +1,4 @@
-"""The same figures as CLIP_benchmark, for the same open_clip model on generated sets in its webdataset layout."""
+"""The metrics equal CLIP_benchmark's for the same open_clip model, on generated sets in its webdataset layout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def random_image(generator: np.random.Generator) -> bytes:
-    """Larger than the model's and of any shape, so that preprocessing takes part; some PNG, some JPEG."""
+    """A PNG or JPEG that is larger than the model's input and not square, so that preprocessing changes it."""
     height, width = generator.integers(33, 60, 2)
     blocks = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -89,7 +89,7 @@ def ours(model: str, data: Path, name: str) -> dict[str, float]:
     encoder = open_model(model, torch.device("cpu"))
     subject = Subject(encoder, ClassEmbeddings(encoder))
     result = run_suite([subject], find_sets(name, data), split="test", suite=False)
-    return {metric: figure.value for metric, figure in result.sets[0].metrics[model].items()}
+    return {metric: interval.value for metric, interval in result.sets[0].metrics[model].items()}
 
 
 def theirs(model: str, folder: Path, retrieval: bool = False) -> dict[str, float]:
@@ -113,8 +113,8 @@ def theirs(model: str, folder: Path, retrieval: bool = False) -> dict[str, float
 
 
 @pytest.mark.parametrize("name", ["classes", "captions", "several"])
-def test_the_figures_are_clip_benchmarks(model: str, sets: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It calls float() on an array of one element, which numpy 2.4 no longer takes.
+def test_the_metrics_are_clip_benchmarks(model: str, sets: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # clip_benchmark calls float() on an array of one element, which numpy 2.4 no longer accepts
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: np.asarray(array).item(), raising=False)
     expected = theirs(model, sets / name, retrieval=name == "captions")
     found = ours(model, sets, name)

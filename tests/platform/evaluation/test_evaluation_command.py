@@ -1,4 +1,4 @@
-"""`siclip-platform evaluate`: two models, intervals, MLflow keys, the pair-matching head, cost."""
+"""`siclip-platform evaluate`: two models, intervals, MLflow keys, the pair-matching head and costs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from siclip_platform.evaluation.models import open_model
 
 @pytest.fixture(scope="module")
 def matched(nano_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose training state holds a pair-matching head."""
+    """A checkpoint whose training state has a pair-matching head."""
     model = load_model(nano_teacher)
     torch.manual_seed(8)
     for parameter in model.text_encoder.parameters():
@@ -122,7 +122,7 @@ def test_a_head_is_read_from_the_training_state(nano_teacher: Path, matched: Pat
 
 
 def brute_force(image: Tensor, text: Tensor, head: PairMatchingHead, top: int) -> float:
-    """Share of captions whose image comes first when the head sorts the first ``top``; a caption an image."""
+    """Share of captions whose image ranks first when the head sorts the first ``top``; one caption per image."""
     hits = 0
     for index, query in enumerate(text):
         order = (image @ query).argsort(descending=True)[:top]
@@ -131,7 +131,7 @@ def brute_force(image: Tensor, text: Tensor, head: PairMatchingHead, top: int) -
     return hits / len(text)
 
 
-def test_reranking_equals_sorting_by_hand() -> None:
+def test_reranking_equals_brute_force() -> None:
     torch.manual_seed(3)
     image = normalize(torch.randn(40, 8), dim=-1)
     text = normalize(image + 0.8 * normalize(torch.randn(40, 8), dim=-1), dim=-1)
@@ -143,20 +143,22 @@ def test_reranking_equals_sorting_by_hand() -> None:
         for top in (1, 4, 40):
             found = rerank_retrieval(image, text, owner, head, top)
             assert found.image_retrieval.hits(1).mean() == pytest.approx(brute_force(image, text, head, top)), top
-            assert (found.image_retrieval.hits(top) == plain.hits(top)).all()  # who is among the first stays there
-    torch.nn.init.constant_(head.weight, 10)  # then the head's order is that of the cosine
+            assert (
+                found.image_retrieval.hits(top) == plain.hits(top)
+            ).all()  # re-ranking does not change which images are among the first
+    torch.nn.init.constant_(head.weight, 10)  # with equal weights the head orders by cosine
     by_cosine = retrieve(image, text).text_retrieval.greater
     assert (rerank_retrieval(image, text, owner, head, 40).text_retrieval.greater == by_cosine).all()
 
 
-def test_constant_embeddings_get_chance_from_the_head_too() -> None:
+def test_constant_embeddings_score_at_chance_after_reranking() -> None:
     same = normalize(torch.ones(1, 8), dim=-1).repeat(50, 1)
     found = rerank_retrieval(same, same, torch.arange(50), PairMatchingHead("product", 8), 10)
     assert found.image_retrieval.hits(1).mean() == pytest.approx(1 / 50)
     assert found.image_retrieval.hits(20).mean() == pytest.approx(20 / 50)
 
 
-def test_cost_counts_what_the_model_description_counts(nano_teacher: Path) -> None:
+def test_costs_equal_those_of_the_model_description(nano_teacher: Path) -> None:
     encoder = open_model(str(nano_teacher), torch.device("cpu"))
     cost = measure_cost(encoder, encoder, rounds=2)
     described = describe_model(load_model(nano_teacher)).total
@@ -166,7 +168,7 @@ def test_cost_counts_what_the_model_description_counts(nano_teacher: Path) -> No
     assert set(cost.milliseconds) == {1, 32} and cost.peak_bytes > 2**20
 
 
-def test_latency_is_the_median_after_a_warm_up_and_leaves_the_model_alone(
+def test_latency_is_the_median_after_a_warm_up_and_does_not_change_the_model(
     nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([9.0, 0.004, 0.001, 0.005, 0.002, 0.003])

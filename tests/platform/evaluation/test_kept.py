@@ -1,4 +1,4 @@
-"""Finished sets of a suite are kept, and measured again when anything that they follow from changes."""
+"""Results of finished sets are reused, and measured again when anything that they depend on changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from siclip_platform.evaluation import runner
 from siclip_platform.evaluation.find import Found
 from siclip_platform.evaluation.kept import KeptResults
 from siclip_platform.evaluation.measure import Subject
-from siclip_platform.evaluation.measure import measure as whole
+from siclip_platform.evaluation.measure import measure as real_measure
 from siclip_platform.evaluation.models import open_model
 from siclip_platform.evaluation.results import Sampling, SetResult
 
@@ -42,7 +42,7 @@ def sets(tmp_path: Path) -> Path:
     return tmp_path / "sets"
 
 
-def test_a_suite_that_was_stopped_goes_on(
+def test_a_stopped_suite_resumes(
     nano_teacher: Path,
     sets: Path,
     tmp_path: Path,
@@ -52,11 +52,11 @@ def test_a_suite_that_was_stopped_goes_on(
     measured: list[str] = []
 
     def measure(subject: Subject, data: Any, known: Any) -> Any:
-        if data.place == NAMES[1] and not measured.count("stopped"):
+        if data.where == NAMES[1] and not measured.count("stopped"):
             measured.append("stopped")
             raise RuntimeError("stopped")
-        measured.append(data.place)
-        return whole(subject, data, known)
+        measured.append(data.where)
+        return real_measure(subject, data, known)
 
     def evaluate(*more: str) -> dict[str, Any]:
         arguments = [str(nano_teacher), "--data", str(sets), "--suite", ",".join(NAMES), "--json", *more]
@@ -71,30 +71,28 @@ def test_a_suite_that_was_stopped_goes_on(
     assert measured == [NAMES[0], "stopped"]
     capsys.readouterr()
 
-    gone_on = evaluate()
+    resumed = evaluate()
     assert measured == [NAMES[0], "stopped", NAMES[1], NAMES[2]]
-    assert [each["kept"] for each in gone_on["sets"].values()] == [True, False, False]
-    anew = evaluate("--fresh")
+    assert [each["kept"] for each in resumed["sets"].values()] == [True, False, False]
+    fresh = evaluate("--fresh")
     assert measured[4:] == list(NAMES)
-    assert not any(each["kept"] for each in anew["sets"].values())
+    assert not any(each["kept"] for each in fresh["sets"].values())
     for name in NAMES:
-        assert anew["sets"][name]["metrics"] == gone_on["sets"][name]["metrics"]
+        assert fresh["sets"][name]["metrics"] == resumed["sets"][name]["metrics"]
     assert len(list((tmp_path / "runs/evaluate").glob("*.json"))) == len(NAMES)
 
 
-def test_what_a_result_follows_from(nano_teacher: Path, sets: Path, tmp_path: Path) -> None:
+def test_a_result_is_found_by_everything_it_depends_on(nano_teacher: Path, sets: Path, tmp_path: Path) -> None:
     found = Found("first", sets / "first", None)
     subject = _subject(nano_teacher)
-    plain = KeptResults(tmp_path / "kept", [subject], "test", Sampling())
-    plainly = SetResult(
-        "first", "First", "measured", units=2, metrics={"m": {"acc1": Interval(0.5, float("nan"), 1.0)}},
-        unreadable=("a ü.png",),
-    )  # fmt: skip
-    plain.keep(found, plainly)
-    back = plain.find(found)
-    assert back is not None
-    assert back.kept
-    assert repr(replace(back, kept=False)) == repr(plainly)  # a repr: no nan equals another
+    kept = KeptResults(tmp_path / "kept", [subject], "test", Sampling())
+    metrics = {"m": {"acc1": Interval(0.5, float("nan"), 1.0)}}
+    result = SetResult("first", "First", "measured", units=2, metrics=metrics, unreadable=("a ü.png",))
+    kept.keep(found, result)
+    read = kept.find(found)
+    assert read is not None
+    assert read.kept
+    assert repr(replace(read, kept=False)) == repr(result)  # a repr, since NaN is not equal to NaN
 
     other = load_model(nano_teacher)
     other.logit_scale.data.add_(1)
@@ -109,13 +107,13 @@ def test_what_a_result_follows_from(nano_teacher: Path, sets: Path, tmp_path: Pa
         ([subject], "test", Sampling(seed=1)),
     ):
         assert KeptResults(tmp_path / "kept", subjects, split, sampling).find(found) is None
-    assert plain.find(replace(found, name="mine")) is None
+    assert kept.find(replace(found, name="mine")) is None
     shutil.copytree(sets / "first", sets / "moved")
     os.utime(sets / "first" / "cat" / "image.png", (1, 1))
-    assert plain.find(found) is None
-    plain.keep(found, plainly)
+    assert kept.find(found) is None
+    kept.keep(found, result)
     (sets / "first" / "classnames.txt").write_text("a\nb\n")
-    assert plain.find(found) is None
+    assert kept.find(found) is None
 
 
 def test_a_damaged_file_is_measured_again(nano_teacher: Path, sets: Path, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
-"""Evaluation sets as they are published: class folders by number or WordNet id, several annotation files, kinds
-without captions; and files beside them that are not as they should be."""
+"""Unusual sets: folders by number or WordNet id, several annotation files, items without captions, bad files."""
 
 from __future__ import annotations
 
@@ -38,14 +37,14 @@ def png() -> bytes:
     return out.getvalue()
 
 
-def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_numbered_class_folders_are_sorted_by_number(tmp_path: Path) -> None:
     for label in range(12):
         (tmp_path / str(label)).mkdir()
         (tmp_path / str(label) / "a.png").write_bytes(png())
     assert [each.name for each in _class_folders(tmp_path, "test")] == [str(label) for label in range(12)]
 
 
-def test_captions_of_the_training_images_are_not_taken_for_the_sets(tmp_path: Path) -> None:
+def test_annotations_of_training_images_are_not_used(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     for name in ("captions_train2017.json", "captions_val2017.json"):
         (tmp_path / "annotations" / name).write_text("{}")
@@ -53,7 +52,7 @@ def test_captions_of_the_training_images_are_not_taken_for_the_sets(tmp_path: Pa
     assert found is not None and found.name == "captions_val2017.json"
 
 
-def test_items_without_false_captions_count_nowhere() -> None:
+def test_items_without_false_captions_are_not_counted() -> None:
     image, text = torch.eye(2), torch.eye(2)
     items = [
         CompositionItem(image=0, true=0, false=(("swap", (1,)),)),  # right
@@ -62,15 +61,14 @@ def test_items_without_false_captions_count_nowhere() -> None:
         CompositionItem(image=1, true=1, false=()),
     ]
     found = composition_statistics(items, image, text)
-    everything = np.arange(len(items))
-    assert {name: value(everything) for name, value in found.items()} == {
-        "accuracy": 0.5, "accuracy_swap": 0.5, "beats_all_negatives": 0.5,
-    }  # fmt: skip
+    every = np.arange(len(items))
+    values = {name: value(every) for name, value in found.items()}
+    assert values == dict.fromkeys(("accuracy", "accuracy_swap", "beats_all_negatives"), 0.5)
     assert math.isnan(found["beats_all_negatives"](np.array([2, 3])))
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-o", "imagenet-r"])
-def test_wordnet_ids_are_prompted_as_clip_benchmark_does(tmp_path: Path, name: str) -> None:
+def test_class_names_of_wordnet_ids_are_those_of_clip_benchmark(tmp_path: Path, name: str) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     found = re.search(rf"{name.replace('-', '_')}_wnids = [\[{{](.*?)[\]}}]", inspect.getsource(builder), re.DOTALL)
     assert found
@@ -84,11 +82,11 @@ def test_wordnet_ids_are_prompted_as_clip_benchmark_does(tmp_path: Path, name: s
     assert list(ours.classnames) == theirs.classes
     assert list(ours.templates) == theirs.templates
     assert "WordNet" in ours.prompts
-    (tmp_path / name / "n99999999").mkdir()  # of no class of ImageNet-1k: then none is renamed
+    (tmp_path / name / "n99999999").mkdir()  # no class of ImageNet-1k: none is renamed
     assert read_image_folder(tmp_path / name, "test", name).classnames == tuple(sorted([*wnids, "n99999999"]))
 
 
-def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
     for name in ("cat", "wild dog", ".cache"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "ein Bild ü.png").write_bytes(png())
@@ -99,7 +97,7 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("suite", "problem"), [(" , ", "names no set"), ("a,b/a", "names 'a' twice")])
-def test_results_have_one_name_each(tmp_path: Path, suite: str, problem: str) -> None:
+def test_each_set_is_named_once(tmp_path: Path, suite: str, problem: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b" / "a").mkdir(parents=True)
     with pytest.raises(UserError, match=problem):
@@ -111,8 +109,12 @@ def test_results_have_one_name_each(tmp_path: Path, suite: str, problem: str) ->
     [
         ("classnames.txt", b"caf\xe9\ndog\n", "classnames.txt is not UTF-8"),
         ("zeroshot_classification_templates.txt", b"a photo of a {}\n", r"need \{c\} where the class name goes"),
-        ("zeroshot_classification_prompts.json", b'["a cat"]', "is no object of prompts"),
-        ("zeroshot_classification_prompts.json", b'{"cat": "a cat", "dog": ["a dog"]}', "is no object of prompts"),
+        ("zeroshot_classification_prompts.json", b'["a cat"]', "is not an object of prompts"),
+        (
+            "zeroshot_classification_prompts.json",
+            b'{"cat": "a cat", "dog": ["a dog"]}',
+            "is not an object of prompts",
+        ),
         ("zeroshot_classification_prompts.json", b'{"cat": ["a cat"]}', "no prompts for class 'dog'"),
         ("zeroshot_classification_prompts.json", b"{", "is not JSON"),
     ],
@@ -126,12 +128,12 @@ def test_prompt_files_are_checked_before_an_image_is_read(
         class_prompts(tmp_path, "mine")
 
 
-def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_class_name(tmp_path: Path) -> None:
     (tmp_path / "classnames.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
     assert class_prompts(tmp_path, "mine").classnames == ("cat", "dog")
 
 
-def test_a_set_named_mscoco_says_that_it_is_not_karpathys(nano_teacher: Path, tmp_path: Path) -> None:
+def test_a_set_named_mscoco_with_other_images_has_a_note(nano_teacher: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mscoco"
     folder.mkdir()
     for index in range(2):
@@ -146,10 +148,10 @@ def test_a_set_named_mscoco_says_that_it_is_not_karpathys(nano_teacher: Path, tm
     result = run_suite([subject], sets, split="test", suite=False, sampling=Sampling(resamples=2))
     found = as_dict(result, {})["sets"]["mscoco"]
     assert (found["samples"], found["captions"]) == (2, 4)
-    assert found["note"] == "MSCOCO as the field measures it has 5,000 images, here are 2"
+    assert found["note"] == "MSCOCO is commonly measured on 5,000 images, this one has 2"
 
 
-def test_mscoco_from_the_cache_that_datacomp_fills(tmp_path: Path) -> None:
+def test_mscoco_is_read_from_datacomps_cache(tmp_path: Path) -> None:
     import datasets
 
     (tmp_path / "file.png").write_bytes(png())
@@ -168,9 +170,9 @@ def test_mscoco_from_the_cache_that_datacomp_fills(tmp_path: Path) -> None:
     assert [sample.texts for sample in samples] == [("a", "b"), ("c",)]
     assert [sample.image for sample in samples] == [png(), png()]
     (tmp_path / "file.png").unlink()
-    with pytest.raises(UserError, match=r"file\.png, which is not there"):
+    with pytest.raises(UserError, match=r"file\.png, which does not exist"):
         list(data.samples())
-    with pytest.raises(UserError, match=r"holds no \*-validation\.arrow"):
+    with pytest.raises(UserError, match=r"has no \*-validation\.arrow"):
         open_set(found, "validation")
     [arrow] = mine.rglob("*-test.arrow")
     (mine / "old").mkdir()

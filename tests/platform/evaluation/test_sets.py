@@ -1,4 +1,4 @@
-"""Readers of the field's layouts, what is missing or broken, and the figures of real images."""
+"""Readers of common layouts, missing and damaged files, and metrics of real images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def subject(nano_teacher: Path) -> Subject:
 
 def measured(subject: Subject, data: Path, suite: str | None) -> tuple[SetResult, dict[str, float]]:
     result = run_suite([subject], find_sets(suite, data), split="test", suite=False).sets[0]
-    return result, {name: figure.value for name, figure in result.metrics[subject.encoder.name].items()}
+    return result, {name: interval.value for name, interval in result.metrics[subject.encoder.name].items()}
 
 
 def samples_of(folder: Path) -> list[EvaluationSample]:
@@ -80,7 +80,7 @@ def samples_of(folder: Path) -> list[EvaluationSample]:
 
 
 def test_handwritten_digits_with_templates(subject: Subject, nano_teacher: Path, tmp_path: Path) -> None:
-    """Against a plain loop over the model itself."""
+    """Compared with a plain loop over the model."""
     digits = load_digits()
     images = [Image.fromarray((image * 15.9).astype(np.uint8)).resize((32, 32)) for image in digits.images[:200]]
     labels = digits.target[:200]
@@ -105,16 +105,15 @@ def test_handwritten_digits_with_templates(subject: Subject, nano_teacher: Path,
     assert interval.low <= interval.value <= interval.high and interval.low < interval.high
 
 
-def test_the_demos_test_scenes(subject: Subject, nano_teacher: Path, digits: Path) -> None:
-    """As training evaluates them."""
+def test_a_parquet_dataset_has_the_metrics_of_training(subject: Subject, nano_teacher: Path, digits: Path) -> None:
     result, found = measured(subject, digits, None)
     for name, value in evaluate_checkpoint(nano_teacher, digits, "test").items():
         assert found[name.removeprefix("test/")] == pytest.approx(value, abs=1e-6), name
-    kinds = {"accuracy_digit", "accuracy_colour", "accuracy_relation", "accuracy_size"}
-    assert kinds <= found.keys() and result.units == 60
+    by_category = {"accuracy_digit", "accuracy_colour", "accuracy_relation", "accuracy_size"}
+    assert by_category <= found.keys() and result.units == 60
 
 
-def test_image_folders_and_embeddings_kept_on_disk(nano_teacher: Path, tmp_path: Path) -> None:
+def test_image_folders_and_cached_class_embeddings(nano_teacher: Path, tmp_path: Path) -> None:
     for label, name in enumerate(("big_cat", "small_dog")):
         (tmp_path / "animals" / "test" / name).mkdir(parents=True)
         for index in range(3):
@@ -123,10 +122,10 @@ def test_image_folders_and_embeddings_kept_on_disk(nano_teacher: Path, tmp_path:
     first = Subject(encoder, ClassEmbeddings(encoder, tmp_path / "cache"))
     result, found = measured(first, tmp_path, "animals")
     assert result.units == 6 and "names of the class folders" in result.prompts and "acc5" not in found
-    (kept,) = (tmp_path / "cache").glob("classes-*.safetensors")
-    stamp = kept.stat().st_mtime_ns
+    (cached,) = (tmp_path / "cache").glob("classes-*.safetensors")
+    stamp = cached.stat().st_mtime_ns
     again = Subject(encoder, ClassEmbeddings(encoder, tmp_path / "cache"))
-    assert measured(again, tmp_path, "animals")[1] == found and kept.stat().st_mtime_ns == stamp
+    assert measured(again, tmp_path, "animals")[1] == found and cached.stat().st_mtime_ns == stamp
     (tmp_path / "animals" / "classnames.txt").write_text("cat\n")
     with pytest.raises(UserError, match="1 class names and 2 class folders"):
         measured(first, tmp_path, "animals")
@@ -161,7 +160,7 @@ def test_annotation_files_of_mscoco_and_flickr30k(tmp_path: Path) -> None:
         assert [sample.texts for sample in found] == [("a", "b"), ("c",)], name
         assert [sample.image for sample in found] == [png(1), png(2)]
     (tmp_path / "karpathy" / "images" / "2.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 images that dataset_flickr30k.json names are not there.*2\.jpg"):
+    with pytest.raises(UserError, match=r"1 of 2 images that dataset_flickr30k.json names are missing.*2\.jpg"):
         samples_of(tmp_path / "karpathy")
     (tmp_path / "coco" / "captions_val2014.json").write_text('{"annotations": [{}]}')
     with pytest.raises(UserError, match="not an annotation file"):
@@ -176,9 +175,9 @@ def test_composition_files(subject: Subject, tmp_path: Path) -> None:
         return tmp_path / name
 
     sugar = folder("sugar_crepe")
-    for kind in ("swap_att", "add_obj"):
-        entry = {"filename": "0.png", "caption": "a red cat", "negative_caption": f"{kind} cat"}
-        (sugar / f"{kind}.json").write_text(json.dumps({"0": entry, "7": entry | {"filename": "1.png"}}))
+    for category in ("swap_att", "add_obj"):
+        entry = {"filename": "0.png", "caption": "a red cat", "negative_caption": f"{category} cat"}
+        (sugar / f"{category}.json").write_text(json.dumps({"0": entry, "7": entry | {"filename": "1.png"}}))
     aro = folder("aro")
     box = {"bbox_x": 2, "bbox_y": 3, "bbox_w": 10, "bbox_h": 8}
     entry = {"image_path": "0.png", "true_caption": "a on b", "false_caption": "b on a", "relation_name": "on", **box}
@@ -192,7 +191,8 @@ def test_composition_files(subject: Subject, tmp_path: Path) -> None:
 
     data = {path.name: open_set(find_sets(path.name, tmp_path)[0], "test")[0] for path in (sugar, aro, ground, own)}
     assert all(isinstance(each, CompositionData) for each in data.values())
-    add, swap = (CompositionItem(0, 0, ((kind, (place,)),)) for kind, place in (("add_obj", 1), ("swap_att", 2)))
+    false = (("add_obj", 1), ("swap_att", 2))
+    add, swap = (CompositionItem(0, 0, ((category, (text,)),)) for category, text in false)
     assert {add, swap} <= set(data["sugar_crepe"].items) and len(data["sugar_crepe"].items) == 4  # type: ignore[union-attr]
     (cut,) = data["aro"].samples()
     whole = np.asarray(Image.open(io.BytesIO(png(0))))
@@ -203,7 +203,7 @@ def test_composition_files(subject: Subject, tmp_path: Path) -> None:
     ].keys()
     assert set(measured(subject, tmp_path, "winoground")[1]) == {"text_score", "image_score", "group_score"}
     (own / "items.json").write_text(json.dumps([item | {"image": "5.png"}]))
-    with pytest.raises(UserError, match=r"image 5\.png is neither there nor in images/"):
+    with pytest.raises(UserError, match=r"image 5\.png is neither in the folder nor in its images/"):
         samples_of(own)
 
 
@@ -233,9 +233,7 @@ def test_the_worst_region_of_fmow(subject: Subject, tmp_path: Path) -> None:
         measured(subject, tmp_path, "fmow")
 
 
-def test_what_is_not_there_is_listed_and_what_is_broken_does_not_stop_the_rest(
-    subject: Subject, tmp_path: Path
-) -> None:
+def test_missing_sets_are_listed_and_damaged_ones_do_not_stop_the_others(subject: Subject, tmp_path: Path) -> None:
     samples = [{"png": png(index), "cls": b"%d" % (index % 10)} for index in range(12)]
     samples[4] = {"png": b"no image", "cls": b"4"}
     samples[7] = {"png": png(7)[:200], "cls": b"7"}
@@ -252,15 +250,15 @@ def test_what_is_not_there_is_listed_and_what_is_broken_does_not_stop_the_rest(
     assert mean.value == by_name["mnist"].main_value(subject.encoder.name)
 
 
-def test_what_cannot_be_measured_says_why(subject: Subject, tmp_path: Path, digits: Path) -> None:
+def test_errors_name_what_cannot_be_measured(subject: Subject, tmp_path: Path, digits: Path) -> None:
     folder = write_classes(tmp_path / "set", [{"png": png(0), "cls": b"0"}], DIGITS)
     cases = [
         (folder / "test" / "nshards.txt", "0", "has no samples"),
         (folder / "test" / "nshards.txt", "2", "lacks 1.tar of its 2 shards"),
         (folder / "test" / "nshards.txt", "two", "number of .tar files"),
         (folder / "classnames.txt", "zero\n\none\n", "line 2 is empty"),
-        (folder / "dataset_type.txt", "regression", "says 'regression'"),
-        (folder / "test" / "0.tar", "not a tar", "not a whole tar file"),
+        (folder / "dataset_type.txt", "regression", "has 'regression'"),
+        (folder / "test" / "0.tar", "not a tar", "not a complete tar file"),
     ]
     for path, text, message in cases:
         before = path.read_bytes() if path.is_file() else None
@@ -275,10 +273,10 @@ def test_what_cannot_be_measured_says_why(subject: Subject, tmp_path: Path, digi
     with pytest.raises(UserError, match=r"none of its 1 images can be read, the first is 0\.tar:s0000000"):
         measured(subject, tmp_path, "set")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="has no layout that can be read"):
+    with pytest.raises(UserError, match="has no supported layout"):
         measured(subject, tmp_path, "nothing")
     with pytest.raises(UserError, match=r"no set 'mnits'.*did you mean 'mnist'"):
         find_sets("mnits", tmp_path)
-    with pytest.raises(UserError, match="set mnist is not there"):
+    with pytest.raises(UserError, match="set mnist does not exist"):
         measured(subject, tmp_path, "mnist")
     assert isinstance(open_set(find_sets(None, digits)[0], "test")[0], RetrievalData)

@@ -27,12 +27,12 @@ pytestmark = pytest.mark.slow
 class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.figures: dict[int, dict[str, float]] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         kept = {k: v for k, v in metrics.items() if not k.startswith(("cost/", "train/samples", "train/data"))}
         if kept:
-            self.figures.setdefault(step, {}).update(kept)
+            self.metrics.setdefault(step, {}).update(kept)
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         self.log(step, metrics)
@@ -64,13 +64,13 @@ def test_ray_train_and_in_process_agree_bit_for_bit(recipe: Recipe, tmp_path: Pa
     remote = Record(tmp_path)
     trained = run_with_ray_train(recipe, name="run", storage=tmp_path / "train", log=remote.log)
 
-    assert sorted(local.figures) == list(range(13))
-    assert local.figures[0]["train/block_regression_last"] < local.figures[0]["train/block_regression_first"]
-    assert remote.figures == local.figures
+    assert sorted(local.metrics) == list(range(13))
+    assert local.metrics[0]["train/block_regression_last"] < local.metrics[0]["train/block_regression_first"]
+    assert remote.metrics == local.metrics
     ours, theirs = load_model(tmp_path / "12.pt").state_dict(), load_model(trained.checkpoint).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert read_checkpoint(trained.checkpoint)["training"]["step"] == 12
-    assert trained.metrics["validation/mean_recall@1"] == local.figures[12]["validation/mean_recall@1"]
+    assert trained.metrics["validation/mean_recall@1"] == local.metrics[12]["validation/mean_recall@1"]
 
 
 def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe,
     batches = list(prepared.batches(0, 3 * 32))
     teacher = load_model(Path(str(recipe.teacher)))
     losses = fit_blocks(prepared.trainer.model, teacher, batches)
-    assert [local.figures[0][f"train/block_regression_{which}"] for which in ("first", "last")] == losses[::2]
-    assert local.figures[1]["train/loss"] == float(prepared.trainer.train_step(batches[0])["loss"])
+    assert [local.metrics[0][f"train/block_regression_{which}"] for which in ("first", "last")] == losses[::2]
+    assert local.metrics[1]["train/loss"] == float(prepared.trainer.train_step(batches[0])["loss"])
 
 
 def test_block_regression_uses_the_micro_batch_that_fits_and_every_batch(
@@ -106,16 +106,16 @@ def test_a_resumed_run_skips_block_regression(recipe: Recipe, tmp_path: Path) ->
     prepared.trainer.train_step(next(prepared.batches(0, 32)))
     before = {name: value.clone() for name, value in prepared.trainer.model.state_dict().items()}
     regress_blocks(recipe, prepared, record)
-    assert not record.figures
+    assert not record.metrics
     assert all(torch.equal(value, before[name]) for name, value in prepared.trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.inherit": False}, "model.block_regression_steps needs model.inherit"),
-        ({"model.freeze": "none"}, "training.thaw_step has nothing to thaw"),
-        ({"model.freeze": True}, "model.freeze: Input should be 'inherited', 'before_sasp' or 'none'"),
+        ({"model.inherit": False}, "model.block_regression_steps: block regression needs model.inherit"),
+        ({"model.freeze": "none"}, "training.thaw_step: there is nothing to thaw"),
+        ({"model.freeze": True}, "model.freeze: unknown value True; choose one of inherited, before_sasp, none"),
         (
             {"model.name": "mobileclip-nano", "model.image_sharing": None, "model.text_sharing": None},
             "no SAS-P blocks",

@@ -35,7 +35,7 @@ from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 from siclip_platform.stream.trunk_features.sources import FeatureSource, image_source, text_source
 
 SHARD_BYTES = 256 * 2**20
-"""What a killed build loses at most, and the features that a build holds in memory."""
+"""The most that a killed build loses, and the size of the features that are in memory at a time."""
 Progress = Callable[[int, int], None]
 """Takes (features computed or kept, all features)."""
 

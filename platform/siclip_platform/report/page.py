@@ -138,20 +138,20 @@ def _write_files(folder: Path, studies: Sequence[Study], parts: Sequence[Part]) 
     """Write plots and data to a temporary folder, then replace the old one."""
     # Beside the target, because a rename works only within one filesystem.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".report-") as name:
-        made = Path(name) / FILES
-        (made / "plots").mkdir(parents=True)
-        (made / "data").mkdir()
+        staged = Path(name) / FILES
+        (staged / "plots").mkdir(parents=True)
+        (staged / "data").mkdir()
         for part in parts:
             for plot in part.drawn:
-                draw_png(plot, made / "plots" / f"{plot.key}.png")
-                write_csv(made / "data" / f"{plot.key}.csv", plot.rows())
+                draw_png(plot, staged / "plots" / f"{plot.key}.png")
+                write_csv(staged / "data" / f"{plot.key}.csv", plot.rows())
         for table in [*overview(studies), *(table for part in parts for table in part.tables)]:
-            write_csv(made / "data" / f"{table.key}.csv", table_rows(table))
+            write_csv(staged / "data" / f"{table.key}.csv", table_rows(table))
         if folder.is_symlink() or folder.is_file():
             raise OSError(f"{folder} is not a folder")
         if folder.exists():
             shutil.rmtree(folder)
-        made.replace(folder)
+        staged.replace(folder)
 
 
 def _log(store: Store, studies: Sequence[Study], paths: ReportPaths) -> None:

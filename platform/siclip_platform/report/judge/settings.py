@@ -104,11 +104,11 @@ def settings(study: Study) -> list[Setting]:
     for trial in study.trials:
         trials.setdefault(trial.label, trial)
         grouped.setdefault(trial.label, []).extend(children.get(trial.run_id, [trial]))
-    made = [
+    unordered = [
         Setting(name, _order(trials[name], index), trials[name], _by_seed(runs))
         for index, (name, runs) in enumerate(grouped.items())
     ]
-    return sorted(made, key=lambda setting: setting.order)
+    return sorted(unordered, key=lambda setting: setting.order)
 
 
 def _by_seed(runs: Iterable[Run]) -> dict[int, Run]:

@@ -109,14 +109,14 @@ def comparison_table(study: Study, rows: Sequence[Comparison]) -> Table:
 
 def _row(metric: str, row: Comparison) -> list[Cell]:
     gap = row.difference
-    sure = interval(metric, gap.low, gap.high) if gap else ""
+    gap_interval = interval(metric, gap.low, gap.high) if gap else ""
     return [
         Cell(row.setting.name, row.setting.name, row.setting.trial.link),
         Cell(str(row.estimate.count), row.estimate.count),
         metric_cell(metric, row.estimate.mean) if row.estimate.count else Cell(MISSING),
         Cell(_plain_interval(metric, row.estimate)),
         Cell(points(metric, gap.mean), gap.mean) if gap else Cell("—"),
-        Cell(sure or "—"),
+        Cell(gap_interval or "—"),
         Cell(probability(row.p), None if math.isnan(row.p) else row.p),
         Cell(f"{gap.effect:+.2f}".replace("-", "−"), gap.effect) if gap and math.isfinite(gap.effect) else Cell("—"),
         Cell(row.verdict_text, row.verdict),
@@ -137,21 +137,21 @@ def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
     if not known:
         return []
     gaps = [row.difference for row in known if row.difference]
-    firm = [row.verdict in ("better", "worse") for row in known]
+    significant = [row.verdict in ("better", "worse") for row in known]
     series = [
         Series(
             name=name,
-            x=[gap.mean for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
-            y=[float(index) for index, sure in enumerate(firm) if sure is wanted],
-            low=[_known(gap.low) for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
-            high=[_known(gap.high) for gap, sure in zip(gaps, firm, strict=True) if sure is wanted],
-            labels=[row.setting.name for row, sure in zip(known, firm, strict=True) if sure is wanted],
+            x=[gap.mean for gap, flag in zip(gaps, significant, strict=True) if flag is group],
+            y=[float(index) for index, flag in enumerate(significant) if flag is group],
+            low=[_known(gap.low) for gap, flag in zip(gaps, significant, strict=True) if flag is group],
+            high=[_known(gap.high) for gap, flag in zip(gaps, significant, strict=True) if flag is group],
+            labels=[row.setting.name for row, flag in zip(known, significant, strict=True) if flag is group],
             style="points",
             look=look,
             sideways=True,
         )
-        for name, wanted, look in (("distinguishable", True, CONTROL), ("not distinguishable", False, BEST))
-        if wanted in firm
+        for name, group, look in (("distinguishable", True, CONTROL), ("not distinguishable", False, BEST))
+        if group in significant
     ]
     spread = ", ".join(
         f"{row.setting.name} {points(study.metric, gap.mean)}" for row, gap in zip(known, gaps, strict=True)
@@ -159,7 +159,7 @@ def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
     return [
         Plot(
             key="forest",
-            title=f"Difference from {study.baseline}",
+            title=f"Difference from the baseline ({study.baseline})",
             description=f"Difference of {metric_label(study.metric)} from the baseline, 95 % intervals: {spread}.",
             x_label=f"difference in {metric_label(study.metric)}",
             y_label="",
@@ -179,9 +179,9 @@ def _known(value: float) -> float | None:
 def other_metrics(study: Study) -> list[str]:
     """Up to 12 metrics other than the study's own, summary metrics preferred."""
     names = sorted({name for run in study.leaves for name in run.metrics if name.startswith(MEASURED)})
-    wanted = [name for name in names if name != study.metric]
-    preferred = [name for name in wanted if name.endswith(("mean_recall@1", "beats_all_negatives", "acc1", "acc"))]
-    return (preferred or wanted)[:12]
+    others = [name for name in names if name != study.metric]
+    preferred = [name for name in others if name.endswith(("mean_recall@1", "beats_all_negatives", "acc1", "acc"))]
+    return (preferred or others)[:12]
 
 
 def effects_table(study: Study, metrics: Sequence[str], key: str, title: str) -> Table:

@@ -73,12 +73,12 @@ def line(name: str, curve: Curve, look: int, *, faint: bool = False, legend: boo
 
 def setting_bands(study: Study, metric: str) -> list[Series]:
     """One band for each of the first `MAX_BANDS` settings that logged the metric."""
-    made: list[Series] = []
+    bands: list[Series] = []
     for setting in settings(study):
         found = [run.curves[metric] for run in setting.by_seed.values() if metric in run.curves]
-        if found and len(made) < MAX_BANDS:
-            made.append(band(setting.name, found, len(made) + 1))
-    return made
+        if found and len(bands) < MAX_BANDS:
+            bands.append(band(setting.name, found, len(bands) + 1))
+    return bands
 
 
 def _has_bands(study: Study) -> bool:
@@ -124,11 +124,11 @@ def _trial_lines(study: Study) -> list[Series]:
         chosen = {run.run_id for run in study.ranked[:MAX_LINES]}
         lines = [trial for trial in drawn if trial.run_id in chosen]
         rest = [trial for trial in drawn if trial.run_id not in chosen]
-    made = []
+    series = []
     for index, trial in enumerate(lines):
         each = line(trial.label, trial.curves[study.metric], MANY, faint=True, legend=False)
-        made.append(each if index else _first(each, rest))
-    return [*made, *([_middle_half(study, rest)] if rest else [])]
+        series.append(each if index else _first(each, rest))
+    return [*series, *([_middle_half(study, rest)] if rest else [])]
 
 
 def _first(series: Series, rest: Sequence[Run]) -> Series:

@@ -66,7 +66,7 @@ def _sharing(study: Study) -> list[Block]:
         sortable=True,
     )
     verdict = rows[0].verdict_text.partition(" ")[2]
-    text = f"Highest mean: {rows[0].setting.name} ({verdict}). Ranks of indistinguishable settings mean nothing."
+    text = f"Highest mean: {rows[0].setting.name}, {verdict}. Ranks of indistinguishable settings mean nothing."
     return [Text(text), table]
 
 
@@ -159,7 +159,7 @@ def _ratio(study: Study) -> list[Block]:
 def _divergence(study: Study) -> list[Block]:
     """Whether blocks that share weights stay similar: the mean change of divergence in a run, over runs."""
     sentences = []
-    for shared, name in ((True, "Pairs that share weights"), (False, "Pairs that do not")):
+    for shared, name in ((True, "Pairs that share weights"), (False, "Pairs that do not share weights")):
         runs = [(setting.trial, run) for setting in settings(study) for run in setting.by_seed.values()]
         found = t_interval([change for trial, run in runs if (change := _change(trial, run, shared)) is not None])
         if found.count < 2:

@@ -15,7 +15,7 @@ PACKAGES = ("siclip-platform", "mlflow", "optuna", "plotly", "scipy")
 
 def reproduce(study: Study) -> Section:
     """The commands that repeat the study, and what identifies its code and data."""
-    made = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
     return Section(
         "reproduce",
         "How to reproduce",
@@ -23,7 +23,7 @@ def reproduce(study: Study) -> Section:
             Code(command(study)),
             provenance(study),
             *_versions(study),
-            Text(f"This report was made with {made}.", soft=True),
+            Text(f"This report was made with {versions}.", soft=True),
         ],
     )
 

@@ -40,7 +40,7 @@ def _name(run: Run, path: str) -> str | None:
 
 
 def _diagrams(study: Study, tower: str, names: Sequence[str]) -> list[Diagram]:
-    made = []
+    diagrams = []
     for name in names:
         found = pattern(name)
         if found is None or found.part is None:
@@ -57,8 +57,8 @@ def _diagrams(study: Study, tower: str, names: Sequence[str]) -> list[Diagram]:
         size = f"{min(counts):,.0f} parameters in the tower" if counts else "parameters not recorded"
         description = f"{PART_NAMES[found.part]} shared: {letters(found)}"
         svg = sharing_svg(found, f"{tower} {name}")
-        made.append(Diagram(f"{tower}, {name}", svg, description, [quality, size]))
-    return made
+        diagrams.append(Diagram(f"{tower}, {name}", svg, description, [quality, size]))
+    return diagrams
 
 
 def _table(study: Study) -> Table:

@@ -32,7 +32,7 @@ STATUS = {
     "not confirmed": "not confirmed by fresh seeds",
     "contradicted": "contradicted by fresh seeds",
     "not repeated": "not repeated with fresh seeds",
-    "none": "no setting leads",
+    "none": "no lead shown",
 }
 
 
@@ -167,7 +167,9 @@ def _ablation(study: Study) -> list[str]:
             sentences.append(f"{verdict.capitalize()} than {study.baseline}: {'; '.join(shown)}.")
     undecided = [row.setting.name for row in rows if row.verdict == "not distinguishable"]
     if undecided:
-        sentences.append(f"Not distinguishable from {study.baseline} with these seeds: {', '.join(undecided)}.")
+        sentences.append(
+            f"Not distinguishable from the baseline ({study.baseline}) with these seeds: {', '.join(undecided)}."
+        )
     judged = [row for row in rows if row.verdict in ("better", "worse", "not distinguishable", "equal")]
     if not judged:
         sentences.append(
@@ -196,7 +198,7 @@ def claim_sentence(winner: Winner, study: Study) -> str:
 def _fresh_result(winner: Winner, gap: Difference, seeds: str, rivals: list[str]) -> str:
     known = interval(winner.metric, gap.low, gap.high)
     figures = f"{points(winner.metric, gap.mean)} {metric_label(winner.metric)} against {winner.against}"
-    figures += f" (95 % interval {known})" if known else ""
+    figures += f", 95 % interval {known}" if known else ""
     if winner.status == "contradicted":
         return f"{winner.name} is not the best: {seeds} give {figures}, so its lead in the selection was luck."
     if winner.status != "confirmed":

@@ -53,13 +53,13 @@ def tradeoff(study: Study) -> Section | None:
 
 def quality_points(study: Study) -> list[Point]:
     """One point per setting that has a value of the study's metric."""
-    made = []
+    points = []
     for setting in settings(study):
         values = setting.values(study.metric)
         if values:
             runs = [run for run in setting.by_seed.values() if run.state == "completed"]
-            made.append(Point(setting.name, t_interval(list(values.values())).mean, runs))
-    return made
+            points.append(Point(setting.name, t_interval(list(values.values())).mean, runs))
+    return points
 
 
 def parameters(run: Run) -> float | None:

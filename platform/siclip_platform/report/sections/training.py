@@ -87,7 +87,9 @@ def _change(study: Study, names: Sequence[str]) -> Table:
             change = t_interval([curve[-1][1] - curve[0][1] for curve in found])
             shared = shares_weights(setting.trial, tower, pair)
             ends = [t_interval([curve[index][1] for curve in found]).mean for index in (0, -1)]
-            sure = f"{change.low:+.3g} to {change.high:+.3g}".replace("-", "−") if change.count > 1 else "one seed"
+            change_interval = (
+                f"{change.low:+.3g} to {change.high:+.3g}".replace("-", "−") if change.count > 1 else "one seed"
+            )
             rows.append(
                 [
                     Cell(setting.name, setting.name),
@@ -95,7 +97,7 @@ def _change(study: Study, names: Sequence[str]) -> Table:
                     Cell({True: "yes", False: "no", None: "not known"}[shared]),
                     *(Cell(short(end), end) for end in ends),
                     Cell(f"{change.mean:+.3g}".replace("-", "−"), change.mean),
-                    Cell(sure),
+                    Cell(change_interval),
                     Cell(str(change.count), change.count),
                 ]
             )

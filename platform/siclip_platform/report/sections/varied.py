@@ -16,16 +16,16 @@ from siclip_platform.report.read.runs import Study
 
 def varied_number(study: Study, preferred: Sequence[str]) -> str | None:
     """The numeric parameter that the settings vary: a preferred one, else the only one; None otherwise."""
-    made = settings(study)
+    candidates = settings(study)
 
     def numeric(path: str) -> bool:
-        values = [number(setting.trial.params.get(path)) for setting in made]
+        values = [number(setting.trial.params.get(path)) for setting in candidates]
         return None not in values and len(set(values)) > 1
 
     found = next((path for path in preferred if numeric(path)), None)
     if found:
         return found
-    paths = {path for setting in made for path in setting.trial.params if path != "training.seed"}
+    paths = {path for setting in candidates for path in setting.trial.params if path != "training.seed"}
     varying = [path for path in sorted(paths) if numeric(path) and not path.startswith("study.")]
     return varying[0] if len(varying) == 1 else None
 

@@ -90,7 +90,7 @@ def test_only_fresh_seeds_make_a_setting_the_best(store: SyntheticStore, pages: 
     low, high = (100 * edge for edge in stats.ttest_1samp(gaps, 0).confidence_interval())
     text = pages["ablation"].text
     assert f"+ FD is the best: 5 fresh seeds, not used to select it, give {100 * np.mean(gaps):+.1f} points" in text
-    assert f"(95 % interval {low:+.1f} to {high:+.1f})" in text
+    assert f"(same fresh seeds), 95 % interval {low:+.1f} to {high:+.1f}." in text
     assert "Best setting" in text
     text = pages["ratio"].text
     assert " is the best:" not in text

@@ -1,1 +1,1 @@
-"""Recipes: everything that decides what a training computes, validated; presets that ship."""
+"""Recipes: everything that determines what a training computes, validated; and the presets."""

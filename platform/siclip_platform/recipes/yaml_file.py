@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,7 +24,7 @@ AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]
 class _Loader(yaml.SafeLoader):
     """YAML as 1.2 reads it: ``1e-3`` is a number, ``yes`` and ``off`` are text; dates are text as well."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
             (tag, TRUTH if tag == f"{TAG}bool" else pattern) for tag, pattern in entries if tag != f"{TAG}timestamp"
         ]

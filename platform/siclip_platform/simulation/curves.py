@@ -1,4 +1,4 @@
-"""Recorded learning curves of a study, and what any setting of its space would have scored after them."""
+"""Recorded learning curves of a study, and an estimate of the scores of any setting in its space."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from siclip_platform.spaces.load import load_space, space_folders
 FOLDER = "curves"
 TREES = 100
 INACTIVE = -1.0
+"""The number that encodes a range whose condition is not met: outside 0 to 1, where active ranges are."""
 
 
 class Curve(Config):
-    """One setting: its score at each evaluated step (None where it was not finite) and the seconds in between."""
+    """One recorded setting.
+
+    Attributes:
+        scores: step → score at each evaluation; None where it was not finite.
+        seconds: training time up to each evaluation from the one before.
+        costs: what the trial reported in addition.
+        reason: why it failed, if it did.
+    """
 
     values: dict[str, Scalar]
     scores: dict[int, float | None]
@@ -33,7 +41,14 @@ class Curve(Config):
 
 
 class Curves(Config):
-    """A recorded study of the space ``space``; ``made_by`` is the command, ``dataset`` what it trained on."""
+    """A recorded study.
+
+    Attributes:
+        space: name of the space that was searched.
+        mode: the metric is always maximised; files recorded by earlier versions state it.
+        made_by: the command that recorded it.
+        dataset: what it trained on.
+    """
 
     name: str
     space: str
@@ -48,16 +63,18 @@ class Curves(Config):
 
     @property
     def milestones(self) -> list[int]:
+        """The steps at which every setting was evaluated."""
         return sorted(next(iter(self.whole)).scores)
 
     @property
     def whole(self) -> list[Curve]:
-        """The curves that reach the last step with figures all along."""
+        """The curves that reach the last step and have finite scores throughout."""
         return [curve for curve in self.curves if None not in curve.scores.values() and self.steps in curve.scores]
 
     @property
     def stretch_seconds(self) -> list[float]:
-        """Median seconds up to each milestone from the one before: a busy machine's outliers do not count."""
+        """Seconds up to each milestone from the one before."""
+        # The median ignores the outliers of a busy machine.
         return [statistics.median(times) for times in zip(*(curve.seconds for curve in self.whole), strict=True)]
 
 
@@ -65,11 +82,11 @@ def load_curves(name_or_path: str) -> Curves:
     """Read curves from a file, or by name from ``curves/`` of the folders in which spaces are looked for.
 
     Raises:
-        UserError: there are none of this name, or the file does not hold curves.
+        UserError: there are none of this name, or the file does not contain curves.
     """
-    places: list[Traversable] = [Path(name_or_path)]
-    places += [folder / FOLDER / f"{name_or_path}.json" for folder in space_folders()]
-    source = next((place for place in places if place.is_file()), None)
+    candidates: list[Traversable] = [Path(name_or_path)]
+    candidates += [folder / FOLDER / f"{name_or_path}.json" for folder in space_folders()]
+    source = next((candidate for candidate in candidates if candidate.is_file()), None)
     if source is None:
         raise UserError(
             f"no curves {name_or_path!r}: give the path of a file or one of: {', '.join(_names()) or 'none'}"
@@ -89,37 +106,46 @@ def _names() -> list[str]:
 
 
 class Landscape:
-    """What a setting would score at each milestone: a fit of extremely randomised trees to the recorded curves.
+    """The estimated score of any setting at each milestone: extremely randomised trees fitted to recorded curves.
 
-    A setting that was recorded gets close to its own curve; between settings the trees interpolate, without noise and
-    never beyond what was recorded. ``space``: the space that is searched in it, the recorded one or a part of it.
+    The estimate of a recorded setting is close to its own curve. Between settings the trees interpolate, without
+    noise and never beyond the recorded range.
     """
 
     def __init__(self, curves: Curves, space: SearchSpace | None = None) -> None:
+        """Fit the trees.
+
+        Args:
+            curves: the recorded study.
+            space: the space to search: the recorded one, which is the default, or a part of it.
+
+        Raises:
+            UserError: the space is not a part of the recorded one.
+        """
         from sklearn.ensemble import ExtraTreesRegressor
 
         self.curves = curves
         self.recorded = load_space(curves.space)
         self.space = space or self.recorded
-        self._held = _held(self.recorded, self.space)
+        self._fixed = _fixed_values(self.recorded, self.space)
         self._model = ExtraTreesRegressor(TREES, min_samples_leaf=1, random_state=0)
         self._x, self._y = _table(self.recorded, curves)
         self._model.fit(self._x, self._y)
 
     def scores(self, values: Mapping[str, Any]) -> list[float]:
-        """One for each milestone."""
-        row = encode(self.recorded, self._held | dict(values))
+        """One score per milestone."""
+        row = encode(self.recorded, self._fixed | dict(values))
         return [float(score) for score in self._model.predict([row])[0]]
 
     def fit_quality(self, folds: int = 10) -> float:
-        """R² of the last score of settings that were left out of the fit."""
+        """R² of the last score, cross-validated: each fold's settings are predicted by a fit without them."""
         from sklearn.base import clone
         from sklearn.metrics import r2_score
         from sklearn.model_selection import KFold, cross_val_predict
 
         split = KFold(min(folds, len(self._x)), shuffle=True, random_state=0)
-        found = cross_val_predict(clone(self._model), self._x, self._y, cv=split)
-        return float(r2_score(self._y[:, -1], found[:, -1]))
+        predicted = cross_val_predict(clone(self._model), self._x, self._y, cv=split)
+        return float(r2_score(self._y[:, -1], predicted[:, -1]))
 
 
 def _table(space: SearchSpace, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +155,7 @@ def _table(space: SearchSpace, curves: Curves) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode(space: SearchSpace, values: Mapping[str, Any]) -> list[float]:
-    """A setting as numbers: ranges from 0 to 1 (by their logarithm where drawn so), choices as indicators."""
+    """A setting as numbers: ranges from 0 to 1 (by the logarithm for log ranges), choices as indicators."""
     row: list[float] = []
     for parameter in space.parameters:
         row += _encode(parameter, values.get(parameter.path, None), parameter.path in values)
@@ -147,23 +173,23 @@ def _encode(parameter: Parameter, value: Any, active: bool) -> Sequence[float]:
     return [(value - low) / (high - low)]
 
 
-def _held(recorded: SearchSpace, searched: SearchSpace) -> dict[str, Any]:
-    """What a space that searches less than was recorded leaves at the method's defaults.
+def _fixed_values(recorded: SearchSpace, searched: SearchSpace) -> dict[str, Any]:
+    """The method's defaults for what was recorded and is not searched.
 
     Raises:
-        UserError: it searches for something else, more, or wider.
+        UserError: the space is for another metric, searches more paths, or has wider ranges.
     """
     from siclip_platform.search.policy.searcher import paper_point
 
     if searched.metric != recorded.metric or searched.objectives:
         raise UserError(
-            f"the curves hold {recorded.metric} alone and space {searched.name!r} searches for "
+            f"the curves contain {recorded.metric} alone and space {searched.name!r} searches for "
             f"{', '.join(searched.directions)}; give it this one metric"
         )
     known = {parameter.path: parameter for parameter in recorded.parameters}
     for parameter in searched.parameters:
-        there = known.get(parameter.path)
-        if there is None or not all(map(there.contains, parameter.sample_values)):
+        wider = known.get(parameter.path)
+        if wider is None or not all(map(wider.contains, parameter.sample_values)):
             raise UserError(
                 f"space {searched.name!r} searches {parameter.path} where no curve was recorded: keep to the paths "
                 f"and ranges of space {recorded.name!r}, or record curves of this one"

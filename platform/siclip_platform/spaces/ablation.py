@@ -90,7 +90,7 @@ def load_ablation(name_or_path: str, *, check_value: CheckValue | None = None) -
 
 
 def ablation_text(name_or_path: str) -> str:
-    """The text of a study file, which is looked for as by `load_ablation`.
+    """The text of a study file, found as by `load_ablation`.
 
     Raises:
         UserError: there is no such study, or it cannot be read.

@@ -1,4 +1,4 @@
-"""What a search space is: parameters, each a config path with a distribution and the condition it needs."""
+"""A search space: parameters, each a path of the recipe with a distribution and its conditions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,18 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def same(left: Scalar, right: Scalar) -> bool:
-    """Equality of config values: 1 is 1.0, but neither is ``true``."""
+    """Equality of config values: 1 equals 1.0, but neither equals ``true``."""
     return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """``path`` is active and its value compares so with ``operands`` (one number, or for "in" any values)."""
+    """A parameter above is active, and its value compares with the operands.
+
+    Attributes:
+        path: the parameter above.
+        operands: one number; for "in" any values.
+    """
 
     path: str
     comparison: Comparison
@@ -50,9 +55,14 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One searched config path. Ranges include both ends; ``values`` belong to ``choice`` alone.
+    """One searched path of the recipe.
 
-    ``step``: the distance of the values of a ``uniform`` or ``int_uniform`` range, which it divides.
+    Attributes:
+        low: smallest value of a range.
+        high: largest value of a range.
+        step: distance between the values of a ``uniform`` or ``int_uniform`` range; it divides high - low.
+        values: of a ``choice``.
+        when: conditions that must all hold for the parameter to be searched.
     """
 
     path: str
@@ -64,7 +74,7 @@ class Parameter:
     when: tuple[Condition, ...] = ()
 
     def active(self, chosen: Mapping[str, Any]) -> bool:
-        """Whether every condition holds, given the values of the parameters before this one."""
+        """Whether every condition holds, given the values of the parameters above this one."""
         return all(condition.path in chosen and condition.accepts(chosen[condition.path]) for condition in self.when)
 
     def suggest(self, trial: optuna.Trial) -> Any:
@@ -87,7 +97,7 @@ class Parameter:
 
     @property
     def sample_values(self) -> tuple[Any, ...]:
-        """Every value of a choice; the two ends of a range."""
+        """Every value of a choice; both ends of a range."""
         return self.values if self.distribution == "choice" else (self.low, self.high)
 
     @property
@@ -96,7 +106,7 @@ class Parameter:
 
     @property
     def size(self) -> float:
-        """How many values there are; infinite for a continuous range."""
+        """Number of values; infinite for a continuous range."""
         if self.distribution == "choice":
             return float(len(self.values))
         low, high = self.sample_values
@@ -105,13 +115,14 @@ class Parameter:
 
 
 def divides(step: float, distance: float) -> bool:
-    """Whether a distance is a multiple of a step, but for rounding."""
+    """Whether a distance is a multiple of a step, up to rounding."""
+    # Decimal steps are rounded in binary: 0.3 / 0.1 is 2.9999999999999996.
     return abs(distance / step - round(distance / step)) < 1e-9 * max(1.0, abs(distance / step))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A figure to make large or small, beside the study's metric."""
+    """A metric to maximise or minimise in addition to the study's."""
 
     metric: str
     mode: Mode
@@ -119,14 +130,14 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Constraint:
-    """``metric`` must be at most or at least ``bound`` in the settings that are looked for."""
+    """A bound on a metric that the best setting must meet."""
 
     metric: str
     comparison: Literal["<=", ">="]
     bound: float
 
     def violation(self, value: float) -> float:
-        """By how much the bound is missed; 0 or less where it is kept."""
+        """By how much the bound is missed; 0 or less where it is met."""
         return value - self.bound if self.comparison == "<=" else self.bound - value
 
 
@@ -134,8 +145,11 @@ class Constraint:
 class SearchSpace:
     """A validated search space; `siclip_platform.spaces.load_space` reads one from a file.
 
-    A conditional parameter stands after the parameters it depends on. ``objectives``: those beside ``metric``.
-    ``points``: settings to try first, each a part of what could be suggested.
+    Attributes:
+        metric: the study's metric, which is maximised.
+        parameters: a conditional parameter comes after the parameters that it depends on.
+        objectives: further objectives.
+        points: settings to try first; each may leave parameters open.
     """
 
     name: str
@@ -148,7 +162,7 @@ class SearchSpace:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Define-by-run: dotted path → value; an inactive parameter is neither asked for nor returned."""
+        """Define-by-run: dotted path → value; an inactive parameter is neither suggested nor returned."""
         chosen: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.active(chosen):
@@ -156,9 +170,9 @@ class SearchSpace:
         return chosen
 
     def restrict(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of these values (say, ``recipe.flat()``) that the space could suggest.
+        """The part of these values, for example of ``recipe.flat()``, that the space could suggest.
 
-        What is left out is what the space does not search, what lies outside its range, and what is inactive.
+        Paths that are not searched, values outside their range and inactive parameters are omitted.
         """
         inside: dict[str, Any] = {}
         for parameter in self.parameters:
@@ -167,32 +181,25 @@ class SearchSpace:
                 inside[path] = values[path]
         return inside
 
-    def sample_values(self, path: str) -> tuple[Any, ...]:
-        """Every value of a choice, or the low and high end of a range.
-
-        Raises:
-            KeyError: the space does not search this path.
-        """
-        return {parameter.path: parameter.sample_values for parameter in self.parameters}[path]
-
     @property
     def paths(self) -> tuple[str, ...]:
         return tuple(parameter.path for parameter in self.parameters)
 
     @property
     def directions(self) -> dict[str, Mode]:
-        """Every figure that is searched for, the study's metric first, and which way."""
+        """Every metric that is optimised, the study's first, with its mode."""
         others: dict[str, Mode] = {objective.metric: objective.mode for objective in self.objectives}
         return {self.metric: "max", **others}
 
     @property
     def size_hint(self) -> float:
-        """Upper bound on the number of distinct settings; infinite as soon as one range is continuous."""
+        """Upper bound on the number of distinct settings; infinite if a range is continuous."""
         return math.prod(parameter.size for parameter in self.parameters)
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the SHA-256 of what is searched for what: two studies of one hash can be one."""
+        """First 12 hex digits of the SHA-256 of what is searched; studies with equal hashes can be one study."""
+        # Studies store the hash: "mode", which can only be max, stays in it.
         tree = {
             "name": self.name,
             "metric": self.metric,

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from siclip.errors import UserError
 from siclip_platform.spaces.definition import Parameter, SearchSpace
 from siclip_platform.spaces.policy import SamplerConfig
 
-if TYPE_CHECKING:
-    pass
-
-
 GRID_LIMIT = 10_000
+"""Settings of a grid: more than any study trains, and few enough to shuffle in memory."""
 
 
 def check_sampler(config: SamplerConfig, space: SearchSpace) -> None:
-    """Refuse what a sampler cannot search.
+    """Check that a sampler can search a space.
 
     Raises:
-        UserError: a grid over an endless or very large space, CMA-ES for several objectives, for constraints or with
-            fewer than two numbers that are always searched.
+        UserError: a grid over an infinite or very large space; CMA-ES for several objectives, for constraints, or
+            with fewer than two numeric ranges that are always active.
     """
     if config.name == "grid":
         check_grid(space)
@@ -40,11 +37,15 @@ def check_sampler(config: SamplerConfig, space: SearchSpace) -> None:
 
 
 def check_grid(space: SearchSpace) -> None:
-    """Raises `UserError` where a grid over the space would not end or would be very large."""
-    endless = [parameter.path for parameter in space.parameters if parameter.size == float("inf")]
-    if endless:
+    """Check that a grid over the space is finite and at most `GRID_LIMIT` settings.
+
+    Raises:
+        UserError: it is not.
+    """
+    infinite = [parameter.path for parameter in space.parameters if parameter.size == float("inf")]
+    if infinite:
         raise UserError(
-            f"sampler grid needs a finite space: give {', '.join(endless)} of {space.name!r} a step, or values to "
+            f"sampler grid needs a finite space: give {', '.join(infinite)} of {space.name!r} a step, or values to "
             "choose from; or choose tpe"
         )
     if space.size_hint > GRID_LIMIT and sum(1 for _ in grid(space, GRID_LIMIT + 1)) > GRID_LIMIT:
@@ -54,12 +55,12 @@ def check_grid(space: SearchSpace) -> None:
 
 
 def always_numeric(space: SearchSpace) -> list[Parameter]:
-    """The parameters that CMA-ES moves together; it leaves choices and conditional ones to independent draws."""
+    """The parameters that CMA-ES searches jointly; it draws choices and conditional parameters independently."""
     return [p for p in space.parameters if p.distribution != "choice" and not p.when and p.size > 1]
 
 
 def grid(space: SearchSpace, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Every setting of a finite space once, conditions observed; at most ``limit`` of them."""
+    """Every setting of a finite space once, with its conditions met; at most ``limit`` of them."""
 
     def extend(chosen: dict[str, Any], rest: tuple[Parameter, ...]) -> Iterator[dict[str, Any]]:
         if not rest:
@@ -85,7 +86,7 @@ def values_of(parameter: Parameter) -> list[Any]:
 
 
 def shuffled_grid(space: SearchSpace, seed: int) -> list[dict[str, Any]]:
-    """Every setting, in an order that follows from the seed."""
+    """Every setting, in an order that depends only on the seed."""
     settings = list(grid(space))
     random.Random(seed).shuffle(settings)
     return settings

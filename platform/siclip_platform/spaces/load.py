@@ -1,4 +1,4 @@
-"""Finds and reads a declarative search space."""
+"""Finds and reads a search space."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.metrics import METRICS
-from siclip_platform.spaces.definition import Condition, Parameter, SearchSpace
+from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.file_parts import CheckValue, read_text
 from siclip_platform.spaces.parsing import parse_space
 from siclip_platform.spaces.strategy import with_policy
-
-__all__ = ["CheckValue", "Condition", "Parameter", "SearchSpace", "load_space", "space_folders"]
 
 SUFFIX = ".yaml"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -30,15 +28,19 @@ def load_space(
 ) -> SearchSpace:
     """Read and validate a search space.
 
-    ``name_or_path`` is looked for as a path, then in ``./search_spaces``, in the checkout and among the
-    packaged spaces, with ``.yaml`` added where it has no suffix. ``check_value(path, value)`` is asked about
-    every choice value and end of a range that its recipe field accepts, and returns why it is wrong, or None.
-    ``sampler`` and ``scheduler``: names that come before the file's.
+    Args:
+        name_or_path: looked for as a path, then in ``./search_spaces``, in the checkout and among the packaged
+            spaces; ``.yaml`` is added if it has no suffix.
+        metrics: names of the metrics of evaluations.
+        check_value: a further check of every choice value and end of a range that the recipe's field accepts; see
+            `siclip_platform.spaces.file_parts.CheckValue`.
+        sampler: name of a sampler that overrides the file's.
+        scheduler: name of a scheduler that overrides the file's.
 
     Raises:
-        UserError: there is no such space (with the places looked at and the spaces there are), or the file is
-            wrong (with one line ``file:line: problem; remedy`` for each problem), or the sampler or scheduler that
-            was asked for cannot search it.
+        UserError: there is no such space, with the spaces that exist and the paths that were tried; or the file is
+            wrong, with one line ``file:line: path: problem; remedy`` for each problem; or the sampler or scheduler
+            cannot search it.
     """
     source = _find(name_or_path)
     text = read_text(source, "search space")
@@ -46,9 +48,9 @@ def load_space(
 
 
 def space_folders() -> list[Traversable]:
-    """Where a space is looked for by name, in this order; not all of them need exist."""
+    """The folders in which a space is looked for by name, in this order; some may not exist."""
     folders: list[Traversable] = [Path("search_spaces")]
-    if (CHECKOUT / "pyproject.toml").is_file():  # not in an installed package
+    if (CHECKOUT / "pyproject.toml").is_file():  # an installed package has none
         folders.append(CHECKOUT / "search_spaces")
     return [*folders, files("siclip_platform") / "_search_spaces"]
 
@@ -60,9 +62,9 @@ def _find(name: str) -> Traversable:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = "".join(f"\n  {place}" for place in dict.fromkeys(map(str, candidates)))
-    there_are = ", ".join(_names()) or "none"
-    raise UserError(f"no search space {name!r}; give the path of a file or one of: {there_are}. Looked for:{looked}")
+    tried = "".join(f"\n  {path}" for path in dict.fromkeys(map(str, candidates)))
+    known = ", ".join(_names()) or "none"
+    raise UserError(f"no search space {name!r}; give the path of a file or one of: {known}. Looked for:{tried}")
 
 
 def _names() -> list[str]:
@@ -78,9 +80,9 @@ def _names() -> list[str]:
 
 
 def space_text(name_or_path: str) -> str:
-    """The text of a space's file, which is looked for as by `load_space`.
+    """The text of a space's file, found as by `load_space`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such space, or it cannot be read.
     """
     return read_text(_find(name_or_path), "search space")

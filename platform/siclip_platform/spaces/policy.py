@@ -15,11 +15,13 @@ SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 
 
 class SamplerConfig(Config):
-    """``tpe``: tree-structured Parzen estimators, multivariate, in groups; ``random``; ``grid``: every setting of a
-    finite space, in random order; ``gp``: a Gaussian process; ``cmaes``: CMA-ES.
+    """The sampler of a study.
 
-    ``startup_trials``: trials that are drawn at random before the sampler learns; None: a third of the study, at
-    least 3. Grid and random have none.
+    Attributes:
+        name: ``tpe``: tree-structured Parzen estimators, multivariate and grouped; ``random``; ``grid``: every
+            setting of a finite space, in random order; ``gp``: a Gaussian process; ``cmaes``: CMA-ES.
+        startup_trials: trials drawn at random before the sampler learns; None: a third of the study, at least 3.
+            ``grid`` and ``random`` have none.
     """
 
     name: SamplerName = "tpe"
@@ -27,15 +29,19 @@ class SamplerConfig(Config):
 
 
 class SchedulerConfig(Config):
-    """``asha``: asynchronous successive halving (arXiv 1810.05934); ``hyperband``: the same in several brackets with
-    later first rungs; ``median``: a trial below the median of the others' running means is stopped; ``pbt``:
-    population based training of schedules of the loss weights (arXiv 1711.09846); ``none``.
+    """The scheduler of a study.
 
-    ``min_steps``: no trial is stopped before; None: a ``reduction_factor``-th of a trial's steps, for Hyperband its
-    square's. ``reduction_factor``: one in so many goes on at a rung. ``min_trials``: others that the median needs.
-    ``perturbation_interval``: steps between two turns of a population; None: a quarter of a trial's steps.
-    ``quantile``: the share that takes over from as many of the best at a turn. ``resample``: how often a weight is
-    then drawn anew, and not changed by a fifth or a quarter.
+    Attributes:
+        name: ``asha``: asynchronous successive halving (arXiv 1810.05934); ``hyperband``: the same in several
+            brackets with later first rungs; ``median``: stops a trial below the median of the other trials' running
+            means; ``pbt``: population based training of schedules of the loss weights (arXiv 1711.09846); ``none``.
+        min_steps: no trial is stopped before this step; None: a trial's steps divided by ``reduction_factor``, for
+            Hyperband by its square.
+        reduction_factor: one in this many trials continues past a rung.
+        min_trials: other trials that the median requires.
+        perturbation_interval: steps of a population's generation; None: a quarter of a trial's steps.
+        quantile: share of a population that is replaced by copies of as many of the best after a generation.
+        resample: probability that a copy draws a weight again, instead of changing it by a fifth or a quarter.
     """
 
     name: SchedulerName = "asha"

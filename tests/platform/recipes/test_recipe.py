@@ -216,8 +216,10 @@ def test_the_control_differs_in_the_distillation_weights_alone() -> None:
 
 
 def test_an_unknown_preset_lists_those_that_exist() -> None:
-    with pytest.raises(UserError, match="digits-teacher, digits-student"):
-        preset("digits", Path("data"))
+    with pytest.raises(UserError, match="no preset 'none'; choose one of digits-teacher, digits-student"):
+        preset("none", Path("data"))
+    with pytest.raises(UserError, match="no preset 'digits-studnet'; did you mean 'digits-student'"):
+        preset("digits-studnet", Path("data"))
 
 
 def test_every_leaf_of_a_recipe_is_a_field() -> None:

@@ -1,4 +1,4 @@
-"""The replay simulator on curves that a formula made: its clock, its decisions, its surrogate, what it refuses."""
+"""The simulator on curves that a formula generates: clock, decisions, fitted landscape, and what it refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS = (5.0, 2.0, 2.0, 2.0, 2.0, 2.0)
 
 
 def score(values: dict[str, Any], step: int) -> float:
-    """Best at a learning rate of 5e-3 and without pair matching; better with every step."""
+    """Best at a learning rate of 5e-3 and without pair matching; increases with every step."""
     height = 0.6 - 0.2 * abs(math.log10(values["training.learning_rate"]) + 2.3) - 0.1 * values["loss.pair_matching"]
     return float(height * (1 - math.exp(-step / 16)))
 
@@ -49,7 +49,7 @@ def landscape(curves: Curves) -> Landscape:
 
 
 class Formula(Landscape):
-    """The formula itself in place of a fit, and no time spent on one."""
+    """The formula itself instead of a fit, which would take time."""
 
     def __init__(self, curves: Curves) -> None:
         self.curves = curves
@@ -59,23 +59,25 @@ class Formula(Landscape):
         return [score(values, step) for step in MILESTONES]
 
 
-def test_the_fit_is_close_to_what_was_recorded_and_to_what_was_not(curves: Curves, landscape: Landscape) -> None:
-    known = curves.curves[7]
-    assert landscape.scores(known.values) == pytest.approx(list(known.scores.values()), abs=0.01)
+def test_the_fit_is_close_to_recorded_and_to_unrecorded_settings(curves: Curves, landscape: Landscape) -> None:
+    recorded = curves.curves[7]
+    assert landscape.scores(recorded.values) == pytest.approx(list(recorded.scores.values()), abs=0.01)
     space = landscape.space
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=6))
-    found, true = [], []
+    estimated, true = [], []
     for _ in range(60):
         values = space.suggest(study.ask())
-        found.append(landscape.scores(values)[-1])
+        estimated.append(landscape.scores(values)[-1])
         true.append(score(values, 48))
     mean = sum(true) / len(true)
-    explained = 1 - sum((f - t) ** 2 for f, t in zip(found, true, strict=True)) / sum((t - mean) ** 2 for t in true)
+    explained = 1 - sum((f - t) ** 2 for f, t in zip(estimated, true, strict=True)) / sum(
+        (t - mean) ** 2 for t in true
+    )
     assert explained > 0.5 and landscape.fit_quality() > 0.5
-    assert max(found) <= max(value for c in curves.curves for value in c.scores.values() if value is not None)
+    assert max(estimated) <= max(value for c in curves.curves for value in c.scores.values() if value is not None)
 
 
-def test_settings_as_numbers() -> None:
+def test_a_setting_is_encoded_as_numbers() -> None:
     text = """\
 name: t
 metric: validation/mean_recall@1
@@ -101,7 +103,7 @@ def run(curves: Curves, policy: str, *, workers: int = 2, budget: float = 60.0, 
 
 
 def test_the_clock_without_early_stopping(curves: Curves) -> None:
-    """A whole trial takes 15 s: in 60 s two workers end four each, and time is theirs alone."""
+    """A whole trial takes 15 s: in 60 s each of two workers completes four, with no time in between."""
     trace = run(curves, "random+none").trace
     assert [trial.ended for trial in trace.trials[:8]] == [15, 15, 30, 30, 45, 45, 60, 60]
     assert trace.complete == 8 and trace.trained_steps == 8 * 48
@@ -111,11 +113,11 @@ def test_the_clock_without_early_stopping(curves: Curves) -> None:
     assert math.isnan(trace.best_at(14.9))
 
 
-def test_early_stopping_gives_time_to_others(curves: Curves) -> None:
+def test_early_stopping_leaves_time_for_more_trials(curves: Curves) -> None:
     simulation = run(curves, "random+asha")
     trace = simulation.trace
     stopped = [trial for trial in trace.trials if trial.status == "PRUNED"]
-    assert {trial.steps for trial in stopped} == {16}, "of 48 steps the first rung is at 16"
+    assert {trial.steps for trial in stopped} == {16}, "the first rung of 48 steps is at 16"
     assert len(trace.trials) > 10 and trace.complete < 8
     ended = [trial for trial in trace.trials if trial.status != "RUNNING"]
     busy = sum(15 if trial.status == "COMPLETE" else 7 for trial in ended)
@@ -125,13 +127,15 @@ def test_early_stopping_gives_time_to_others(curves: Curves) -> None:
     assert states.count(TrialState.COMPLETE) == trace.complete
 
 
-def test_told_as_complete(curves: Curves) -> None:
+def test_stopped_trials_can_be_reported_as_complete(curves: Curves) -> None:
     simulation = run(curves, "random+asha+complete")
-    told = [trial for trial in simulation.searcher.study.trials if trial.state == TrialState.COMPLETE]
-    early = [trial for trial in told if max(trial.intermediate_values) < 48]
+    complete = [trial for trial in simulation.searcher.study.trials if trial.state == TrialState.COMPLETE]
+    early = [trial for trial in complete if max(trial.intermediate_values) < 48]
     assert early and all(trial.value == trial.intermediate_values[16] for trial in early)
     assert not any(trial.state == TrialState.PRUNED for trial in simulation.searcher.study.trials)
-    assert simulation.trace.best_at(60) == run(curves, "random+asha").trace.best_at(60), "random learns from nothing"
+    assert simulation.trace.best_at(60) == run(curves, "random+asha").trace.best_at(60), (
+        "random search ignores results"
+    )
 
 
 @pytest.mark.parametrize("policy", ["tpe+asha", "tpe+median", "tpe+hyperband", "cmaes+asha", "gp+none"])
@@ -142,14 +146,14 @@ def test_the_same_seed_gives_the_same_study(policy: str, curves: Curves) -> None
     assert settings(1) == settings(1) != settings(2)
 
 
-def test_policies_are_compared_in_the_same_time(curves: Curves) -> None:
+def test_policies_are_compared_at_the_same_budget(curves: Curves) -> None:
     landscape = Formula(curves)
     assert budget_seconds(landscape, workers=2, trials=5) == 45
     policies = [parse_policy("tpe+none"), parse_policy("random+none")]
-    found = simulate(landscape, policies, workers=2, trials=30, repetitions=3)
-    means = {name: sum(trace.best_at(1e9) for trace in traces) / 3 for name, traces in found.items()}
-    assert means["tpe+none"] > means["random+none"], "TPE finds the hill of this landscape"
-    assert [trace.seed for trace in found["tpe+none"]] == [0, 1, 2]
+    traces_of = simulate(landscape, policies, workers=2, trials=30, repetitions=3)
+    means = {name: sum(trace.best_at(1e9) for trace in traces) / 3 for name, traces in traces_of.items()}
+    assert means["tpe+none"] > means["random+none"], "TPE finds the optimum of this landscape"
+    assert [trace.seed for trace in traces_of["tpe+none"]] == [0, 1, 2]
 
 
 def part_of_wikd(parameters: str) -> SearchSpace:
@@ -157,7 +161,7 @@ def part_of_wikd(parameters: str) -> SearchSpace:
     return parse_space(head + parameters, "part.yaml", METRICS, None)
 
 
-def test_a_space_that_is_a_part_of_the_recorded_one(curves: Curves) -> None:
+def test_a_part_of_the_recorded_space_can_be_searched(curves: Curves) -> None:
     rate = "  training.learning_rate: {distribution: log_uniform, low: 5e-4, high: 5e-3}\n"
     part = Landscape(curves, part_of_wikd(rate))
     near, far = (part.scores({"training.learning_rate": value})[-1] for value in (5e-3, 5e-4))
@@ -167,7 +171,7 @@ def test_a_space_that_is_a_part_of_the_recorded_one(curves: Curves) -> None:
     for parameters in (wider, other):
         with pytest.raises(UserError, match="where no curve was recorded"):
             Landscape(curves, part_of_wikd(parameters))
-    with pytest.raises(UserError, match="the curves hold validation/mean_recall@1 alone"):
+    with pytest.raises(UserError, match="the curves contain validation/mean_recall@1 alone"):
         Landscape(curves, load_space("sharing_patterns"))
 
 
@@ -177,24 +181,24 @@ def test_a_space_that_is_a_part_of_the_recorded_one(curves: Curves) -> None:
         ("tpe", "no scheduler ''"),
         ("tp+asha", "did you mean 'tpe'"),
         ("tpe+ash", "did you mean 'asha'"),
-        ("tpe+asha+done", "no tell 'done'"),
+        ("tpe+asha+done", "no state of stopped trials 'done'"),
     ],
 )
-def test_a_policy_is_checked(policy: str, words: str) -> None:
+def test_a_wrong_policy_is_refused(policy: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_policy(policy)
 
 
-def test_a_recorded_failure_is_left_out(curves: Curves, tmp_path: Path) -> None:
+def test_a_recorded_failure_is_ignored(curves: Curves, tmp_path: Path) -> None:
     broken = Curve(values=curves.curves[0].values, scores={8: 0.1, 16: None}, seconds=(1.0, 1.0), reason="diverged")
     file = tmp_path / "curves.json"
     file.write_text(curves.model_copy(update={"curves": (*curves.curves, broken)}).model_dump_json())
-    read = load_curves(str(file))
-    assert len(read.curves) == 121 and len(read.whole) == 120
-    assert read.stretch_seconds == list(SECONDS)
+    loaded = load_curves(str(file))
+    assert len(loaded.curves) == 121 and len(loaded.whole) == 120
+    assert loaded.stretch_seconds == list(SECONDS)
 
 
-def test_files_that_are_no_curves(tmp_path: Path) -> None:
+def test_a_file_without_curves_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give the path of a file or one of: .*digits-wikd"):
         load_curves("nothing")
     file = tmp_path / "curves.json"
@@ -203,19 +207,20 @@ def test_files_that_are_no_curves(tmp_path: Path) -> None:
         load_curves(str(file))
 
 
-def test_the_shipped_curves() -> None:
+def test_the_shipped_curves_match_their_space() -> None:
     curves = load_curves("digits-wikd")
     space = load_space(curves.space)
     assert curves.metric == space.metric and curves.steps == 48
+    assert curves.mode == "max", "files recorded by earlier versions state the mode"
     for recorded in curves.curves:
-        assert space.restrict(recorded.values) == recorded.values, "the space has not moved from under them"
+        assert space.restrict(recorded.values) == recorded.values, "the space still contains every recorded setting"
         assert all(value is None or 0 <= value <= 1 for value in recorded.scores.values())
     assert len(curves.whole) >= 20
 
 
-def test_the_command() -> None:
-    found = CliRunner().invoke(
+def test_the_command_prints_each_policy() -> None:
+    result = CliRunner().invoke(
         app, ["simulate", "digits-wikd", "--policy", "random+none", "--trials", "4", "--repetitions", "2"]
     )
-    assert found.exit_code == 0, found.output
-    assert "random+none" in found.output and "R²" in found.output
+    assert result.exit_code == 0, result.output
+    assert "random+none" in result.output and "R²" in result.output

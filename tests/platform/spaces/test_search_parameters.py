@@ -1,4 +1,4 @@
-"""No trial may silently train the same thing: every searched parameter changes what is computed."""
+"""Every searched parameter changes what is computed: no two settings may train the same thing."""
 
 from __future__ import annotations
 
@@ -31,31 +31,30 @@ def fingerprint(recipe: Recipe) -> tuple[int, list[float]]:
 
 @pytest.fixture(scope="module")
 def base(digits: Path, nano_teacher: Path) -> Recipe:
+    """A recipe of few steps: the miner ``annealed`` changes over the training, and so within three steps."""
     torch.set_num_threads(1)
-    """Of few steps, so that what changes over the training (the miner ``annealed``) changes within three."""
     return digits_student(digits, nano_teacher, steps=4).updated({"training.batch_size": 16, **ON})
 
 
 @pytest.fixture(scope="module")
-def seen(base: Recipe) -> tuple[int, list[float]]:
+def base_fingerprint(base: Recipe) -> tuple[int, list[float]]:
     return fingerprint(base)
 
 
-def test_the_same_recipe_computes_the_same(base: Recipe, seen: tuple[int, list[float]]) -> None:
-    assert fingerprint(base) == seen
+def test_the_same_recipe_computes_the_same(base: Recipe, base_fingerprint: tuple[int, list[float]]) -> None:
+    assert fingerprint(base) == base_fingerprint
 
 
-SEARCHED = {path: SPACE.sample_values(path) for path in SPACE.paths} | {"loss.negatives": get_args(MiningStrategy)}
+SEARCHED = {parameter.path: parameter.sample_values for parameter in SPACE.parameters} | {
+    "loss.negatives": get_args(MiningStrategy)  # all of the library's, not those of this space alone
+}
 
 
 @pytest.mark.parametrize("path", SEARCHED)
-def test_every_value_of_a_searched_parameter_computes_something_else(
-    path: str, base: Recipe, seen: tuple[int, list[float]]
+def test_every_value_of_a_searched_parameter_changes_the_training(
+    path: str, base: Recipe, base_fingerprint: tuple[int, list[float]]
 ) -> None:
-    """Of the miners all that there are, not those of this space alone."""
-    values = [v for v in SEARCHED[path] if v != base.flat()[path]]
-    found = [fingerprint(base.updated({path: value})) for value in values]
+    values = [value for value in SEARCHED[path] if value != base.flat()[path]]
+    fingerprints = [fingerprint(base.updated({path: value})) for value in values]
     assert values
-    for one, other in zip(found, [*found[1:], seen], strict=True):
-        assert one != other
-    assert len({str(f) for f in found}) == len(values)
+    assert len({str(one) for one in [*fingerprints, base_fingerprint]}) == len(values) + 1

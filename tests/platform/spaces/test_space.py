@@ -1,4 +1,4 @@
-"""Search spaces: what a good file suggests and where it is found; `test_problems` has the bad ones."""
+"""Search spaces: what a valid file suggests and where it is found; `test_problems` tests invalid ones."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def check_pattern(path: str, value: Any) -> str | None:
 def test_every_space_of_the_project_loads(path: Path, recipe: Recipe) -> None:
     space = load_space(str(path), check_value=check_pattern)
     assert space.name == path.stem
-    assert path.read_text().startswith("# python jobs/"), "a runnable command stands at the top"
+    assert path.read_text().startswith("# python jobs/"), "the file starts with a runnable command"
     for values in draw(space, seed=0, trials=200):
         recipe.updated(values)  # raises if a value does not fit
 
 
-def test_wikd_searches_what_the_method_leaves_open() -> None:
+def test_wikd_searches_the_open_choices_of_the_method() -> None:
     space = load_space("wikd")
     assert set(space.paths) == {
         "loss.feature_distillation",
@@ -81,11 +81,10 @@ def test_wikd_searches_what_the_method_leaves_open() -> None:
         "model.text_sharing",
         "training.learning_rate",
     }
-    assert space.sample_values("loss.feature_distillation") == (200.0, 20000.0)
-    assert space.sample_values("loss.negatives") == ("sampled", "hardest", "semi_hard", "uniform", "teacher")
+    values = {parameter.path: parameter.sample_values for parameter in space.parameters}
+    assert values["loss.feature_distillation"] == (200.0, 20000.0)
+    assert values["loss.negatives"] == ("sampled", "hardest", "semi_hard", "uniform", "teacher")
     assert space.size_hint == math.inf
-    with pytest.raises(KeyError):
-        space.sample_values("training.weight_decay")
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,7 +101,7 @@ def test_both_outcomes_of_a_condition_are_drawn() -> None:
     assert lengths == {7, 9}
 
 
-def test_distributions_draw_what_they_say() -> None:
+def test_distributions_draw_from_their_ranges() -> None:
     space = parse(
         """\
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
@@ -162,7 +161,7 @@ def test_steps_and_whole_logarithms() -> None:
     assert space.restrict({"training.weight_decay": 0.15, "training.warmup_steps": 3, "data.limit": 1.5}) == {}
 
 
-def test_a_condition_on_an_inactive_parameter_fails() -> None:
+def test_a_condition_on_an_inactive_parameter_does_not_hold() -> None:
     space = parse(
         "  loss.pair_matching: {distribution: choice, values: [0, 1]}\n"
         "  loss.pair_head: {distribution: choice, values: [mlp], when: {loss.pair_matching: 1}}\n"
@@ -189,14 +188,15 @@ def test_restrict_keeps_what_the_space_could_suggest(recipe: Recipe) -> None:
     assert space.restrict({"training.learning_rate": True, "loss.pair_matching": False}) == {}
 
 
-def test_hash_follows_the_content_not_the_layout() -> None:
+def test_the_hash_depends_on_the_content_not_on_the_layout() -> None:
     base = parse(RATE)
     assert parse("  # why\n" + RATE.replace("1e-4", "0.0001")).hash == base.hash
     assert parse(RATE.replace("1e-4", "2e-4")).hash != base.hash
     assert parse(RATE, HEAD.replace("mean_recall@1", "image_retrieval_recall@1")).hash != base.hash
+    assert load_space("wikd").hash == "42bc632aecf3", "stored studies have this hash"
 
 
-def test_lookup_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_in_which_a_name_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path, then ./search_spaces, then the checkout, then the packaged copy."""
 
     def write(folder: Path, name: str) -> None:
@@ -211,7 +211,7 @@ def test_lookup_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(package / "_search_spaces", "packaged")
     assert load_space("own").name == "packaged"
     write(checkout / "search_spaces", "checkout")
-    assert load_space("own").name == "packaged", "a folder without pyproject.toml is no checkout"
+    assert load_space("own").name == "packaged", "a folder without pyproject.toml is not a checkout"
     (checkout / "pyproject.toml").touch()
     assert load_space("own").name == "checkout"
     write(here / "search_spaces", "working")
@@ -235,6 +235,6 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_numbers_are_read_as_yaml_1_2_does() -> None:
-    """PyYAML alone reads 1e-4 as text, which would be a trap for every learning rate."""
+    """PyYAML alone reads 1e-4 as text, a trap for every learning rate."""
     assert yaml.safe_load("1e-4") == "1e-4"
-    assert parse(RATE).sample_values("training.learning_rate") == (1e-4, 1e-2)
+    assert parse(RATE).parameters[0].sample_values == (1e-4, 1e-2)

@@ -53,11 +53,6 @@ def identity(recipe: Recipe) -> str:
     return canonical_hash({"recipe": tree, "code": code_version()}, DIGITS)
 
 
-def dataset_hash(recipe: Recipe) -> str:
-    """Return the hash of the manifest of the recipe's dataset."""
-    return _manifest_hash(recipe.data.path)
-
-
 def _data_hashes(recipe: Recipe) -> dict[str, Any]:
     """The dataset, its sidecars and the datasets mixed into it, by their hashes."""
     data = recipe.data
@@ -74,11 +69,6 @@ def _hashes(path: str, captions: tuple[str, ...], embeddings: str | None) -> dic
         "captions": [open_sidecar(dataset, "captions", name).hash for name in captions],
         "teacher_embeddings": open_sidecar(dataset, "embeddings", embeddings).hash if embeddings else None,
     }
-
-
-@lru_cache(maxsize=16)
-def _manifest_hash(path: str) -> str:
-    return open_dataset(path).hash
 
 
 def weights_hash(name: str) -> str:

@@ -57,10 +57,6 @@ class TrunkCache:
     def key(self) -> TrunkCacheKey:
         return self.manifest.key
 
-    @property
-    def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.manifest.images + self.manifest.texts)
-
 
 def open_trunk_cache(folder: Path, *, verify: bool = False) -> TrunkCache:
     """Open a cache and compare every shard with the manifest.

@@ -12,13 +12,13 @@ from siclip_platform.cli import (
     doctor,
     evaluate,
     experiments,
+    inference,
     model,
     plan,
     results,
     simulate,
     submit,
     tune,
-    using,
 )
 from siclip_platform.cli.guard import guarded
 
@@ -32,7 +32,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 COMMANDS = (
     *(tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
-    *(using.embed, using.search, plan.plan, doctor.doctor),
+    *(inference.embed, inference.search, plan.plan, doctor.doctor),
 )
 for command in COMMANDS:
     app.command()(command)

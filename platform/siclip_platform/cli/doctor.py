@@ -13,11 +13,14 @@ MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/
 
 
 def doctor(
-    out: Annotated[Path, typer.Option(help="Where runs will be written.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder that runs will write to.")] = Path("runs"),
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what on this machine would stop or slow a run, and the command that mends it; exit code 1 if any would."""
+    """Check this machine: report what would stop or slow down a run, and the command that fixes it.
+
+    The exit code is 1 if anything would stop a run.
+    """
     from rich.console import Console
     from rich.markup import escape
 

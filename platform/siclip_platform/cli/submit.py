@@ -14,7 +14,7 @@ def job(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A script in jobs/, such as tune_wikd; its own options follow it.")],
 ) -> None:
-    """Run a job in this process, from this checkout or installation: what submit --installed runs on a cluster."""
+    """Run a job in this process, from this checkout or installation; submit --installed runs this on a cluster."""
     run_job(f"{Path(name).stem}.py", context)
 
 
@@ -24,17 +24,19 @@ def submit(
     address: Annotated[
         str | None, typer.Option(help="The cluster's dashboard; default: RAY_ADDRESS, else http://127.0.0.1:8265.")
     ] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store, given on to the job.")] = None,
-    installed: Annotated[bool, typer.Option(help="The cluster has the packages: send no code along.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; passed to the job.")] = None,
+    installed: Annotated[
+        bool, typer.Option(help="The cluster has the packages: do not send this checkout's code.")
+    ] = False,
     gpus: Annotated[
         float,
-        typer.Option(min=0, help="Cards of the job's own process: for evaluate_siclip, which starts no others."),
+        typer.Option(min=0, help="GPUs of the job's own process: for evaluate_siclip, which starts no workers."),
     ] = 0,
-    follow: Annotated[bool, typer.Option(help="Show what the job says until it ends.")] = True,
+    follow: Annotated[bool, typer.Option(help="Print the job's output until it ends.")] = True,
 ) -> None:
     """Submit a job to a Ray cluster, with this checkout's code, and follow its output.
 
-    Exit code 1 where the job fails.
+    The exit code is 1 if the job fails.
     """
     from siclip_platform.cluster.submit import SUCCEEDED, compose
     from siclip_platform.cluster.submit import submit as send

@@ -1,4 +1,4 @@
-"""``siclip-platform doctor``: what on this machine would stop a run, and the command that mends it."""
+"""``siclip-platform doctor``: what would stop a run on this machine, and the command that fixes it."""
 
 from siclip_platform.doctor.checks import Finding
 from siclip_platform.doctor.examine import examine

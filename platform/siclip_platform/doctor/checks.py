@@ -1,4 +1,4 @@
-"""Single checks: facts in, a finding out. What looks the facts up stands in `siclip_platform.doctor.examine`."""
+"""One function per check: facts → a finding. `siclip_platform.doctor.examine` collects the facts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ GIB = 2**30
 
 OLDEST_PYTHON = (3, 11)
 FREE_BYTES = 10 * GIB
-"""What a study with its checkpoints, Ray's spilling and MLflow want at least."""
+"""The least that a study needs for checkpoints, for objects that Ray spills, and for MLflow."""
 FREE_INODES = 100_000
 OPEN_FILES = 65_536
-"""What Ray's documentation asks for; every worker holds hundreds."""
+"""What Ray's documentation recommends; each worker opens hundreds."""
 OBJECT_STORE_SHARE = 0.3
-"""The part of the memory that Ray gives its object store, which lies in /dev/shm."""
+"""The share of the memory that Ray gives its object store, which is in /dev/shm."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. ``wrong`` stops runs; a ``note`` costs speed or comfort. ``remedy``: a command, mostly."""
+    """The result of a check.
+
+    Attributes:
+        name: what was checked.
+        level: ``wrong`` stops runs, a ``note`` costs speed or convenience.
+        detail: what was found.
+        remedy: usually a command; empty if there is nothing to fix.
+    """
 
     name: str
     level: Level
@@ -33,6 +40,7 @@ class Finding:
 
 
 def python_version(version: tuple[int, int, int]) -> Finding:
+    """Whether this Python is supported."""
     text = ".".join(map(str, version))
     if version[:2] < OLDEST_PYTHON:
         return Finding("Python", "wrong", f"{text} is older than 3.11", "make PYTHON=python3.11 install")
@@ -40,26 +48,33 @@ def python_version(version: tuple[int, int, int]) -> Finding:
 
 
 def torch_device(torch: str, cuda_build: str | None, devices: list[str], driver: bool) -> Finding:
-    """``driver``: whether an NVIDIA driver is loaded; ``cuda_build``: the CUDA version torch was built for."""
+    """Whether torch uses the GPUs of this machine.
+
+    Args:
+        torch: its version.
+        cuda_build: the CUDA version that torch was built for; None for a build without CUDA.
+        devices: names of the CUDA devices that torch sees.
+        driver: whether an NVIDIA driver is loaded.
+    """
     if devices:
         return Finding("torch", "ok", f"{torch}, CUDA {cuda_build}: {', '.join(devices)}")
     if driver and cuda_build is None:
-        return Finding(
-            "torch", "wrong", f"{torch} is a build without CUDA, and this machine has an NVIDIA driver",
-            "rm -r .venv && make install",
-        )  # fmt: skip
+        detail = f"{torch} is a build without CUDA, and this machine has an NVIDIA driver"
+        return Finding("torch", "wrong", detail, "rm -r .venv && make install")
     if driver:
-        return Finding(
-            "torch", "wrong", f"{torch} (CUDA {cuda_build}) sees no device although an NVIDIA driver is loaded",
-            "nvidia-smi  # its CUDA version must be at least torch's; also unset CUDA_VISIBLE_DEVICES",
-        )  # fmt: skip
+        detail = f"{torch} (CUDA {cuda_build}) sees no device although an NVIDIA driver is loaded"
+        remedy = "nvidia-smi  # its CUDA version must be at least torch's; also unset CUDA_VISIBLE_DEVICES"
+        return Finding("torch", "wrong", detail, remedy)
     return Finding("torch", "note", f"{torch}, no GPU here: runs use the CPU")
 
 
 def locked_versions(lock: str, installed: Mapping[str, str], environment: Mapping[str, str]) -> Finding:
-    """Compare installed distributions (canonical name → version) with the pins of a requirements file.
+    """Compare the installed distributions with the pins of a requirements file.
 
-    A pin whose marker does not hold for ``environment`` (see `packaging.markers`) does not count.
+    Args:
+        lock: the content of the requirements file.
+        installed: canonical name → version.
+        environment: values of markers, see `packaging.markers`; pins whose marker is false are ignored.
     """
     pins = [pin for line in lock.splitlines() if (pin := _pin(line, environment))]
     missing = [name for name, _ in pins if name not in installed]
@@ -93,69 +108,91 @@ def _some(names: list[str], most: int = 5) -> str:
 
 
 def ray_token(mode: str | None, from_environment: bool, file_mode: int | None) -> Finding:
-    """``mode``: RAY_AUTH_MODE; ``file_mode``: permission bits of ~/.ray/auth_token, None if there is none."""
-    make = "RAY_AUTH_MODE=token ray get-auth-token --generate"
+    """Whether Ray requires a token that nobody else can read.
+
+    Args:
+        mode: the value of RAY_AUTH_MODE.
+        from_environment: whether RAY_AUTH_TOKEN is set.
+        file_mode: permission bits of ~/.ray/auth_token; None if the file does not exist.
+    """
+    generate = "RAY_AUTH_MODE=token ray get-auth-token --generate"
+    require = "export RAY_AUTH_MODE=token"
     if mode not in (None, "token"):
-        return Finding("Ray token", "wrong", f"RAY_AUTH_MODE={mode}: anyone who reaches the head runs code on it",
-                       "export RAY_AUTH_MODE=token")  # fmt: skip
+        detail = f"RAY_AUTH_MODE={mode}: everyone who reaches the head can run code on it"
+        return Finding("Ray token", "wrong", detail, require)
     if from_environment:
         return Finding("Ray token", "ok", "in the environment")
     if file_mode is None:
-        return Finding("Ray token", "note", "none yet; a cluster of our own makes one, `ray start` needs one", make)
+        detail = "none yet; a cluster that a run starts generates one, `ray start` requires one"
+        return Finding("Ray token", "note", detail, generate)
     if file_mode & 0o077:
-        return Finding(
-            "Ray token", "wrong", f"~/.ray/auth_token is readable by others (mode {file_mode:o})",
-            "chmod 600 ~/.ray/auth_token",
-        )  # fmt: skip
+        detail = f"~/.ray/auth_token is readable by others (mode {file_mode:o})"
+        return Finding("Ray token", "wrong", detail, "chmod 600 ~/.ray/auth_token")
     if mode is None:
-        return Finding("Ray token", "note", "there, but RAY_AUTH_MODE is unset: `ray` commands by hand need it",
-                       "export RAY_AUTH_MODE=token")  # fmt: skip
-    return Finding("Ray token", "ok", "~/.ray/auth_token, readable by you alone")
+        detail = "~/.ray/auth_token exists, but RAY_AUTH_MODE is unset: `ray` commands in a shell need it"
+        return Finding("Ray token", "note", detail, require)
+    return Finding("Ray token", "ok", "~/.ray/auth_token, readable by you only")
 
 
-def disk(name: str, place: str, free_bytes: int, free_inodes: int | None) -> Finding:
-    """``free_inodes``: None where the file system has no such limit."""
+def disk(name: str, folder: str, free_bytes: int, free_inodes: int | None) -> Finding:
+    """Whether a file system has enough space.
+
+    Args:
+        name: what the folder is used for.
+        folder: a folder on the file system.
+        free_bytes: free space.
+        free_inodes: free inodes; None if the file system has no such limit.
+    """
     name = f"disk, {name}"
     if free_bytes < FREE_BYTES:
-        return Finding(name, "wrong", f"{place} has {free_bytes / GIB:.1f} GiB free; {FREE_BYTES // GIB} are needed",
-                       f"df -h {place}  # free some, or name another folder")  # fmt: skip
+        detail = f"{folder} has {free_bytes / GIB:.1f} GiB free; {FREE_BYTES // GIB} are needed"
+        return Finding(name, "wrong", detail, f"df -h {folder}  # delete files, or choose another folder")
     if free_inodes is not None and free_inodes < FREE_INODES:
-        return Finding(name, "wrong", f"{place} has {free_inodes:,} inodes free, {FREE_INODES:,} are wanted",
-                       f"df -i {place}  # delete small files, or name another folder")  # fmt: skip
-    return Finding(name, "ok", f"{place}: {free_bytes / GIB:,.0f} GiB free")
+        detail = f"{folder} has {free_inodes:,} inodes free; {FREE_INODES:,} are needed"
+        return Finding(name, "wrong", detail, f"df -i {folder}  # delete small files, or choose another folder")
+    return Finding(name, "ok", f"{folder}: {free_bytes / GIB:,.0f} GiB free")
 
 
 def open_files(soft: int, hard: int) -> Finding:
+    """Whether the limits of open files, soft and hard, are high enough for many workers."""
     if soft >= OPEN_FILES:
         return Finding("open files", "ok", f"limit {soft:,}")
     as_root = f"echo '* - nofile {OPEN_FILES}' >> /etc/security/limits.conf  # as root, then log in again"
     remedy = f"ulimit -n {OPEN_FILES}" if hard >= OPEN_FILES else as_root
-    return Finding("open files", "note", f"limit {soft:,}; Ray asks for {OPEN_FILES:,} when many workers run", remedy)
+    return Finding("open files", "note", f"limit {soft:,}; Ray recommends {OPEN_FILES:,} for many workers", remedy)
 
 
 def shared_memory(size_bytes: int | None, memory_bytes: int) -> Finding:
-    """``size_bytes``: the size of /dev/shm, None where the system has none (macOS)."""
+    """Whether Ray's object store fits in /dev/shm.
+
+    Args:
+        size_bytes: the size of /dev/shm; None where the system has none (macOS).
+        memory_bytes: the machine's memory.
+    """
     if size_bytes is None:
         return Finding("shared memory", "ok", "no /dev/shm on this system")
-    wanted = int(memory_bytes * OBJECT_STORE_SHARE)
-    if size_bytes < wanted:
-        return Finding(
-            "shared memory", "note",
-            f"/dev/shm has {size_bytes / GIB:.1f} GiB, Ray's object store wants {wanted / GIB:.1f} and falls back "
-            "to the disk, which is slow",
-            f"mount -o remount,size={wanted // GIB + 1}G /dev/shm  # in Docker: --shm-size={wanted // GIB + 1}g",
-        )  # fmt: skip
+    needed = int(memory_bytes * OBJECT_STORE_SHARE)
+    if size_bytes < needed:
+        detail = (
+            f"/dev/shm has {size_bytes / GIB:.1f} GiB. Ray's object store needs {needed / GIB:.1f} and otherwise "
+            "uses the disk, which is slow"
+        )
+        remedy = f"mount -o remount,size={needed // GIB + 1}G /dev/shm  # in Docker: --shm-size={needed // GIB + 1}g"
+        return Finding("shared memory", "note", detail, remedy)
     return Finding("shared memory", "ok", f"/dev/shm: {size_bytes / GIB:.1f} GiB")
 
 
 def openmp(threads: str | None, wait_policy: str | None, cores: int) -> Finding:
-    """``threads``: OMP_NUM_THREADS; ``wait_policy``: OMP_WAIT_POLICY."""
+    """Whether OpenMP's settings suit several trainings on one machine.
+
+    Args:
+        threads: the value of OMP_NUM_THREADS.
+        wait_policy: the value of OMP_WAIT_POLICY.
+        cores: cores that this process may use.
+    """
     if threads is not None and (not threads.isdigit() or not 0 < int(threads) <= cores):
         return Finding("OpenMP", "note", f"OMP_NUM_THREADS={threads} on {cores} cores", "unset OMP_NUM_THREADS")
     if wait_policy not in (None, "passive", "PASSIVE"):
-        return Finding(
-            "OpenMP", "note",
-            f"OMP_WAIT_POLICY={wait_policy}: waiting threads burn the cores of other trainings",
-            "export OMP_WAIT_POLICY=passive",
-        )  # fmt: skip
+        detail = f"OMP_WAIT_POLICY={wait_policy}: waiting threads take the cores of other trainings"
+        return Finding("OpenMP", "note", detail, "export OMP_WAIT_POLICY=passive")
     return Finding("OpenMP", "ok", f"{cores} cores, passive waiting")

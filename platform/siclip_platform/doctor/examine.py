@@ -1,4 +1,4 @@
-"""Looks up the facts of this machine and puts them to the checks."""
+"""Collect the facts of this machine and run the checks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ IMPORTS = ("torch", "torchvision", "timm", "open_clip", "ray", "optuna", "mlflow
 
 
 def examine(out: Path, tracking_uri: str | None) -> Iterator[Finding]:
-    """One finding after the other; the slow ones, which import torch and Ray, come last.
+    """Yield findings one by one; the slow ones, which import torch and Ray, come last.
 
-    ``out``: where runs will be written. ``tracking_uri``: the MLflow store, None for the default in ``out``.
+    Args:
+        out: the folder that runs will write to.
+        tracking_uri: the MLflow store; None for the default in ``out``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield checks.python_version(sys.version_info[:3])
@@ -49,7 +51,7 @@ def examine(out: Path, tracking_uri: str | None) -> Iterator[Finding]:
 def _locked() -> Finding:
     lock = next((p for p in (CHECKOUT / LOCK, files("siclip_platform") / f"_{LOCK}") if p.is_file()), None)
     if lock is None:
-        return Finding("packages", "note", f"this installation has no {LOCK} to compare with", "make install")
+        return Finding("packages", "note", f"this installation has no {LOCK} to compare to", "make install")
     installed = {str(canonicalize_name(d.metadata["Name"])): d.version for d in importlib.metadata.distributions()}
     environment = {key: str(value) for key, value in default_environment().items()}
     return checks.locked_versions(lock.read_text(), installed, environment)
@@ -62,14 +64,14 @@ def _token() -> Finding:
 
 
 def _disk(name: str, folder: Path) -> Finding:
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK):
-        return Finding(f"disk, {name}", "wrong", f"{place} cannot be written to", "name another folder with --out")
-    status = os.statvfs(place)
-    free = shutil.disk_usage(place).free
-    return checks.disk(name, str(place), free, status.f_favail if status.f_files else None)
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not os.access(existing, os.W_OK):
+        return Finding(f"disk, {name}", "wrong", f"{existing} is not writable", "choose another folder with --out")
+    status = os.statvfs(existing)
+    free = shutil.disk_usage(existing).free
+    return checks.disk(name, str(existing), free, status.f_favail if status.f_files else None)
 
 
 def _size(folder: Path) -> int | None:
@@ -82,8 +84,8 @@ def _store(out: Path, tracking_uri: str | None) -> Finding:
     uri = tracking_uri or default_tracking_uri(out)
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not path.is_file():
-        return Finding("MLflow store", "ok", f"{path} will be made by the first run")
-    return _asked("MLflow store", lambda: check_tracking(uri), "answers", "correct --tracking-uri, or leave it out")
+        return Finding("MLflow store", "ok", f"{path} will be created by the first run")
+    return _answer("MLflow store", lambda: check_tracking(uri), "answers", "correct --tracking-uri, or omit it")
 
 
 def _cluster() -> Finding:
@@ -91,28 +93,28 @@ def _cluster() -> Finding:
 
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        return Finding("Ray cluster", "ok", "RAY_ADDRESS is unset: each run starts a cluster of its own")
-    return _asked(
+        return Finding("Ray cluster", "ok", "RAY_ADDRESS is unset: each run starts its own cluster")
+    return _answer(
         "Ray cluster", lambda: check_address(address), f"{address} accepts connections", "unset RAY_ADDRESS"
     )
 
 
-def _asked(name: str, ask: Callable[[], object], well: str, remedy: str) -> Finding:
+def _answer(name: str, check: Callable[[], object], detail: str, remedy: str) -> Finding:
     try:
-        ask()
+        check()
     except UserError as error:
         return Finding(name, "wrong", str(error), remedy)
-    return Finding(name, "ok", well)
+    return Finding(name, "ok", detail)
 
 
 def _imports() -> Iterator[Finding]:
-    """A package that is there but cannot be imported, such as a torchvision made for another torch."""
+    """Packages that are installed but cannot be imported, such as a torchvision for another torch."""
     import importlib
 
     for name in IMPORTS:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a broken package raises is what is wrong with it
+        except Exception as error:  # a broken package may raise anything
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             yield Finding(f"import {name}", "wrong", problem, "rm -r .venv && make install")
 
@@ -120,7 +122,7 @@ def _imports() -> Iterator[Finding]:
 def _torch() -> Finding:
     try:
         import torch
-    except Exception:  # told by _imports already
+    except Exception:  # `_imports` has already reported it
         return Finding("torch", "wrong", "cannot be imported", "rm -r .venv && make install")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return checks.torch_device(torch.__version__, torch.version.cuda, devices, DRIVER.exists())

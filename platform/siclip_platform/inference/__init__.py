@@ -1,1 +1,1 @@
-"""A trained model at work: embeddings of one's own images and texts, a search among them, an MLflow model."""
+"""Use a trained model: embed images and texts, search them, write an MLflow model and a model card."""

@@ -1,4 +1,4 @@
-"""Images or texts → an index, on Ray Data: one actor per device holds the model, pieces stream through."""
+"""Embed images or texts into an index with Ray Data: each actor loads the model once and embeds parts."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.inference.encoder import Encoder
-from siclip_platform.inference.index import DESCRIPTION, PARTS, REJECTED, IndexDescription
-from siclip_platform.inference.inputs import InputPart, Modality, find_pieces, read_rows
+from siclip_platform.inference.index import DESCRIPTION, LOCATION, PARTS, REJECTED, IndexDescription
+from siclip_platform.inference.inputs import InputPart, InputRow, Modality, find_parts, read_rows
 from siclip_platform.storage import AnyPath, absolute_path
 from siclip_platform.storage.atomic import replacing, write_text_atomically
 
-PIECE_ROWS = 256
-REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("place", pa.string()), ("reason", pa.string())])
+PART_ROWS = 256
+REJECTED_SCHEMA = pa.schema([("id", pa.string()), (LOCATION, pa.string()), ("reason", pa.string())])
 
 
 class _Embed:
-    """An actor: embeds one piece after the other and writes each as a Parquet file, whole or not at all."""
+    """An actor that embeds parts, one by one, and writes each as a Parquet file atomically."""
 
     def __init__(self, checkpoint: str, folder: str) -> None:
         self.encoder = Encoder.load(checkpoint)
         self.folder = Path(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        number, piece = int(batch["number"][0]), InputPart(**json.loads(str(batch["piece"][0])))
-        rows, rejected = self._embed(piece)
+        index, part = int(batch["index"][0]), InputPart(**json.loads(str(batch["part"][0])))
+        rows, inputs, rejected = self._read(part)
+        encode = self.encoder.texts if part.kind == "text" else self.encoder.images
+        embeddings = encode(inputs) if inputs else np.empty((0, self.encoder.width), np.float32)
+        flat = pa.array(embeddings.reshape(-1), pa.float32())
         table = pa.table(
             {
-                "id": pa.array([row["id"] for row in rows], pa.string()),
-                "place": pa.array([row["place"] for row in rows], pa.string()),
-                "embedding": _vectors([row["embedding"] for row in rows], self.encoder.width),
+                "id": pa.array([row.id for row in rows], pa.string()),
+                LOCATION: pa.array([row.location for row in rows], pa.string()),
+                "embedding": pa.FixedSizeListArray.from_arrays(flat, self.encoder.width),
             }
         )
-        with replacing(self.folder / f"{number:06d}.parquet") as temporary:
+        with replacing(self.folder / f"{index:06d}.parquet") as temporary:
             pq.write_table(table, temporary)
         return {
-            "number": batch["number"],
+            "index": batch["index"],
             "rows": np.array([len(rows)]),
             "rejected": np.array([json.dumps(rejected)]),
         }
 
-    def _embed(self, piece: InputPart) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def _read(self, part: InputPart) -> tuple[list[InputRow], list[Any], list[dict[str, str]]]:
+        """The usable rows of a part, their inputs for the encoder, and the rejected rows with their reasons."""
         rows, inputs, rejected = [], [], []
-        for row in read_rows(piece):
+        for row in read_rows(part):
             try:
-                inputs.append(self._input(row))
+                inputs.append(self._input(row, part.kind))
             except UserError as error:
-                rejected.append({"id": row["id"], "place": row["place"], "reason": str(error)})
+                rejected.append({"id": row.id, LOCATION: row.location, "reason": str(error)})
             else:
-                rows.append({"id": row["id"], "place": row["place"]})
-        if inputs:
-            encode = self.encoder.texts if piece.kind == "text" else self.encoder.images
-            for row, embedding in zip(rows, encode(inputs), strict=True):
-                row["embedding"] = embedding
-        return rows, rejected
+                rows.append(row)
+        return rows, inputs, rejected
 
-    def _input(self, row: dict[str, Any]) -> Any:
-        if "image" in row:
-            if not row["image"]:
-                raise UserError(f"{row['place']} holds no bytes")
-            return self.encoder.pixels(row["image"], row["place"])
-        if not row["text"] or not row["text"].strip():
-            raise UserError(f"{row['place']} is an empty text")
-        return row["text"]
+    def _input(self, row: InputRow, kind: Modality) -> Any:
+        if kind == "image":
+            if not row.value:
+                raise UserError(f"{row.location} is empty")
+            return self.encoder.pixels(row.value, row.location)
+        if not row.value or not row.value.strip():
+            raise UserError(f"{row.location} is an empty text")
+        return row.value
 
 
 def embed(
@@ -83,47 +83,63 @@ def embed(
     actors: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> IndexDescription:
-    """Embed what ``source`` holds into the new folder ``out``; needs a connected Ray.
+    """Embed a source and write an index; requires a connected Ray.
 
-    What cannot be read is left out and listed in ``rejected.parquet``, with its reason.
+    Rows that cannot be read are skipped and listed in ``rejected.parquet`` with the reason.
+
+    Args:
+        checkpoint: the model.
+        source: a folder of images, a text file, or Parquet.
+        out: a new folder for the index.
+        kind: what to embed; None if the source has only one of the two.
+        column: the Parquet column; None for the first known name.
+        actors: copies of the model that work at a time.
+        progress: called with the number of finished parts and of all parts.
 
     Raises:
-        UserError: the checkpoint or the source cannot be used, ``out`` exists, or nothing at all could be read.
+        UserError: the checkpoint or the source cannot be used, ``out`` exists, or no row could be read.
     """
     encoder = Encoder.load(checkpoint)
     model = encoder.model.config
-    pieces = find_pieces(source, kind, column, PIECE_ROWS)
-    kinds = {piece.kind for piece in pieces}
+    parts = find_parts(source, kind, column, PART_ROWS)
+    kinds = {part.kind for part in parts}
     if len(kinds) > 1:
-        raise UserError(f"{source} holds images and texts: choose with --kind image or --kind text")
+        raise UserError(f"{source} contains images and texts: choose with --kind image or --kind text")
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
     (out / PARTS).mkdir(parents=True)
-    written, rejected = _run(checkpoint, pieces, out / PARTS, actors, progress)
+    written, rejected = _run(checkpoint, parts, out / PARTS, actors, progress)
     if not written:
-        reason = rejected[0]["reason"] if rejected else "there is nothing in it"
-        raise UserError(f"nothing of {source} could be embedded: {reason}")
+        reason = rejected[0]["reason"] if rejected else "it is empty"
+        raise UserError(f"no row of {source} could be embedded: {reason}")
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED_SCHEMA), out / REJECTED)
     description = IndexDescription(
-        kind=kinds.pop(), model=model.name, weights=encoder.weights, checkpoint=absolute_path(checkpoint),
-        embed_dim=model.embed_dim, rows=written, rejected=len(rejected), source=str(source.resolve()),
-    )  # fmt: skip
+        kind=kinds.pop(),
+        model=model.name,
+        weights=encoder.weights,
+        checkpoint=absolute_path(checkpoint),
+        embed_dim=model.embed_dim,
+        rows=written,
+        rejected=len(rejected),
+        source=str(source.resolve()),
+    )
+    # Written last: a folder without it is not an index.
     write_text_atomically(out / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
     return description
 
 
 def _run(
     checkpoint: str | AnyPath,
-    pieces: list[InputPart],
+    parts: list[InputPart],
     folder: Path,
     actors: int,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[int, list[dict[str, str]]]:
-    """Rows written, and the rejected ones in the order of the source."""
+    """The number of rows written, and the rejected rows in the order of the source."""
     import ray
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    items = [{"number": number, "piece": json.dumps(asdict(piece))} for number, piece in enumerate(pieces)]
+    items = [{"index": index, "part": json.dumps(asdict(part))} for index, part in enumerate(parts)]
     actors = min(actors, len(items))
     found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         _Embed,
@@ -135,14 +151,10 @@ def _run(
         num_gpus=1 if use_gpu else 0,
     )
     written, rejected = 0, {}
+    # Ray Data yields the parts in the order in which they finish.
     for done, row in enumerate(found.iter_rows(), 1):
         written += int(row["rows"])
-        rejected[int(row["number"])] = json.loads(row["rejected"])
+        rejected[int(row["index"])] = json.loads(row["rejected"])
         if progress is not None:
             progress(done, len(items))
-    return written, [item for number in sorted(rejected) for item in rejected[number]]
-
-
-def _vectors(embeddings: list[Any], width: int) -> pa.FixedSizeListArray:
-    flat = np.concatenate(embeddings) if embeddings else np.empty(0, np.float32)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), width)
+    return written, [item for index in sorted(rejected) for item in rejected[index]]

@@ -1,4 +1,4 @@
-"""A checkpoint ready to embed image files and texts.
+"""A checkpoint that embeds image files and texts.
 
 Shapes: N inputs, D embed_dim.
 """
@@ -26,9 +26,12 @@ Embeddings = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Unit embeddings from a model, reparameterized and in eval mode, on the best device here.
+    """Unit embeddings from a reparameterized model in eval mode.
 
-    ``weights``: the `weights_hash` of the checkpoint's own form.
+    Attributes:
+        model: the reparameterized model.
+        device: the GPU, if there is one, else the CPU.
+        weights: `weights_hash` of the model as the checkpoint stores it.
     """
 
     model: Clip
@@ -37,10 +40,10 @@ class Encoder:
 
     @classmethod
     def load(cls, checkpoint: str | AnyPath) -> Encoder:
-        """Read a checkpoint of ours.
+        """Load a checkpoint that training wrote.
 
         Raises:
-            UserError: it is missing, damaged or of another kind.
+            UserError: it is missing, damaged or not such a checkpoint.
         """
         model = read_model(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,25 +52,30 @@ class Encoder:
 
     @property
     def width(self) -> int:
+        """The width D of the embeddings."""
         return self.model.config.embed_dim
 
-    def pixels(self, file: bytes, place: str) -> npt.NDArray[np.uint8]:
-        """An encoded image as the model sees it, (size, size, 3) uint8.
+    def pixels(self, file: bytes, where: str) -> npt.NDArray[np.uint8]:
+        """Decode an image and resize it for the model: (size, size, 3) uint8.
+
+        Args:
+            file: an encoded image.
+            where: where it comes from, for the error message.
 
         Raises:
-            UserError: it cannot be decoded; the message names ``place``.
+            UserError: it cannot be decoded.
         """
-        return fit_image(decode_image(file, place), self.model.config.image.image_size)
+        return fit_image(decode_image(file, where), self.model.config.image.image_size)
 
     @torch.no_grad()
     def images(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Embeddings:
-        """Pictures from `pixels` → (N, D), unit length."""
+        """Images from `pixels` → (N, D), unit length."""
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
         return _array(self.model.encode_image(to_float_images(batch), normalize=True))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Embeddings:
-        """(N, D), unit length; a text longer than the model's context is cut."""
+        """Texts → (N, D), unit length. A text that is longer than the model's context is truncated."""
         tokens = tokenize(list(texts), self.model.config.text.context_length).to(self.device)
         return _array(self.model.encode_text(tokens, normalize=True))
 

@@ -1,7 +1,4 @@
-"""What can be embedded: a folder of images, a file of texts, Parquet with images or texts; as rows of one form.
-
-A row is ``{"id", "place"}`` and, where it does not have to be read from a file, ``"image"`` (bytes) or ``"text"``.
-"""
+"""Sources to embed: a folder of images, a text file, or Parquet with images or texts."""
 
 from __future__ import annotations
 
@@ -25,7 +22,17 @@ Modality = Literal["image", "text"]
 
 @dataclass(frozen=True)
 class InputPart:
-    """Rows that one task reads: image files of a folder, lines of a text file, or a row group of a Parquet file."""
+    """The rows that one task reads: image files of a folder, lines of a text file, or a row group of a Parquet file.
+
+    Attributes:
+        kind: what the rows are.
+        files: image files relative to ``root``, or one text file.
+        parquet: a Parquet file, in place of ``files``.
+        row_group: index of the row group in it.
+        column: the column with images or texts.
+        id_column: the column with ids; empty if there is none.
+        root: the folder of ``files``.
+    """
 
     kind: Modality
     files: tuple[str, ...] = ()
@@ -36,8 +43,29 @@ class InputPart:
     root: str = ""
 
 
-def find_pieces(source: Path, kind: Modality | None, column: str | None, size: int) -> list[InputPart]:
-    """Cut a source into pieces of about ``size`` rows. ``kind`` and ``column``: None where the source tells.
+@dataclass(frozen=True)
+class InputRow:
+    """One input.
+
+    Attributes:
+        id: unique within the source.
+        location: a path, ``FILE:LINE`` of a text file, or ``FILE#GROUP:ROW`` of a Parquet file.
+        value: the encoded image or the text; None for a null in Parquet.
+    """
+
+    id: str
+    location: str
+    value: Any
+
+
+def find_parts(source: Path, kind: Modality | None, column: str | None, size: int) -> list[InputPart]:
+    """Split a source into parts.
+
+    Args:
+        source: a folder of images, a text file, or Parquet.
+        kind: what to embed; None if the source has only one of the two.
+        column: the Parquet column; None for the first known name.
+        size: image files per part.
 
     Raises:
         UserError: there is nothing to embed, or a Parquet file has no such column.
@@ -48,12 +76,12 @@ def find_pieces(source: Path, kind: Modality | None, column: str | None, size: i
         return [InputPart("text", files=(str(source),), root=str(source.parent))]
     tables = _tables(source)
     if tables:
-        return [piece for table in tables for piece in _row_groups(table, kind, column)]
+        return [part for table in tables for part in _row_groups(table, kind, column)]
     images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
     if not images:
         raise UserError(
-            f"nothing to embed in {source}: it holds neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor "
-            "Parquet files, and is no .txt file with a text a line"
+            f"nothing to embed in {source}: it contains neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor "
+            "Parquet files, and is not a .txt file with one text per line"
         )
     names = [str(path.relative_to(source)) for path in images]
     return [
@@ -77,11 +105,11 @@ def _row_groups(table: Path, kind: Modality | None, column: str | None) -> Itera
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{table} is not a readable Parquet file: {error}") from None
     known = {"image": IMAGE_COLUMNS, "text": TEXT_COLUMNS, None: (*IMAGE_COLUMNS, *TEXT_COLUMNS)}[kind]
-    wanted: tuple[str, ...] = (column,) if column else known
-    found = next((name for name in wanted if name in schema.names), None)
+    names: tuple[str, ...] = (column,) if column else known
+    found = next((name for name in names if name in schema.names), None)
     if found is None:
         raise UserError(
-            f"{table} has none of the columns {', '.join(wanted)}: it has {', '.join(schema.names)}; "
+            f"{table} has none of the columns {', '.join(names)}: it has {', '.join(schema.names)}; "
             "name one with --column"
         )
     type_ = schema.field(found).type
@@ -95,44 +123,44 @@ def _row_groups(table: Path, kind: Modality | None, column: str | None) -> Itera
         )
 
 
-def read_rows(piece: InputPart) -> Iterator[dict[str, Any]]:
-    """The rows of a piece, in order."""
-    if piece.parquet:
-        yield from _table_rows(piece)
-    elif piece.kind == "text":
-        for number, line in enumerate(Path(piece.files[0]).read_text(encoding="utf-8").splitlines(), 1):
-            yield {"id": str(number), "place": f"{piece.files[0]}:{number}", "text": line}
+def read_rows(part: InputPart) -> Iterator[InputRow]:
+    """The rows of a part, in order."""
+    if part.parquet:
+        yield from _table_rows(part)
+    elif part.kind == "text":
+        for number, line in enumerate(Path(part.files[0]).read_text(encoding="utf-8").splitlines(), 1):
+            yield InputRow(str(number), f"{part.files[0]}:{number}", line)
     else:
-        for name in piece.files:
-            path = Path(piece.root, name)
-            yield {"id": name, "place": str(path), "image": path.read_bytes()}
+        for name in part.files:
+            path = Path(part.root, name)
+            yield InputRow(name, str(path), path.read_bytes())
 
 
-def _table_rows(piece: InputPart) -> Iterator[dict[str, Any]]:
-    columns = [piece.column] + ([piece.id_column] if piece.id_column else [])
-    table = pq.ParquetFile(piece.parquet).read_row_group(piece.row_group, columns=columns)
-    ids = table[piece.id_column].to_pylist() if piece.id_column else [None] * table.num_rows
-    for number, (identity, value) in enumerate(zip(ids, table[piece.column].to_pylist(), strict=True)):
-        place = f"{piece.parquet}#{piece.row_group}:{number}"
-        yield {"id": str(identity) if identity is not None else place, "place": place, piece.kind: value}
+def _table_rows(part: InputPart) -> Iterator[InputRow]:
+    columns = [part.column] + ([part.id_column] if part.id_column else [])
+    table = pq.ParquetFile(part.parquet).read_row_group(part.row_group, columns=columns)
+    ids = table[part.id_column].to_pylist() if part.id_column else [None] * table.num_rows
+    for index, (identity, value) in enumerate(zip(ids, table[part.column].to_pylist(), strict=True)):
+        location = f"{part.parquet}#{part.row_group}:{index}"
+        yield InputRow(str(identity) if identity is not None else location, location, value)
 
 
-def read_place(place: str) -> bytes:
-    """The image file that a row's ``place`` names.
+def read_image_at(location: str) -> bytes:
+    """The encoded image at the location of an `InputRow`.
 
     Raises:
-        UserError: it is not there any more.
+        UserError: it cannot be read any more.
     """
-    table, mark, rest = place.rpartition("#")
+    table, mark, rest = location.rpartition("#")
     try:
         if not mark or not table.endswith(".parquet"):
-            return Path(place).read_bytes()
-        group, _, number = rest.partition(":")
+            return Path(location).read_bytes()
+        group, _, index = rest.partition(":")
         file = pq.ParquetFile(table)
         column = next(
             name for name in file.schema_arrow.names if pa.types.is_binary(file.schema_arrow.field(name).type)
         )
-        value: bytes = file.read_row_group(int(group), columns=[column])[column][int(number)].as_py()
+        value: bytes = file.read_row_group(int(group), columns=[column])[column][int(index)].as_py()
         return value
     except (OSError, StopIteration, pa.ArrowException) as error:
-        raise UserError(f"the image at {place} cannot be read any more: {error}; embed the images again") from None
+        raise UserError(f"the image at {location} cannot be read any more: {error}; embed the images again") from None

@@ -1,4 +1,4 @@
-"""A model card in Markdown: what the model is, what it was made from, what was measured, what may be done with it."""
+"""A model card in Markdown: the model, its origin, its measurements, its licence and its limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = "not recorded: name the run with --run and --tracking-uri"
 
 @dataclass(frozen=True)
 class Origin:
-    """The MLflow run that trained a model: recipe parameters, tags, last metrics."""
+    """The MLflow run that trained a model, with its parameters, tags and last metrics."""
 
     run_id: str
     params: Mapping[str, str] = field(default_factory=dict)
@@ -28,7 +28,7 @@ def read_origin(tracking_uri: str, run_id: str) -> Origin:
     """A run from a tracking store.
 
     Raises:
-        UserError: there is no such run or store.
+        UserError: the store or the run does not exist.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -47,7 +47,13 @@ def read_origin(tracking_uri: str, run_id: str) -> Origin:
 
 
 def model_card(model: Clip, checkpoint: str, origin: Origin | None) -> str:
-    """The card's text; figures are those of the model and of its run, and what is not known is said to be so."""
+    """The text of the card.
+
+    Args:
+        model: the model.
+        checkpoint: the checkpoint's name.
+        origin: the run that trained it; None marks its data, metrics and licence as not recorded.
+    """
     config = model.config
     total = describe_model(model).total
     lines = [
@@ -58,9 +64,9 @@ def model_card(model: Clip, checkpoint: str, origin: Origin | None) -> str:
         "",
         "## Size",
         "",
-        f"- parameters, ready for use: {total.reparameterized_parameters:,}",
-        f"- multiply-adds of a pair: {total.multiply_adds / 1e6:,.1f} M",
-        f"- made from: `{checkpoint}`",
+        f"- parameters, reparameterized: {total.reparameterized_parameters:,}",
+        f"- multiply-adds per pair: {total.multiply_adds / 1e6:,.1f} M",
+        f"- checkpoint: `{checkpoint}`",
         "",
         "## Data and recipe",
         "",
@@ -76,14 +82,14 @@ def model_card(model: Clip, checkpoint: str, origin: Origin | None) -> str:
         "",
         "## Limits",
         "",
-        "Similarity is not truth: the model reproduces what its captions say and leave out. It was not examined for "
-        "fairness, faces or safety-critical use. Figures hold for the data they were measured on.",
+        "Similarity is not truth: the model reproduces what its captions state and omit. It was not examined for "
+        "fairness, faces or safety-critical use. The metrics are valid for the data on which they were measured.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def write_card(exported: Path, text: str) -> Path:
-    """Beside a file as ``NAME.md``, in a folder as ``README.md``."""
+    """Write the card as ``README.md`` into an exported folder, or as ``NAME.md`` beside an exported file."""
     path = exported / "README.md" if exported.is_dir() else exported.with_name(f"{exported.name}.md")
     path.write_text(text, encoding="utf-8")
     return path
@@ -105,7 +111,7 @@ def _recipe(origin: Origin | None) -> list[str]:
 def _metrics(origin: Origin | None) -> list[str]:
     found = {k: f"{v:.4f}" for k, v in (origin.metrics if origin else {}).items() if k.startswith(SHOWN_METRICS)}
     if not found:
-        return ["no evaluation is recorded with this model" if origin else UNKNOWN]
+        return ["no evaluation of this model is recorded" if origin else UNKNOWN]
     return _table(("metric", "value"), found)
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint as an MLflow model, so that ``mlflow models serve`` answers with embeddings.
+"""A checkpoint as an MLflow model that ``mlflow models serve`` can serve.
 
-A request's rows have a column ``text``, or a column ``image`` with a base64-encoded JPEG, PNG or WebP; the answer
-has one embedding a row, a list of D numbers of unit length.
+The rows of a request have a column ``text``, or a column ``image`` with base64-encoded JPEG, PNG or WebP. The
+response has one embedding per row, a list of D numbers with unit length.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from siclip.errors import UserError
 
 CHECKPOINT = "checkpoint"
 LARGEST_REQUEST = 1024
-"""Rows of one request: what a server holds in memory is bounded."""
+"""Rows per request, to bound the memory of the server."""
 
 
 class SiclipModel(mlflow.pyfunc.PythonModel):
-    """Embeds texts and images. ``predict`` bears no types: MLflow would take them for a schema."""
+    """Embeds texts and images."""
 
     def load_context(self, context: Any) -> None:
+        """Load the checkpoint; MLflow calls this once per process."""
         from siclip_platform.inference.encoder import Encoder
 
         self.encoder = Encoder.load(Path(context.artifacts[CHECKPOINT]))
 
+    # No types on model_input: MLflow would read them as a schema.
     def predict(self, context: Any, model_input, params=None):  # type: ignore[no-untyped-def]
         """A pandas DataFrame with a column ``text`` or ``image`` → embeddings.
 
@@ -37,7 +39,7 @@ class SiclipModel(mlflow.pyfunc.PythonModel):
         columns = [name for name in ("text", "image") if name in model_input.columns]
         if len(columns) != 1 or len(model_input) > LARGEST_REQUEST:
             raise UserError(
-                f"a request has one column, text or image, and at most {LARGEST_REQUEST} rows; this one has "
+                f"a request requires one column, text or image, and at most {LARGEST_REQUEST} rows; this one has "
                 f"{', '.join(map(str, model_input.columns))} and {len(model_input)} rows"
             )
         values = [str(value) for value in model_input[columns[0]]]
@@ -45,8 +47,8 @@ class SiclipModel(mlflow.pyfunc.PythonModel):
             found = self.encoder.texts(values)
         else:
             found = self.encoder.images([self._pixels(value, row) for row, value in enumerate(values)])
-        answer: list[list[float]] = found.tolist()
-        return answer
+        embeddings: list[list[float]] = found.tolist()
+        return embeddings
 
     def _pixels(self, text: str, row: int) -> Any:
         try:
@@ -68,7 +70,7 @@ def export_mlflow(checkpoint: Path, out: Path) -> None:
 
     from siclip.checkpoints.formats import load_model
 
-    load_model(checkpoint)
+    load_model(checkpoint)  # a damaged checkpoint is refused here, not by the server
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
     inputs = Schema([ColSpec("string", "text", required=False), ColSpec("string", "image", required=False)])

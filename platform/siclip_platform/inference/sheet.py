@@ -1,4 +1,4 @@
-"""What a search found as one HTML page: thumbnails in the page itself, names, similarities."""
+"""The hits of a search as one HTML page with embedded thumbnails, ids and similarities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from siclip.data.images import decode_image
 from siclip.errors import UserError
 from siclip_platform.inference.index import Hit
-from siclip_platform.inference.inputs import read_place
+from siclip_platform.inference.inputs import read_image_at
 
 SIDE = 192
 PAGE = """<!doctype html>
@@ -28,25 +28,33 @@ img, .gone { aspect-ratio: 1; border-radius: .5rem; object-fit: contain; width: 
 p { margin: .25rem 0; overflow-wrap: anywhere; }
 </style></head><body>
 <h1>{{ query }}</h1>
-{% if asked %}<p><img src="{{ asked }}" alt="the image that was asked with" style="max-width: 12rem"></p>{% endif %}
-<ol>{% for hit, picture in found %}<li>
-{% if picture %}<img src="{{ picture }}" alt="{{ hit.id }}">{% else %}<div class="gone">no picture</div>{% endif %}
+{% if image %}<p><img src="{{ image }}" alt="the query image" style="max-width: 12rem"></p>{% endif %}
+<ol>{% for hit, thumbnail in found %}<li>
+{% if thumbnail %}<img src="{{ thumbnail }}" alt="{{ hit.id }}">{% else %}<div class="gone">no image</div>{% endif %}
 <p>{{ loop.index }}. {{ hit.id }}</p><p>similarity {{ "%.3f"|format(hit.similarity) }}</p>
 </li>{% endfor %}</ol></body></html>
 """
 
 
-def write_sheet(path: Path, query: str, hits: Sequence[Hit], asked: bytes | None, with_pictures: bool) -> None:
-    """Write the page. ``asked``: the image that was asked with. Everything in it is escaped."""
+def write_sheet(path: Path, query: str, hits: Sequence[Hit], image: bytes | None, with_images: bool) -> None:
+    """Write the page; every text in it is escaped.
+
+    Args:
+        path: the HTML file.
+        query: the query's text, or its image's path.
+        hits: what the search found.
+        image: the query image, encoded; None for a text query.
+        with_images: the hits are images.
+    """
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    found = [(hit, _picture(hit.place) if with_pictures else None) for hit in hits]
-    page = template.render(query=query, asked=thumbnail(asked) if asked else None, found=found)
+    found = [(hit, _thumbnail_at(hit.location) if with_images else None) for hit in hits]
+    page = template.render(query=query, image=thumbnail(image) if image else None, found=found)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
 def thumbnail(file: bytes) -> str:
-    """An encoded image as a data URI of a JPEG of `SIDE` px at most."""
+    """An encoded image as a JPEG of at most `SIDE` px, in a data URI."""
     image = Image.fromarray(decode_image(file))
     image.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
@@ -54,8 +62,8 @@ def thumbnail(file: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _picture(place: str) -> str | None:
+def _thumbnail_at(location: str) -> str | None:
     try:
-        return thumbnail(read_place(place))
+        return thumbnail(read_image_at(location))
     except UserError:
         return None

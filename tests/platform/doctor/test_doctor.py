@@ -1,4 +1,4 @@
-"""Every check of the doctor against facts that are right, doubtful and wrong; and the command as a whole."""
+"""Every check of the doctor on facts that are right, doubtful and wrong; and the whole command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENVIRONMENT = {key: str(value) for key, value in default_environment().items()}
 
 
 @pytest.mark.parametrize(
-    ("finding", "level", "said"),
+    ("finding", "level", "detail"),
     [
         (checks.python_version((3, 11, 0)), "ok", "3.11.0"),
         (checks.python_version((3, 10, 9)), "wrong", "3.10.9"),
@@ -51,18 +51,18 @@ ENVIRONMENT = {key: str(value) for key, value in default_environment().items()}
         (checks.openmp("2", "active", 2), "note", "OMP_WAIT_POLICY=active"),
     ],
 )
-def test_check(finding: checks.Finding, level: str, said: str) -> None:
+def test_check(finding: checks.Finding, level: str, detail: str) -> None:
     assert finding.level == level
-    assert said in finding.detail
+    assert detail in finding.detail
     assert bool(finding.remedy) == (level != "ok") or (level, finding.name) == ("note", "torch")
 
 
-def test_a_file_limit_is_raised_by_the_user_as_far_as_the_hard_limit_goes() -> None:
+def test_a_user_can_raise_the_file_limit_up_to_the_hard_limit() -> None:
     assert checks.open_files(1024, 1_048_576).remedy == "ulimit -n 65536"
     assert "as root" in checks.open_files(1024, 4096).remedy
 
 
-def test_lock_is_compared_pin_by_pin() -> None:
+def test_the_lock_is_compared_pin_by_pin() -> None:
     lock = "a-b==1.0 \\\n    --hash=sha256:00\nc==2.0 ; python_version < '3' \\\n    --hash=sha256:00\nd==3\n"
     agree = checks.locked_versions(lock, {"a-b": "1.0", "d": "3"}, ENVIRONMENT)
     assert (agree.level, agree.detail) == ("ok", "2 as in requirements.lock")
@@ -72,17 +72,17 @@ def test_lock_is_compared_pin_by_pin() -> None:
     assert (missing.level, missing.detail) == ("wrong", "missing: d")
 
 
-def test_this_environment_agrees_with_the_real_lock_where_it_must() -> None:
+def test_the_real_lock_is_parsed_and_matches_the_installed_torch() -> None:
     lock = (Path(__file__).parents[3] / "requirements.lock").read_text()
     torch = importlib.metadata.version("torch").partition("+")[0]
-    assert f"\ntorch=={torch} " in lock  # the pin stands there as the parser expects it
+    assert f"\ntorch=={torch} " in lock  # the format that the parser expects
     finding = checks.locked_versions(lock, {"torch": torch}, ENVIRONMENT)
     pinned = {line.partition("==")[0] for line in lock.splitlines() if "==" in line}
     missing = int(finding.detail.rpartition(" and ")[2].partition(" ")[0]) + 5
-    assert 0.8 * len(pinned) < missing < len(pinned)  # all but torch and what is for other systems
+    assert 0.8 * len(pinned) < missing < len(pinned)  # all except torch and pins for other systems
 
 
-def test_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_facts_of_this_machine_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     token = tmp_path / "auth_token"
@@ -98,7 +98,7 @@ def test_facts_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not [name for name in found if name.startswith("import ")]
 
 
-def test_command_says_what_is_wrong_and_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_what_is_wrong_and_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""A trained model at work: embed, search, the MLflow model and the card, against the model called by hand."""
+"""Embeddings, search, the MLflow model and the model card, compared with the library's own forward pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from siclip_platform.cli import app
 from siclip_platform.inference.embed import embed
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import open_index
-from siclip_platform.inference.inputs import find_pieces, read_place, read_rows
+from siclip_platform.inference.inputs import find_parts, read_image_at, read_rows
 from siclip_platform.inference.model_card import Origin, model_card
 from siclip_platform.inference.serving import SiclipModel, export_mlflow
 
@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def picture(colour: str, side: int = 80) -> bytes:
+def encoded(colour: str, side: int = 80) -> bytes:
     out = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 40, (side, side + 16, 3)) + np.array(COLOURS[colour])
     Image.fromarray(pixels.astype(np.uint8)).save(out, "JPEG", quality=95)
@@ -55,14 +55,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     (folder / "more").mkdir()
     for name, colour in (("a.jpg", "red"), ("b.jpg", "green"), ("more/c.jpg", "blue")):
-        (folder / name).write_bytes(picture(colour))
-    (folder / "broken.png").write_bytes(b"not a picture")
+        (folder / name).write_bytes(encoded(colour))
+    (folder / "broken.png").write_bytes(b"not an image")
     (folder / "notes.md").write_text("not an image")
     return folder
 
 
-def by_hand(checkpoint: Path, file: bytes) -> np.ndarray:
-    """With the library alone: torchvision's preprocessing, the model as it was trained, in eval mode."""
+def expected_image(checkpoint: Path, file: bytes) -> np.ndarray:
+    """With the library alone: torchvision's preprocessing, the model in its train form and in eval mode."""
     model = load_model(checkpoint).eval()
     image = preprocess(train=False, size=model.config.image.image_size)(Image.open(io.BytesIO(file)))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def by_hand(checkpoint: Path, file: bytes) -> np.ndarray:
     return found
 
 
-def text_by_hand(checkpoint: Path, text: str) -> np.ndarray:
+def expected_text(checkpoint: Path, text: str) -> np.ndarray:
     model = load_model(checkpoint).eval()
     with torch.no_grad():
         tokens = tokenize([text], model.config.text.context_length)
@@ -86,10 +86,12 @@ def index(own_ray: None, checkpoint: Path, folder: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.slow
-def test_a_folder_of_images_becomes_parquet_of_their_embeddings(index: Path, folder: Path, checkpoint: Path) -> None:
+def test_embeddings_of_a_folder_of_images_are_written_as_parquet(index: Path, folder: Path, checkpoint: Path) -> None:
     table = pads.dataset(index / "embeddings", format="parquet").to_table()
     assert table["id"].to_pylist() == ["a.jpg", "b.jpg", "more/c.jpg"]
-    expected = np.stack([by_hand(checkpoint, (folder / name).read_bytes()) for name in table["id"].to_pylist()])
+    expected = np.stack(
+        [expected_image(checkpoint, (folder / name).read_bytes()) for name in table["id"].to_pylist()]
+    )
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=1e-4)
     rejected = pq.read_table(index / "rejected.parquet").to_pylist()
     assert [row["id"] for row in rejected] == ["broken.png"]
@@ -99,16 +101,17 @@ def test_a_folder_of_images_becomes_parquet_of_their_embeddings(index: Path, fol
 
 
 @pytest.mark.slow
-def test_search_orders_by_cosine_and_draws_a_sheet(
+def test_search_orders_by_cosine_and_writes_a_sheet(
     index: Path, folder: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     sheet = tmp_path / "sheet.html"
     query = "a <script>alert(1)</script> square"
     result = CliRunner().invoke(app, ["search", str(index), query, "--sheet", str(sheet), "--count", "2"])
     assert result.exit_code == 0, result.output
-    text = text_by_hand(checkpoint, query)
+    text = expected_text(checkpoint, query)
     cosines = {
-        name: by_hand(checkpoint, (folder / name).read_bytes()) @ text for name in ("a.jpg", "b.jpg", "more/c.jpg")
+        name: expected_image(checkpoint, (folder / name).read_bytes()) @ text
+        for name in ("a.jpg", "b.jpg", "more/c.jpg")
     }
     best = sorted(cosines, key=lambda name: -cosines[name])[:2]
     lines = result.output.splitlines()
@@ -120,11 +123,11 @@ def test_search_orders_by_cosine_and_draws_a_sheet(
 
 
 @pytest.mark.slow
-def test_search_by_an_image_finds_it_first(index: Path, folder: Path, tmp_path: Path) -> None:
+def test_search_with_an_image_finds_it_first(index: Path, folder: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.html"
     result = CliRunner().invoke(app, ["search", str(index), str(folder / "b.jpg"), "--sheet", str(sheet)])
     assert result.output.splitlines()[0] == "1.0000  b.jpg"
-    assert sheet.read_text().count("data:image/jpeg") == 4  # what was asked with, and three found
+    assert sheet.read_text().count("data:image/jpeg") == 4  # the query and three hits
 
 
 @pytest.mark.slow
@@ -134,18 +137,18 @@ def test_search_refuses_another_model(index: Path, tmp_path: Path) -> None:
     save_checkpoint(other, create_model("siclip-nano"))
     result = CliRunner().invoke(app, ["search", str(index), "x", "--checkpoint", str(other)])
     assert isinstance(result.exception, UserError)
-    assert "did not make" in str(result.exception)
+    assert "is not the model of" in str(result.exception)
 
 
 @pytest.mark.slow
-def test_parquet_of_texts(own_ray: None, checkpoint: Path, tmp_path: Path) -> None:
+def test_embeddings_of_texts_in_parquet(own_ray: None, checkpoint: Path, tmp_path: Path) -> None:
     table = pa.table({"key": ["x", "y", "z", "w"], "caption": [*TEXTS, " "]})
     pq.write_table(table, tmp_path / "texts.parquet", row_group_size=3)
     description = embed(checkpoint, tmp_path / "texts.parquet", tmp_path / "index")
     assert (description.kind, description.rows, description.rejected) == ("text", 3, 1)
     found = open_index(tmp_path / "index")
     assert found.ids == ["x", "y", "z"]
-    expected = np.stack([text_by_hand(checkpoint, text) for text in TEXTS])
+    expected = np.stack([expected_text(checkpoint, text) for text in TEXTS])
     np.testing.assert_allclose(found.embeddings, expected, atol=1e-4)
     hits = found.nearest(expected[1], 3)
     assert hits[0].id == "y"
@@ -153,23 +156,23 @@ def test_parquet_of_texts(own_ray: None, checkpoint: Path, tmp_path: Path) -> No
         embed(checkpoint, tmp_path / "texts.parquet", tmp_path / "index")
 
 
-def test_pieces_of_every_kind_of_source(folder: Path, tmp_path: Path) -> None:
-    pieces = find_pieces(folder, None, None, size=3)
-    assert [len(piece.files) for piece in pieces] == [3, 1]
+def test_parts_of_each_type_of_source(folder: Path, tmp_path: Path) -> None:
+    parts = find_parts(folder, None, None, size=3)
+    assert [len(part.files) for part in parts] == [3, 1]
     lines = tmp_path / "lines.txt"
     lines.write_text("one\ntwo\n")
-    rows = list(read_rows(find_pieces(lines, None, None, 10)[0]))
-    assert [(row["id"], row["text"]) for row in rows] == [("1", "one"), ("2", "two")]
-    images = pa.table({"id": ["r", "g"], "jpg": [picture("red"), picture("green")]})
+    rows = list(read_rows(find_parts(lines, None, None, 10)[0]))
+    assert [(row.id, row.value) for row in rows] == [("1", "one"), ("2", "two")]
+    images = pa.table({"id": ["r", "g"], "jpg": [encoded("red"), encoded("green")]})
     pq.write_table(images, tmp_path / "images.parquet", row_group_size=1)
-    pieces = find_pieces(tmp_path / "images.parquet", "image", None, 10)
-    row = next(read_rows(pieces[1]))
-    assert row["id"] == "g"
-    assert read_place(row["place"]) == row["image"] == picture("green")
+    parts = find_parts(tmp_path / "images.parquet", "image", None, 10)
+    row = next(read_rows(parts[1]))
+    assert row.id == "g"
+    assert read_image_at(row.location) == row.value == encoded("green")
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda p: None, "does not exist"),
         (lambda p: p.mkdir(), "nothing to embed"),
@@ -178,13 +181,13 @@ def test_pieces_of_every_kind_of_source(folder: Path, tmp_path: Path) -> None:
         (lambda p: (p.mkdir(), pq.write_table(pa.table({"text": [1]}), p / "a.parquet")), "is int64"),
     ],
 )
-def test_a_source_that_cannot_be_embedded_is_named(make: Any, said: str, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_embedded_is_refused(make: Any, message: str, tmp_path: Path) -> None:
     make(tmp_path / "source")
-    with pytest.raises(UserError, match=said):
-        find_pieces(tmp_path / "source", None, None, 10)
+    with pytest.raises(UserError, match=message):
+        find_parts(tmp_path / "source", None, None, 10)
 
 
-def test_index_must_be_whole(tmp_path: Path) -> None:
+def test_an_incomplete_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an index"):
         open_index(tmp_path)
     (tmp_path / "index.json").write_text("{}")
@@ -200,39 +203,39 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_mlflow_model_answers_with_the_models_embeddings(served: Path, checkpoint: Path) -> None:
+def test_the_mlflow_model_returns_the_models_embeddings(served: Path, checkpoint: Path) -> None:
     from mlflow.pyfunc import load_model as load_pyfunc
     from mlflow.pyfunc.scoring_server import init
 
     client = __import__("fastapi.testclient", fromlist=["TestClient"]).TestClient(init(load_pyfunc(str(served))))
 
-    def ask(column: str, values: list[str]) -> Any:
+    def post(column: str, values: list[str]) -> Any:
         body = {"dataframe_split": {"columns": [column], "data": [[value] for value in values]}}
         return client.post("/invocations", json=body)
 
-    texts = ask("text", TEXTS)
+    texts = post("text", TEXTS)
     assert texts.status_code == 200, texts.text
-    expected = np.stack([text_by_hand(checkpoint, text) for text in TEXTS])
+    expected = np.stack([expected_text(checkpoint, text) for text in TEXTS])
     np.testing.assert_allclose(np.array(texts.json()["predictions"]), expected, atol=1e-4)
-    images = ask("image", [base64.b64encode(picture("red")).decode()])
+    images = post("image", [base64.b64encode(encoded("red")).decode()])
     np.testing.assert_allclose(
-        np.array(images.json()["predictions"])[0], by_hand(checkpoint, picture("red")), atol=1e-4
+        np.array(images.json()["predictions"])[0], expected_image(checkpoint, encoded("red")), atol=1e-4
     )
-    assert ask("image", ["%%%"]).status_code != 200
-    assert "not base64" in ask("image", ["%%%"]).text
+    assert post("image", ["%%%"]).status_code != 200
+    assert "not base64" in post("image", ["%%%"]).text
 
 
-def test_a_request_needs_one_column_and_bounded_rows(checkpoint: Path) -> None:
+def test_a_request_requires_one_column_and_at_most_1024_rows(checkpoint: Path) -> None:
     model = SiclipModel()
     model.encoder = Encoder.load(checkpoint)
     for frame in (pd.DataFrame({"other": ["x"]}), pd.DataFrame({"text": ["x"] * 1025})):
-        with pytest.raises(UserError, match="a request has one column"):
+        with pytest.raises(UserError, match="a request requires one column"):
             model.predict(None, frame)
     with pytest.raises(UserError, match="row 0"):
-        model.predict(None, pd.DataFrame({"image": [base64.b64encode(b"no picture").decode()]}))
+        model.predict(None, pd.DataFrame({"image": [base64.b64encode(b"no image").decode()]}))
 
 
-def test_card_says_what_is_known_and_what_is_not(checkpoint: Path) -> None:
+def test_a_card_states_what_is_recorded_and_what_is_not(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     card = model_card(model, "model.pt", None)
     assert "not recorded" in card
@@ -247,10 +250,10 @@ def test_card_says_what_is_known_and_what_is_not(checkpoint: Path) -> None:
     assert "odd\\|name | &lt;b>" in card
     scratch = model_card(model, "model.pt", Origin("r1", {"model.inherit": "False", "teacher": "None"}))
     assert "trained from scratch" in scratch
-    assert "no evaluation is recorded" in scratch
+    assert "no evaluation of this model is recorded" in scratch
 
 
-def test_export_writes_a_card_beside_the_model(
+def test_export_writes_a_card_into_the_folder(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

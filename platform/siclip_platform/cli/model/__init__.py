@@ -1,4 +1,4 @@
-"""``siclip-platform model``: describe, convert and export models, and propose what they could share."""
+"""``siclip-platform model``: describe, convert and export models, and propose sharing patterns."""
 
 from siclip_platform.cli.model import convert, describe, export, sharing
 from siclip_platform.cli.model.group import app

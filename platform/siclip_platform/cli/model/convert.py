@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class How(StrEnum):
-    """What blocks get that share weights from now on."""
+    """Which weights blocks get that did not share before."""
 
     AVERAGE = "average"
     FIRST = "first"
@@ -26,18 +26,20 @@ class How(StrEnum):
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors.")],
     out: Annotated[Path, typer.Argument(help="A new file, .pt or .safetensors.")],
-    image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: as it is.")] = None,
-    text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: as it is.")] = None,
+    image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: unchanged.")] = None,
+    text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: unchanged.")] = None,
     how: Annotated[How, typer.Option(help="The mean of the blocks' weights, or the first block's.")] = How.AVERAGE,
-    model: Annotated[str | None, typer.Option(help="What a file of others holds, for example mobileclip-s0.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model in a file from another project, for example mobileclip-s0.")
+    ] = None,
 ) -> None:
-    """Write a model with other sharing patterns, as safetensors, or from a file of others.
+    """Write a model with other sharing patterns, in the other file format, or from another project's file.
 
-    Files of others, named with --model: Apple's mobileclip_s0.pt, open_clip's and other state dicts of MobileCLIP.
-    Training state is left out.
+    --model reads files of other projects: Apple's mobileclip_s0.pt, and MobileCLIP state dicts such as open_clip's.
+    Training state is not written.
 
-    Blocks that no longer share each get a copy, so the model computes the same. Blocks that share from now on
-    get the mean of their weights or the first one's: a heuristic start, to be trained on.
+    Blocks that no longer share get a copy each, so the model computes the same. Blocks that newly share get the mean
+    of their weights, or those of the first: a heuristic start for further training.
     """
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
@@ -59,23 +61,23 @@ def convert(
 
 def _check_out(out: Path) -> None:
     if out.suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{out}: name a file that ends in .pt or .safetensors")
+        raise UserError(f"{out}: choose a file name that ends in .pt or .safetensors")
     if out.exists():
-        raise UserError(f"{out} exists: name another file, or remove it first")
+        raise UserError(f"{out} exists: choose another file, or remove it first")
     if not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist")
 
 
 def _with_sharing(config: ModelConfig, image: str | None, text: str | None, checkpoint: str) -> ModelConfig:
-    """The config with other patterns; a pattern that does not fit the tower is refused by the model."""
+    """The config with other patterns. The model refuses a pattern that does not fit its tower."""
     tree = config.model_dump()
     for tower, sharing in (("image", image), ("text", text)):
         if sharing is None:
             continue
         if tree[tower]["block"] != "sasp":
             raise UserError(
-                f"{checkpoint} holds {config.name!r}, whose {tower} tower has no SAS-P blocks to share: "
-                f"leave --{tower}-sharing out"
+                f"{checkpoint} contains {config.name!r}, whose {tower} tower has no SAS-P blocks to share: "
+                f"omit --{tower}-sharing"
             )
         tree[tower]["sharing"] = sharing
     return type(config).model_validate(tree)

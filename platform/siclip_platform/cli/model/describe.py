@@ -1,4 +1,4 @@
-"""``siclip-platform model describe``: what a model costs, by stage."""
+"""``siclip-platform model describe``: the cost of a model, stage by stage."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ COLUMNS = (
     "trainable\n%",
 )
 LEGEND = """\
-Multiply-adds and activations: of one sample; in the total, of one pair.
-Multiply-adds: of the reparameterized model, matrix products and convolutions.
+Multiply-adds and activations: per image or text; in the total, per pair.
+Multiply-adds: matrix products and convolutions of the reparameterized model.
 Activations: what autograd keeps for the backward pass, in bf16 autocast."""
 
 
 @app.command("describe")
 def describe_command(
-    name: Annotated[str, typer.Argument(help="A model's name (siclip-s0), else a checkpoint of ours.")],
+    name: Annotated[str, typer.Argument(help="A model name such as siclip-s0, or a checkpoint that training wrote.")],
     image_sharing: Annotated[str | None, typer.Option(help="A pattern such as qk:0-0; default: the model's.")] = None,
     text_sharing: Annotated[str | None, typer.Option(help="A pattern such as qk:0-0-1-1.")] = None,
     freeze: Annotated[
         FreezePolicy | None,
-        typer.Option(help="What does not train; default: inherited for models with SAS-P blocks, else none."),
+        typer.Option(help="What is not trained; default: inherited for models with SAS-P blocks, else none."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -59,11 +59,11 @@ def describe_command(
 
 
 def as_text(config: ModelConfig, policy: FreezePolicy, description: ModelDescription) -> str:
-    """The description as JSON. Its keys:
+    """The description as JSON.
 
-    ``model``, ``image_sharing``, ``text_sharing``, ``freeze``: what was described; ``stages``: one object per stage
-    in the order of the forward pass, ``towers``: one under ``image`` and one under ``text``, ``total``: one. Each
-    of these objects holds ``tower`` (image, text, both), ``stage``, ``parameters``, ``reparameterized_parameters``,
+    Its keys are ``model``, ``image_sharing``, ``text_sharing`` and ``freeze``; ``stages``, a list of objects in the
+    order of the forward pass; ``towers``, with an object each under ``image`` and ``text``; and ``total``, an object.
+    Each object has ``tower`` (image, text, both), ``stage``, ``parameters``, ``reparameterized_parameters``,
     ``multiply_adds``, ``activation_bytes`` and ``trainable_parameters`` (see `StageDescription`).
     """
     content = {
@@ -88,7 +88,7 @@ def _model(name: str, image_sharing: str | None, text_sharing: str | None) -> Cl
         return create_model(name, image_sharing=image_sharing, text_sharing=text_sharing)
     if image_sharing is not None or text_sharing is not None:
         raise UserError(
-            f"{name} is a checkpoint and has its own sharing patterns: leave out --image-sharing and --text-sharing"
+            f"{name} is a checkpoint and has its own sharing patterns: omit --image-sharing and --text-sharing"
         )
     return read_model(name)
 
@@ -102,7 +102,7 @@ def _show(config: ModelConfig, policy: FreezePolicy, description: ModelDescripti
 
     sharing = f"image sharing {config.image.sharing}, text sharing {config.text.sharing}"
     typer.echo(f"{config.name}: {sharing}, freeze {policy}\n")
-    # The table takes the width it needs: in a pipe rich would cut it at 80 columns or at $COLUMNS.
+    # A fixed width: in a pipe rich would wrap the table at 80 columns or at $COLUMNS.
     Console(width=200).print(_table(description))
     typer.echo(f"\n{LEGEND}")
 

@@ -1,4 +1,4 @@
-"""``siclip-platform model export``: a checkpoint for other tools, with a model card beside it."""
+"""``siclip-platform model export``: a checkpoint in the format of another tool, with a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from siclip_platform.cli.model.group import app
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """The formats that `export` writes."""
 
     ONNX = "onnx"
     OFFICIAL = "official"
@@ -24,17 +24,19 @@ class Format(StrEnum):
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, a file or a URI.")],
-    out: Annotated[Path, typer.Argument(help="A new folder; for official a new file, .pt or .safetensors.")],
-    format: Annotated[Format, typer.Option(help="The form to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder; with --format official a new file, .pt or .safetensors.")
+    ],
+    format: Annotated[Format, typer.Option(help="The format to write.")],
     run: Annotated[str | None, typer.Option(help="The MLflow run that trained it, for the model card.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="The MLflow store of that run.")] = None,
 ) -> None:
-    """Write a model for other tools, after its outputs were found to be the model's within 1e-4.
+    """Write a model in another tool's format and check that its outputs differ by at most 1e-4.
 
-    onnx: image.onnx and text.onnx, of any batch size, every train-form branch fused. official: the flat state
-    dict of MobileCLIP, for models without SAS-P blocks. open_clip: a config and a state dict under open_clip's
-    names, to be read by siclip.export.load_open_clip. mlflow: a model for `mlflow models serve`.
-    A model card is written beside it: in a folder README.md, beside a file NAME.md.
+    onnx: image.onnx and text.onnx, for any batch size, all train-form branches fused. official: the flat state
+    dict of MobileCLIP, for models without SAS-P blocks. open_clip: a config and a state dict with open_clip's
+    names, which siclip.export.load_open_clip reads. mlflow: a model for `mlflow models serve`.
+    A model card is written too: README.md in the folder, or NAME.md beside the file.
     """
     from siclip_platform.storage import as_path, local_copy
     from siclip_platform.storage.checkpoints import read_model
@@ -43,7 +45,7 @@ def export(
     from siclip_platform.inference.model_card import model_card, read_origin, write_card
 
     if (run is None) != (tracking_uri is None):
-        raise UserError("--run and --tracking-uri go together: a run is looked up in its store")
+        raise UserError("--run and --tracking-uri require each other: a run is looked up in its store")
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
     card = model_card(model, as_path(checkpoint).name, origin)
     if format is Format.MLFLOW:

@@ -1,7 +1,7 @@
-"""The command group that the commands of this folder join."""
+"""The command group of this folder's commands."""
 
 from __future__ import annotations
 
 import typer
 
-app = typer.Typer(help="Describe, convert and export models, and propose what they share.", no_args_is_help=True)
+app = typer.Typer(help="Describe, convert and export models, and propose sharing patterns.", no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""``siclip-platform model propose-sharing``: which attention blocks are alike enough to share weights."""
+"""``siclip-platform model propose-sharing``: which attention blocks are similar enough to share weights."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 Findings = dict[str, Any]
 
-CHUNK = 32  # pairs whose attention maps are held at a time
+CHUNK = 32  # pairs whose attention maps are in memory at a time
 CAUTION = (
-    "An entropy share of 1 is uniform attention: such maps are all alike, and a low divergence proves nothing.\n"
-    "Hold a low divergence against the mean of the non-adjacent pairs."
+    "An entropy share of 1 is uniform attention: such maps are all similar, and a low divergence proves nothing.\n"
+    "Compare a low divergence with the mean of the non-adjacent pairs."
 )
 
 
 @app.command("propose-sharing")
 def propose_sharing_command(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint of ours; a teacher as a rule.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote; usually of a teacher.")],
     data: Annotated[str, typer.Argument(help="The dataset, a folder or a URI.")],
     split: Annotated[str, typer.Option(help="A split of the dataset.")] = "validation",
-    samples: Annotated[int, typer.Option(min=0, help="The first samples of the split; 0 takes all.")] = 256,
-    out: Annotated[Path, typer.Option(help="The search space to write; must not exist.")] = Path(
+    samples: Annotated[int, typer.Option(min=0, help="The first samples of the split; 0 for all.")] = 256,
+    out: Annotated[Path, typer.Option(help="The search space file to write; it must not exist.")] = Path(
         "proposed_sharing.yaml"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare the attention of a model's blocks; print what they could share and write it as a search space."""
+    """Compare the attention of a model's blocks; print proposed sharing patterns and write them as a search space."""
     from siclip_platform.display import Display
     from siclip_platform.storage.checkpoints import read_model
 
-    _check_place(out)
+    _check_out(out)
     model = read_model(checkpoint)
     divergences = _probe(model, data, split, samples)
     findings = {
@@ -72,7 +72,7 @@ def propose_sharing_command(
 
 
 def space_text(findings: Mapping[str, Any]) -> str:
-    """The search space over what is proposed, a YAML file with the evidence in its head.
+    """A search space over the proposed patterns: YAML, with the evidence in a comment at the top.
 
     Raises:
         UserError: no tower has two blocks that could share.
@@ -88,22 +88,24 @@ def space_text(findings: Mapping[str, Any]) -> str:
         if found["proposals"]
     }
     if not proposed:
-        raise UserError(f"{findings['checkpoint']} has one attention block a tower: there is nothing to share")
+        raise UserError(f"{findings['checkpoint']} has one attention block per tower: there is nothing to share")
     space = {
         "name": "proposed_sharing",
         "metric": "validation/mean_recall@1",
         "parameters": proposed,
     }
-    head = "\n".join(_head(findings)).splitlines()  # a path may hold a line break
+    head = "\n".join(_head(findings)).splitlines()  # a path may contain a line break
     body = yaml.safe_dump(space, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return "".join(f"# {line}".rstrip() + "\n" for line in head) + body
 
 
-def _check_place(out: Path) -> None:
+def _check_out(out: Path) -> None:
     if out.exists():
-        raise UserError(f"{out} exists and is not overwritten: remove it or name another file with --out")
+        raise UserError(f"{out} exists and is not overwritten: remove it or choose another file with --out")
     if not out.parent.is_dir():
-        raise UserError(f"{out} cannot be written: there is no folder {out.parent}; make it or name another --out")
+        raise UserError(
+            f"{out} cannot be written: the folder {out.parent} does not exist; create it or choose another --out"
+        )
 
 
 def _write(out: Path, text: str) -> None:
@@ -111,7 +113,7 @@ def _write(out: Path, text: str) -> None:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(f"search space {out} cannot be written: {error.strerror}; name another --out") from None
+        raise UserError(f"search space {out} cannot be written: {error.strerror}; choose another --out") from None
 
 
 def _probe(model: Clip, data: str, split: str, samples: int) -> dict[str, AttentionDivergence]:
@@ -149,13 +151,13 @@ def _tower(config: ModelConfig, tower: Tower, divergence: AttentionDivergence) -
 
 
 def _student(name: str) -> str:
-    """The model with SAS-P blocks that goes with a checkpoint's."""
+    """The model with SAS-P blocks that corresponds to a checkpoint's model."""
     base = name.removeprefix("mobileclip-")
     return name if base == name else f"siclip-{base}"
 
 
 def _head(findings: Mapping[str, Any]) -> list[str]:
-    """A command that runs the space, and the evidence, line by line."""
+    """Lines of the comment: a command that runs the space, and the evidence."""
     command = ["siclip-platform", "tune", "--space", findings["space"], "--recipe", "RECIPE.yaml"]
     command += ["--set", f"model.name={findings['student']}", "--data", findings["data"]]
     if findings["student"] != findings["model"]:
@@ -165,7 +167,7 @@ def _head(findings: Mapping[str, Any]) -> list[str]:
         "",
         f"Proposed by the attention of {findings['model']} in {findings['checkpoint']} on {findings['samples']} "
         f"{findings['split']} samples of {findings['data']}.",
-        f"Figures are mean Jensen-Shannon divergences in nats, 0 to {math.log(2):.3f}.",
+        f"The figures are mean Jensen-Shannon divergences in nats, 0 to {math.log(2):.3f}.",
         CAUTION,
     ]
     for tower, found in findings["towers"].items():
@@ -204,11 +206,11 @@ def _show(findings: Mapping[str, Any], display: Display) -> None:
             saved = f"{proposal['parameters_saved']:,}"
             proposals.add_row(proposal["pattern"], saved, _figure(proposal["within"]), below)
         display.table(proposals)
-    display.say(f"JS divergence is from 0 to ln 2 = {math.log(2):.3f}.\n{CAUTION}")
+    display.say(f"JS divergence ranges from 0 to ln 2 = {math.log(2):.3f}.\n{CAUTION}")
 
 
 def _means(found: Mapping[str, Any]) -> str:
-    adjacent, other = (_figure(found[f"{kind}_mean"]) for kind in ("adjacent", "non_adjacent"))
+    adjacent, other = _figure(found["adjacent_mean"]), _figure(found["non_adjacent_mean"])
     return f"mean of adjacent pairs {adjacent}, of non-adjacent pairs {other}"
 
 

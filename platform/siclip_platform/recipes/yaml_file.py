@@ -17,22 +17,27 @@ MERGE = f"{TAG}merge"
 
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+TEXT = (f"{TAG}timestamp", f"{TAG}value")
+"""Types of YAML 1.1 that are read as text: dates, and ``=``, which PyYAML cannot construct."""
 AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 """Octal in YAML 1.1 but decimal in 1.2, and base 60 in 1.1 but text in 1.2."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as 1.2 reads it: ``1e-3`` is a number, ``yes`` and ``off`` are text; dates are text as well."""
+    """YAML as version 1.2 reads it: ``1e-3`` is a number, ``yes`` and ``off`` are text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [
-            (tag, TRUTH if tag == f"{TAG}bool" else pattern) for tag, pattern in entries if tag != f"{TAG}timestamp"
-        ]
+        first: [(tag, TRUTH if tag == f"{TAG}bool" else pattern) for tag, pattern in entries if tag not in TEXT]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_Loader.add_implicit_resolver(f"{TAG}float", EXPONENT, list("-+.0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Puts text that `_Loader` would read as a number in quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(f"{TAG}float", EXPONENT, list("-+.0123456789"))
 
 
 class NotYaml(Exception):
@@ -243,3 +248,9 @@ def parse_value(text: str, where: str) -> Any:
             "\n".join(f"{where}: {f'{dotted(loc)}: ' if loc else ''}{said}" for _, loc, said in document.problems)
         )
     return document.value
+
+
+def dump_yaml(tree: Any, **layout: Any) -> str:
+    """A plain value as YAML that this module reads back as the same value; ``layout``: see `yaml.dump`."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, **layout)
+    return text

@@ -1,25 +1,27 @@
-"""Train one recipe under Ray Train, and measure it on the test split.
+"""Train one recipe with Ray Train, and measure it on the test split.
 
 python jobs/train_siclip.py --preset digits-teacher --data data/digits
 ray job submit -- python jobs/train_siclip.py --recipe /shared/siclip-s0.yaml --out /shared/runs/siclip-s0
+python jobs/train_siclip.py --resume train --out runs/train
 python jobs/train_siclip.py --recipe siclip-s0.yaml --data s3://bucket/cc12m --checkpoints s3://bucket/runs
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
-from siclip_platform.cli.tune import ResumeOption, refuse_beside_resume, resumed
-from siclip_platform.storage import as_path
-from siclip_platform.studies.options import Options, default_out
+from siclip_platform.cli.studies import options_of, resumed_study
+from siclip_platform.studies.options import default_out
 from siclip_platform.studies.session import open_experiment
+from siclip_platform.studies.starting_point import StartingPoint
 
 
 def train_siclip(
+    context: typer.Context,
     recipe: cli.RecipeOption = None,
     preset: cli.PresetOption = None,
     data: cli.DataOption = None,
@@ -27,40 +29,28 @@ def train_siclip(
     changes: cli.SetOption = None,
     out: cli.JobOutOption = None,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "train",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share a batch, each with a GPU; default: 1.")
-    ] = None,
-    register: cli.RegisterOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share a batch, each with a GPU.")] = 1,
+    register_as: cli.RegisterOption = None,
     checkpoints: cli.CheckpointsOption = None,
     artifacts: cli.ArtifactsOption = None,
-    resume: ResumeOption = None,
+    resume: cli.ResumeOption = None,
     tracking_uri: cli.TrackingOption = None,
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
 ) -> None:
-    """Train one recipe under Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
-    asked: dict[str, Any] = cli.where_to_keep(checkpoints, artifacts) | {
-        "out": (out or default_out().with_name("train")).resolve(), "address": address, "verbose": verbose,
-        "concurrent": 1,
-    }  # fmt: skip
+    """Train one recipe with Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
+    folder = default_out("train")
     if resume:
-        refuse_beside_resume(recipe=recipe, preset=preset, data=data, teacher=teacher, set=changes, register=register)
-        options, chosen = resumed(resume, None, asked | {"workers": workers}, tracking_uri, kind="train")
+        start = resumed_study(context, "train", folder)
     else:
-        chosen = cli.read_recipe(recipe, preset, data, teacher, changes)
-        options = Options(
-            **asked,
-            tracking_uri=tracking_uri,
-            register=register,
-            data=as_path(chosen.data.path),
-            workers=workers or 1,
-        )
+        named = cli.read_recipe(recipe, preset, data, teacher, changes)
+        options = options_of(context, folder, data=named.data.path, teacher=named.teacher, concurrent=1)
+        start = StartingPoint(options, named)
 
-    with open_experiment(options, name, chosen) as experiment:
+    with open_experiment(start.options, name, start.base) as experiment:
         experiment.dataset()
-        if not resume:
-            experiment.keep(chosen, kind="train", workers=options.workers)
-        finished = experiment.train({"train": chosen})["train"]
+        experiment.describe("train", start.base)
+        finished = experiment.train({"train": start.base})["train"]
 
     for key, value in sorted(finished.metrics.items()):
         if key.startswith("test/"):

@@ -147,8 +147,8 @@ def _check_values(values: dict[str, Any]) -> None:
         read_recipe(None, values["preset"], values["data"], values["teacher"], list(values["changes"] or []))
     if values.get("card"):
         find_card(values["card"])
-    if values.get("study") and "setting" in values:
-        load_ablation(values["study"], check_value=sharing)
+    if values.get("ablation") and "settings" in values:
+        load_ablation(values["ablation"], check_value=sharing)
     if "trials" in values and values.get("space") and not values["space"].endswith(".yaml"):
         load_space(values["space"], check_value=sharing)
 

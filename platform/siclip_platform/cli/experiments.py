@@ -1,14 +1,13 @@
-"""``siclip-platform demo`` and ``train``, and how every command reads a recipe."""
+"""``siclip-platform demo`` and ``train``, the options that commands share, and how they read a recipe."""
 
 from __future__ import annotations
 
 import runpy
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from siclip.errors import UserError
 
@@ -37,14 +36,16 @@ OutOption = Annotated[Path, typer.Option(help="Folder for everything that is wri
 JobOutOption = Annotated[Path | None, typer.Option(help="Folder for everything that is written; default: in runs/.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
 AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")]
-StepsOption = Annotated[int, typer.Option(min=12, help="Steps of a training; a recipe has its own.")]
-TeacherStepsOption = Annotated[int, typer.Option(min=12, help="Steps of the teacher.")]
+StepsOption = Annotated[int, typer.Option(min=12, help="Steps of digits-student; other recipes have their own.")]
+TeacherStepsOption = Annotated[int, typer.Option(min=12, help="Steps of a teacher that is trained.")]
 ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trainings at the same time; default: what fits.")]
-StudyOption = Annotated[
-    str | None, typer.Option("--resume", metavar="STUDY", help="Go on with this study; other options as then.")
+ResumeOption = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Resume this study of --out, with the options that it began with.")
 ]
-RegisterOption = Annotated[str | None, typer.Option(help="Name of the best model in MLflow's registry.")]
-VerboseOption = Annotated[bool, typer.Option(help="Show what Ray says.")]
+RegisterOption = Annotated[
+    str | None, typer.Option("--register", help="Name of the best model in MLflow's registry.")
+]
+VerboseOption = Annotated[bool, typer.Option(help="Show Ray's messages.")]
 
 
 def demo(context: typer.Context) -> None:
@@ -58,7 +59,7 @@ def train(context: typer.Context) -> None:
 
 
 def run_job(name: str, context: typer.Context) -> None:
-    """A script of ``jobs/`` in this process, with the options that the command was given."""
+    """Run a script of ``jobs/`` in this process, with the command's arguments."""
     job = _find_job(name)
     sys.argv = [str(job), *context.args]
     runpy.run_path(str(job), run_name="__main__")
@@ -67,14 +68,21 @@ def run_job(name: str, context: typer.Context) -> None:
 def read_recipe(
     file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
 ) -> Recipe:
-    """The recipe that a command line names, with its overrides.
+    """The recipe that a command line names, with its overrides. Paths are absolute.
+
+    Args:
+        file: of ``--recipe``; exactly one of it and ``preset`` is required.
+        preset: name of a shipped recipe; requires ``data``.
+        data: overrides the recipe's dataset.
+        teacher: overrides the recipe's teacher.
+        changes: of ``--set``, each PATH=VALUE.
 
     Raises:
         UserError: neither or both of file and preset, a wrong PATH=VALUE, or an invalid recipe.
     """
     from siclip_platform.recipes.presets import preset as shipped
     from siclip_platform.recipes.recipe import load_recipe
-    from siclip_platform.storage import as_path, located
+    from siclip_platform.storage import absolute_path, as_path
 
     if (file is None) == (preset is None):
         raise UserError("name either --recipe FILE or --preset NAME")
@@ -86,23 +94,23 @@ def read_recipe(
         recipe = shipped(str(preset), as_path(data).resolve())
     values: dict[str, object] = {}
     if data is not None:
-        values["data.path"] = located(data)
+        values["data.path"] = absolute_path(data)
     if teacher is not None:
-        values["teacher"] = located(teacher)
-    return _absolute(recipe.updated(values | set_values(changes)))
+        values["teacher"] = absolute_path(teacher)
+    return absolute(recipe.updated(values | set_values(changes)))
 
 
 def named_recipe(
     file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
 ) -> Recipe | None:
-    """As `read_recipe`, for a command that has a default: None where neither a file nor a preset is named."""
+    """As `read_recipe`; None if neither a file nor a preset is named."""
     return read_recipe(file, preset, data, teacher, changes) if file or preset else None
 
 
 def recipe_beside(
     file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
 ) -> Recipe | None:
-    """As `named_recipe`, for a command that only looks up a recipe's parts: ``--set`` needs one.
+    """As `named_recipe`, for a command that only reads parts of a recipe: ``--set`` requires one.
 
     Raises:
         UserError: see `read_recipe`.
@@ -112,71 +120,41 @@ def recipe_beside(
     return named_recipe(file, preset, data, teacher, changes)
 
 
-def places(data: str | None, teacher: str | None) -> dict[str, Any]:
-    """Fields of `Options` for ``--data`` and ``--teacher``."""
-    from siclip_platform.storage import as_path
-
-    return {"data": as_path(data) if data else None, "teacher": as_path(teacher) if teacher else None}
-
-
 def set_values(changes: list[str] | None) -> dict[str, object]:
-    """The fields that ``--set`` gives, by dotted path.
+    """The fields that ``--set`` changes, by dotted path.
 
     Raises:
-        UserError: not PATH=VALUE.
+        UserError: not PATH=VALUE, or the value is a list, mapping or quoted text that YAML cannot read.
     """
+    from siclip_platform.recipes.yaml_file import parse_value
+
     values: dict[str, object] = {}
     for change in changes or []:
         path, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"--set {change!r}: write PATH=VALUE, for example training.learning_rate=1e-3")
-        values[path] = _scalar(value)
+        values[path] = parse_value(value, f"--set {path}")
     return values
 
 
-def _absolute(recipe: Recipe) -> Recipe:
-    """With paths that hold in any working folder: workers run in others."""
-    from siclip_platform.storage import located
+def absolute(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths: workers run in other working folders."""
+    from siclip_platform.storage import absolute_path
 
-    values: dict[str, object] = {"data.path": located(recipe.data.path)}
+    values: dict[str, object] = {"data.path": absolute_path(recipe.data.path)}
     if recipe.teacher:
-        values["teacher"] = located(recipe.teacher)
+        values["teacher"] = absolute_path(recipe.teacher)
     sources = recipe.distil_from
     if sources:
-        values["distil_from"] = [s if s.startswith("open_clip:") else located(s) for s in sources]
+        values["distil_from"] = [s if s.startswith("open_clip:") else absolute_path(s) for s in sources]
     if recipe.data.mix:
-        values["data.mix"] = [part.model_dump() | {"path": located(part.path)} for part in recipe.data.mix]
+        values["data.mix"] = [part.model_dump() | {"path": absolute_path(part.path)} for part in recipe.data.mix]
     return recipe.updated(values)
-
-
-def where_to_keep(checkpoints: str | None, artifacts: str | None) -> dict[str, Any]:
-    """Fields of `Options` for ``--checkpoints`` and ``--artifacts``.
-
-    Raises:
-        UserError: a URI holds credentials.
-    """
-    from siclip_platform.storage import as_path
-
-    files = as_path(artifacts).resolve() if artifacts else None
-    return {
-        "checkpoints": as_path(checkpoints).resolve() if checkpoints else None,
-        "artifacts": files.as_uri() if isinstance(files, Path) else files and str(files),
-    }
-
-
-def _scalar(text: str) -> object:
-    """YAML's reading of a value, and numbers such as 1e-3 that YAML takes for text."""
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return text
-    except yaml.YAMLError:
-        return text
 
 
 def _find_job(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
-    for place in (package.parents[1] / "jobs" / name, package / "_jobs" / name):
-        if place.is_file():
-            return place
+    for path in (package.parents[1] / "jobs" / name, package / "_jobs" / name):
+        if path.is_file():
+            return path
     raise UserError(f"job {name} is in neither this checkout nor this installation: reinstall siclip-platform")

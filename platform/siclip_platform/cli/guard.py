@@ -1,4 +1,4 @@
-"""How every command of ours ends on bad input: one message, exit code 2, no traceback."""
+"""How every command ends on bad input (one message, exit code 2, no traceback) and on Ctrl-C (exit code 130)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import typer
 from pydantic import ValidationError
 
 from siclip.errors import UserError
+from siclip_platform.cluster.interrupt import INTERRUPTED, Interrupted, handle_interrupts
+from siclip_platform.studies.command_line import command_line
 
 BAD_INPUT = 2
 
 
 def guarded(app: Callable[[], object]) -> NoReturn:
-    """Run a typer app and exit; bad input is explained on stderr."""
+    """Run a typer app and exit; bad input and Ctrl-C are explained on stderr."""
+    handle_interrupts()
     try:
         app()
+    except Interrupted:
+        raise
+    except SystemExit as ended:
+        # Typer turns KeyboardInterrupt into this exit code, without a message.
+        if ended.code != INTERRUPTED:
+            raise
+        print(f"stopped; to resume: {command_line(sys.argv)}", file=sys.stderr)
+        raise Interrupted from None
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        _refuse(f"{error.filename}: {error.strerror}; name a place that can be read and written")
+        _refuse(f"{error.filename}: {error.strerror}; name a path that can be read and written")
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors()]
         _refuse("\n".join(problems))
@@ -31,7 +42,7 @@ def guarded(app: Callable[[], object]) -> NoReturn:
 
 
 def as_app(job: Callable[..., None]) -> typer.Typer:
-    """A job's function with the command line that its annotations make."""
+    """A job's function as an app, with the options that its annotations declare."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(job)
     return app

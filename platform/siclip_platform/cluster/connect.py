@@ -124,6 +124,8 @@ def prepare_environment(verbose: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Under `uv run` Ray would build an environment of its own for the workers.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A thread that still calls Ray after it was shut down would start another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # A trial that is stopped needs time to release its memory before the next one uses the same process.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")

@@ -6,48 +6,64 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
+
+import psutil
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code, as shells report a process that SIGINT ended."""
 
-_graceful: list[Callable[[], None]] = []
-
 
 class Interrupted(SystemExit):
-    """The process ends because of Ctrl-C, and the user has been told how to resume."""
+    """The process ends because of Ctrl-C, and the user was told how to resume."""
 
     def __init__(self) -> None:
         super().__init__(INTERRUPTED)
 
 
+class _Handler:
+    """The process's handler of SIGINT."""
+
+    def __init__(self) -> None:
+        self.stops: list[Callable[[], None]] = []
+        self.called = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        # One handler for both: Ray Tune sets the handler that it found again after the first.
+        if self.called:
+            _exit_at_once()
+        self.called = True
+        if not self.stops:
+            raise KeyboardInterrupt
+        self.stops[-1]()
+
+
+_handler = _Handler()
+
+
 def handle_interrupts() -> None:
     """Handle SIGINT in this process; call it in the main thread, before any work starts."""
-    # Ray Tune would replace our handler, and a second Ctrl-C would not be recognised; it takes SIGUSR1 instead.
+    # Ray Tune would put its own handler in front, and would not report the first Ctrl-C.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    signal.signal(signal.SIGINT, _first)
+    signal.signal(signal.SIGINT, _handler)
 
 
 @contextmanager
 def stopping_with(stop: Callable[[], None]) -> Iterator[None]:
-    """During the block the first Ctrl-C calls ``stop`` and raises no KeyboardInterrupt."""
-    _graceful.append(stop)
+    """During the block the first Ctrl-C calls ``stop`` in the main thread and raises no KeyboardInterrupt."""
+    _handler.stops.append(stop)
     try:
         yield
     finally:
-        _graceful.remove(stop)
+        _handler.stops.remove(stop)
 
 
-def _first(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGINT, _second)
-    if not _graceful:
-        raise KeyboardInterrupt
-    _graceful[-1]()
-
-
-def _second(number: int, frame: Any) -> NoReturn:
+def _exit_at_once() -> NoReturn:
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # progress bars hide the cursor
-    # No clean-up: Ray's processes of this machine end with their parent, and everything on disk is resumable.
+    # Ray's agents would outlive its raylet by half a minute. What is on disk is resumable.
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     os._exit(INTERRUPTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,27 @@ from ray.tune import Callback, RunConfig, TuneConfig
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from siclip.errors import UserError
+from siclip_platform.cluster.interrupt import stopping_with
 from siclip_platform.cluster.ray_patches import keep_secrets_from_metadata
 from siclip_platform.search.conductor import Conductor
 from siclip_platform.search.ledger.retention import TRAIN
 from siclip_platform.search.population_conductor import PopulationConductor
-from siclip_platform.search.study import StudyPlan, StudyResult
+from siclip_platform.search.result import StudyResult
+from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.ray_run import train_with_ray
 from siclip_platform.search.trial.trial import run_trial
 
 
 def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyResult:
-    """Run a study to its end, or go on with one that was stopped; needs a connected Ray.
+    """Run a study to its end, or resume a stopped one from the journal in its folder; Ray must be connected.
 
-    ``recorder``: a `siclip_platform.search.ledger.recorder.Recorder`. The study's folder holds the journal that it
-    goes on from; a trial that is over there is not run again, and a training that the MLflow store has completed is
-    taken over from it, unless ``rerun``. Ctrl-C stops it and leaves it resumable (``StudyResult.interrupted``); a
-    second one raises KeyboardInterrupt at once.
+    Trials that have ended are not run again. Ctrl-C stops the study and leaves it resumable
+    (``StudyResult.interrupted``); a second Ctrl-C raises KeyboardInterrupt at once.
+
+    Args:
+        plan: the study.
+        recorder: a `siclip_platform.search.ledger.recorder.Recorder`.
+        rerun: do not reuse completed trainings of the MLflow store.
 
     Raises:
         UserError: the recipe is not evaluated while it trains.
@@ -38,11 +44,8 @@ def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyRe
     return conduct((PopulationConductor if plan.population else Conductor)(plan, recorder, rerun))
 
 
-INSIDE = ("seeds/", "notes/")
-
-
 class _Settings(Searcher):
-    """Tune's view of the conductor as a searcher."""
+    """The conductor as Ray Tune's searcher."""
 
     def __init__(self, conductor: Conductor) -> None:
         inner = conductor.plan.searcher
@@ -50,14 +53,13 @@ class _Settings(Searcher):
         self.conductor = conductor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # the study goes on from its journal, not from what Tune saves
+        return {}  # a study resumes from its journal, not from what Tune saves
 
     def suggest(self, trial_id: str) -> Any:
         return self.conductor.suggest(trial_id)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        told = {key: value for key, value in result.items() if not key.startswith(INSIDE)}
-        self.conductor.heard(trial_id, told)
+        pass  # the callback reports every result; Tune reports none here that stops its trial
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         self.conductor.ended(trial_id, error)
@@ -66,11 +68,11 @@ class _Settings(Searcher):
         Path(checkpoint_path).write_text("")
 
     def restore(self, checkpoint_path: str) -> None:
-        raise UserError("a study is not restored by Ray Tune: siclip-platform tune --resume STUDY goes on with it")
+        raise UserError("Ray Tune does not restore a study; resume it with siclip-platform tune --resume STUDY")
 
 
 class _Watch(Callback):
-    """Tune's view of the conductor as a callback."""
+    """The conductor as Ray Tune's callback."""
 
     def __init__(self, conductor: Conductor) -> None:
         self.conductor = conductor
@@ -94,7 +96,8 @@ def conduct(conductor: Conductor) -> StudyResult:
     try:
         conductor.catch_up()
         if conductor.remaining > 0:
-            _tuner(conductor).fit()
+            with stopping_with(_stop_tune):
+                _tuner(conductor).fit()
         interrupted = conductor.remaining > 0 and not conductor.exhausted
         if interrupted:
             recorder.interrupt()
@@ -106,8 +109,15 @@ def conduct(conductor: Conductor) -> StudyResult:
         conductor.journal.close()
 
 
+def _stop_tune() -> None:
+    # Tune stops at SIGUSR1 as at SIGINT; before it has set its handler, the signal would end the process.
+    if not callable(signal.getsignal(signal.SIGUSR1)):
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGUSR1)
+
+
 def _leave_failures_to_us() -> None:
-    """Tune prints a traceback for each failed trial; its last line stands in the journal and in MLflow."""
+    """Keep Ray Tune from printing a traceback per failed trial; the journal and MLflow have its last line."""
     logger = logging.getLogger("ray.tune")
     if logger.getEffectiveLevel() >= logging.ERROR:
         logger.setLevel(logging.CRITICAL)
@@ -143,7 +153,7 @@ def _tuner(conductor: Conductor) -> tune.Tuner:
 
 
 def _run_of(plan: StudyPlan) -> Any:
-    """None is the training in the trial's own process."""
+    """How trials train; None: in the trial's own process."""
     if plan.backend == "process":
         return None
     storage = str(plan.folder.resolve() / TRAIN)

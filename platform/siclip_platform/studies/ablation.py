@@ -1,4 +1,4 @@
-"""An ablation under way: its teachers, its trials through the machinery of every study, and what it prints."""
+"""An ablation: its teachers, its trials, and what it prints."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from rich.table import Table
 
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.spaces.ablation import OWN_TEACHER, Ablation, Setting, mode_of
+from siclip_platform.spaces.ablation import OWN_TEACHER, Ablation, Setting, load_ablation
+from siclip_platform.studies.confirmation import confirm
 from siclip_platform.training.build import recipe_model
 
 if TYPE_CHECKING:
-    from siclip_platform.search.study import StudyResult, TrialOutcome
-    from siclip_platform.spaces.ablation import Ablation, Setting
-    from siclip_platform.studies.experiment import Experiment
-from siclip_platform.studies.confirmation import confirm
-
-if TYPE_CHECKING:
     from siclip_platform.report import ReportPaths
-    from siclip_platform.search.study import StudyResult
+    from siclip_platform.search.result import StudyResult, TrialOutcome
     from siclip_platform.studies.experiment import Experiment
+
+
+def named_ablation(name: str | None) -> Ablation:
+    """The ablation that a command line names.
+
+    Raises:
+        UserError: it names none, or there is no such study file, or the file is wrong.
+    """
+    if name is None:
+        raise UserError("name a study file, or a study to resume with --resume")
+    return load_ablation(name)
 
 
 def train_teachers(
     experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], teaching: Recipe | None
 ) -> dict[str, Path]:
-    """Train the teacher, if one is to be trained, and the further ones that the settings name; name → checkpoint."""
+    """Train the teacher, if the study trains one, and the others that the settings name; name → checkpoint."""
     if teaching is None:
         return {}
     recipes = {OWN_TEACHER: teaching}
@@ -44,23 +50,23 @@ def setting_values(setting: Setting, teachers: Mapping[str, Path]) -> dict[str, 
     """What a trial changes in the base recipe.
 
     Raises:
-        UserError: the setting's teacher is not there.
+        UserError: ``teachers`` lacks the setting's teacher.
     """
     if setting.teacher == OWN_TEACHER:
         return dict(setting.values)
     if setting.teacher in teachers:
         return dict(setting.values) | {"teacher": str(teachers[setting.teacher])}
     raise UserError(
-        f"setting {setting.name} needs the teacher {setting.teacher!r}: leave --recipe and --teacher out so that it "
+        f"setting {setting.name} needs the teacher {setting.teacher!r}: omit --recipe and --teacher so that it "
         "is trained, or choose other settings with --setting"
     )
 
 
 def check_settings(settings: Sequence[Setting], base: Recipe, trains_teachers: bool) -> None:
-    """Before anything is computed: each setting makes a valid recipe of the base and has its teacher.
+    """Check before anything is computed that the base with each setting is a valid recipe and has its teacher.
 
     Raises:
-        UserError: one does not.
+        UserError: naming the setting.
     """
     for setting in settings:
         try:
@@ -76,31 +82,36 @@ def check_settings(settings: Sequence[Setting], base: Recipe, trains_teachers: b
 
 
 def run_ablation(
-    experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe,
-    teachers: Mapping[str, Path], confirm: int = 0,
-) -> StudyResult:  # fmt: skip
-    """Train every setting with the same seeds; each is a trial that carries its name and place as tags.
+    experiment: Experiment,
+    ablation: Ablation,
+    settings: Sequence[Setting],
+    base: Recipe,
+    teachers: Mapping[str, Path],
+    confirm: int = 0,
+) -> StudyResult:
+    """Train every setting with the same seeds; each is a trial, with its name and position as tags.
 
-    ``confirm``: fresh seeds with which the leading setting and the baseline are then trained again.
+    Args:
+        teachers: name → checkpoint, of `train_teachers`.
+        confirm: number of fresh seeds with which the leading setting and the baseline are trained afterwards.
     """
     from siclip_platform.search.policy.searcher import SettingsSearch
 
     if OWN_TEACHER in teachers:
         base = base.updated({"teacher": str(teachers[OWN_TEACHER])})
     values = [setting_values(setting, teachers) for setting in settings]
-    order = {_key(one): (s.name, place) for place, (s, one) in enumerate(zip(settings, values, strict=True))}
+    order = {_key(one): (s.name, index) for index, (s, one) in enumerate(zip(settings, values, strict=True))}
 
     def tags(trial: Mapping[str, Any]) -> dict[str, str]:
-        name, place = order[_key(trial)]
-        return {"setting": name, "setting_order": str(place)}
+        name, index = order[_key(trial)]
+        return {"setting": name, "setting_order": str(index)}
 
     result = experiment.study(
         base,
         title=f"{len(settings)} settings with {experiment.options.seeds} seeds",
         metric=ablation.metric,
-        mode=mode_of(ablation),
         trials=len(settings),
-        searcher=SettingsSearch(values, ablation.metric, mode_of(ablation)),
+        searcher=SettingsSearch(values, ablation.metric),
         tags=tags,
     )
     experiment.log_summary(result.best.checkpoint)
@@ -108,8 +119,14 @@ def run_ablation(
     return result
 
 
-def begin_ablation(experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], base: Recipe) -> None:
-    """Open the study's MLflow run, with the tags by which a report knows an ablation."""
+def begin_ablation(
+    experiment: Experiment,
+    ablation: Ablation,
+    settings: Sequence[Setting],
+    base: Recipe,
+    teaching: Recipe | None = None,
+) -> None:
+    """Describe the study and open its MLflow run, with the tags by which a report recognises an ablation."""
     varied = sorted({path for setting in settings for path in setting.values})
     tags = {
         "study_type": "ablation",
@@ -119,19 +136,18 @@ def begin_ablation(experiment: Experiment, ablation: Ablation, settings: Sequenc
     }
     params = {
         "study.metric": ablation.metric,
-        "study.mode": mode_of(ablation),
+        "study.mode": "max",
         "study.trials": len(settings),
         "study.seeds": experiment.options.seeds,
     }
-    if not experiment.options.resume:
-        experiment.keep(base, kind="ablation", study=ablation.name, settings=[s.name for s in settings])
+    experiment.describe("ablation", base, teaching)
     experiment.begin(base, params, tags)
 
 
 def print_ablation(
     experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], result: StudyResult, report: ReportPaths
 ) -> None:
-    """One row a setting: the metric's mean over the seeds, and the difference to the baseline."""
+    """Print a row per setting: the metric's mean over the seeds, and the difference to the baseline."""
     say = experiment.display.say
     by_name = trial_settings(settings, result)
     reference = by_name[ablation.baseline].value if ablation.baseline in by_name else float("nan")
@@ -155,15 +171,14 @@ def _key(values: Mapping[str, Any]) -> str:
 def confirm_ablation(
     experiment: Experiment, ablation: Ablation, settings: Sequence[Setting], result: StudyResult, seeds: int
 ) -> None:
-    """The setting with the best mean against the ablation's baseline."""
+    """Train the setting with the best mean and the ablation's baseline with fresh seeds."""
     if not seeds:
         return
     names = trial_settings(settings, result)
     done = {name: trial for name, trial in names.items() if trial.state == "completed" and math.isfinite(trial.value)}
-    sign = 1 if result.mode == "max" else -1
-    leader = max(done, key=lambda name: sign * done[name].value, default=ablation.baseline)
+    leader = max(done, key=lambda name: done[name].value, default=ablation.baseline)
     if leader == ablation.baseline or ablation.baseline not in done:
-        why = "no setting is above the baseline" if leader == ablation.baseline else "the baseline did not end"
+        why = "no setting is above the baseline" if leader == ablation.baseline else "the baseline did not complete"
         experiment.display.say(f"{why}: there is nothing to confirm")
         return
     best, rival = done[leader], done[ablation.baseline]
@@ -171,6 +186,6 @@ def confirm_ablation(
 
 
 def trial_settings(settings: Sequence[Setting], result: StudyResult) -> dict[str, TrialOutcome]:
-    """Setting → its trial, of those that are over; trials are numbered in the order of the settings."""
+    """Setting → its trial, for trials that ended; trials are numbered in the order of the settings."""
     by_number = {int(trial.trial_id.rpartition("-")[2]): trial for trial in result.trials}
     return {setting.name: by_number[n] for n, setting in enumerate(settings) if n in by_number}

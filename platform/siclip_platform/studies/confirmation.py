@@ -1,4 +1,4 @@
-"""Fresh seeds at the end of a study: only those can call what it selected the best (the winner's curse)."""
+"""Fresh seeds at the end of a study: the seeds that selected the best overestimate it (the winner's curse)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ from typing import TYPE_CHECKING
 from siclip_platform.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from siclip_platform.search.study import StudyResult
+    from siclip_platform.search.result import StudyResult
     from siclip_platform.studies.experiment import Experiment
 
 
 def confirm(
-    experiment: Experiment, best: Recipe, rival: Recipe, seeds: int, trial: str, *, setting: str | None = None,
+    experiment: Experiment,
+    best: Recipe,
+    rival: Recipe,
+    seeds: int,
+    trial: str,
+    *,
+    setting: str | None = None,
     against: str = "control",
-) -> None:  # fmt: skip
-    """Train both anew with so many seeds that the study has not used, and measure them on the test split.
+) -> None:
+    """Train both recipes with seeds that the study has not used, and measure them on the test split.
 
-    ``trial``: the one that was selected; ``setting`` and ``against``: what the report calls both.
+    Args:
+        seeds: how many; 0 trains nothing.
+        trial: the one that was selected.
+        setting: what the report calls ``best``; None: the trial.
+        against: what the report calls ``rival``.
     """
+    if not seeds:
+        return
     used = best.training.seed + experiment.options.seeds
     jobs: dict[str, tuple[Recipe, dict[str, str]]] = {}
     for seed in range(used, used + seeds):
@@ -30,7 +42,7 @@ def confirm(
 
 
 def confirm_search(experiment: Experiment, study: StudyResult, base: Recipe, seeds: int) -> None:
-    """The best trial of a search against the recipe that it began with."""
+    """Train the best trial of a search and its starting recipe with fresh seeds."""
     best = study.best
     if not seeds:
         return

@@ -13,7 +13,8 @@ from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.search.study import StudyPlan, StudyResult
+from siclip_platform.search.result import StudyResult
+from siclip_platform.search.study import StudyPlan
 from siclip_platform.spaces.ablation import ablation_text
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text

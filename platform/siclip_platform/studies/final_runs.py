@@ -1,21 +1,44 @@
-"""Which recipes a study's teacher, best and control were trained with: another one is another training."""
+"""Trainings of a study outside its search: teacher, best, control and confirmation, each under Ray Train."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, cast
 
+from siclip_platform.datasets.manifest import Dataset
+from siclip_platform.display import Display, Task
+from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage import copy_file
 from siclip_platform.storage.atomic import write_text_atomically
+from siclip_platform.studies.options import WORKER_CPUS, Options
+from siclip_platform.tracking import RunKind, TrackedRun, Tracker
+from siclip_platform.training.ray_train import run_with_ray_train
 
 FILE = "trained.json"
+LOGGED_MODELS = ("best", "train")
+Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
+"""Name → recipe and tags."""
 
 
-class Trained:
-    """``folder/trained.json``: for each name the recipes that it stood for, the newest last. Threads may share it.
+@dataclass(frozen=True)
+class Finished:
+    """A model trained under Ray Train and measured on the test split."""
 
-    Each has a stem, by which its files and runs are called: the name for the first, else with the recipe's hash.
+    checkpoint: Path
+    metrics: dict[str, float]
+
+
+class Names:
+    """``folder/trained.json``: the recipes that each name was used for, the newest last. Threads may share it.
+
+    A recipe has a stem, which names its files and runs: the name for the first recipe, else with the recipe's hash.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,7 +46,7 @@ class Trained:
         self._lock = threading.Lock()
 
     def stem(self, name: str, recipe: Recipe) -> str:
-        """From now on the name stands for this recipe."""
+        """The recipe's stem; the name now stands for this recipe."""
         with self._lock:
             names = self._read()
             known = names.setdefault(name, {})
@@ -34,7 +57,7 @@ class Trained:
         return stem
 
     def superseded(self, name: str) -> list[str]:
-        """Stems that the name stood for before."""
+        """Stems of the recipes that the name stood for before."""
         return list(self._read().get(name, {}).values())[:-1]
 
     def _read(self) -> dict[str, dict[str, str]]:
@@ -42,3 +65,144 @@ class Trained:
             return {}
         names: dict[str, dict[str, str]] = json.loads(self.path.read_text())
         return names
+
+
+@dataclass(kw_only=True)
+class FinalRuns:
+    """Trains recipes in a study's folder and measures each on the test split.
+
+    Attributes:
+        key: of the study; the runs' keys begin with it.
+        tags: MLflow tags of every run, without the prefix.
+        study_run: parent of the runs, if the study has a run.
+        dataset: logged with every run, if it is known.
+    """
+
+    options: Options
+    display: Display
+    tracker: Tracker
+    folder: Path
+    key: str
+    tags: Mapping[str, str]
+    study_run: TrackedRun | None = None
+    dataset: Dataset | None = None
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _running: dict[str, TrackedRun] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._names = Names(self.folder)
+
+    def train_all(self, jobs: Jobs) -> dict[Any, Finished]:
+        """Train and measure all, as many at a time as the options allow.
+
+        A recipe that the study finished before under the same name is not trained again. A name is a kind of run, or
+        starts with one and ``-``. At the first error, and at Ctrl-C, the trainings that still run are given up: they
+        are marked as interrupted, and resume from their last checkpoints. Their threads end when Ray is shut down.
+        """
+        waiting: SimpleQueue[Any] = SimpleQueue()
+        done: dict[Any, Future[Finished]] = {}
+        for name in jobs:
+            waiting.put(name)
+            done[name] = Future()
+
+        def work() -> None:
+            while not self._stopped.is_set():
+                try:
+                    name = waiting.get_nowait()
+                except Empty:
+                    return
+                try:
+                    done[name].set_result(self._train(name, *jobs[name]))
+                except Exception as error:
+                    done[name].set_exception(error)
+                except SystemExit:  # how Ray ends a call when it is shut down
+                    done[name].set_exception(RuntimeError(f"Ray was shut down while {name} trained"))
+
+        # Not a ThreadPoolExecutor: it waits for its threads when the block and the process end, and a thread that
+        # waits for Ray Train cannot be interrupted.
+        for _ in range(min(self.options.trainings, len(jobs))):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            wait(done.values(), return_when=FIRST_EXCEPTION)
+            for future in done.values():
+                if future.done():
+                    future.result()
+            return {name: future.result() for name, future in done.items()}
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self._stopped.set()
+        for run in list(self._running.values()):
+            run.finish("interrupted")
+
+    def _train(self, name: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
+        """Train unless it is finished. A run of the same name with another recipe stays and is marked."""
+        stem = self._names.stem(name, recipe)
+        finished = self._known(stem) or self._train_and_track(name, stem, recipe, tags)
+        others = self._names.superseded(name)
+        for other in (*others, *([stem] if others else [])):
+            self.tracker.supersede(f"{self.key}/{other}", "" if other == stem else f"{self.key}/{stem}")
+        return finished
+
+    def _known(self, stem: str) -> Finished | None:
+        metrics = self.folder / f"{stem}.json"
+        if self.tracker.spool.ended(f"{self.key}/{stem}") != "FINISHED" or not metrics.is_file():
+            return None
+        return Finished(self.folder / f"{stem}.pt", json.loads(metrics.read_text()))
+
+    def _train_and_track(self, name: str, stem: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
+        kind = cast(RunKind, name.partition("-")[0])
+        run = self.tracker.start(
+            name,
+            kind,
+            params=recipe.flat(),
+            tags={**self.tags, **tags, "recipe_hash": recipe.hash},
+            parent=self.study_run,
+            key=f"{self.key}/{stem}",
+            reopen=True,
+        )
+        if self.dataset is not None and not run.known:
+            run.dataset(self.dataset.manifest.name, self.dataset.hash, self.dataset.folder)
+        self._running[stem] = run
+        try:
+            finished = self._train_and_measure(stem, recipe, run)
+            write_text_atomically(self.folder / f"{stem}.json", json.dumps(finished.metrics))
+            run.artifact(finished.checkpoint)
+            if kind in LOGGED_MODELS:
+                run.model(finished.checkpoint, kind, register=self.options.register_as)
+            run.finish("completed", {k: v for k, v in finished.metrics.items() if "/" in k})
+        except BaseException as error:
+            # No effect on a run that was given up: it is closed as interrupted.
+            run.finish("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._running.pop(stem)
+        return finished
+
+    def _train_and_measure(self, name: str, recipe: Recipe, run: TrackedRun) -> Finished:
+        kept = self.options.checkpoints / self.folder.name if self.options.checkpoints else None
+        with self.display.task(name, total=recipe.training.steps) as task:
+            trained = run_with_ray_train(
+                recipe,
+                name=name,
+                storage=self.folder / "train",
+                log=_log_to(run, task),
+                worker_cpus=WORKER_CPUS,
+                workers=self.options.workers,
+                checkpoints=kept / "train" if kept else None,
+            )
+            if kept:
+                copy_file(trained.checkpoint, kept / f"{name}.pt")
+        metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, recipe.data.path, "test")
+        return Finished(trained.checkpoint, metrics)
+
+
+def _log_to(run: TrackedRun, task: Task) -> Callable[[int, Mapping[str, float]], None]:
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        run.log(step, metrics)
+        loss = metrics.get("train/loss")
+        task.update(step, f"loss {loss:.3f}" if loss is not None else None)
+
+    return log

@@ -1,85 +1,31 @@
-"""What a search is asked to do, and where it writes."""
+"""What a study is asked to do: one model for the command line, the jobs and the study's file."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from siclip.config import Config
 from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster.resources import Backend
-from siclip_platform.storage import AnyPath
+from siclip_platform.storage import AnyPath, as_path
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Where a search reads and writes, and how much it does. Paths may be relative to the working folder.
-
-    ``concurrent``: trainings at the same time, None for as many as fit. ``seeds``: trainings of each setting.
-    ``rerun``: train also what the MLflow store has finished. ``register``: the best model's name in MLflow's
-    registry. ``disk_budget``: bytes that a study's checkpoints may take. ``resume``: the study to go on with.
-    ``space``: what is searched, a name in search_spaces/ or a file; ``sampler`` and ``scheduler`` come before its
-    own. ``workers``: processes of a training under Ray Train, each with a share of the batch. ``checkpoints``: where
-    those under Ray Train go and finished ones are copied to, None for ``out``. ``artifacts``: the URI where MLflow
-    keeps a new experiment's files, None for ``out`` or what the server says.
-    """
-
-    out: Path
-    data: AnyPath | None = None
-    teacher: AnyPath | None = None
-    tracking_uri: str | None = None
-    address: str | None = None
-    trials: int = 8
-    concurrent: int | None = None
-    seed: int = 0
-    verbose: bool = False
-    seeds: int = 1
-    backend: Backend = "process"
-    rerun: bool = False
-    register: str | None = None
-    disk_budget: int | None = None
-    resume: str | None = None
-    space: str = "wikd"
-    sampler: str | None = None
-    scheduler: str | None = None
-    workers: int = 1
-    checkpoints: AnyPath | None = None
-    artifacts: str | None = None
-
-    @property
-    def dataset_folder(self) -> AnyPath:
-        """``data``, or where the embedded default is built."""
-        return (self.data or self.built_folder).resolve()
-
-    @property
-    def built_folder(self) -> Path:
-        """Where the embedded default is built."""
-        return self.out / "digit-scenes"
-
-    @property
-    def trainings(self) -> int:
-        """Trainings under Ray Train at the same time: on a cluster that we join one, if nothing else is asked for."""
-        return self.concurrent or (1 if self.joins else 2)
-
-    @property
-    def joins(self) -> bool:
-        """Whether a cluster is joined that others have started."""
-        return bool(self.address or os.environ.get("RAY_ADDRESS"))
+WORKER_CPUS = 1.0
 
 
 def parse_bytes(text: str) -> int:
     """``20GB`` → bytes; units of 1000.
 
     Raises:
-        UserError: it is not a number and a unit.
+        UserError: the text is not a number and a unit.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
     if not found:
@@ -87,22 +33,105 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """The command that began this process, for the report; without the tracking URI, which may hold a password."""
-    program = Path(arguments[0])
-    start = ["python", f"jobs/{program.name}"] if program.parent.name in ("jobs", "_jobs") else ["siclip-platform"]
-    kept: list[str] = []
-    rest = iter(arguments[1:])
-    for argument in rest:
-        if argument == "--tracking-uri":
-            next(rest, None)
-        elif not argument.startswith("--tracking-uri="):
-            kept.append(argument)
-    return shlex.join([*start, *kept])
+def _absolute(value: Any) -> Any:
+    # Absolute because workers and a later --resume run in other working folders.
+    return None if value is None else as_path(value).resolve()
+
+
+def _artifact_uri(value: Any) -> Any:
+    path = _absolute(value or None)
+    return path.as_uri() if isinstance(path, Path) else path and str(path)
+
+
+def _size(value: Any) -> Any:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+AbsolutePath = Annotated[
+    AnyPath | None, BeforeValidator(_absolute), PlainSerializer(lambda path: path and str(path), when_used="json")
+]
+
+
+class Options(Config):
+    """What a study is asked to do, and where it reads and writes. Paths are made absolute.
+
+    Attributes:
+        out: folder for everything that is written. Not stored in the study's file, like the next three.
+        resume: name of the study to resume.
+        address: the Ray cluster to join.
+        verbose: show Ray's messages.
+        name: name of a study that is not a search or an ablation, which are named by their files.
+        data: the dataset; None: digit scenes in ``out``, built if missing.
+        teacher: the teacher's checkpoint; None: none, or one that is trained.
+        tracking_uri: the MLflow store; None: sqlite in ``out``. The study's file stores it without a password.
+        trials: number of trials in total.
+        seeds: trainings per setting.
+        seed: seed of the search, and of the shipped recipes where none is given.
+        concurrent: trainings at the same time; None: as many as fit.
+        workers: processes of one training under Ray Train; each takes a share of every batch.
+        backend: how trials run.
+        rerun: train again what the MLflow store has already.
+        confirm: fresh seeds for the final comparison; 0: no comparison.
+        register_as: name of the best model in MLflow's registry.
+        disk_budget: bytes available to the study's checkpoints; text such as ``20GB`` is converted.
+        space: name or file of the search space.
+        sampler: overrides the space's.
+        scheduler: overrides the space's.
+        ablation: name or file of the ablation.
+        settings: names of the ablation's settings that are trained, with the baseline; empty: all.
+        checkpoints: where Ray Train writes checkpoints and finished models are copied to; None: in ``out``.
+        artifacts: URI where MLflow stores the files of a new experiment; None: in ``out``, or the server's choice.
+    """
+
+    out: Annotated[Path, BeforeValidator(_absolute)] = Field(exclude=True)
+    resume: str | None = Field(None, exclude=True)
+    address: str | None = Field(None, exclude=True)
+    verbose: bool = Field(False, exclude=True)
+    name: str = "train"
+    data: AbsolutePath = None
+    teacher: AbsolutePath = None
+    tracking_uri: str | None = None
+    trials: int = Field(8, ge=1)
+    seeds: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    concurrent: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=1)
+    backend: Backend = "process"
+    rerun: bool = False
+    confirm: int = Field(0, ge=0)
+    register_as: str | None = None
+    disk_budget: Annotated[int | None, BeforeValidator(_size)] = None
+    space: str = "wikd"
+    sampler: str | None = None
+    scheduler: str | None = None
+    ablation: str | None = None
+    settings: tuple[str, ...] = ()
+    checkpoints: AbsolutePath = None
+    artifacts: Annotated[str | None, BeforeValidator(_artifact_uri)] = None
+
+    @property
+    def dataset_folder(self) -> AnyPath:
+        """``data``, or where the digit scenes are built."""
+        return self.data or self.built_folder
+
+    @property
+    def built_folder(self) -> Path:
+        """Where the digit scenes are built."""
+        return self.out / "digit-scenes"
+
+    @property
+    def trainings(self) -> int:
+        """Trainings under Ray Train at the same time; the default is one on a cluster that others started."""
+        return self.concurrent or (1 if self.joins else 2)
+
+    @property
+    def joins(self) -> bool:
+        """Whether Ray joins a running cluster instead of starting its own."""
+        return bool(self.address or os.environ.get("RAY_ADDRESS"))
 
 
 def unused_name(name: str, taken: Collection[str], out: Path) -> str:
-    """``name``, or with the lowest number behind it that is not ``taken`` and that the folder does not have yet."""
+    """``name``, with the lowest number appended for which it is neither ``taken`` nor a folder in ``out``."""
     number, candidate = 1, name
     while candidate in taken or (out / candidate).exists():
         number += 1
@@ -111,7 +140,7 @@ def unused_name(name: str, taken: Collection[str], out: Path) -> str:
 
 
 def check_sharing(recipe_model: str) -> Any:
-    """For `load_space`: what is wrong with a value of a sharing pattern for this model, else None."""
+    """A ``check_value`` for `load_space`: why a sharing pattern does not fit this model, or None."""
     config = model_config(recipe_model)
     blocks = {"model.image_sharing": config.image.layers[-1], "model.text_sharing": config.text.layers}
 
@@ -126,15 +155,12 @@ def check_sharing(recipe_model: str) -> Any:
     return check
 
 
-def default_out() -> Path:
-    """Where outputs go if no place is named: ``runs/`` here, or ``siclip-runs/`` at home inside a Ray job.
+def default_out(job: str) -> Path:
+    """Where a job writes by default: ``runs/JOB`` here, or ``~/siclip-runs/JOB`` inside a Ray job.
 
-    A job submitted with a working dir runs in a copy that Ray deletes, so nothing may be left there.
+    A job submitted with a working directory runs in a copy that Ray deletes, so nothing may be left there.
     """
     here = Path.cwd()
     if "_ray_pkg_" in str(here):
-        return Path.home() / "siclip-runs" / "tune_wikd"
-    return here / "runs" / "tune_wikd"
-
-
-WORKER_CPUS = 1.0
+        return Path.home() / "siclip-runs" / job
+    return here / "runs" / job

@@ -1,4 +1,4 @@
-"""An experiment's beginning and end: everything checked and connected before, everything closed and told after."""
+"""The beginning and the end of a study: everything is checked and connected first, and closed and reported last."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from siclip.errors import UserError
 from siclip_platform.cluster.connect import Needs, ray_cluster
+from siclip_platform.cluster.interrupt import Interrupted
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import check_writable
+from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.experiment import Experiment
 from siclip_platform.studies.options import WORKER_CPUS, Options, unused_name
 from siclip_platform.studies.study_file import FILE, read_study
-from siclip_platform.tracking import Tracker, check_tracking, default_tracking_uri
+from siclip_platform.tracking import RunState, Tracker, check_tracking, default_tracking_uri
 from siclip_platform.tracking.store import check_artifacts, study_names, without_password
 from siclip_platform.training.build import check
-
-STOPPED = 130
-OPTIONS_AS_THEN = ("tune_wikd", "ablate_siclip")
-"""Jobs that go on with a study by its name and all the options that began it."""
 
 
 @contextmanager
 def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[Experiment]:
-    """Check all that can be checked, connect MLflow and Ray, and close both at the end.
+    """Check everything that can be checked, connect MLflow and Ray, and close both at the end.
 
-    ``recipes`` are what will be trained. Their dataset need not exist yet if it is the embedded default. Ctrl-C
-    leaves a study that ``options.resume`` goes on with, and ends the process with exit code 130.
+    Ctrl-C marks the study's run as interrupted, prints the command that resumes the study, and ends the process with
+    exit code 130.
+
+    Args:
+        options: with ``resume``, that study is opened.
+        name: of a new study; a number is appended if it is taken.
+        recipes: those that will be trained. Their dataset need not exist yet if it is the digit scenes.
 
     Raises:
         UserError: see `Tracker`, `ray_cluster`, `siclip_platform.training.build.check`.
@@ -38,7 +40,9 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output folder {options.out} cannot be made: {error.strerror}; name another --out") from None
+        raise UserError(
+            f"output folder {options.out} cannot be created: {error.strerror}; name another --out"
+        ) from None
     if options.checkpoints:
         check_writable(options.checkpoints, "--checkpoints")
     if options.artifacts:
@@ -56,24 +60,21 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
             yield experiment
         experiment.timeline.write(options.out)
     except KeyboardInterrupt:
+        # Short: the user waits for the prompt, and the spool keeps what is not sent.
         _close(tracker, display, options.out / name, 5)
-        display.say(f"stopped; {_how_to_go_on(options.out / name)}")
-        raise SystemExit(STOPPED) from None
+        display.say(f"stopped; {_how_to_resume(options.out / name)}")
+        raise Interrupted from None
     except BaseException:
         _close(tracker, display, options.out / name, 10)
         raise
     _close(tracker, display, options.out / name, 60)
 
 
-def _how_to_go_on(folder: Path) -> str:
-    """What goes on with a study that this process has stopped."""
+def _how_to_resume(folder: Path) -> str:
+    """The command that resumes the study that this process stopped."""
     if not (folder / FILE).is_file():
-        return "there is nothing to go on with: start it again"
-    if Path(sys.argv[0]).stem in OPTIONS_AS_THEN:
-        return f"to go on: the same command with --resume {folder.name}"
-    kind = read_study(folder).kind
-    command = {"search": "tune"}.get(kind, kind)
-    return f"to go on: siclip-platform {command} --resume {folder.name} --out {folder.parent}"
+        return f"nothing was begun; to start again: {command_line(sys.argv)}"
+    return f"to resume: {read_study(folder).resume_command}"
 
 
 def _new_name(name: str, uri: str, options: Options) -> str:
@@ -83,9 +84,9 @@ def _new_name(name: str, uri: str, options: Options) -> str:
 
 @contextmanager
 def _ending(experiment: Experiment) -> Iterator[None]:
-    """Close the study's run in the state that the block ended in."""
+    """Close the study's run in the state in which the block ends."""
 
-    def finish(state: Any, reason: str = "") -> None:
+    def finish(state: RunState, reason: str = "") -> None:
         if experiment.study_run:
             experiment.study_run.finish(state, reason=reason)
 
@@ -106,7 +107,7 @@ def _close(tracker: Tracker, display: Display, folder: Path, timeout_seconds: fl
     tracker.close(0)
     if left:
         why = f" ({reason})" if reason else ""
-        place = without_password(tracker.uri)
-        display.say(f"{left} records wait for MLflow at {place}{why}: siclip-platform sync {folder} sends them")
+        store = without_password(tracker.uri)
+        display.say(f"{left} records wait for MLflow at {store}{why}: siclip-platform sync {folder} sends them")
     for problem in problems:
-        display.say(f"MLflow did not take a record: {problem}")
+        display.say(f"MLflow refused a record: {problem}")

@@ -1,15 +1,52 @@
-"""Where a study starts: the recipe that a command line names, or the student of the digit scenes and its teacher."""
+"""What a study starts from: its options, its recipe, and the recipe of a teacher that it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 from siclip.errors import UserError
 from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import as_path
 from siclip_platform.studies.options import Options
+from siclip_platform.studies.study_file import StudyFile
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a study starts from.
+
+    Attributes:
+        base: the recipe that the study is about.
+        teaching: the recipe of the teacher, if the study trains one.
+        definition: name or file of the space or ablation; of a resumed study the copy in its folder.
+    """
+
+    options: Options
+    base: Recipe
+    teaching: Recipe | None = None
+    definition: str = ""
+
+    @classmethod
+    def of(cls, study: StudyFile) -> StartingPoint:
+        """That of a study that is resumed."""
+        return cls(study.options, study.base, study.teaching, str(study.definition or study.options.space))
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The recipes that the study trains before its trials, and the base."""
+        return [*([self.teaching] if self.teaching else []), self.base]
+
+    def check_teacher(self) -> None:
+        """Before anything is computed: a recipe that needs a teacher has one, or one will be trained.
+
+        Raises:
+            UserError: it has none.
+        """
+        base = self.base
+        if self.teaching is None and not base.teacher and (base.model.inherit or base.loss.needs_teacher):
+            raise UserError("the recipe needs a teacher and has none: name one with --teacher")
 
 
 def starting_point(
@@ -19,31 +56,25 @@ def starting_point(
     *,
     steps: int = STUDENT_STEPS,
     teacher_steps: int = TEACHER_STEPS,
-) -> tuple[Options, Recipe, Recipe | None]:
-    """The options, the recipe that the study is about, and that of its teacher if one is to be trained.
+) -> StartingPoint:
+    """Where a new study starts. The options' dataset and teacher override the recipe's.
 
-    ``given``: the recipe that was named. Without one: the student of the digit scenes with ``steps`` and the
-    ``changes``, by dotted path. Dataset and teacher of the options come before the recipe's.
+    Args:
+        given: the recipe that was named; without one, the student of the digit scenes.
+        changes: fields of that student, by dotted path.
+        steps: of that student.
+        teacher_steps: of its teacher, which is trained if none is named.
 
     Raises:
         UserError: a change does not fit.
     """
     if given is not None:
-        named = options.teacher or (as_path(given.teacher) if given.teacher else None)
-        options = replace(options, data=options.data or as_path(given.data.path), teacher=named)
-    teacher = options.teacher.resolve() if options.teacher else None
-    folder = options.dataset_folder
+        teacher = options.teacher or (as_path(given.teacher).resolve() if given.teacher else None)
+        data = options.data or as_path(given.data.path).resolve()
+        options = options.model_copy(update={"data": data, "teacher": teacher})
+    folder, teacher = options.dataset_folder, options.teacher
     base = given or digits_student(folder, steps=steps, seed=options.seed).updated(changes)
     base = base.updated({"data.path": str(folder), "teacher": str(teacher) if teacher else None})
-    trained = given is None and teacher is None
-    return options, base, digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trained else None
-
-
-def check_teacher(base: Recipe, teaching: Recipe | None) -> None:
-    """Before anything is computed: a recipe that needs a teacher has one, or one will be trained.
-
-    Raises:
-        UserError: it has none.
-    """
-    if teaching is None and not base.teacher and (base.model.inherit or base.loss.needs_teacher):
-        raise UserError("the recipe needs a teacher and has none: name one with --teacher")
+    trains = given is None and teacher is None
+    teaching = digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trains else None
+    return StartingPoint(options, base, teaching, options.ablation or options.space)

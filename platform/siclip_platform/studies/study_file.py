@@ -1,117 +1,142 @@
-"""What a study's folder keeps so that it can be gone on with without being described again."""
+"""The description of a study that its folder keeps, from which ``--resume`` continues it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, copy_file
 from siclip_platform.storage.atomic import write_text_atomically
-
-if TYPE_CHECKING:
-    from siclip_platform.studies.options import Options
+from siclip_platform.studies.options import Options
 
 FILE = "study.json"
 SPACE = "space.yaml"
-"""Of a population: a recipe for each member, with its schedule."""
+ABLATION = "ablation.yaml"
+StudyKind = Literal["search", "demo", "ablation", "train"]
+COMMANDS: dict[StudyKind, str] = {"search": "tune", "demo": "demo", "ablation": "ablate", "train": "train"}
 
 
 class StudyFile(Config):
-    """The description of a study as it was begun; ``options``: what else the command that began it has to know.
+    """``study.json``: what a study was begun with.
 
-    ``kind``: search, ablation or train. ``key``: of its MLflow run.
+    Attributes:
+        kind: which command began it and resumes it.
+        key: identifies its MLflow runs.
+        base: the recipe that the study is about, with the teacher that was named, not one that it trains.
+        teaching: the recipe of a teacher that the study trains.
     """
 
+    version: Literal[2] = 2
     name: str
-    kind: str = "search"
+    kind: StudyKind
     key: str
     base: Recipe
-    trials: int = Field(ge=1)
-    seeds: int = Field(1, ge=1)
-    concurrent: int | None = None
-    search_seed: int = 0
-    backend: str = "process"
-    disk_budget: int | None = None
-    rerun: bool = False
-    register_as: str | None = None
-    tracking_uri: str
-    data: str | None = None
-    checkpoints: str | None = None
-    artifacts: str | None = None
-    sampler: str | None = None
-    scheduler: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    teaching: Recipe | None = None
+    options: Options
 
-    @classmethod
-    def of(
-        cls, options: Options, *, name: str, kind: str, key: str, base: Recipe, uri: str, more: Mapping[str, Any]
-    ) -> StudyFile:
-        """That of a study which is begun with these options; ``uri``: of the tracking store, without a password."""
-        return cls(
-            name=name, kind=kind, key=key, base=base, trials=options.trials, seeds=options.seeds,
-            concurrent=options.concurrent, search_seed=options.seed, backend=options.backend,
-            disk_budget=options.disk_budget, rerun=options.rerun, register_as=options.register, tracking_uri=uri,
-            data=str(options.data) if options.data else None, sampler=options.sampler, scheduler=options.scheduler,
-            checkpoints=str(options.checkpoints) if options.checkpoints else None, artifacts=options.artifacts,
-            options=dict(more),
-        )  # fmt: skip
+    @property
+    def folder(self) -> Path:
+        return self.options.out / self.name
 
-    def check_same(self, base: Recipe, trials: int, grows: bool) -> None:
-        """Whether the study can be gone on with around this recipe to so many trials; ``grows``: to more than it had.
+    @property
+    def definition(self) -> Path | None:
+        """The copy of the space or ablation in the study's folder."""
+        files = [self.folder / name for name in (SPACE, ABLATION)]
+        return next((file for file in files if file.is_file()), None)
 
-        Raises:
-            UserError: it was begun around another recipe, or it cannot grow.
-        """
-        if not grows and self.trials != trials:
-            raise UserError(
-                f"study {self.name} is a population of {self.trials}, which trains side by side: go on with as "
-                f"many, not with --trials {trials}, or begin a new study"
-            )
-        if self.base != base:
-            now, before = base.flat(), self.base.flat()
-            changed = ", ".join(path for path in now if now[path] != before.get(path))
-            raise UserError(f"study {self.name} was begun around another recipe ({changed}): go on with the same one")
+    @property
+    def resume_command(self) -> str:
+        """The command line that resumes the study."""
+        return f"siclip-platform {COMMANDS[self.kind]} --resume {self.name} --out {self.options.out}"
 
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+    def write(self) -> None:
+        """Write the file to the study's folder and to its checkpoints, with its space or ablation file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.folder / FILE, json.dumps(self.model_dump(mode="json"), indent=2) + "\n")
+        if self.options.checkpoints:
+            target = self.options.checkpoints / self.name
+            if isinstance(target, Path):
+                target.mkdir(parents=True, exist_ok=True)
+            _copy(self.folder, target)
+
+
+def _copy(source: AnyPath, target: AnyPath) -> None:
+    # The description comes last: a folder that has one is complete.
+    for name in (SPACE, ABLATION, FILE):
+        if (source / name).is_file():
+            copy_file(source / name, target / name)
+
+
+def _converted(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A file of version 1, whose options were fields of the study, as version 2."""
+    old = dict(content)
+    more = old.pop("options", {})
+    kept = {name: old.pop(name) for name in ("name", "kind", "key", "base") if name in old}
+    renamed = {"search_seed": "seed"}
+    options = {renamed.get(name, name): value for name, value in old.items()}
+    options["teacher"] = kept.get("base", {}).get("teacher")
+    if "workers" in more:
+        options["workers"] = more["workers"]
+    if "study" in more:
+        options |= {"ablation": more["study"], "settings": more.get("settings", [])}
+    return kept | {"kind": kept.get("kind", "search"), "options": options}
 
 
 def fetch_study(folder: Path, checkpoints: AnyPath) -> None:
-    """Take a study's description back from where its checkpoints are, for a machine that has not begun it.
+    """Copy a study's description from its checkpoints to ``folder``, on a machine that has not begun the study.
 
     Raises:
-        UserError: it is not there, or the store does not answer.
+        UserError: the checkpoints do not contain it, or the store does not answer.
     """
-    kept = checkpoints / folder.name / FILE
-    if not kept.is_file():
-        raise UserError(f"no study {folder.name!r} in {folder.parent}, nor at {kept}: correct the name or the place")
+    source = checkpoints / folder.name
+    if not (source / FILE).is_file():
+        raise UserError(
+            f"no study {folder.name!r} in {folder.parent}, and no {source / FILE}: correct the name, --out or "
+            "--checkpoints"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    copy_file(kept, folder / FILE)
+    _copy(source, folder)
 
 
 def read_study(folder: Path) -> StudyFile:
-    """Read a study's folder.
+    """The description in a study's folder; its ``options.out`` is the folder's parent.
 
     Raises:
-        UserError: there is no study in it, or it is of another version.
+        UserError: the folder has no description, or one that cannot be read.
     """
     path = folder / FILE
     if not path.is_file():
-        beside = sorted(item.parent.name for item in folder.parent.glob(f"*/{FILE}"))
-        there = f"there are {', '.join(beside)}" if beside else "there is none in this --out"
+        others = sorted(item.parent.name for item in folder.parent.glob(f"*/{FILE}"))
+        known = f"it has {', '.join(others)}" if others else "it has none"
         raise UserError(
-            f"no study {folder.name!r} in {folder.parent}: name it and the --out it was begun with; {there}"
+            f"no study {folder.name!r} in {folder.parent}: give its name and the --out that it began with; {known}"
         )
     try:
-        return StudyFile.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; restore it or begin a new study") from None
+    try:
+        study = StudyFile.model_validate(_placed(content, folder.parent))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}" for item in error.errors()]
-        raise UserError(f"{path} does not describe a study of this version:\n" + "\n".join(lines)) from None
+        raise UserError(
+            f"{path} does not describe a study of this version; resume it with the version that began it:\n"
+            + "\n".join(lines)
+        ) from None
+    return study
+
+
+def _placed(content: Any, out: Path) -> Any:
+    """The content with the folder that it was found in, which the file does not store: folders may be moved."""
+    if not isinstance(content, dict) or not isinstance(content.get("options", {}), dict):
+        return content
+    if "version" not in content and "trials" in content:
+        content = _converted(content)
+    return content | {"options": content.get("options", {}) | {"out": str(out)}}

@@ -1,4 +1,4 @@
-"""What a search prints at its end."""
+"""The end of a study: its report, and what is printed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from siclip_platform.cluster.interrupt import Interrupted
+
 if TYPE_CHECKING:
     from siclip_platform.report import ReportPaths
-    from siclip_platform.search.study import StudyResult
-    from siclip_platform.studies.experiment import Experiment, Finished
+    from siclip_platform.search.result import StudyResult
+    from siclip_platform.studies.experiment import Experiment
+    from siclip_platform.studies.final_runs import Finished
 
 ROWS = {
     "test/mean_recall@1": "retrieval R@1, mean of both ways",
@@ -22,10 +25,22 @@ ROWS = {
 }
 
 
+def study_report(experiment: Experiment) -> ReportPaths:
+    """Write the report of a study that is complete."""
+    from siclip_platform.report import write_report
+
+    try:
+        return write_report(experiment.tracker.uri, experiment.options.out, study=experiment.name)
+    except KeyboardInterrupt:
+        command = f"siclip-platform report --study {experiment.name} --out {experiment.options.out}"
+        experiment.display.say(f"stopped; the study is complete. To write its report: {command}")
+        raise Interrupted from None
+
+
 def print_summary(
     experiment: Experiment, study: StudyResult, finished: Mapping[Any, Finished], report: ReportPaths
 ) -> None:
-    """The best setting, best beside control on the test split, and where everything lies."""
+    """Print the best setting, best and control on the test split, and the locations of the store and the report."""
     best = study.best
     say = experiment.display.say
     say(f"\nBest setting of {len(study.trials)} trials ({study.metric} {best.value:.3f} at step {best.steps}):")

@@ -13,9 +13,9 @@ from siclip_platform.recipes.presets import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.policy.searcher import SettingsSearch
 from siclip_platform.spaces.ablation import QUESTIONS, Ablation, ablation_names, load_ablation, parse_ablation
-from siclip_platform.studies.ablation import check_settings, setting_values
+from siclip_platform.studies.ablation import check_settings, named_ablation, setting_values
 from siclip_platform.studies.options import Options, check_sharing
-from siclip_platform.studies.starting_point import check_teacher, starting_point
+from siclip_platform.studies.starting_point import StartingPoint, starting_point
 from siclip_platform.training.build import recipe_model
 
 STUDIES = Path(__file__).parents[3] / "search_spaces" / "studies"
@@ -114,7 +114,7 @@ BAD = {
     "unknown parent": ("  a: {extends: of, set: {loss.pair_matching: 1}}", 6, "did you mean 'off'"),
     "itself": ("  a: {extends: a, set: {loss.pair_matching: 1}}", 6, "not above it"),
     "the same twice": ("  a: {extends: 'off'}", 6, "is the same as off"),
-    "unknown teacher": ("  a: {teacher: weak, set: {loss.pair_matching: 1}}", 6, "names teacher 'weak'"),
+    "unknown teacher": ("  a: {teacher: weak, set: {loss.pair_matching: 1}}", 6, "unknown teacher 'weak'"),
     "unknown key": ("  a: {sets: {loss.pair_matching: 1}}", 6, "did you mean 'set'"),
     "name": ("  a b: {set: {loss.pair_matching: 1}}", 6, "use letters"),
 }
@@ -130,8 +130,8 @@ def test_a_bad_setting_is_told_with_its_line(text: str, line: int, words: str) -
 
 BAD_HEADS = {
     "question": (HEAD.replace("name: t", "name: t\nquestion: size"), 2, "choose one of scaling"),
-    "metric": (HEAD.replace("validation", "test"), 2, "unknown metric"),
-    "seeds": (HEAD.replace("name: t", "name: t\nseeds: 0"), 2, "not a whole number above 0"),
+    "metric": (HEAD.replace("validation", "test"), 2, "would select on the test split"),
+    "seeds": (HEAD.replace("name: t", "name: t\nseeds: 0"), 2, "greater than or equal to 1"),
     "baseline": (HEAD.replace("baseline: off", "baseline: of"), 3, "did you mean 'off'"),
     "teacher": (HEAD.replace("name: t", "name: t\nteachers: {teacher: {training.steps: 5}}"), 2, "not 'teacher'"),
     "no baseline": (HEAD.replace("baseline: off\n", ""), 1, "lacks baseline"),
@@ -158,7 +158,7 @@ def test_a_study_that_is_not_there() -> None:
 
 def test_the_searcher_gives_the_settings_in_order() -> None:
     settings: list[dict[str, Any]] = [{"a": 1}, {"a": 2}]
-    search = SettingsSearch(settings, "m", "max")
+    search = SettingsSearch(settings, "m")
     assert [search.suggest(f"trial-00{number}") for number in (0, 1, 0, 2)] == [
         *settings,
         settings[0],
@@ -184,21 +184,28 @@ def test_settings_are_checked_against_the_recipe(student: Recipe) -> None:
         check_settings(four, student.updated({"teacher": None}), trains_teachers=False)
 
 
-def test_the_base_is_the_students_recipe_or_a_given_one(tmp_path: Path, student: Recipe) -> None:
+def test_a_study_starts_from_the_shipped_student_or_from_a_named_recipe(tmp_path: Path, student: Recipe) -> None:
     options = Options(out=tmp_path, seed=3)
     changes = {"loss.pair_matching": 1}
-    _, base, teaching = starting_point(options, None, changes, steps=24, teacher_steps=30)
-    assert base.data.path == str(tmp_path / "digit-scenes") and base.teacher is None
-    assert (base.training.steps, base.training.seed, base.loss.pair_matching) == (24, 3, 1)
-    assert teaching is not None and teaching.training.steps == 30
-    check_teacher(base, teaching)
-    given = student.updated({"training.steps": 99})
-    found, base, teaching = starting_point(options, given, {}, steps=24, teacher_steps=30)
-    assert base.training.steps == 99 and teaching is None
-    assert base.teacher == str(Path("teacher.pt").resolve()) and found.data == Path("data")
-    check_teacher(base, teaching)
+    start = starting_point(options, None, changes, steps=24, teacher_steps=30)
+    assert start.base.data.path == str(tmp_path / "digit-scenes") and start.base.teacher is None
+    training = start.base.training
+    assert (training.steps, training.seed, start.base.loss.pair_matching) == (24, 3, 1)
+    assert start.teaching is not None and start.teaching.training.steps == 30
+    start.check_teacher()
+    named = student.updated({"training.steps": 99})
+    start = starting_point(options, named, {}, steps=24, teacher_steps=30)
+    assert start.base.training.steps == 99 and start.teaching is None
+    assert start.base.teacher == str(Path("teacher.pt").resolve()) and start.options.data == Path("data").resolve()
+    start.check_teacher()
 
 
-def test_a_recipe_without_the_teacher_that_it_needs_is_refused(student: Recipe) -> None:
+def test_a_recipe_without_the_teacher_that_it_needs_is_refused(tmp_path: Path, student: Recipe) -> None:
+    start = StartingPoint(Options(out=tmp_path), student.updated({"teacher": None}))
     with pytest.raises(UserError, match="needs a teacher and has none: name one with --teacher"):
-        check_teacher(student.updated({"teacher": None}), None)
+        start.check_teacher()
+
+
+def test_an_ablation_is_named_unless_a_study_is_resumed() -> None:
+    with pytest.raises(UserError, match="name a study file, or a study to resume"):
+        named_ablation(None)

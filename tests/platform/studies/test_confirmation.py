@@ -1,4 +1,4 @@
-"""Fresh seeds at the end of a study: what is trained, how it is tagged, and what the report then says."""
+"""Fresh seeds at the end of a study: what is trained, its tags, and the status that the report gives."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.query import DATA_SUMMARY, Selection, read_studies
 from siclip_platform.report.read.store import Store
-from siclip_platform.search.study import StudyResult, TrialOutcome
+from siclip_platform.search.result import StudyResult, TrialOutcome
 from siclip_platform.spaces import load_space
 from siclip_platform.spaces.ablation import parse_ablation
 from siclip_platform.studies.ablation import confirm_ablation
 from siclip_platform.studies.confirmation import confirm, confirm_search
-from siclip_platform.studies.experiment import Experiment, Finished
+from siclip_platform.studies.experiment import Experiment
+from siclip_platform.studies.final_runs import FinalRuns, Finished
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.timeline import Timeline
 from siclip_platform.tracking import Tracker, default_tracking_uri
@@ -38,19 +39,19 @@ def test_fresh_seeds_decide_what_the_report_calls_best(
     save_checkpoint(checkpoint, create_model("siclip-nano"))
     trained: list[tuple[str, int]] = []
 
-    def pretend(self: Experiment, name: str, recipe: Recipe, run: object) -> Finished:
+    def pretend(self: FinalRuns, name: str, recipe: Recipe, run: object) -> Finished:
         seed = recipe.training.seed
         trained.append((name, seed))
         level = 0.3 + 0.01 * (seed % 3) + (gain + 0.002 * (-1) ** seed if "best" in name else 0)
         return Finished(checkpoint, {"test/mean_recall@1": level, "validation/mean_recall@1": level})
 
-    monkeypatch.setattr(Experiment, "_under_ray_train", pretend)
+    monkeypatch.setattr(FinalRuns, "_train_and_measure", pretend)
     tracker = Tracker(default_tracking_uri(tmp_path), artifacts=tmp_path / "artifacts", spool=tmp_path / "study")
     options = Options(out=tmp_path, data=digits, seeds=2, concurrent=1)
     experiment = Experiment(options, Display(), tracker, "study")
     experiment.dataset()
     base = digits_student(digits, checkpoint, seed=5)
-    experiment.begin_study(load_space("wikd"), base)
+    experiment.begin_search("search", load_space("wikd"), base)
     experiment.train({"best": base, "control": base}, best_trial="trial-003")
     confirm(experiment, base, base, 4, "trial-003")
     assert experiment.study_run is not None
@@ -71,22 +72,22 @@ def test_fresh_seeds_decide_what_the_report_calls_best(
 
 
 class Recorded:
-    """What an experiment would train."""
+    """An experiment that records what it would train and print."""
 
     def __init__(self, seeds: int) -> None:
         self.options = Options(out=Path(), seeds=seeds)
         self.timeline = Timeline()
         self.display = self
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.jobs: dict[str, tuple[Recipe, Mapping[str, str]]] = {}
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.printed.append(text)
 
     def train_all(self, jobs: Mapping[str, tuple[Recipe, Mapping[str, str]]]) -> None:
         self.jobs.update(jobs)
 
-    def told(self) -> set[tuple[int, str | None, str, float]]:
+    def trainings(self) -> set[tuple[int, str | None, str, float]]:
         """Seed, setting, selected trial and learning rate of each training."""
         return {
             (recipe.training.seed, tags.get("setting"), tags["best_trial"], recipe.training.learning_rate)
@@ -98,28 +99,21 @@ def outcome(number: int, value: float, recipe: Recipe) -> TrialOutcome:
     return TrialOutcome(f"trial-{number:03d}", {}, recipe, "completed", 12, value, 1.0)
 
 
-def test_a_search_confirms_its_best_trial_against_the_recipe_it_began_with() -> None:
+def test_a_search_confirms_its_best_trial_against_its_starting_recipe() -> None:
     base = digits_student(Path("digits"), Path("teacher.pt"), seed=7)
     better = base.updated({"training.learning_rate": 0.5})
-    result = StudyResult("validation/mean_recall@1", "max", [outcome(0, 0.2, base), outcome(1, 0.3, better)])
-    made: Any = Recorded(seeds=2)
-    confirm_search(made, result, base, 2)
-    rate = base.training.learning_rate
-    assert made.told() == {(seed, *rest) for seed in (9, 10) for rest in (
-        (None, "trial-001", 0.5), ("baseline", "trial-001", rate),
-    )}  # fmt: skip
+    result = StudyResult("validation/mean_recall@1", [outcome(0, 0.2, base), outcome(1, 0.3, better)])
+    recorded: Any = Recorded(seeds=2)
+    confirm_search(recorded, result, base, 2)
+    fresh = [(None, "trial-001", 0.5), ("baseline", "trial-001", base.training.learning_rate)]
+    assert recorded.trainings() == {(seed, *training) for seed in (9, 10) for training in fresh}
     itself: Any = Recorded(seeds=2)
-    confirm_search(itself, StudyResult(result.metric, "max", [outcome(0, 0.4, base)]), base, 2)
-    assert not itself.jobs and "recipe itself" in itself.said[0]
+    confirm_search(itself, StudyResult(result.metric, [outcome(0, 0.4, base)]), base, 2)
+    assert not itself.jobs and "recipe itself" in itself.printed[0]
 
 
-@pytest.mark.parametrize(
-    ("mode", "values", "leader"),
-    [("max", (0.2, 0.1, 0.3), "two"), ("min", (0.2, 0.1, 0.3), "one"), ("max", (0.4, 0.1, 0.3), None)],
-)
-def test_an_ablation_confirms_its_leader_against_the_baseline(
-    mode: str, values: tuple[float, ...], leader: str | None
-) -> None:
+@pytest.mark.parametrize(("values", "leader"), [((0.2, 0.1, 0.3), "two"), ((0.4, 0.1, 0.3), None)])
+def test_an_ablation_confirms_its_leader_against_the_baseline(values: tuple[float, ...], leader: str | None) -> None:
     study = parse_ablation(
         "name: x\nmetric: validation/mean_recall@1\nbaseline: zero\nsettings:\n"
         "  zero: {set: {loss.pair_matching: 0}}\n  one: {set: {loss.pair_matching: 1}}\n"
@@ -127,14 +121,21 @@ def test_an_ablation_confirms_its_leader_against_the_baseline(
         "study.yaml",
     )
     base = digits_student(Path("digits"), Path("teacher.pt"), seed=1)
-    recipes = [base.updated({"training.learning_rate": 0.1 * (place + 1)}) for place in range(3)]
-    trials = [outcome(place, *pair) for place, pair in enumerate(zip(values, recipes, strict=True))]
-    made: Any = Recorded(seeds=3)
-    confirm_ablation(made, study, study.settings, StudyResult(study.metric, mode, trials), 1)
+    recipes = [base.updated({"training.learning_rate": 0.1 * (index + 1)}) for index in range(3)]
+    trials = [outcome(index, *pair) for index, pair in enumerate(zip(values, recipes, strict=True))]
+    recorded: Any = Recorded(seeds=3)
+    confirm_ablation(recorded, study, study.settings, StudyResult(study.metric, trials), 1)
     if leader is None:
-        assert not made.jobs and "no setting is above the baseline" in made.said[0]
+        assert not recorded.jobs and "no setting is above the baseline" in recorded.printed[0]
         return
-    place = ("zero", "one", "two").index(leader)
-    trial = f"trial-{place:03d}"
+    index = ("zero", "one", "two").index(leader)
+    trial = f"trial-{index:03d}"
     rates = [recipe.training.learning_rate for recipe in recipes]
-    assert made.told() == {(4, leader, trial, rates[place]), (4, "zero", trial, rates[0])}
+    assert recorded.trainings() == {(4, leader, trial, rates[index]), (4, "zero", trial, rates[0])}
+
+
+def test_no_seeds_confirm_nothing() -> None:
+    recorded: Any = Recorded(seeds=1)
+    base = digits_student(Path("digits"), Path("teacher.pt"))
+    confirm(recorded, base, base, 0, "trial-000")
+    assert not recorded.jobs

@@ -1,14 +1,15 @@
+"""Options of a study: paths, sizes, and what is refused."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from siclip.errors import UserError
-from siclip_platform.cli.tune import resumed
-from siclip_platform.studies.options import check_sharing, command_line, parse_bytes
-from siclip_platform.studies.study_file import StudyFile
-from tests.support.study_parts import base_recipe
+from siclip_platform.studies.command_line import command_line
+from siclip_platform.studies.options import Options, check_sharing, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from tests.support.study_parts import base_recipe
         (["jobs/tune_wikd.py", "--tracking-uri=http://u:secret@h"], "python jobs/tune_wikd.py"),
     ],
 )
-def test_the_command_is_told_without_the_tracking_uri(arguments: list[str], command: str) -> None:
+def test_the_command_line_is_shown_without_the_tracking_uri(arguments: list[str], command: str) -> None:
     assert command_line(arguments) == command
 
 
@@ -41,23 +42,21 @@ def test_sizes(text: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["20", "GB", "20 GiB", "-1GB", "1e3MB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="for example 20GB"):
         parse_bytes(text)
 
 
-def test_a_study_that_is_not_there_cannot_be_gone_on_with(tmp_path: Path, digits: Path) -> None:
-    for name, kind in (("first", "search"), ("second", "ablation")):
-        StudyFile(
-            name=name, kind=kind, key="k", base=base_recipe(digits), trials=4, seeds=2, sampler="gp", scheduler="pbt",
-            tracking_uri="sqlite:////x.db",
-        ).write(tmp_path / name)  # fmt: skip
-    asked = {"out": tmp_path, "address": None, "verbose": False, "concurrent": None}
-    with pytest.raises(UserError, match=r"no study 'third'.*there are first, second"):
-        resumed("third", None, asked, None)
-    with pytest.raises(UserError, match="kind ablation, not search"):
-        resumed("second", None, asked, None)
-    options, base = resumed("first", 9, asked, None)
-    assert (options.trials, options.seeds, options.resume, base) == (9, 2, "first", base_recipe(digits))
-    assert options.space == str(tmp_path / "first" / "space.yaml")
-    assert (options.sampler, options.scheduler) == ("gp", "pbt")
+def test_paths_are_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = Options(out="runs", data="digits", teacher="file:///t.pt", checkpoints="s3://b/c", artifacts="files")
+    assert (options.out, options.data, options.teacher) == (tmp_path / "runs", tmp_path / "digits", Path("/t.pt"))
+    assert (str(options.checkpoints), options.artifacts) == ("s3://b/c", (tmp_path / "files").as_uri())
+    assert options.dataset_folder == tmp_path / "digits"
+    assert Options(out="runs").dataset_folder == tmp_path / "runs" / "digit-scenes"
+
+
+def test_an_option_that_does_not_exist_or_fit_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"trial": 3}, {"trials": 0}, {"backend": "threads"}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            Options.model_validate({"out": tmp_path} | wrong)

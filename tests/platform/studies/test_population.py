@@ -19,7 +19,7 @@ from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.store import Store
 from siclip_platform.report.sections.schedules import schedules
 from siclip_platform.search.ledger.recorder import Recorder
-from siclip_platform.search.study import StudyResult
+from siclip_platform.search.result import StudyResult
 from siclip_platform.search.tune_run import run_study
 from siclip_platform.tracking import Tracker
 from siclip_platform.training.in_process import run_recipe

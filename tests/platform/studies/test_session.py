@@ -1,4 +1,4 @@
-"""What an experiment that is stopped leaves, and says about it."""
+"""What a study that is stopped leaves behind and prints."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import pytest
 from mlflow import MlflowClient
 from study_parts import base_recipe
 
+from siclip_platform.cluster.interrupt import INTERRUPTED
 from siclip_platform.studies.options import Options
-from siclip_platform.studies.session import STOPPED, open_experiment
+from siclip_platform.studies.session import open_experiment
+from siclip_platform.studies.study_file import StudyKind
 from siclip_platform.tracking import default_tracking_uri
 
 
 @pytest.mark.parametrize(
-    ("program", "kind", "said"),
+    ("kind", "printed"),
     [
-        ("siclip-platform", None, "stopped; there is nothing to go on with: start it again"),
-        ("siclip-platform", "search", "stopped; to go on: siclip-platform tune --resume s --out OUT"),
-        ("jobs/train_siclip.py", "train", "stopped; to go on: siclip-platform train --resume s --out OUT"),
-        ("jobs/tune_wikd.py", "search", "stopped; to go on: the same command with --resume s"),
-        ("jobs/ablate_siclip.py", "ablation", "stopped; to go on: the same command with --resume s"),
+        (None, "stopped; nothing was begun; to start again: python jobs/tune_wikd.py --trials 3"),
+        ("search", "stopped; to resume: siclip-platform tune --resume s --out OUT"),
+        ("train", "stopped; to resume: siclip-platform train --resume s --out OUT"),
+        ("demo", "stopped; to resume: siclip-platform demo --resume s --out OUT"),
+        ("ablation", "stopped; to resume: siclip-platform ablate --resume s --out OUT"),
     ],
 )
-def test_ctrl_c_says_what_goes_on(
-    program: str,
-    kind: str | None,
-    said: str,
+def test_ctrl_c_prints_the_command_that_resumes(
+    kind: StudyKind | None,
+    printed: str,
     digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -37,14 +38,15 @@ def test_ctrl_c_says_what_goes_on(
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     monkeypatch.setattr("siclip_platform.studies.session.ray_cluster", lambda *given: nullcontext())
-    monkeypatch.setattr("sys.argv", [program])
+    # The program's name must not matter: a study that any program begins is resumed by the command of its kind.
+    monkeypatch.setattr("sys.argv", ["jobs/tune_wikd.py", "--trials", "3"])
     with pytest.raises(SystemExit) as ended, open_experiment(Options(out=tmp_path), "s") as experiment:
         if kind:
-            experiment.keep(base_recipe(digits), kind=kind)
+            experiment.describe(kind, base_recipe(digits))
             experiment.begin(base_recipe(digits), {}, {})
         raise KeyboardInterrupt
-    assert ended.value.code == STOPPED
-    assert said.replace("OUT", str(tmp_path)) in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert ended.value.code == INTERRUPTED == 130
+    assert printed.replace("OUT", str(tmp_path)) in re.sub(r"\s+", " ", capsys.readouterr().out)
     client = MlflowClient(tracking_uri=default_tracking_uri(tmp_path))
     runs = client.search_runs([client.get_experiment_by_name("siclip").experiment_id])
     assert [run.data.tags["siclip.state"] for run in runs] == (["interrupted"] if kind else [])

@@ -1,4 +1,4 @@
-"""A study that grew: what stands for its best now, what stood for it before, and what is registered."""
+"""A study that grew: which trainings are its best and control, which they replace, and what is registered."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from siclip_platform.recipes.presets import digits_student, without_distillation
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.store import Store
-from siclip_platform.search.study import StudyResult, TrialOutcome
+from siclip_platform.search.result import StudyResult, TrialOutcome
 from siclip_platform.spaces import load_space
-from siclip_platform.studies.experiment import Experiment, Finished, Stopped
-from siclip_platform.studies.final_runs import Trained
+from siclip_platform.spaces.load import space_text
+from siclip_platform.studies.experiment import Experiment
+from siclip_platform.studies.final_runs import FinalRuns, Finished, Names
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import read_study
 from siclip_platform.tracking import Tracker
@@ -38,7 +39,7 @@ class Ends:
     def __init__(self, out: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.out, self.data = out, data
         self.trained: list[str] = []
-        monkeypatch.setattr(Experiment, "_under_ray_train", self._pretend)
+        monkeypatch.setattr(FinalRuns, "_train_and_measure", self._pretend)
         monkeypatch.setattr(Experiment, "log_summary", lambda *_: None)
 
     def _pretend(self, name: str, recipe: Recipe, run: Any) -> Finished:
@@ -52,7 +53,7 @@ class Ends:
         return Tracker(f"sqlite:///{self.out}/mlflow.db", artifacts=self.out / "artifacts", spool=self.out / "study")
 
     def experiment(self, tracker: Tracker) -> Experiment:
-        options = Options(out=self.out, data=self.data, concurrent=1, register=MODEL)
+        options = Options(out=self.out, data=self.data, concurrent=1, register_as=MODEL)
         experiment = Experiment(options, Display(), tracker, "study")
         experiment.key = "study"
         experiment.begin(digits_student(self.data, None), {"study.metric": "validation/mean_recall@1"}, {})
@@ -106,7 +107,7 @@ def test_another_best_is_trained_in_place_of_the_first_and_the_first_is_kept(
     assert read().best.tag("best_trial") == "trial-000"
 
 
-def test_the_control_of_a_schedule_keeps_what_is_no_distillation(digits: Path) -> None:
+def test_the_control_of_a_schedule_keeps_every_other_weight(digits: Path) -> None:
     stages = [
         {"step": 4, "weights": {"feature_distillation": 500.0, "contrastive": 2.0}},
         {"step": 8, "weights": {"interactive_contrastive": 0.5}},
@@ -117,28 +118,21 @@ def test_the_control_of_a_schedule_keeps_what_is_no_distillation(digits: Path) -
     assert [(stage.step, stage.weights) for stage in loss.schedule] == [(4, {"contrastive": 2.0})]
 
 
-def test_a_study_that_was_stopped_while_it_grew_goes_on_growing(
-    out: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(self: Experiment, base: Recipe, **plan: Any) -> StudyResult:
-        raise Stopped
-
-    monkeypatch.setattr(Experiment, "study", stop)
+def test_a_study_that_was_stopped_while_it_grew_keeps_its_new_size(out: Path, digits: Path) -> None:
     base, kept = digits_student(digits, out / "teacher.pt"), out / "kept"
-    tracker = Ends(out, digits, monkeypatch).tracker()
+    tracker = Tracker(f"sqlite:///{out}/mlflow.db", artifacts=out / "artifacts", spool=out / "study")
 
-    def search(trials: int, resume: str | None = None) -> list[int]:
-        """How many trials the study's descriptions then tell of."""
+    def sizes_after(trials: int, resume: str | None = None) -> list[int]:
+        """The numbers of trials in the study's descriptions once it has begun."""
         options = Options(out=out, data=digits, trials=trials, resume=resume, checkpoints=kept)
-        with pytest.raises(Stopped):
-            Experiment(options, Display(), tracker, "study").search(load_space("wikd"), base)
-        (out / "study" / "journal.jsonl").touch()
-        return [read_study(folder / "study").trials for folder in (out, kept)]
+        Experiment(options, Display(), tracker, "study").begin_search("search", load_space("wikd"), base)
+        return [read_study(folder / "study").options.trials for folder in (out, kept)]
 
-    assert search(24) == [24, 24]
-    assert search(48, resume="study") == [48, 48]
-    assert search(48, resume="study") == [48, 48]
-    assert search(30, resume="study") == [48, 48]
+    assert sizes_after(24) == [24, 24]
+    assert sizes_after(48, resume="study") == [48, 48]
+    assert sizes_after(30, resume="study") == [48, 48]
+    for folder in (out, kept):
+        assert (folder / "study" / "space.yaml").read_text() == space_text("wikd")
     tracker.close()
 
 
@@ -149,7 +143,7 @@ def test_a_best_that_a_kill_left_unfinished_is_closed_when_another_is_trained(
     first = digits_student(digits, out / "teacher.pt")
     tracker = end.tracker()
     killed = end.experiment(tracker)
-    Trained(killed.folder).stem("best", first)
+    Names(killed.folder).stem("best", first)
     tracker.start("best", "best", params=first.flat(), tags=killed.tags, parent=killed.study_run, key="study/best")
     tracker.close(60)
     second = first.updated({"training.learning_rate": 0.25})
@@ -175,7 +169,7 @@ def test_the_studys_own_model_follows_its_best_trial(
     changed = recipe.updated({"training.learning_rate": 0.25})
     better = TrialOutcome("trial-001", {}, changed, "completed", 8, 0.6, 1.0, checkpoint=other)
     for trials in ([best], [best], [best, better]):
-        experiment.log_best(StudyResult("validation/mean_recall@1", "max", trials))
+        experiment.log_best(StudyResult("validation/mean_recall@1", trials))
         assert tracker.flush(60) == 0 and tracker.spool.problems() == []
     versions = tracker.client.search_model_versions(f"name = '{MODEL}'")
     assert len(versions) == 2

@@ -77,7 +77,7 @@ def space_text(findings: Mapping[str, Any]) -> str:
     Raises:
         UserError: no tower has two blocks that could share.
     """
-    import yaml
+    from siclip_platform.recipes.yaml_file import dump_yaml
 
     proposed = {
         f"model.{tower}_sharing": {
@@ -95,7 +95,7 @@ def space_text(findings: Mapping[str, Any]) -> str:
         "parameters": proposed,
     }
     head = "\n".join(_head(findings)).splitlines()  # a path may contain a line break
-    body = yaml.safe_dump(space, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    body = dump_yaml(space, allow_unicode=True, default_flow_style=None, width=110)
     return "".join(f"# {line}".rstrip() + "\n" for line in head) + body
 
 

@@ -1,14 +1,16 @@
-"""The report of a large study, and of small ones: time to make it, size of its page. The stores are synthetic.
+"""Time to report a large study and small ones, and size of the page. The stores are synthetic.
 
     python benchmarks/report.py [--trials 2000] [--points 100] [--store FOLDER] [--repeats 3]
     python benchmarks/report.py --small
 
-Fills an MLflow sqlite store with a search of that many trials and evaluations in each (a few minutes; kept in --store
-and used again), makes its report in a process of its own, and sets it against the peer that a user has without it:
-reading the same runs with `mlflow.search_runs` into a table, without curves or drawing. Report and peer take turns.
-Prints a table and writes benchmarks/results/report.json. --small: a search of the demo's size (eight trials, teacher,
-best, control) and an ablation (six settings, three seeds, five fresh ones of two), into report_small.json; there CPU
-seconds stand beside wall seconds, since other programs lengthen only the latter.
+Fills an MLflow sqlite store with a search of --trials trials and --points evaluations in each. This takes a few
+minutes; a store in --store is kept and reused. Each report runs in a new process and is compared with what a user has
+without it: `mlflow.search_runs` into a table, without curves or plots. Report and peer alternate. Prints a table and
+writes benchmarks/results/report.json.
+
+With --small it reports a search of the demo's size (eight trials, teacher, best, control) and an ablation (six
+settings with three seeds, two of them with five fresh seeds), and writes report_small.json. It also records CPU
+seconds, because other load on the machine increases only wall time.
 """
 
 from __future__ import annotations
@@ -47,17 +49,18 @@ PEER = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--points", type=int, default=100, help="evaluations in a trial")
-    parser.add_argument("--store", type=Path, help="keep the store here, or use the one that is here")
+    parser.add_argument("--points", type=int, default=100, help="evaluations per trial")
+    parser.add_argument("--store", type=Path, help="folder in which to keep the store, or of a store to reuse")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="a demo and an ablation in place of the large study")
+    parser.add_argument(
+        "--small", action="store_true", help="report a demo and an ablation instead of the large study"
+    )
     options = parser.parse_args()
     if options.small:
         small(options.repeats)
         return
     with tempfile.TemporaryDirectory() as folder:
-        place = (options.store or Path(folder)).resolve()
-        uri = fill(place, options.trials, options.points)
+        uri = fill((options.store or Path(folder)).resolve(), options.trials, options.points)
         out = Path(folder) / "out"
         runs = [measure(uri, out) for _ in range(options.repeats)]
         result = summarize(runs, out, options)
@@ -67,20 +70,20 @@ def main() -> None:
 
 
 def fill(folder: Path, trials: int, points: int) -> str:
-    """The store's URI; made if the folder has none."""
-    made = (folder / "mlflow.db").exists()
+    """Create the store unless the folder has one, and return its URI."""
+    exists = (folder / "mlflow.db").exists()
     store = SyntheticStore(folder)
-    if not made:
+    if not exists:
         add_search(store, store.experiment("synthetic"), "synthetic", trials=trials, points=points, steps=10 * points)
     return store.uri
 
 
 def small(repeats: int) -> None:
-    """Reports of a demo's study and of an ablation, each in a process of its own; they take turns."""
+    """Report a demo's study and an ablation in alternation, each in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         store = SyntheticStore(Path(folder))
         add_search(store, store.experiment("demo"), "demo", trials=8)
-        plan = Ablation({name: 0.2 + 0.02 * place for place, name in enumerate(SETTINGS)}, confirm=SETTINGS[-1])
+        plan = Ablation({name: 0.2 + 0.02 * index for index, name in enumerate(SETTINGS)}, confirm=SETTINGS[-1])
         add_ablation(store, store.experiment("ablation"), "ablation", plan)
         runs: dict[str, list[dict[str, float]]] = {"demo": [], "ablation": []}
         for _ in range(repeats):
@@ -101,12 +104,13 @@ def small(repeats: int) -> None:
 
 
 def measure(uri: str, out: Path) -> dict[str, float]:
-    """Wall seconds of the report and of the peer, each with its imports."""
+    """Wall seconds of the report and of the peer, including their imports."""
     report = [sys.executable, "-c", REPORT, "report", "--tracking-uri", uri, "--out", str(out)]
     return {"report_seconds": timed(report), "peer_seconds": timed([sys.executable, "-c", PEER, uri])}
 
 
 def timed(command: list[str]) -> float:
+    """Wall seconds of a command."""
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
@@ -146,7 +150,7 @@ def show(result: dict[str, Any]) -> None:
         ("mlflow.search_runs alone", f"{result['peer_seconds']:.1f} s"),
         ("ratio", f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"),
         ("report.html", f"{result['html_bytes'] / 1e6:.2f} MB"),
-        ("plots and data beside it", f"{result['files_bytes'] / 1e6:.2f} MB"),
+        ("plots and data files", f"{result['files_bytes'] / 1e6:.2f} MB"),
     ):
         table.add_row(name, text)
     console = Console()

@@ -1,6 +1,6 @@
-"""Synthetic MLflow stores in the layout that searches and ablations write: for the report's tests and benchmark.
+"""Synthetic MLflow stores, as searches and ablations write them, for tests and benchmarks of the report.
 
-Nothing in them was measured. Names say ``synthetic`` wherever a report of them could be taken for a result.
+Nothing in them was measured. Names contain ``synthetic`` wherever a report could be mistaken for a result.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Any
 METRIC = "validation/mean_recall@1"
 PATTERNS = ("none", "qk:0-0-1-1", "qk:0-0-0-0", "mlp:0-0-1-1", "block:0-0-0-0")
 TEXT_PARAMETERS = dict(zip(PATTERNS, (40_335_976, 39_285_352, 38_760_040, 36_100_000, 32_457_754), strict=True))
+PAIR_METRICS = {"pair_matching": 0.5, "pair_positive_accuracy": 0.8, "pair_negative_accuracy": 0.9}
 Points = Sequence[tuple[int, float]]
-START = 1_790_000_000_000  # milliseconds
+START = 1_790_000_000_000  # milliseconds since 1970: a fixed date, so that stores do not depend on the clock
 
 
 class SyntheticStore:
-    """An MLflow sqlite store in a folder. ``database``: an empty store to begin with, which saves its making."""
+    """An MLflow sqlite store in a folder.
+
+    Args:
+        folder: The folder; it is created if needed.
+        database: Content of an empty store to start from, which saves MLflow's migrations.
+    """
 
     def __init__(self, folder: Path, database: bytes | None = None) -> None:
         from mlflow import MlflowClient
@@ -35,6 +41,7 @@ class SyntheticStore:
         self.clock = START
 
     def experiment(self, name: str) -> str:
+        """Id of the experiment with this name, which is created if needed."""
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
@@ -54,14 +61,27 @@ class SyntheticStore:
         curves: Mapping[str, Points] | None = None,
         seconds: float = 10.0,
     ) -> str:
-        """One run; ``tags`` are given in full. Metrics are logged at step 0."""
+        """Write one run and return its id.
+
+        Args:
+            experiment: Experiment id.
+            kind: The tag ``siclip.kind``.
+            name: Run name (default: ``kind``).
+            parent: Id of the parent run.
+            state: The tag ``siclip.state``.
+            tags: Further tags with their full names.
+            params: Parameters.
+            metrics: Metrics, logged at step 0.
+            curves: Metric → (step, value).
+            seconds: Duration, by which the store's clock advances.
+        """
         from mlflow.entities import Metric, Param
 
-        every = {"siclip.kind": kind, "siclip.state": state, **(tags or {})}
+        all_tags = {"siclip.kind": kind, "siclip.state": state, **(tags or {})}
         if parent:
-            every["mlflow.parentRunId"] = parent
-        made = self.client.create_run(experiment, tags=every, run_name=name or kind, start_time=self.clock)
-        run = str(made.info.run_id)
+            all_tags["mlflow.parentRunId"] = parent
+        created = self.client.create_run(experiment, tags=all_tags, run_name=name or kind, start_time=self.clock)
+        run = str(created.info.run_id)
         points = {key: [(0, value)] for key, value in (metrics or {}).items()} | dict(curves or {})
         logged = [
             Metric(key.replace("@", "_at_"), value, self.clock, step)
@@ -69,6 +89,7 @@ class SyntheticStore:
             for step, value in found
         ]
         parameters = [Param(key, str(value)) for key, value in (params or {}).items()]
+        # MLflow accepts at most 1000 metrics and 100 parameters in one batch.
         for first in range(0, max(1, len(logged)), 1000):
             self.client.log_batch(run, metrics=logged[first : first + 1000], params=parameters[:100])
             parameters = parameters[100:]
@@ -78,18 +99,35 @@ class SyntheticStore:
         return run
 
     def study(
-        self, experiment: str, name: str, *, study_type: str = "search", tags: Mapping[str, str] | None = None,
-        state: str = "completed", metric: str = METRIC, **params: Any,
-    ) -> str:  # fmt: skip
-        """The parent of a study's runs; ``tags`` without their prefix."""
-        every = {"study": name, "study_type": study_type, "git_commit": "0123456789ab", **(tags or {})}
+        self,
+        experiment: str,
+        name: str,
+        *,
+        study_type: str = "search",
+        tags: Mapping[str, str] | None = None,
+        state: str = "completed",
+        metric: str = METRIC,
+        **params: Any,
+    ) -> str:
+        """Write the parent of a study's runs and return its id.
+
+        Args:
+            experiment: Experiment id.
+            name: Name of the study.
+            study_type: ``search`` or ``ablation``.
+            tags: Further tags without the prefix ``siclip.``.
+            state: The tag ``siclip.state``.
+            metric: The study's metric.
+            **params: Further parameters without the prefix ``study.``.
+        """
+        all_tags = {"study": name, "study_type": study_type, "git_commit": "0123456789ab", **(tags or {})}
         settings = {"metric": metric, "mode": "max", **params}
         return self.run(
             experiment,
             "study",
             name=name,
             state=state,
-            tags={f"siclip.{key}": value for key, value in every.items()},
+            tags={f"siclip.{key}": value for key, value in all_tags.items()},
             params={f"study.{key}": value for key, value in settings.items()},
             seconds=0.001,
         )
@@ -97,8 +135,20 @@ class SyntheticStore:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What `add_ablation` writes: setting → true mean; ``noise`` is the deviation between seeds of a setting, on top
-    of one that all settings share at a seed."""
+    """What `add_ablation` writes.
+
+    Attributes:
+        means: Setting → true mean of the metric; the first setting is the baseline.
+        seeds: Seeds of each setting.
+        noise: Standard deviation between the seeds of a setting.
+        shared_noise: Standard deviation of a shift that all settings share at a seed.
+        steps: Optimizer steps of a run.
+        points: Evaluations of a run.
+        confirm: A setting that is repeated, together with the baseline, with fresh seeds.
+        fresh_seeds: Those seeds.
+        question: The tag ``siclip.question``.
+        params: Setting → its own parameters.
+    """
 
     means: Mapping[str, float]
     seeds: Sequence[int] = (0, 1, 2)
@@ -114,89 +164,142 @@ class Ablation:
 
 def curve(last: float, steps: int, points: int, generator: random.Random) -> list[tuple[int, float]]:
     """A noisy rise that ends exactly at ``last``."""
-    places = [max(1, round(steps * (index + 1) / points)) for index in range(points)]
-    values = [last * (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4)) for step in places]
+    evaluated = [max(1, round(steps * (index + 1) / points)) for index in range(points)]
+    values = [last * (1 - math.exp(-4 * step / steps)) / (1 - math.exp(-4)) for step in evaluated]
     noisy = [value * (1 + generator.gauss(0, 0.02)) for value in values[:-1]]
-    return list(zip(places, [*noisy, last], strict=True))
+    return list(zip(evaluated, [*noisy, last], strict=True))
 
 
 def add_ablation(store: SyntheticStore, experiment: str, name: str, plan: Ablation, seed: int = 0) -> str:
-    """An ablation; the first setting is the baseline. Each setting is a trial with a child run per seed."""
-    generator = random.Random(seed)
-    baseline = next(iter(plan.means))
-    tags = {"baseline": baseline, **({"question": plan.question} if plan.question else {})}
-    study = store.study(experiment, name, study_type="ablation", tags=tags)
-    shared = {each: generator.gauss(0, plan.shared_noise) for each in (*plan.seeds, *plan.fresh_seeds)}
+    """Write an ablation: each setting is a trial with one child run per seed. Returns the study's run id."""
+    return _AblationWriter(store, experiment, name, plan, random.Random(seed)).write()
 
-    def values(setting: str, each: int) -> dict[str, float]:
-        value = plan.means[setting] + shared[each] + generator.gauss(0, plan.noise)
+
+@dataclass(frozen=True)
+class _Setting:
+    tags: Mapping[str, str]
+    params: Mapping[str, Any]
+    order: int
+
+
+@dataclass(frozen=True)
+class _AblationWriter:
+    store: SyntheticStore
+    experiment: str
+    name: str
+    plan: Ablation
+    generator: random.Random
+
+    def write(self) -> str:
+        plan = self.plan
+        baseline = next(iter(plan.means))
+        tags = {"baseline": baseline, **({"question": plan.question} if plan.question else {})}
+        study = self.store.study(self.experiment, self.name, study_type="ablation", tags=tags)
+        seeds = (*plan.seeds, *plan.fresh_seeds)
+        shifts = {seed: self.generator.gauss(0, plan.shared_noise) for seed in seeds}
+        for order, setting in enumerate(plan.means):
+            self._trial(study, setting, order, shifts)
+        for setting in [baseline, plan.confirm] if plan.confirm else []:
+            content = _Setting({"siclip.study": self.name, "siclip.setting": setting}, {}, 0)
+            for seed in plan.fresh_seeds:
+                self._seed_run("confirm", study, content, seed, self._values(setting, shifts[seed]))
+        return study
+
+    def _values(self, setting: str, shift: float) -> dict[str, float]:
+        value = self.plan.means[setting] + shift + self.generator.gauss(0, self.plan.noise)
         return {METRIC: value, "test/mean_recall@1": value - 0.01, "test/beats_all_negatives": value + 0.2}
 
-    for order, setting in enumerate(plan.means):
+    def _trial(self, study: str, setting: str, order: int, shifts: Mapping[int, float]) -> None:
         params = {"model.name": "synthetic", "loss.pair_matching": float("PM" in setting), "loss.step": order}
-        params |= dict((plan.params or {}).get(setting, {}))
-        setting_tags = {"siclip.study": name, "siclip.setting": setting, "siclip.setting_order": str(order)}
-        found = {each: values(setting, each) for each in plan.seeds}
-        means = {key: sum(each[key] for each in found.values()) / len(found) for key in next(iter(found.values()))}
-        trial = store.run(
-            experiment, "trial", name=f"setting-{order}", parent=study,
-            tags=setting_tags | {"siclip.trial": f"s{order}"},
-            params=params, metrics=means | _costs(order), seconds=0.001,
-        )  # fmt: skip
-        for each, figures in found.items():
-            _seed_run(store, experiment, "seed", trial, plan, setting_tags, params, each, figures, order, generator)
-    for setting in [*([baseline, plan.confirm] if plan.confirm else [])]:
-        setting_tags = {"siclip.study": name, "siclip.setting": setting}
-        for each in plan.fresh_seeds:
-            _seed_run(
-                store, experiment, "confirm", study, plan, setting_tags, {}, each, values(setting, each), 0, generator
-            )
-    return study
+        params |= dict((self.plan.params or {}).get(setting, {}))
+        tags = {"siclip.study": self.name, "siclip.setting": setting, "siclip.setting_order": str(order)}
+        values = {seed: self._values(setting, shifts[seed]) for seed in self.plan.seeds}
+        first = next(iter(values.values()))
+        means = {key: sum(each[key] for each in values.values()) / len(values) for key in first}
+        trial = self.store.run(
+            self.experiment,
+            "trial",
+            name=f"setting-{order}",
+            parent=study,
+            tags=tags | {"siclip.trial": f"s{order}"},
+            params=params,
+            metrics=means | _costs(order),
+            seconds=0.001,
+        )
+        for seed, metrics in values.items():
+            self._seed_run("seed", trial, _Setting(tags, params, order), seed, metrics)
 
+    def _seed_run(self, kind: str, parent: str, setting: _Setting, seed: int, metrics: Mapping[str, float]) -> None:
+        curves = self._curves(setting, metrics[METRIC])
+        final = {key: value for key, value in metrics.items() if key not in curves}
+        self.store.run(
+            self.experiment,
+            kind,
+            name=f"{kind}-{seed}",
+            parent=parent,
+            tags={**setting.tags, "siclip.seed": str(seed)},
+            params={**setting.params, "training.seed": seed},
+            metrics=final | _costs(setting.order, self.plan.steps),
+            curves=curves,
+        )
 
-def _seed_run(
-    store: SyntheticStore, experiment: str, kind: str, parent: str, plan: Ablation, tags: Mapping[str, str],
-    params: Mapping[str, Any], seed: int, figures: Mapping[str, float], order: int, generator: random.Random,
-) -> None:  # fmt: skip
-    curves = {METRIC: curve(figures[METRIC], plan.steps, plan.points, generator)}
-    curves["train/loss"] = [(step, 3 * math.exp(-step / 60) + 0.1 * order) for step, _ in curves[METRIC]]
-    for tower, pair in (("image", "0-1"), ("text", "0-1"), ("text", "1-2"), ("text", "2-3")):
-        level = 0.01 + 0.01 * (pair == "1-2")
-        curves[f"train/divergence/{tower}/{pair}"] = [(step, level * step / plan.steps) for step, _ in curves[METRIC]]
-    if params.get("loss.pair_matching"):
-        for key, level in (("pair_matching", 0.5), ("pair_positive_accuracy", 0.8), ("pair_negative_accuracy", 0.9)):
-            curves[f"train/{key}"] = [(step, level) for step, _ in curves[METRIC]]
-    rest = {key: value for key, value in figures.items() if key not in curves}
-    store.run(
-        experiment, kind, name=f"{kind}-{seed}", parent=parent, tags={**tags, "siclip.seed": str(seed)},
-        params={**params, "training.seed": seed}, metrics=rest | _costs(order, plan.steps), curves=curves,
-    )  # fmt: skip
+    def _curves(self, setting: _Setting, last: float) -> dict[str, Points]:
+        rise = curve(last, self.plan.steps, self.plan.points, self.generator)
+        steps = [step for step, _ in rise]
+        curves: dict[str, Points] = {METRIC: rise}
+        curves["train/loss"] = [(step, 3 * math.exp(-step / 60) + 0.1 * setting.order) for step in steps]
+        for tower, pair in (("image", "0-1"), ("text", "0-1"), ("text", "1-2"), ("text", "2-3")):
+            level = 0.01 + 0.01 * (pair == "1-2")
+            curves[f"train/divergence/{tower}/{pair}"] = [(step, level * step / self.plan.steps) for step in steps]
+        if setting.params.get("loss.pair_matching"):
+            for key, level in PAIR_METRICS.items():
+                curves[f"train/{key}"] = [(step, level) for step in steps]
+        return curves
 
 
 def _costs(order: int, steps: int = 100, text: int = 39_285_352) -> dict[str, float]:
     image = 9_830_628 - 100_000 * order
     return {
-        "cost/seconds": 12.0 + order, "cost/training_seconds": 9.0 + order, "cost/steps": float(steps),
-        "cost/parameters_image": float(image), "cost/parameters_text": float(text), "cost/peak_memory_mib": 512.0,
-        "cost/device_seconds_cuda": 9.0 + order, "cost/checkpoint_bytes": 8e6,
-    }  # fmt: skip
+        "cost/seconds": 12.0 + order,
+        "cost/training_seconds": 9.0 + order,
+        "cost/steps": float(steps),
+        "cost/parameters_image": float(image),
+        "cost/parameters_text": float(text),
+        "cost/peak_memory_mib": 512.0,
+        "cost/device_seconds_cuda": 9.0 + order,
+        "cost/checkpoint_bytes": 8e6,
+    }
 
 
 def add_search(
-    store: SyntheticStore, experiment: str, name: str, *, trials: int, points: int = 10, steps: int = 100,
+    store: SyntheticStore,
+    experiment: str,
+    name: str,
+    *,
+    trials: int,
+    points: int = 10,
+    steps: int = 100,
     seed: int = 0,
-    roles: bool = True,
-) -> str:  # fmt: skip
-    """A search with trials that ASHA pruned at two rungs, a failed one in forty, teacher, best and control.
+) -> str:
+    """Write a search with trials that ASHA pruned at two rungs, one failed trial in 40, teacher, best and control.
 
     The learning rate decides nearly everything, feature distillation a little, the other two parameters nothing.
+
+    Args:
+        store: The store.
+        experiment: Experiment id.
+        name: Name of the study.
+        trials: Number of trials.
+        points: Evaluations of a trial.
+        steps: Optimizer steps of a completed trial.
+        seed: Seed of all values.
     """
     generator = random.Random(seed)
     searched = ["training.learning_rate", "loss.feature_distillation", "model.text_sharing", "data.synthetic_share"]
     rungs = [steps // 9, steps // 3]
     tags = {"searched": json.dumps(searched), "rungs": json.dumps(rungs)}
     study = store.study(experiment, name, tags=tags, space="synthetic", trials=trials, seed=seed)
-    finished: list[tuple[float, str, dict[str, Any]]] = []
+    completed: list[tuple[float, str, dict[str, Any]]] = []
     for index in range(trials):
         values = _suggested(generator)
         value = _score(values, generator)
@@ -207,18 +310,34 @@ def add_search(
         if state != "completed":
             run_tags["siclip.reason"] = f"stopped by ASHA after step {budget}" if state == "pruned" else "loss is NaN"
             run_tags["siclip.rung"] = str(budget)
-        text = TEXT_PARAMETERS[values["model.text_sharing"]]
         store.run(
-            experiment, "trial", name=f"trial-{index:03d}", parent=study, state=state, tags=run_tags,
+            experiment,
+            "trial",
+            name=f"trial-{index:03d}",
+            parent=study,
+            state=state,
+            tags=run_tags,
             params={**values, "training.seed": 0, "model.name": "synthetic", "model.image_sharing": "qk:0-0"},
-            metrics=_costs(0, budget, text),
+            metrics=_costs(0, budget, TEXT_PARAMETERS[values["model.text_sharing"]]),
             curves={METRIC: curve(value * budget / steps, budget, points, generator)},
             seconds=1.0,
-        )  # fmt: skip
+        )
         if state == "completed":
-            finished.append((value, trial, values))
-    if roles and finished:
-        _roles(store, experiment, name, study, max(finished, key=lambda found: found[0]), steps, generator)
+            completed.append((value, trial, values))
+    if completed:
+        value, trial, values = max(completed, key=lambda each: each[0])
+        for kind, level in (("teacher", value + 0.1), ("best", value), ("control", value - 0.15)):
+            tags = {"siclip.study": name, **({"siclip.best_trial": trial} if kind == "best" else {})}
+            metrics = {"test/mean_recall@1": level, "test/image_retrieval_recall@1": level + 0.01}
+            store.run(
+                experiment,
+                kind,
+                parent=study,
+                tags=tags,
+                params={**values, "training.seed": 0},
+                metrics=metrics | {"test/beats_all_negatives": level + 0.2} | _costs(0, steps),
+                curves={METRIC: curve(level, steps, 10, generator), "train/loss": [(1, 3.0), (steps, 1.0)]},
+            )
     return study
 
 
@@ -232,21 +351,7 @@ def _suggested(generator: random.Random) -> dict[str, Any]:
 
 
 def _score(values: Mapping[str, Any], generator: random.Random) -> float:
+    """The metric of a trial: a parabola with its top at a learning rate of 1e-3 and a distillation weight of 1e3."""
     rate = math.log10(values["training.learning_rate"]) + 3
     feature = math.log10(values["loss.feature_distillation"]) - 3
     return max(0.001, 0.5 - 0.25 * rate**2 - 0.04 * feature**2 + generator.gauss(0, 0.005))
-
-
-def _roles(
-    store: SyntheticStore, experiment: str, name: str, study: str, best: tuple[float, str, Mapping[str, Any]],
-    steps: int, generator: random.Random,
-) -> None:  # fmt: skip
-    value, trial, values = best
-    for kind, level in (("teacher", value + 0.1), ("best", value), ("control", value - 0.15)):
-        tags = {"siclip.study": name, **({"siclip.best_trial": trial} if kind == "best" else {})}
-        figures = {"test/mean_recall@1": level, "test/image_retrieval_recall@1": level + 0.01}
-        curves = {METRIC: curve(level, steps, 10, generator), "train/loss": [(1, 3.0), (steps, 1.0)]}
-        store.run(
-            experiment, kind, parent=study, tags=tags, params={**values, "training.seed": 0}, curves=curves,
-            metrics=figures | {"test/beats_all_negatives": level + 0.2} | _costs(0, steps),
-        )  # fmt: skip

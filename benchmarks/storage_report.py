@@ -1,14 +1,14 @@
-"""The tables of `storage.py` as Markdown."""
+"""Format the results of `storage.py` as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
-BUDGET = 1e12
+BUDGET = 1e12  # bytes: one disk of 1 TB
 
 
 def report(result: dict[str, Any]) -> str:
-    """The page of docs/results."""
+    """The page docs/results/storage.md."""
     pairs = result["pairs"]
     images, captions, embeddings = (result[part] for part in ("images", "captions", "embeddings"))
     own = next(row for row in images if (row["size"], row["quality"]) == (256, 90))
@@ -17,27 +17,27 @@ def report(result: dict[str, Any]) -> str:
     lines = [
         "# Storage of CC12M-SYN",
         "",
-        f"Made by the command below on {result['rows']:,} rows in row groups of 250; commit {result['commit']}; "
+        f"Measured by the command below on {result['rows']:,} rows in row groups of 250; commit {result['commit']}; "
         + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-        + ". All figures: `benchmarks/results/storage.json`.",
+        + ". All values: `benchmarks/results/storage.json`.",
         "",
         "```sh",
         "python benchmarks/storage.py --report docs/results/storage.md",
         "```",
         "",
-        f"GB are for {pairs:,} pairs, about as many of CC12M's 12.4 million images as can still be reached, against "
-        "a budget of 1 TB.",
+        f"GB are for {pairs:,} pairs, about the number of CC12M's 12.4 million images that can still be downloaded. "
+        "The budget is 1 TB.",
         "",
         "## Images and original captions",
         "",
-        "Not CC12M: crops of three photographs that scikit-learn and matplotlib ship, resized and encoded by `data "
-        "import`. How large a JPEG is depends on the picture, so the rows compare settings; the size of CC12M's own "
-        "images is **not measured here**. Its only source is img2dataset's example (`dataset_examples/cc12m.md`), "
-        "which states 331 GB at 256 px (quality 95 and white borders by default) without the number of images: "
-        "33,100 bytes an image at 10 million, which is what the totals below take, and 29,200 at the 11.3 million "
-        "that its 630 a second for 5 hours would be.",
+        "These images are not from CC12M: they are crops of three photographs that scikit-learn and matplotlib ship, "
+        "resized and encoded by `data import`. The size of a JPEG depends on the image, so the rows only compare "
+        "settings; the size of CC12M's own images is **not measured here**. Its only source is img2dataset's example "
+        "(`dataset_examples/cc12m.md`), which states 331 GB at 256 px (with its defaults, quality 95 and white "
+        "borders) but not the number of images. That is 33,100 bytes per image for 10 million images, which the "
+        "totals below use, or 29,200 for the 11.3 million that its 630 per second for 5 hours would give.",
         "",
-        "| shorter side | JPEG quality | bytes of the JPEG | in the shard | the rest of the row | GB |",
+        "| shorter side | JPEG quality | bytes of the JPEG | bytes in the shard | other bytes of the row | GB |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {row['size']} px | {row['quality']} | {row['jpeg_bytes']:,.0f} | {row['stored_bytes']:,.0f} | "
@@ -45,21 +45,23 @@ def report(result: dict[str, Any]) -> str:
             for row in images
         ),
         "",
-        "In the shard zstd shortens what all JPEGs have in common, their tables. The rest: an original caption of 20 "
-        "words, the id, sizes and Parquet's own. The words are runs of Python's language reference.",
+        "In the shard, zstd compresses the tables that all JPEGs have in common. The other bytes are an original "
+        "caption of 20 words, the id, the image size and Parquet's overhead. The words are from Python's language "
+        "reference.",
         "",
         "## Synthetic captions (`data caption`)",
         "",
-        "| captions of 10 words | bytes a pair | GB |",
+        "| captions of 10 words | bytes per pair | GB |",
         "| ---: | ---: | ---: |",
         *(f"| {row['captions']} | {row['bytes']:,.0f} | {row['bytes'] * pairs / 1e9:,.1f} |" for row in captions),
         "",
-        "## Teacher embeddings (`data embed`), and all together",
+        "## Teacher embeddings (`data embed`), and the total",
         "",
-        "K crops of each image with their boxes, one original and three synthetic captions. The total adds images "
-        f"as img2dataset states them, the measured rest of the row and three captions: {base + three:,.0f} bytes.",
+        "K crops of each image with their boxes, one original and three synthetic captions. The total adds the image "
+        "size that img2dataset states, the measured other bytes of the row and three captions: "
+        f"{base + three:,.0f} bytes per pair.",
         "",
-        "| width | numbers | K | bytes a pair | GB | with images and captions, GB | of 1 TB |",
+        "| width | numbers | K | bytes per pair | GB | with images and captions, GB | of 1 TB |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in embeddings:

@@ -1,7 +1,7 @@
-"""A training on a small cluster whose nodes are taken away: python cluster_driver.py OUT RECIPE LOSSES
+"""A training on a small cluster that loses nodes: python cluster_driver.py OUT RECIPE LOSSES
 
-LOSSES: a JSON object, step → ``data`` or ``train``: the kind of node that is killed after it. Writes what happened to
-OUT/happened.json.
+LOSSES is a JSON object: step → ``data`` or ``train``, the role of the node that is killed after that step. Writes a
+record of the training to OUT/happened.json.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from siclip_platform.recipes.recipe import load_recipe
 from siclip_platform.training.ray_train import run_with_ray_train
 
 TRAINING_CPUS = 2
-"""More than a node that reads has, so the training finds room only where it should."""
+"""More than a reading node has, so the training can only be scheduled on the training node."""
 
 
 class SmallCluster:
-    """A head without CPUs, two nodes of one CPU that read, with the label ``pool=data``, and one that trains."""
+    """A head without CPUs, two reading nodes with one CPU each and the label ``pool=data``, and a training node."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
@@ -38,30 +38,31 @@ class SmallCluster:
         )
         self.data = [self.cluster.add_node(num_cpus=1, labels={"pool": "data"}) for _ in range(2)]
         self.training = self.cluster.add_node(num_cpus=TRAINING_CPUS)
-        self.came: subprocess.Popen | None = None
+        self.replacement: subprocess.Popen | None = None
         self.cluster.wait_for_nodes()
 
-    def lose(self, kind: str) -> str:
-        """Kill a node, start another where it trained; the id of the one that went."""
-        node = self.data.pop() if kind == "data" else self.training
+    def lose(self, role: str) -> str:
+        """Kill a node, and replace it if it was the training node. Returns the id of the killed node."""
+        node = self.data.pop() if role == "data" else self.training
         self.cluster.remove_node(node, allow_graceful=False)
-        if kind == "train":  # by a command: the class wants the main thread, and this is the one that logs
+        if role == "train":
+            # With the command line: `Cluster` requires the main thread, and this is the logging thread.
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
             options = [f"--address={self.cluster.address}", f"--num-cpus={TRAINING_CPUS}"]
-            self.came = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+            self.replacement = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         return str(node.node_id)
 
     def shutdown(self) -> None:
-        if self.came is not None:
-            came = psutil.Process(self.came.pid)
-            for process in [came, *came.children(recursive=True)]:
-                process.kill()
-            self.came.wait()
+        if self.replacement is not None:
+            process = psutil.Process(self.replacement.pid)
+            for each in [process, *process.children(recursive=True)]:
+                each.kill()
+            self.replacement.wait()
         self.cluster.shutdown()
 
 
 def reading_tasks() -> list[dict[str, Any]]:
-    """Each attempt at a task of Ray Data that reads: where, which, since when in ms."""
+    """Every attempt of a reading task of Ray Data: node, number of the attempt, and start in ms."""
     from ray.util.state import list_tasks
 
     tasks = [task for task in list_tasks(detail=True, limit=10_000) if task.name == "MapBatches(read)"]
@@ -82,12 +83,17 @@ def main(out: Path, recipe_file: Path, losses: Mapping[int, str]) -> None:
 
 
 def train_on(small: SmallCluster, out: Path, recipe_file: Path, losses: Mapping[int, str]) -> dict[str, Any]:
-    figures: dict[int, list[float]] = {}
+    """Train while nodes are lost.
+
+    Returns the losses that each step had, the lost nodes, the nodes that read at the start, the reading tasks, and
+    the last checkpoint.
+    """
+    made: dict[int, list[float]] = {}
     lost: dict[str, dict[str, Any]] = {}
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         if "train/loss" in metrics:
-            figures.setdefault(step, []).append(metrics["train/loss"])
+            made.setdefault(step, []).append(metrics["train/loss"])
             if step in losses and losses[step] not in lost:
                 lost[losses[step]] = {"time": time.time() * 1000, "node": small.lose(losses[step])}
 
@@ -97,10 +103,9 @@ def train_on(small: SmallCluster, out: Path, recipe_file: Path, losses: Mapping[
             load_recipe(recipe_file), name="run", storage=out / "train", log=log, worker_cpus=TRAINING_CPUS
         )
         tasks = reading_tasks()
-    return {
-        "losses": figures, "lost": lost, "reading": reading, "tasks": tasks, "checkpoint": str(trained.checkpoint)
-    }  # fmt: skip
+    happened = {"losses": made, "lost": lost, "reading": reading, "tasks": tasks}
+    return happened | {"checkpoint": str(trained.checkpoint)}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), {int(step): kind for step, kind in json.loads(sys.argv[3]).items()})
+    main(Path(sys.argv[1]), Path(sys.argv[2]), {int(step): role for step, role in json.loads(sys.argv[3]).items()})

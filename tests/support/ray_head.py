@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as the README says
+CPUS = re.findall(r"--num-cpus=\d+", (ROOT / "Makefile").read_text())[0]  # of `make head`, as in the README
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports: each is held until all are found."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+    """Free ports of the loopback interface; each stays bound until all are found, so they differ."""
+    with contextlib.ExitStack() as bound:
+        probes = [bound.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
@@ -33,9 +33,10 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def ray_head(secret: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A head on ports and in a temp directory of its own, and the environment that reaches it.
+    """Run a head on its own ports and in its own temporary folder. Yields the environment that reaches it.
 
-    ``secret``: variables that the head, and so every job, has in its environment.
+    Args:
+        secret: variables that the head, and so every job, has in its environment.
     """
     scripts = Path(sys.executable).parent
     port, dashboard, client, agent = free_ports(4)
@@ -47,11 +48,10 @@ def ray_head(secret: Mapping[str, str]) -> Iterator[dict[str, str]]:
         **secret,
     }
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        command = [
-            *RAY, "start", "--head", "--block", CPUS, f"--port={port}",
-            f"--dashboard-port={dashboard}", f"--temp-dir={folder}", f"--ray-client-server-port={client}",
-            f"--dashboard-agent-listen-port={agent}",
-        ]  # fmt: skip
+        ports = {"port": port, "dashboard-port": dashboard}
+        ports |= {"ray-client-server-port": client, "dashboard-agent-listen-port": agent}
+        options = [f"--{name}={number}" for name, number in ports.items()]
+        command = [*RAY, "start", "--head", "--block", CPUS, f"--temp-dir={folder}", *options]
         with (Path(folder) / "head.log").open("w") as log:
             head = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -65,7 +65,7 @@ def ray_head(secret: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def session_of(leader: int) -> list[int]:
-    """The processes of a session, whatever they call themselves: Ray's agents hide their command line."""
+    """The processes of a session. Not found by name, because Ray's agents change their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -76,13 +76,14 @@ def session_of(leader: int) -> list[int]:
 
 
 def wait_for(url: str, head: subprocess.Popen, log: Path) -> None:
+    """Wait until the head answers; fail with its log if it ends or does not answer within minutes."""
     for _ in range(120):
         assert head.poll() is None, log.read_text()
         try:
             urllib.request.urlopen(url, timeout=2).close()
             return
         except urllib.error.HTTPError:
-            return  # it answers, and wants the token
+            return  # it answers that the token is missing
         except OSError:
             time.sleep(1)
     raise AssertionError(log.read_text())

@@ -1,4 +1,4 @@
-"""Secrets in the environment of jobs, and a look for them in all that the jobs leave."""
+"""Secrets in the environment of jobs, and a search for them in everything that the jobs write."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ import mlflow
 from mlflow.environment_variables import _EnvironmentVariable
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|USERNAME|CREDENTIAL")
-SECRETS = {  # of stores, of Hugging Face, and all of MLflow's
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AZURE_STORAGE_KEY",
-    "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "GOOGLE_API_KEY", "DATABRICKS_TOKEN", "HF_TOKEN",
+MLFLOW_SECRETS = {
+    variable.name
+    for variable in vars(mlflow.environment_variables).values()
+    if isinstance(variable, _EnvironmentVariable) and variable.type is str and SECRET.search(variable.name)
+}
+SECRETS = MLFLOW_SECRETS | {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_KEY",
+    "DATABRICKS_TOKEN",
+    "GOOGLE_API_KEY",
+    "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
-    *(
-        variable.name
-        for variable in vars(mlflow.environment_variables).values()
-        if isinstance(variable, _EnvironmentVariable) and variable.type is str and SECRET.search(variable.name)
-    ),
-}  # fmt: skip
+}
 JOBS = """
 from ray.job_submission import JobSubmissionClient
 print([job.dict() for job in JobSubmissionClient().list_jobs()])
@@ -31,25 +39,32 @@ print([job.dict() for job in JobSubmissionClient().list_jobs()])
 
 
 def new_secrets() -> dict[str, str]:
-    """A secret for each variable; MLflow takes it for a key: 32 bytes in base64."""
+    """A secret for each variable, in the format that MLflow requires of its encryption key: 32 bytes in base64."""
     return {name: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode() for name in SECRETS}
 
 
-def assert_no_secret_in(env: Mapping[str, str], out: Path, said: str, names: set[str]) -> None:
-    """Neither in what the jobs said and wrote, nor in the head's logs, nor in what it tells about its jobs."""
-    held = {env[name] for name in (*SECRETS, "RAY_AUTH_TOKEN")}
+def assert_no_secret_in(env: Mapping[str, str], out: Path, output: str, names: set[str]) -> None:
+    """No secret is in the output and the files of jobs, in the head's logs, or in its records of jobs.
+
+    Args:
+        env: the environment of the head, with the secrets.
+        out: the folder that the jobs wrote to.
+        output: what the jobs printed.
+        names: of the jobs; the head must list them.
+    """
+    values = {env[name] for name in (*SECRETS, "RAY_AUTH_TOKEN")}
     listing = [sys.executable, "-c", JOBS]
     jobs = subprocess.run(listing, env=env, capture_output=True, text=True, timeout=120, check=True).stdout
     assert all(name in jobs for name in names)
-    texts = {"output": said.encode(), "job metadata": jobs.encode()}
+    texts = {"output": output.encode(), "job metadata": jobs.encode()}
     files = [path for path in out.rglob("*") if path.is_file()]
     files += [path for path in Path(env["HEAD_FOLDER"]).rglob("*") if path.is_file() and path.parent.name == "logs"]
     assert {"mlflow.db", "report.html"} <= {path.name for path in files}
     texts |= {str(path): path.read_bytes() for path in files}
     found = {
-        (place, line.replace(secret, b"SECRET")[:300])
-        for place, text in texts.items()
-        for secret in (secret.encode() for secret in held)
+        (where, line.replace(secret, b"SECRET")[:300])
+        for where, text in texts.items()
+        for secret in (secret.encode() for secret in values)
         if secret in text
         for line in text.splitlines()
         if secret in line

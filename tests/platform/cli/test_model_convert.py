@@ -1,3 +1,5 @@
+"""``siclip-platform model convert``: other sharing patterns, file formats, and bad input."""
+
 from __future__ import annotations
 
 import io
@@ -49,7 +51,7 @@ def embeddings(model: Clip) -> torch.Tensor:
         return torch.cat(model.eval()(torch.rand(2, 3, 64, 64), torch.randint(1, 60, (2, 20))))
 
 
-def test_a_model_gets_other_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_written_with_other_patterns(capsys: pytest.CaptureFixture[str]) -> None:
     source = model_of(0)
     save_checkpoint(Path("in.pt"), source, {"step": 3})
     convert("in.pt", "out.pt", "--text-sharing", "qk:0-0-1-1", "--how", "first")
@@ -60,12 +62,12 @@ def test_a_model_gets_other_patterns(capsys: pytest.CaptureFixture[str]) -> None
     for block, owner in enumerate((0, 0, 2, 2)):
         assert torch.equal(ours[block].qk.query.weight, theirs[owner].qk.query.weight)  # type: ignore[union-attr]
         assert torch.equal(ours[block].alpha, theirs[block].alpha)  # type: ignore[arg-type]
-    said = capsys.readouterr().out
-    assert "text sharing: none → qk:0-0-1-1" in said
-    assert f"parameters: {count_parameters(source):,} → {count_parameters(converted):,}" in said
+    printed = capsys.readouterr().out
+    assert "text sharing: none → qk:0-0-1-1" in printed
+    assert f"parameters: {count_parameters(source):,} → {count_parameters(converted):,}" in printed
 
 
-def test_the_average_is_what_it_does_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_that_newly_share_get_the_average_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     source = model_of(0)
     save_checkpoint(Path("in.pt"), source)
     convert("in.pt", "out.pt", "--image-sharing", "mlp:0-0")
@@ -84,7 +86,7 @@ def test_blocks_that_no_longer_share_compute_the_same() -> None:
     assert torch.equal(embeddings(converted), embeddings(source))
 
 
-def test_the_file_format_alone_changes_nothing_else() -> None:
+def test_another_file_format_does_not_change_the_model() -> None:
     source = model_of(0, "qk:0-0", "block:0-0-0-0")
     save_checkpoint(Path("in.pt"), source)
     convert("in.pt", "there.safetensors")
@@ -95,9 +97,9 @@ def test_the_file_format_alone_changes_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["in.pt", "in.pt"], "in.pt exists: name another file"),
+        (["in.pt", "in.pt"], "in.pt exists: choose another file"),
         (["in.pt", "nowhere/out.pt"], "the folder nowhere does not exist"),
         (["in.pt", "out.bin"], "ends in .pt or .safetensors"),
         (["missing.pt", "out.pt"], "missing.pt does not exist"),
@@ -107,14 +109,14 @@ def test_the_file_format_alone_changes_nothing_else() -> None:
         (["in.pt", "out.pt", "--how", "mean"], "'mean' is not one of"),
     ],
 )
-def test_what_cannot_be_done_is_refused(
-    arguments: list[str], said: str, nano_teacher: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_arguments_are_refused(
+    arguments: list[str], message: str, nano_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint(Path("in.pt"), model_of(0))
     Path("teacher.pt").symlink_to(nano_teacher)
     before = Path("in.pt").read_bytes()
     convert(*arguments, code=2)
-    assert said in re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert message in re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert Path("in.pt").read_bytes() == before and not Path("out.pt").exists()
 
 
@@ -126,7 +128,7 @@ def saved(content: Any) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("truncated.pt", "truncated, or a different"),
         ("truncated.safetensors", "truncated, or a different"),
@@ -135,10 +137,10 @@ def saved(content: Any) -> bytes:
         ("official.pt", "is not a siclip checkpoint"),
     ],
 )
-def test_bad_checkpoints_end_with_a_message(
-    tmp_path: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_bad_checkpoints_are_refused(
+    tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one with code in a process of its own."""
+    """The one that would run code is read in another process."""
     path = Path(name)
     if path.stem == "truncated":
         save_checkpoint(path, model_of(0))
@@ -158,20 +160,20 @@ def test_bad_checkpoints_end_with_a_message(
         convert(name, "out.pt", code=2)
         error = capsys.readouterr().err
     assert error.startswith(f"error: {name}" if "empty" not in name else f"error: checkpoint {name}")
-    assert said in error and "Traceback" not in error and len(error.splitlines()) == 1
+    assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
     assert not Path("out.pt").exists() and not Path("bombed").exists()
 
 
-def test_a_file_of_others_becomes_a_checkpoint_of_ours() -> None:
+def test_a_file_of_another_project_becomes_a_checkpoint() -> None:
     torch.manual_seed(0)
     source = create_model("mobileclip-nano").eval()
-    torch.save(to_official(source), "theirs.pt")
-    convert("theirs.pt", "ours.pt", code=2)
-    convert("theirs.pt", "ours.pt", "--model", "mobileclip-nano")
-    assert torch.equal(embeddings(load_model("ours.pt")), embeddings(source))
+    torch.save(to_official(source), "official.pt")
+    convert("official.pt", "converted.pt", code=2)
+    convert("official.pt", "converted.pt", "--model", "mobileclip-nano")
+    assert torch.equal(embeddings(load_model("converted.pt")), embeddings(source))
 
 
-def test_a_place_that_cannot_be_written_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_name_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint("in.pt", model_of(0))
     convert("in.pt", f"{'x' * 300}.pt", code=2)
     assert "File name too long" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``siclip-platform model describe``: the table, the JSON, and what it refuses."""
+"""``siclip-platform model describe``: the table, the JSON, and bad input."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def run(
     monkeypatch.setattr(sys, "argv", ["siclip-platform", "model", "describe", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
-    return ended.value.code, said.out, said.err
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
 
 
 def cell(table: str, row: str, column: str) -> str:
-    """What ends where the column's title ends, in the line that starts with the row's name."""
+    """The number in a row of the table that ends at the same position as the title of its column."""
     (titles,) = [line for line in table.splitlines() if line.startswith("stage")]
     (line,) = [line for line in table.splitlines() if line.strip().startswith(row + "  ")]
     end = titles.index(column) + len(column)
@@ -37,7 +37,7 @@ def cell(table: str, row: str, column: str) -> str:
 
 
 @pytest.mark.slow
-def test_siclip_s0_in_a_pipe() -> None:
+def test_the_table_of_siclip_s0_in_a_pipe() -> None:
     command = "model describe siclip-s0 --image-sharing qk:0-0 --text-sharing qk:0-0-1-1"
     done = subprocess.run(
         [sys.executable, "-m", "siclip_platform", *command.split()],
@@ -52,16 +52,13 @@ def test_siclip_s0_in_a_pipe() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_the_table_says_what_the_json_says(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_and_json_agree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["siclip-nano", "--text-sharing", "mlp:0-0-1-1", "--freeze", "before_sasp"]
     code, table, _ = run(arguments, monkeypatch, capsys)
     assert code == 0
     found = json.loads(run([*arguments, "--json"], monkeypatch, capsys)[1])
-    assert {key: found[key] for key in ("model", "image_sharing", "text_sharing", "freeze")} == {
-        "model": "siclip-nano", "image_sharing": "qk:0-0", "text_sharing": "mlp:0-0-1-1", "freeze": "before_sasp"
-    }  # fmt: skip
+    assert (found["model"], found["freeze"]) == ("siclip-nano", "before_sasp")
+    assert (found["image_sharing"], found["text_sharing"]) == ("qk:0-0", "mlp:0-0-1-1")
     rows = {"image tower": found["towers"]["image"], "text tower": found["towers"]["text"], "total": found["total"]}
     rows |= {stage["stage"]: stage for stage in found["stages"] if stage["stage"] not in ("projection", "blocks")}
     for name, row in rows.items():
@@ -76,7 +73,7 @@ def test_the_table_says_what_the_json_says(
 
 
 @pytest.mark.parametrize(("name", "policy"), [("siclip-nano", "inherited"), ("mobileclip-nano", "none")])
-def test_by_default_what_is_inherited_is_frozen(
+def test_inherited_weights_are_frozen_by_default(
     name: str, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = json.loads(run([name, "--json"], monkeypatch, capsys)[1])
@@ -88,18 +85,18 @@ def test_by_default_what_is_inherited_is_frozen(
         assert found["total"]["trainable_parameters"] == found["total"]["parameters"]
 
 
-def test_a_checkpoint_is_described_as_its_model_is(
+def test_a_checkpoint_is_described_like_its_model(
     nano_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     by_file = run([str(nano_teacher), "--json"], monkeypatch, capsys)
     by_name = run(["mobileclip-nano", "--json"], monkeypatch, capsys)
     assert by_file == by_name
-    code, _, said = run([str(nano_teacher), "--image-sharing", "qk:0-0"], monkeypatch, capsys)
-    assert code == 2 and "is a checkpoint and has its own sharing patterns" in said
+    code, _, error = run([str(nano_teacher), "--image-sharing", "qk:0-0"], monkeypatch, capsys)
+    assert code == 2 and "is a checkpoint and has its own sharing patterns" in error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["siclip-s1"], "no model 'siclip-s1': known models are mobileclip-nano"),
         (["siclip-nano", "--image-sharing", "qk:0-1-1"], "3 numbers for 2 blocks"),
@@ -113,9 +110,9 @@ def test_a_checkpoint_is_described_as_its_model_is(
         (["tensors.pt"], "tensors.pt"),
     ],
 )
-def test_bad_input(
+def test_bad_input_is_refused(
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     nano_teacher: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -128,11 +125,11 @@ def test_bad_input(
     code, out, error = run(arguments, monkeypatch, capsys)
     assert code == 2
     assert out == ""
-    assert said in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error
 
 
 @pytest.mark.slow
-def test_bad_input_ends_without_a_traceback(tmp_path: Path, nano_teacher: Path) -> None:
+def test_bad_input_ends_the_process_without_a_traceback(tmp_path: Path, nano_teacher: Path) -> None:
     (tmp_path / "truncated.pt").write_bytes(nano_teacher.read_bytes()[:1000])
     command = [sys.executable, "-m", "siclip_platform", "model", "describe", "truncated.pt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

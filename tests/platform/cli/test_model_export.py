@@ -1,3 +1,5 @@
+"""``siclip-platform model export``: ONNX, the official state dict, open_clip, and bad input."""
+
 from __future__ import annotations
 
 import os
@@ -31,7 +33,7 @@ Export = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """The command in this process: exit code, what it printed, and what it said on stderr in one line."""
+    """Runs the command in this process; returns exit code, stdout, and stderr in one line."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
@@ -53,7 +55,9 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_onnx_is_written_without_noise(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_onnx_is_written_and_nothing_is_printed_to_stderr(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     shallow = {"image": {"layers": (1, 1, 1), "sharing": "none"}, "text": {"layers": 1, "sharing": "none"}}
     student = tmp_path_factory.mktemp("shallow") / "student.pt"
     save_checkpoint(student, create_model("siclip-nano", **shallow))
@@ -66,7 +70,7 @@ def test_onnx_is_written_without_noise(tmp_path: Path, tmp_path_factory: pytest.
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["README.md", "image.onnx", "out", "text.onnx"]
 
 
-def test_open_clip_is_written_and_is_the_checkpoints_model(tmp_path: Path, student: Path, export: Export) -> None:
+def test_open_clip_is_written_and_computes_the_same(tmp_path: Path, student: Path, export: Export) -> None:
     from siclip.export import load_open_clip
 
     code, out, _ = export(student, "out", "--format", "open_clip")
@@ -77,59 +81,59 @@ def test_open_clip_is_written_and_is_the_checkpoints_model(tmp_path: Path, stude
     with torch.no_grad():
         expected = load_model(student).eval().encode_image(images)
         assert torch.equal(load_open_clip(tmp_path / "out").encode_image(images), expected)
-    code, _, said = export(student, "out", "--format", "open_clip")
-    assert code == 2 and "out exists and is not overwritten: remove it" in said
+    code, _, error = export(student, "out", "--format", "open_clip")
+    assert code == 2 and "out exists and is not overwritten: remove it" in error
 
 
 def test_the_official_state_dict_is_written(tmp_path: Path, nano_teacher: Path, export: Export) -> None:
     code, out, _ = export(nano_teacher, "out.pt", "--format", "official")
     assert code == 0 and "largest difference from the model's outputs: 0.0e+00" in out
-    again = create_model("mobileclip-nano")
-    load_checkpoint(again, tmp_path / "out.pt")
+    loaded = create_model("mobileclip-nano")
+    load_checkpoint(loaded, tmp_path / "out.pt")
     expected = load_model(nano_teacher).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
-def write_bad(kind: str, good: Path, path: Path) -> None:
-    if kind == "bare":
+def write_bad(flaw: str, good: Path, path: Path) -> None:
+    if flaw == "state dict":
         torch.save(create_model("mobileclip-nano").state_dict(), path)
-    elif kind == "of another":
+    elif flaw == "other tensors":
         torch.save(torch.load(good, weights_only=True) | {"model": {"weight": torch.zeros(3)}}, path)
-    elif kind != "missing":
+    elif flaw != "missing":
         content = {
             "empty": b"",
-            "no tensors": b"no checkpoint at all",
-            "with code": pickle.dumps(Bomb()),
-            "cut short": good.read_bytes()[:-50_000],
+            "text": b"not a checkpoint",
+            "code": pickle.dumps(Bomb()),
+            "truncated": good.read_bytes()[:-50_000],
         }
-        path.write_bytes(content[kind])
+        path.write_bytes(content[flaw])
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "no tensors", "with code", "cut short", "bare", "of another"])
-def test_bad_checkpoints_are_refused(tmp_path: Path, student: Path, export: Export, kind: str) -> None:
-    write_bad(kind, student, tmp_path / "bad.pt")
+@pytest.mark.parametrize("flaw", ["missing", "empty", "text", "code", "truncated", "state dict", "other tensors"])
+def test_bad_checkpoints_are_refused(tmp_path: Path, student: Path, export: Export, flaw: str) -> None:
+    write_bad(flaw, student, tmp_path / "bad.pt")
     before = sorted(tmp_path.iterdir())
-    code, _, said = export("bad.pt", "out", "--format", "onnx")
-    assert code == 2 and re.match(r"error: (checkpoint )?bad\.pt ", said), said
+    code, _, error = export("bad.pt", "out", "--format", "onnx")
+    assert code == 2 and re.match(r"error: (checkpoint )?bad\.pt ", error), error
     assert sorted(tmp_path.iterdir()) == before, "something was written, or code ran"
 
 
 @pytest.mark.slow
 def test_a_bad_checkpoint_ends_the_process_without_a_traceback(tmp_path: Path, student: Path) -> None:
-    write_bad("with code", student, tmp_path / "bad.pt")
+    write_bad("code", student, tmp_path / "bad.pt")
     done = run(tmp_path, "bad.pt", "out", "--format", "onnx")
     assert done.returncode == 2 and re.match(r"error: (checkpoint )?bad\.pt ", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path, student: Path, export: Export) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path, student: Path, export: Export) -> None:
     for arguments, expected in (
         (("out.pt", "--format", "official"), "'siclip-nano' has SAS-P blocks"),
         (("out", "--format", "tflite"), "'tflite' is not one of"),
         (("out",), "--format"),
         (("nowhere/out", "--format", "open_clip"), "cannot write in nowhere"),
     ):
-        code, _, said = export(student, *arguments)
-        assert code == 2 and expected in said
+        code, _, error = export(student, *arguments)
+        assert code == 2 and expected in error
     assert not list(tmp_path.iterdir())

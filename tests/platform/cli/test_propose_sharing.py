@@ -1,4 +1,4 @@
-"""``siclip-platform model propose-sharing``: what it prints and the search space that it writes."""
+"""``siclip-platform model propose-sharing``: its output and the search space that it writes."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_json_tells_what_the_library_finds(cli: Any, nano_teacher: Path, digits: Path) -> None:
+def test_json_has_what_the_library_finds(cli: Any, nano_teacher: Path, digits: Path) -> None:
     code, out, err = cli(nano_teacher, digits, "--samples", 40, "--json")
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert (told["model"], told["student"], told["samples"]) == ("mobileclip-nano", "siclip-nano", 40)
+    printed = json.loads(out)
+    assert (printed["model"], printed["student"], printed["samples"]) == ("mobileclip-nano", "siclip-nano", 40)
     model = load_model(nano_teacher)
     pairs = load_evaluation_set(digits, "validation", model.config, 40)
     found = attention_divergence(model, [(to_float_images(pairs.images), pairs.tokens)])
     for tower in ("image", "text"):
-        ours = told["towers"][tower]
+        ours = printed["towers"][tower]
         torch.testing.assert_close(
             torch.tensor(ours["pairs"]), torch.tensor(found[tower].pairs), rtol=1e-4, atol=1e-9
         )
         assert ours["entropy_share"] == pytest.approx(found[tower].entropy_share)
         assert ours["adjacent"] == pytest.approx(found[tower].adjacent, rel=1e-4)
         assert [p["pattern"] for p in ours["proposals"]] == [str(p.pattern) for p in propose_sharing(found[tower])]
-    for proposal in told["towers"]["text"]["proposals"]:
+    for proposal in printed["towers"]["text"]["proposals"]:
         unshared, shared = (create_model("siclip-nano", text_sharing=s) for s in ("none", proposal["pattern"]))
         assert proposal["parameters_saved"] == count_parameters(unshared) - count_parameters(shared) > 0
 
 
-def test_the_space_it_writes_can_be_searched(cli: Any, nano_teacher: Path, digits: Path) -> None:
+def test_the_written_space_can_be_loaded(cli: Any, nano_teacher: Path, digits: Path) -> None:
     _, out, _ = cli(nano_teacher, digits, "--samples", 8, "--json", "--out", "mine.yaml")
     towers = json.loads(out)["towers"]
     space = load_space("mine.yaml", check_value=check_sharing("siclip-nano"))
@@ -74,7 +74,7 @@ def test_the_space_it_writes_can_be_searched(cli: Any, nano_teacher: Path, digit
     assert f"--teacher {nano_teacher}" in head
 
 
-def test_the_screen_shows_divergences_and_parameters_saved(cli: Any, nano_teacher: Path, digits: Path) -> None:
+def test_the_tables_show_divergences_and_saved_parameters(cli: Any, nano_teacher: Path, digits: Path) -> None:
     code, out, err = cli(nano_teacher, digits, "--split", "test", "--samples", 8)
     assert (code, err) == (0, "")
     saved = 128 * 128 * 2  # queries and keys of one image block, without bias
@@ -83,7 +83,7 @@ def test_the_screen_shows_divergences_and_parameters_saved(cli: Any, nano_teache
     assert Path("proposed_sharing.yaml").is_file()
 
 
-def test_a_siclip_checkpoint_keeps_its_name_and_is_no_teacher(cli: Any, tmp_path: Path, digits: Path) -> None:
+def test_a_siclip_checkpoint_keeps_its_name_and_is_not_a_teacher(cli: Any, tmp_path: Path, digits: Path) -> None:
     checkpoint = tmp_path / "student.pt"
     save_checkpoint(checkpoint, create_model("siclip-nano"))
     _, out, _ = cli(checkpoint, digits, "--samples", 8, "--json")
@@ -91,7 +91,7 @@ def test_a_siclip_checkpoint_keeps_its_name_and_is_no_teacher(cli: Any, tmp_path
     assert "--teacher" not in Path("proposed_sharing.yaml").read_text()
 
 
-def test_a_file_that_is_there_is_kept(cli: Any, nano_teacher: Path, digits: Path) -> None:
+def test_an_existing_file_is_not_overwritten(cli: Any, nano_teacher: Path, digits: Path) -> None:
     Path("proposed_sharing.yaml").write_text("mine")
     code, _, err = cli(nano_teacher, digits)
     assert code == 2 and "proposed_sharing.yaml exists" in err
@@ -99,24 +99,26 @@ def test_a_file_that_is_there_is_kept(cli: Any, nano_teacher: Path, digits: Path
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("change", "message"),
     [
         ({"checkpoint": "missing.pt"}, "missing.pt does not exist"),
         ({"checkpoint": "text.pt"}, "text.pt"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"data": "."}, "manifest"),
         ({"split": "training"}, "no split 'training'"),
-        ({"out": "no/folder/space.yaml"}, "no folder no/folder"),
+        ({"out": "no/folder/space.yaml"}, "the folder no/folder does not exist"),
     ],
 )
-def test_bad_input_ends_with_2_and_leaves_nothing(
-    cli: Any, nano_teacher: Path, digits: Path, tmp_path: Path, broken: dict[str, str], said: str
+def test_bad_input_is_refused_and_nothing_is_written(
+    cli: Any, nano_teacher: Path, digits: Path, tmp_path: Path, change: dict[str, str], message: str
 ) -> None:
     Path("text.pt").write_text("not a checkpoint")
-    given = {"checkpoint": nano_teacher, "data": digits, "split": "validation", "out": "space.yaml", **broken}
-    code, out, err = cli(given["checkpoint"], given["data"], "--split", given["split"], "--out", given["out"])
+    arguments = {"checkpoint": nano_teacher, "data": digits, "split": "validation", "out": "space.yaml", **change}
+    code, out, err = cli(
+        arguments["checkpoint"], arguments["data"], "--split", arguments["split"], "--out", arguments["out"]
+    )
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
 
 
@@ -134,12 +136,12 @@ def findings(**proposals: list[str]) -> dict[str, Any]:
     return {**names, "checkpoint": "a b\nc.pt", "data": "d", "towers": towers}
 
 
-def test_odd_paths_stay_in_the_comment_and_towers_without_a_choice_are_left_out() -> None:
+def test_a_path_with_a_line_break_stays_in_the_comment_and_towers_without_proposals_are_omitted() -> None:
     space = yaml.safe_load(space_text(findings(image=[], text=["qk:0-0"])))
     assert set(space) == {"name", "metric", "parameters"}
     assert list(space["parameters"]) == ["model.text_sharing"]
 
 
-def test_a_model_of_single_blocks_has_nothing_to_share() -> None:
+def test_a_model_with_single_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to share"):
         space_text(findings(image=[], text=[]))

@@ -1,4 +1,4 @@
-"""The cluster files against Ray's and Kubernetes' own schemas, as far as packages carry them."""
+"""The cluster files are valid by the schemas of Ray and Kubernetes, as far as installed packages have them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def container(group: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_launcher_passes_rays_own_check() -> None:
+def test_the_launchers_file_is_valid() -> None:
     config = read("launcher.yaml")
     validate_config(prepare_config(copy.deepcopy(config)))
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
@@ -57,7 +57,7 @@ def test_launcher_passes_rays_own_check() -> None:
         validate_config(prepare_config(config | {"max_workerz": 1, "workers": "many"}))
 
 
-def test_every_pod_is_one_that_kubernetes_takes(cluster: dict[str, Any]) -> None:
+def test_every_pod_is_valid(cluster: dict[str, Any]) -> None:
     for name, group in groups(cluster).items():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **group["template"]}
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
@@ -67,13 +67,13 @@ def test_every_pod_is_one_that_kubernetes_takes(cluster: dict[str, Any]) -> None
             kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_cluster_has_the_fields_of_kuberay_and_the_locked_ray(cluster: dict[str, Any]) -> None:
+def test_the_cluster_has_only_fields_of_kuberay_and_the_locked_version_of_ray(cluster: dict[str, Any]) -> None:
     assert set(cluster) <= CLUSTER_FIELDS
     assert all(set(group) <= GROUP_FIELDS for group in cluster["workerGroupSpecs"])
     assert cluster["rayVersion"] == version("ray")
 
 
-def test_token_is_on_and_never_in_the_file(cluster: dict[str, Any]) -> None:
+def test_tokens_are_required_and_no_file_contains_one(cluster: dict[str, Any]) -> None:
     assert cluster["authOptions"] == {"mode": "token", "secretName": "siclip-ray-token"}
     for path in FOLDER.glob("*.yaml"):
         text = path.read_text()
@@ -82,9 +82,9 @@ def test_token_is_on_and_never_in_the_file(cluster: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in (FOLDER / "launcher.yaml").read_text()
 
 
-def test_only_the_gpu_group_has_a_card_and_a_search_fits(cluster: dict[str, Any]) -> None:
-    cards = {n: container(g)["resources"]["limits"].get("nvidia.com/gpu", "0") for n, g in groups(cluster).items()}
-    assert cards == {"head": "0", "data": "0", "gpu": "1"}
+def test_only_the_gpu_group_has_a_gpu_and_a_search_fits(cluster: dict[str, Any]) -> None:
+    gpus = {n: container(g)["resources"]["limits"].get("nvidia.com/gpu", "0") for n, g in groups(cluster).items()}
+    assert gpus == {"head": "0", "data": "0", "gpu": "1"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     cpus = sum(int(container(group)["resources"]["limits"]["cpu"]) for group in cluster["workerGroupSpecs"])
     assert cpus >= Needs(concurrent=2, worker_cpus=1.0).cpus

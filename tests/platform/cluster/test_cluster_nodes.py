@@ -1,4 +1,4 @@
-"""A training on several nodes: data on some, the training on another; nodes go, and nothing changes."""
+"""A training on several nodes, where some read data and another trains: losing nodes changes nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def recipe(digits: Path) -> Recipe:
 
 @dataclass
 class Undisturbed:
-    """The same training in this process, on batches that threads make."""
+    """The same training in this process, with batches read by threads."""
 
     losses: dict[int, float] = field(default_factory=dict)
     samples: list[int] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Undisturbed:
         self.losses[step] = metrics["train/loss"]
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
-        """Nothing is kept."""
+        """Nothing is saved."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def undisturbed(recipe: Recipe) -> Undisturbed:
 
 
 def on_a_cluster(recipe: Recipe, out: Path, losses: Mapping[int, str]) -> dict[str, Any]:
-    """What happened on a cluster that loses these nodes."""
+    """Train on a cluster that loses nodes; returns the driver's record. ``losses``: see `cluster_driver`."""
     file = out / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -91,7 +91,7 @@ def on_a_cluster(recipe: Recipe, out: Path, losses: Mapping[int, str]) -> dict[s
 
 
 def check_nothing_changed(happened: dict[str, Any], undisturbed: Undisturbed) -> None:
-    """Every step was made on the same batch, which has each sample of an epoch once, and led to the same weights."""
+    """Each step was made on the same batch, an epoch has each sample once, and the weights are the same."""
     for epoch in range(STEPS * BATCH // ROWS):
         assert len(set(undisturbed.samples[epoch * ROWS : (epoch + 1) * ROWS])) == ROWS
     made = {int(step): set(losses) for step, losses in happened["losses"].items()}
@@ -102,13 +102,13 @@ def check_nothing_changed(happened: dict[str, Any], undisturbed: Undisturbed) ->
 
 
 def check_readers(happened: dict[str, Any]) -> None:
-    """Only the nodes for it read, and the one that stays makes again what the lost one had made."""
+    """Only nodes with the label read, and the remaining one repeats the tasks of the lost one."""
     lost = happened["lost"]["data"]
     first = [task for task in happened["tasks"] if task["attempt"] == 0]
-    again = [task for task in happened["tasks"] if task["attempt"] > 0]
+    repeated = [task for task in happened["tasks"] if task["attempt"] > 0]
     assert {task["node"] for task in first} == set(happened["reading"]) and lost["node"] in happened["reading"]
-    assert {task["node"] for task in again} == set(happened["reading"]) - {lost["node"]}
-    assert all(task["start"] > lost["time"] for task in again)
+    assert {task["node"] for task in repeated} == set(happened["reading"]) - {lost["node"]}
+    assert all(task["start"] > lost["time"] for task in repeated)
 
 
 @pytest.mark.slow
@@ -123,15 +123,15 @@ def test_a_lost_reading_node_changes_nothing(recipe: Recipe, undisturbed: Undist
 @pytest.mark.long
 @pytest.mark.chaos
 def test_a_lost_training_node_changes_nothing(recipe: Recipe, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """As a spot node: it goes, another one comes, and the training goes on from its last checkpoint."""
+    """Like a spot node: the node is lost, another one joins, and the training resumes from its last checkpoint."""
     happened = on_a_cluster(recipe, tmp_path, {3: "data", 20: "train"})
     check_readers(happened)
     check_nothing_changed(happened, undisturbed)
-    assert any(len(losses) == 2 for losses in happened["losses"].values())  # steps that were made twice
+    assert any(len(losses) == 2 for losses in happened["losses"].values())  # steps that were repeated
     assert all(len(happened["losses"][str(step)]) == 1 for step in range(1, 15))
 
 
-def test_a_label_that_no_node_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_no_node_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
         {"Alive": True, "Labels": {"pool": "train"}},
         {"Alive": True, "Labels": {"pool": "data", "zone": "a"}},
@@ -140,11 +140,11 @@ def test_a_label_that_no_node_has_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     check_reader_nodes({"pool": "data"})
     for labels in ({"pool": "gone"}, {"pool": "train", "zone": "a"}):
-        wanted = ",".join(f"{name}={value}" for name, value in labels.items())
-        with pytest.raises(UserError, match=f"no node .* data.reader_nodes: .*ray start --labels {wanted} "):
+        expected = ",".join(f"{name}={value}" for name, value in labels.items())
+        with pytest.raises(UserError, match=f"no node .* data.reader_nodes: .*ray start --labels {expected} "):
             check_reader_nodes(labels)
 
 
-def test_nodes_for_threads_are_refused(recipe: Recipe) -> None:
+def test_reader_nodes_require_the_ray_reader(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="reader_nodes place the tasks of Ray Data: set reader to ray"):
         recipe.updated({"data.reader": "threads"})

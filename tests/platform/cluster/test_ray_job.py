@@ -1,4 +1,4 @@
-"""Every job through ``ray job submit`` on a local head with token authentication; no secret is written down."""
+"""Every job through ``ray job submit`` on a local head with token authentication; no secret is stored."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ def parts(digits: Path, nano_teacher: Path, tmp_path_factory: pytest.TempPathFac
 WORKING_DIR = ["--working-dir", ".", "--runtime-env", "jobs/runtime_env.yaml"]
 
 
-def start_job(env: dict[str, str], job: str, words: list[str], *options: str) -> subprocess.Popen[str]:
-    command = [*RAY, "job", "submit", *options, "--", "python", f"jobs/{job}.py", *words]
+def start_job(env: dict[str, str], job: str, arguments: list[str], *options: str) -> subprocess.Popen[str]:
+    command = [*RAY, "job", "submit", *options, "--", "python", f"jobs/{job}.py", *arguments]
     out = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, text=True)
 
 
 def end_job(job: subprocess.Popen[str]) -> str:
-    said, _ = job.communicate(timeout=560)
-    assert job.returncode == 0, said[-5000:]
-    return said
+    output, _ = job.communicate(timeout=560)
+    assert job.returncode == 0, output[-5000:]
+    return output
 
 
-def test_every_job_is_tried() -> None:
+def test_every_job_has_a_check() -> None:
     assert set(CHECKS) == {path.stem for path in (ROOT / "jobs").glob("*.py")}
 
 
-def test_every_submitted_job_does_its_work(env: dict[str, str], parts: Parts) -> None:
-    """At the same time, one with its code sent along; the search is in test_demo.py."""
+def test_every_submitted_job_succeeds(env: dict[str, str], parts: Parts) -> None:
+    """All at a time, one of them with this checkout's code; the search is in test_demo.py."""
     names = [name for name in CHECKS if name != "tune_wikd"]
-    sent = {"evaluate_siclip": WORKING_DIR}
-    started = {name: start_job(env, name, parts.words(name), *sent.get(name, [])) for name in names}
-    said = {name: end_job(job) for name, job in started.items()}
+    with_code = {"evaluate_siclip": WORKING_DIR}
+    started = {name: start_job(env, name, parts.words(name), *with_code.get(name, [])) for name in names}
+    outputs = {name: end_job(job) for name, job in started.items()}
     for name in names:
-        CHECKS[name](parts, said[name])
-    assert_no_secret_in(env, parts.folder, "".join(said.values()), set(names))
+        CHECKS[name](parts, outputs[name])
+    assert_no_secret_in(env, parts.folder, "".join(outputs.values()), set(names))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_job_whose_code_is_sent_along(env: dict[str, str], parts: Parts, tmp_path: Path, name: str) -> None:
+def test_a_job_with_this_checkouts_code(env: dict[str, str], parts: Parts, tmp_path: Path, name: str) -> None:
     for file in parts.folder.iterdir():
         if file.name != name:
             (tmp_path / file.name).symlink_to(file)
-    sent = Parts(parts.digits, parts.teacher, tmp_path)
-    said = end_job(start_job(env, name, sent.words(name), *WORKING_DIR))
-    assert "_ray_pkg_" in said
-    CHECKS[name](sent, said)
+    own = Parts(parts.digits, parts.teacher, tmp_path)
+    output = end_job(start_job(env, name, own.words(name), *WORKING_DIR))
+    assert "_ray_pkg_" in output
+    CHECKS[name](own, output)
 
 
 def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,17 +76,17 @@ def submit(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[
 
 
 def test_submit_sends_the_code_and_follows_the_job(env: dict[str, str]) -> None:
-    """The space is looked for beside the code, so the message shows which copy of it ran."""
+    """The space is searched for beside the code, so the message shows which copy ran."""
     done = submit(env, "tune_wikd", "--space", "no-such-space")
     assert done.returncode == 1, done.stdout + done.stderr
-    said = done.stdout.partition("error:")[2]
-    assert "no-such-space" in said
-    assert re.search(r"_ray_pkg_\w+/search_spaces", said), said
+    message = done.stdout.partition("error:")[2]
+    assert "no-such-space" in message
+    assert re.search(r"_ray_pkg_\w+/search_spaces", message), message
     assert "status: FAILED" in done.stdout
     assert env["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
-def test_submit_names_the_token_when_it_is_wrong(env: dict[str, str]) -> None:
+def test_submit_reports_a_wrong_token(env: dict[str, str]) -> None:
     wrong = {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     done = submit(wrong, "tune_wikd")
     assert done.returncode == 2, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Composing submissions; what happens on a cluster is in test_ray_job.py."""
+"""Composing submissions; test_ray_job.py runs them on a cluster."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from siclip_platform.cluster.submit import compose, submit
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_code_and_arguments_travel_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_and_arguments_are_submitted_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = compose("tune_wikd", ["--out", "/a b/$(c)"], address=None, tracking_uri="http://m:5000", installed=False)
-    assert shlex.split(found.entrypoint) == [
-        "python", "jobs/tune_wikd.py", "--out", "/a b/$(c)", "--tracking-uri", "http://m:5000",
-    ]  # fmt: skip
+    command = ["python", "jobs/tune_wikd.py", "--out", "/a b/$(c)", "--tracking-uri", "http://m:5000"]
+    assert shlex.split(found.entrypoint) == command
     assert found.runtime_env["working_dir"] == str(ROOT)
     assert found.runtime_env["env_vars"] == {"PYTHONPATH": "platform"}
     assert {"/.git", "/.venv", "/runs"} <= set(found.runtime_env["excludes"])
@@ -40,7 +39,7 @@ def test_an_installed_cluster_gets_no_code(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 2 and "--trials" in result.output  # the job's own options are read
 
 
-def test_an_unknown_job_is_told_those_there_are() -> None:
+def test_an_unknown_job_is_refused_with_the_list_of_jobs() -> None:
     with pytest.raises(UserError, match=r"there are .*tune_wikd"):
         compose("tune_wikid", [], address=None, tracking_uri=None, installed=False)
 
@@ -55,38 +54,38 @@ def test_an_unknown_job_is_told_those_there_are() -> None:
         (["--set=data.path=gs://me:hunt,hunter2@h/x"], None),
     ],
 )
-def test_a_password_never_becomes_part_of_a_job(arguments: list[str], uri: str | None) -> None:
+def test_a_password_in_a_url_is_refused(arguments: list[str], uri: str | None) -> None:
     with pytest.raises(UserError, match="password") as caught:
         compose("tune_wikd", arguments, address=None, tracking_uri=uri, installed=False)
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "word",
+    "argument",
     [
         "data.path=abfs://c@account/x?sas_token=hunter2",
         "data.mix=[{path: s3://a/b}, {path: s3://key:hunter2@b/c}]",
         "data.mix=[{path: s3://a},{path: s3://b?secret_key=hunter2}]",
     ],
 )
-def test_the_keys_of_a_store_never_become_part_of_a_job(word: str) -> None:
+def test_the_keys_of_a_store_are_refused(argument: str) -> None:
     with pytest.raises(UserError, match="was given with credentials") as caught:
-        compose("tune_wikd", ["--set", word], address=None, tracking_uri=None, installed=False)
+        compose("tune_wikd", ["--set", argument], address=None, tracking_uri=None, installed=False)
     assert "hunter2" not in str(caught.value)
 
 
-def test_places_without_secrets_travel() -> None:
-    words = ["--data", "s3://a/b?region=x", "--set", "data.mix=[{path: hf://a/b@main}]", "--x=http://[::1]:8"]
-    found = compose("tune_wikd", words, address=None, tracking_uri="http://me@server:5000", installed=False)
-    assert shlex.split(found.entrypoint)[2:-2] == words
+def test_uris_without_secrets_are_accepted() -> None:
+    arguments = ["--data", "s3://a/b?region=x", "--set", "data.mix=[{path: hf://a/b@main}]", "--x=http://[::1]:8"]
+    found = compose("tune_wikd", arguments, address=None, tracking_uri="http://me@server:5000", installed=False)
+    assert shlex.split(found.entrypoint)[2:-2] == arguments
 
 
-def test_a_job_without_runs_gets_no_tracking_uri() -> None:
+def test_a_job_without_runs_accepts_no_tracking_uri() -> None:
     with pytest.raises(UserError, match="prepare_cc12m_syn makes no runs and takes no --tracking-uri"):
         compose("prepare_cc12m_syn", ["cc"], address=None, tracking_uri="http://m:5000", installed=False)
 
 
-def test_no_cluster_is_told_at_once() -> None:
+def test_a_missing_cluster_is_reported_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"

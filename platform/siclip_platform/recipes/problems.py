@@ -92,35 +92,37 @@ def explain(error: ValidationError, kind: Any, tree: Any) -> list[tuple[Loc, str
     the members of a union give for one value are joined.
     """
     found: list[tuple[Loc, str]] = []
-    joined: dict[Loc, list[str]] = defaultdict(list)
+    alternatives: dict[Loc, list[str]] = defaultdict(list)
     missing: dict[Loc, list[str]] = defaultdict(list)
     unknown: dict[Loc, list[str]] = defaultdict(list)
     for item in error.errors(include_url=False):
-        place = _resolve(item["loc"], kind, tree, is_ours=item["type"] == "problem")
-        if item["type"] == "missing" and isinstance(item["loc"][-1], int):
-            found.append((place.loc, f"has {len(item['input'])} items, which are too few; add what is missing"))
-        elif item["type"] == "missing":
-            missing[place.loc].append(str(item["loc"][-1]))
+        at = _locate(item["loc"], kind, tree, is_ours=item["type"] == "problem")
+        key = item["loc"][-1] if item["loc"] else ""
+        if item["type"] == "missing" and isinstance(key, str):
+            missing[at.loc].append(key)
         elif item["type"] == "extra_forbidden":
-            key = str(item["loc"][-1])
-            unknown[place.loc[:-1]].append(key)
-            found.append(((*place.loc, KEY), _unknown_key(key, _models(place.parent), kind)))
+            unknown[at.loc[:-1]].append(str(key))
+            found.append(((*at.loc, KEY), _unknown_key(str(key), _models(at.parent), kind)))
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            found.append(_wrong_tag(item, place.loc, place.kind))
-        elif place.is_member and item["type"] != "value_error":
-            joined[place.loc].append(item["msg"])
-            found.append((place.loc, ""))
+            found.append(_wrong_tag(item, at.loc, at.kind))
+        elif at.is_member and item["type"] not in ("value_error", "missing"):
+            alternatives[at.loc].append(item["msg"])
+            found.append((at.loc, f"{short(item['input'])} does not fit: "))
         else:
-            found.append((place.loc, _sentence(item)))
+            found.append((at.loc, _sentence(item)))
     for loc, keys in missing.items():
         lacking = [key for key in keys if not closest(key, unknown[loc])]
         if lacking:
             found.append((loc, f"lacks {', '.join(lacking)}; add it"))
-    texts = {loc: f"{' or '.join(dict.fromkeys(said))}; change it" for loc, said in joined.items()}
-    return list(dict.fromkeys((loc, text or texts[loc]) for loc, text in found))
+    found = [(loc, text + _joined(alternatives[loc]) if loc in alternatives else text) for loc, text in found]
+    return list(dict.fromkeys(found))
 
 
-class _Place:
+def _joined(alternatives: list[str]) -> str:
+    return f"{' or '.join(dict.fromkeys(alternatives))}; change it"
+
+
+class _Location:
     """Where an error is in the tree, and what the model has there."""
 
     def __init__(self, kind: Any) -> None:
@@ -130,26 +132,26 @@ class _Place:
         self.is_member = False  # the error is that of one member of a union
 
 
-def _resolve(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Place:
+def _locate(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Location:
     """The path of an error: pydantic's own without the names of the members of unions, which no file has."""
-    place, node = _Place(kind), tree
+    at, node = _Location(kind), tree
     for part in loc:
-        place.is_member = False
-        inside = (isinstance(node, dict) and part in node) or (
+        at.is_member = False
+        is_inside = (isinstance(node, dict) and part in node) or (
             isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)
         )
-        if inside:
+        if is_inside:
             node = node[part]
-            place.parent, place.kind = place.kind, _inside(place.kind, part)
-            place.loc = (*place.loc, part)
-        elif (member := _member(place.kind, str(part))) is not None:
-            place.kind = member
+            at.parent, at.kind = at.kind, _inside(at.kind, part)
+            at.loc = (*at.loc, part)
+        elif (member := _member(at.kind, str(part))) is not None:
+            at.kind = member
         elif is_ours or part == KEY:
             node = None
-            place.loc = (*place.loc, part)
+            at.loc = (*at.loc, part)
         else:
-            place.is_member = True
-    return place
+            at.is_member = True
+    return at
 
 
 def _parts(kind: Any) -> list[Any]:
@@ -243,6 +245,7 @@ def _sentence(item: ErrorDetails) -> str:
     if isinstance(value, list | dict) and kind.endswith("_type"):
         return "a list or a mapping; write one value"
     sentences = {
+        "missing": "has too few items; add what is missing",
         "problem": item["msg"],
         "value_error": str(item.get("ctx", {}).get("error")),
         "string_type": f"{short(value)} is not text; write a word, in quotes if need be",

@@ -150,7 +150,7 @@ def _changes(values: Any, info: ValidationInfo[Checks], *, also: tuple[str, ...]
 
 def _teacher_name(name: str) -> str:
     if name == OWN_TEACHER or not re.fullmatch(r"\w+", name):
-        raise refusal(f"a teacher's name: use letters, digits and '_', not {OWN_TEACHER!r}")
+        raise refusal(f"not a plain name; use letters, digits and '_', not {OWN_TEACHER!r}")
     return name
 
 
@@ -188,7 +188,7 @@ class _AblationFile(FilePart):
         read: dict[str, Setting] = {}
         for name, entry in entries.items():
             if not re.fullmatch(r"[\w.+-]+", name):
-                problems.add("a setting's name: use letters, digits, '_', '-', '+' and '.'", name, KEY)
+                problems.add("not a plain name; use letters, digits, '_', '-', '+' and '.'", name, KEY)
             valid = problems.validated(_SettingEntry, entry, name, context=info.context)
             if valid is None:
                 continue

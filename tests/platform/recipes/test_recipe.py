@@ -78,7 +78,12 @@ BAD_FILES = {
     "section is a value": ("training: 200", "3: training: not a mapping; write"),
     "list is a value": ("training: {steps: 200}\ndistil_from: a", "4: distil_from: not a list"),
     "value is a list": ("training: {steps: [200]}", "3: training.steps: a list or a mapping; write one value"),
-    "too few": ("training: {steps: 200, betas: [1]}", "3: training.betas: has 1 items, which are too few"),
+    "neither number nor auto": (
+        "training: {steps: 200, micro_batch_size: all}",
+        "3: training.micro_batch_size: 'all' does not fit: Input should be a valid integer, unable to parse "
+        "string as an integer or Input should be 'auto'; change it",
+    ),
+    "too few": ("training: {steps: 200, betas: [1]}", "3: training.betas: has too few items"),
     "octal": ("training: {steps: 010}", "3: training.steps: versions of YAML read 010 differently"),
     "base 60": ("training:\n  steps: 200\n  seed: 1:30", "5: training.seed: versions of YAML read 1:30 differently"),
     "word for a number": (

@@ -56,7 +56,7 @@ BAD_SETTINGS = {
     "parent": ("  a: {extends: wth}", "7: settings.a.extends: 'wth' is not above it; did you mean 'with'?"),
     "the same": ("  a: {extends: with}", "7: settings.a: it is the same as with"),
     "teacher": ("  a: {teacher: weak, extends: off}", "7: settings.a.teacher: unknown teacher 'weak'"),
-    "name": ("  a b: {set: {loss.contrastive: 3}}", "7: settings.a b: a setting's name: use letters"),
+    "name": ("  a b: {set: {loss.contrastive: 3}}", "7: settings.a b: not a plain name; use letters"),
 }
 
 

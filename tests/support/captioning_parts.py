@@ -1,4 +1,4 @@
-"""A small CoCa that is fitted here, and the coloured shapes that it knows."""
+"""A small CoCa fitted to images of coloured shapes."""
 
 from __future__ import annotations
 
@@ -21,28 +21,22 @@ from siclip_platform.datasets.schema import SCHEMA
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 SIDE = 32
 CONTEXT = 10
+TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 NANO_COCA: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {
-        "image_size": SIDE, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "attentional_pool": True,
-        "attn_pooler_heads": 2, "attn_pooler_queries": 16, "output_tokens": True,
+        **{"image_size": SIDE, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32, "output_tokens": True},
+        **{"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 16},
     },
-    "text_cfg": {
-        "context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1, "embed_cls": True,
-        "output_tokens": True,
-    },
-    "multimodal_cfg": {
-        "context_length": CONTEXT, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1, "attn_pooler_heads": 2,
-    },
+    "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2},
     "custom_text": True,
-}  # fmt: skip
-
-
-FITTING = 120
+}
+FITTING = 120  # steps
 
 
 def shape(rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """An image (SIDE, SIDE, 3) uint8 of a coloured shape on noise, and its caption."""
+    """Return an image (SIDE, SIDE, 3) uint8 of a coloured shape on noise, and its caption."""
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     kind = ("square", "disc")[rng.integers(2)]
     image = np.clip(rng.integers(90, 150) + rng.normal(0, 8, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
@@ -55,11 +49,11 @@ def shape(rng: np.random.Generator) -> tuple[np.ndarray, str]:
 
 
 def fitted_coca(folder: Path, steps: int = FITTING) -> CaptionConfig:
-    """Fit a CoCa on shapes with its captioning loss; the settings that open it.
+    """Fit a CoCa to shapes with its captioning loss, and return the settings that open it.
 
-    Only the tokens that occur are scored: those of all others are held at a logit of -30. One thread: with several
-    such small layers are slower, and what they round to depends on the other work of the machine.
+    Only the tokens that occur are fitted; all others get a constant logit of -30.
     """
+    # One thread: more are slower with such small layers, and rounding would depend on the load of the machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -80,56 +74,61 @@ def _fitted(folder: Path, steps: int) -> CaptionConfig:
     images = torch.stack([transform(Image.fromarray(image)) for image, _ in shapes])
     tokens = open_clip.get_tokenizer("coca_nano")([text for _, text in shapes])
     used = tokens.unique()
-    place = torch.full((49408,), -100)
-    place[used] = torch.arange(len(used))
-    place[0] = -100  # padding
+    labels_of = torch.full((49408,), -100)  # -100: ignored by the loss
+    labels_of[used] = torch.arange(len(used))
+    labels_of[0] = -100  # padding
     decoder, full = model.text_decoder, model.text_decoder.text_projection.detach().clone()
     small = torch.nn.Parameter(full[:, used].clone())
     decoder.text_projection = small
     model.text.token_embedding.weight.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3)
     for _ in range(steps):
-        _hold_first(decoder)
+        _set_first_to_one(decoder)
         rows = torch.from_numpy(rng.integers(0, len(shapes), 32))
         out = model(images[rows], tokens[rows])
-        labels = place[out["labels"]].flatten()
+        labels = labels_of[out["labels"]].flatten()
         loss = torch.nn.functional.cross_entropy(out["logits"].flatten(0, 1), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    fits = steps < FITTING or loss.item() < 0.15  # fewer steps are for tests that do not look at what it says
-    assert fits, f"the CoCa of the tests did not fit: loss {loss.item():.2f} after {steps} steps"
-    _hold_first(decoder)
+    # Fewer steps are for tests that do not depend on the captions.
+    fits = steps < FITTING or loss.item() < 0.15
+    assert fits, f"the CoCa was not fitted: loss {loss.item():.2f} after {steps} steps"
+    _set_first_to_one(decoder)
     full.zero_()
     full[0] = -30
     full[:, used] = small.detach()
     decoder.text_projection = torch.nn.Parameter(full)
     torch.save(model.state_dict(), folder / "coca_nano.pt")
     return CaptionConfig(
-        model=str(config), pretrained=str(folder / "coca_nano.pt"), per_image=2,
-        sampling={"max_tokens": CONTEXT - 2}, batch_size=8, rules={"near_equal": 1},
-    )  # fmt: skip
+        model=str(config),
+        pretrained=str(folder / "coca_nano.pt"),
+        per_image=2,
+        sampling={"max_tokens": CONTEXT - 2},
+        batch_size=8,
+        rules={"near_equal": 1},
+    )
 
 
-def _hold_first(decoder: Any) -> None:
-    """The first number of what the last layer sees is 1."""
+def _set_first_to_one(decoder: Any) -> None:
+    """Make the first input of the last layer a constant 1, whose weight then sets the logit of an unused token."""
     with torch.no_grad():
         decoder.ln_final.weight[0] = 0
         decoder.ln_final.bias[0] = 1
 
 
 def shapes_dataset(folder: Path, shards: int = 3, rows: int = 10, seed: int = 1) -> list[str]:
-    """A dataset of shapes with original captions that do not tell which; returns the true captions in order."""
+    """Write a dataset of shapes whose own captions do not describe them; return the true captions in order."""
     rng = np.random.default_rng(seed)
     truth: list[str] = []
     entries: list[ShardEntry] = []
     folder.mkdir(parents=True)
     for number in range(shards):
         samples = []
-        for place in range(rows):
+        for index in range(rows):
             image, text = shape(rng)
             truth.append(text)
-            samples.append(_row(f"{number:02d}{place:03d}", image))
+            samples.append(_row(f"{number:02d}{index:03d}", image))
         table = pa.Table.from_pylist(samples, SCHEMA)
         entries.append(write_shard(table, folder / f"train-{number:05d}.parquet", row_group_size=6))
     write_manifest(folder, Manifest(name="shapes", version="1", recipe={"seed": seed}, splits={"train": entries}))
@@ -139,7 +138,6 @@ def shapes_dataset(folder: Path, shards: int = 3, rows: int = 10, seed: int = 1)
 def _row(name: str, image: np.ndarray) -> dict[str, Any]:
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
-    return {
-        "id": name, "image": data.getvalue(), "width": SIDE, "height": SIDE, "category": None, "meta": None,
-        "captions": [{"text": f"picture {name}", "source": "original", "model": None}],
-    }  # fmt: skip
+    captions = [{"text": f"picture {name}", "source": "original", "model": None}]
+    sizes = {"width": SIDE, "height": SIDE, "category": None, "meta": None}
+    return {"id": name, "image": data.getvalue(), "captions": captions, **sizes}

@@ -159,7 +159,7 @@ def test_names_and_splits_that_do_not_exist(tmp_path: Path) -> None:
     sidecar(data)
     with pytest.raises(UserError, match="it has one"):
         open_sidecar(data, "captions", "two")
-    with pytest.raises(UserError, match="is no name"):
+    with pytest.raises(UserError, match="is not a valid name"):
         open_sidecar(data, "captions", "../one")
     with pytest.raises(UserError, match="nothing for split 'test'"):
         open_sidecar(data, "captions", "one").shards("test")

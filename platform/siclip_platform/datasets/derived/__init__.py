@@ -1,1 +1,1 @@
-"""What is made from a dataset and lies beside it: captions, embeddings, and the stages that make them."""
+"""Captions and embeddings of a dataset, computed on Ray Data in stages that resume."""

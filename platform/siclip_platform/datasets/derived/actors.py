@@ -1,4 +1,4 @@
-"""What commands that run a model over a dataset have in common."""
+"""Shared by the commands that run a model over a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Config)
 
 
 def actor_pool(actors: int) -> Pool:
-    """So many actors; 0: one for each GPU of the connected Ray cluster, one where it has none."""
+    """Return a pool of ``actors``; 0: one per GPU of the connected Ray cluster, or a single one without GPUs."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -27,7 +27,7 @@ def parse_settings(config: type[C], values: Mapping[str, Any]) -> C:
     """Build a config from a command's options.
 
     Raises:
-        UserError: names every option that does not fit.
+        UserError: lists every invalid option.
     """
     try:
         return config.model_validate(values)
@@ -36,12 +36,12 @@ def parse_settings(config: type[C], values: Mapping[str, Any]) -> C:
             f"  --{str((item['loc'] or ('options',))[-1]).replace('_', '-')}: {item['msg']}"
             for item in error.errors()
         ]
-        raise UserError("\n".join(["these options do not fit:", *lines])) from None
+        raise UserError("\n".join(["invalid options:", *lines])) from None
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread of torch's: sums depend on their number, so results would on the worker."""
+    """Limit torch to one thread: sums depend on the number of threads, so results would depend on the worker."""
     import torch
 
     threads = torch.get_num_threads()

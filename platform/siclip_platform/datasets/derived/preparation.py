@@ -1,4 +1,4 @@
-"""What a preparation makes: the dataset, captions and embeddings that a recipe reads, or by default their names."""
+"""What a preparation builds: the dataset, captions and embeddings that a recipe reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ NAME = "coca"
 
 @dataclass(frozen=True)
 class Preparation:
-    """The dataset's folder and the names of its caption set and of its embedding set; None: no embeddings.
+    """The folder of a dataset and the names of what is built beside it.
 
-    ``embedded``: the caption sets whose texts the teacher embeds.
+    Attributes:
+        folder: of the dataset.
+        captions: name of the caption set.
+        embeddings: name of the embedding set; None: no embeddings.
+        embedded: the caption sets whose texts the teacher embeds.
+        teacher: a checkpoint or ``open_clip:NAME:TAG``.
     """
 
     folder: Path
@@ -26,16 +31,21 @@ class Preparation:
 
     @classmethod
     def of(cls, recipe: Recipe | None, data: str | None, teacher: str | None) -> Preparation:
-        """What ``recipe`` reads. Without one: captions, and embeddings where a teacher is named, called ``coca``.
+        """Return what ``recipe`` reads, or without a recipe: captions, and embeddings if a teacher is given.
+
+        Args:
+            recipe: names the dataset, its captions and its embeddings.
+            data: the dataset's folder, if there is no recipe. Captions and embeddings are then named ``coca``.
+            teacher: if there is no recipe.
 
         Raises:
-            UserError: no folder of this machine is named, or embeddings without a teacher.
+            UserError: no local folder is given, or the recipe reads embeddings but has no teacher.
         """
         folder = recipe.data.path if recipe else data
         if not folder:
             raise UserError("name the dataset's folder with --data, or a recipe that has it with --recipe")
         if "://" in folder:
-            raise UserError(f"{folder}: a dataset is made in a folder of this machine; name one with --data")
+            raise UserError(f"{folder}: a dataset is built in a local folder; name one with --data")
         if recipe is None:
             return cls(Path(folder), NAME, NAME if teacher else None, (NAME,), teacher)
         stored = recipe.data.teacher_embeddings
@@ -46,6 +56,6 @@ class Preparation:
 
     @property
     def to_train(self) -> str:
-        """What reads it, as options of a command."""
+        """The options of a training command that reads it."""
         named = f"--data {self.folder} --set data.captions=[{','.join(self.embedded)}]"
         return named + (f" --set data.teacher_embeddings={self.embeddings}" if self.embeddings else "")

@@ -1,4 +1,4 @@
-"""Making a sidecar: a task for each shard of a dataset, and the manifest last."""
+"""Building a sidecar: one task per shard of the dataset, then the manifest."""
 
 from __future__ import annotations
 
@@ -31,24 +31,31 @@ Progress = Callable[[int, int], None]
 
 
 class ShardJob(Config):
-    """The payload of a task: one shard of the dataset."""
+    """The payload of a task: one shard of the dataset.
+
+    Attributes:
+        split: of the shard.
+        number: index of the shard in its split.
+        path: relative to the dataset's folder.
+        sha256: of the shard.
+    """
 
     split: str
-    number: int = Field(ge=0, description="of the shard in its split")
+    number: int = Field(ge=0)
     path: str
     sha256: str
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished sidecar and its tasks' results, summed."""
+class MadeSidecar:
+    """A finished sidecar, and the sums of its tasks' counts."""
 
     sidecar: Sidecar
     counts: dict[str, int]
 
 
 def chosen_splits(dataset: Dataset, splits: Sequence[str]) -> list[str]:
-    """The splits that are named, or all.
+    """Return the requested splits, or all if none is requested.
 
     Raises:
         UserError: there is no such split.
@@ -68,18 +75,29 @@ def make_sidecar(
     work: type,
     pool: Pool,
     progress: Progress | None = None,
-) -> Made:
-    """Run ``work`` on every shard; Ray must be initialised unless the pool is ``here``.
+) -> MadeSidecar:
+    """Run ``work`` on every shard and write the manifest; Ray must be initialised unless the pool is ``here``.
 
-    Killed and called again with the same recipe it goes on, and the sidecar is the same to the byte. A finished one
-    is returned as it is. A task's result holds the shard's ``entry`` and ``counts``, numbers that are summed.
+    After an interruption, a call with the same arguments resumes and gives the same bytes. A finished sidecar is
+    reused.
+
+    Args:
+        dataset: in a local folder.
+        kind: captions or embeddings.
+        name: of the sidecar.
+        version: of the code in ``work``.
+        recipe: JSON values that the result depends on.
+        splits: whose shards are processed.
+        work: class of a `siclip_platform.datasets.derived.stage.Work` whose results come from `shard_result`.
+        pool: where it runs.
+        progress: called after every shard.
 
     Raises:
-        UserError: the folder holds a sidecar with another recipe, or it cannot be written.
+        UserError: the folder contains a sidecar with another recipe, or cannot be written.
     """
     folder = sidecar_folder(dataset.local_folder, kind, name)
     none: dict[str, list[ShardEntry]] = {split: [] for split in splits}
-    wanted = SidecarManifest(
+    requested = SidecarManifest(
         kind=kind, name=name, version=version, dataset=dataset.hash, recipe=dict(recipe), splits=none
     )
     try:
@@ -88,87 +106,87 @@ def make_sidecar(
         raise UserError(f"cannot write to {folder.parent}: {error}") from None
     with locked(folder.parent / f".{name}.lock"):
         if not (folder / MANIFEST).exists():
-            _run(dataset, folder, wanted, work, pool, progress)
-        made = _existing(dataset, kind, wanted)
+            _run(dataset, folder, requested, work, pool, progress)
+        made = _existing(dataset, kind, requested)
         if (folder / PLAN).exists():
             clear_stage(folder)
     return made
 
 
 def remaining_bytes(folder: Path, total: int) -> int:
-    """Of ``total`` bytes, those that an unfinished sidecar in ``folder`` has not written yet."""
+    """Return how many of ``total`` bytes an unfinished sidecar in ``folder`` has not written yet."""
     return max(0, total - sum(path.stat().st_size for path in folder.glob("*.parquet")))
 
 
 def check_free_space(folder: Path, total: int) -> None:
-    """Refuse what the disk cannot hold; ``folder`` need not be there yet.
+    """Check that the disk has room for a sidecar of ``total`` bytes; ``folder`` need not exist.
 
     Raises:
-        UserError: with the figures.
+        UserError: it has not; the message states both sizes.
     """
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free, missing = shutil.disk_usage(place).free, remaining_bytes(folder, total)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free, missing = shutil.disk_usage(existing).free, remaining_bytes(folder, total)
     if missing > free:
         raise UserError(
             f"{missing / 1e9:.2f} GB are still to be written to {folder} and its disk has {free / 1e9:.2f} GB free: "
-            "make room, or take fewer augmentations, fewer captions or int8"
+            "free some space, or use fewer augmentations, fewer captions or int8"
         )
 
 
 def row_groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one after the other."""
+    """Yield the row groups of a Parquet file."""
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             yield file.read_row_group(index, columns=list(columns))
 
 
 def shard_result(entry: ShardEntry, counts: Mapping[str, int]) -> dict[str, Any]:
-    """A task's result."""
+    """Return the result of a task: the shard's entry, and numbers that are summed over the shards."""
     return {"entry": entry.model_dump(), "counts": dict(counts)}
 
 
 def _run(
-    dataset: Dataset, folder: Path, wanted: SidecarManifest, work: type, pool: Pool, progress: Progress | None
+    dataset: Dataset, folder: Path, requested: SidecarManifest, work: type, pool: Pool, progress: Progress | None
 ) -> None:
     jobs = [
         ShardJob(split=split, number=number, path=entry.path, sha256=entry.sha256)
-        for split in wanted.splits
+        for split in requested.splits
         for number, entry in enumerate(dataset.entries(split))
     ]
-    tasks = [Task(name=f"{place:05d}", payload=job.model_dump(mode="json")) for place, job in enumerate(jobs)]
+    tasks = [Task(name=f"{index:05d}", payload=job.model_dump(mode="json")) for index, job in enumerate(jobs)]
     done: list[str] = []
 
-    def take(record: Record) -> None:
+    def count(record: Record) -> None:
         done.append(record.task)
         if progress is not None:
             progress(len(done), len(tasks))
 
-    plan = wanted.model_dump(mode="json")
-    records = run_stage(folder, plan, tasks, work, pool=pool, on_record=take)
-    splits: dict[str, list[ShardEntry]] = {split: [] for split in wanted.splits}
+    plan = requested.model_dump(mode="json")
+    records = run_stage(folder, plan, tasks, work, pool=pool, on_record=count)
+    splits: dict[str, list[ShardEntry]] = {split: [] for split in requested.splits}
     for job, record in zip(jobs, records, strict=True):
         splits[job.split].append(ShardEntry.model_validate(record.result["entry"]))
     counts = _summed(record.result["counts"] for record in records)
-    recipe = {**wanted.recipe, "counts": counts}
-    write_sidecar_manifest(folder, wanted.model_copy(update={"splits": splits, "recipe": recipe}))
+    recipe = {**requested.recipe, "counts": counts}
+    write_sidecar_manifest(folder, requested.model_copy(update={"splits": splits, "recipe": recipe}))
 
 
-def _existing(dataset: Dataset, kind: SidecarKind, wanted: SidecarManifest) -> Made:
-    sidecar = open_sidecar(dataset, kind, wanted.name)
+def _existing(dataset: Dataset, kind: SidecarKind, requested: SidecarManifest) -> MadeSidecar:
+    sidecar = open_sidecar(dataset, kind, requested.name)
     found = sidecar.manifest
     recipe = {key: value for key, value in found.recipe.items() if key != "counts"}
-    keys = sorted(recipe.keys() | wanted.recipe.keys())
-    differing = [key for key in keys if recipe.get(key) != wanted.recipe.get(key)]
-    if found.version != wanted.version:
+    keys = sorted(recipe.keys() | requested.recipe.keys())
+    differing = [key for key in keys if recipe.get(key) != requested.recipe.get(key)]
+    if found.version != requested.version:
         differing.append("version")
-    if list(found.splits) != list(wanted.splits):
+    if list(found.splits) != list(requested.splits):
         differing.append("splits")
     if differing:
         raise UserError(
-            f"{sidecar.folder} holds {kind} that differ in {', '.join(differing)}: choose another --name, or delete "
-            "that folder"
+            f"{sidecar.folder} contains {kind} that differ in {', '.join(differing)}: choose another --name, or "
+            "delete that folder"
         )
-    return Made(sidecar, dict(found.recipe["counts"]))
+    return MadeSidecar(sidecar, dict(found.recipe["counts"]))
 
 
 def _summed(each: Iterator[Mapping[str, int]]) -> dict[str, int]:

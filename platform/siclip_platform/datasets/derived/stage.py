@@ -1,8 +1,8 @@
-"""A resumable stage: many tasks, each of which makes files whole or not at all, spread over Ray Data.
+"""A stage: tasks that Ray runs, each with files and a record, so that an interrupted run resumes.
 
-In the stage's folder lie, until `clear_stage`, ``.stage.json`` (the plan) and ``.done/NAME.json`` (one record per
-finished task, written after the task's files). Killed at any point and started again, a stage redoes what has no
-record: at most one task per worker.
+Until `clear_stage` the stage's folder contains ``.stage.json`` (the plan) and ``.done/NAME.json`` (one record per
+finished task, written after the task's files). A stage that was killed and is started again repeats only the tasks
+without a record: at most one per worker.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ LOCK = ".stage.lock"
 
 
 class Task(Config):
-    """One unit of work. ``payload`` holds JSON values only and, with the plan, says everything about the result."""
+    """One unit of work.
+
+    Attributes:
+        name: unique within the stage; the name of its record.
+        payload: JSON values only. Payload and plan together determine the result.
+    """
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")
     payload: dict[str, Any]
@@ -39,37 +44,56 @@ class Task(Config):
         return canonical_hash(self.payload)
 
 
-class Made(Config):
-    """What a task returns: files that it made, relative to the stage's folder, and what else is to be known."""
+class TaskOutput(Config):
+    """What a task returns.
+
+    Attributes:
+        files: paths of the files that it wrote, relative to the stage's folder.
+        result: JSON values for the caller of the stage.
+    """
 
     files: tuple[str, ...] = ()
     result: dict[str, Any] = Field(default_factory=dict)
 
 
-class MadeFile(Config):
+class OutputFile(Config):
+    """A file that a finished task wrote."""
+
     path: str
     bytes: int
     sha256: str
 
 
 class Record(Config):
-    """A finished task: its name, the digest of its payload, its files and its result (JSON values)."""
+    """A finished task.
+
+    Attributes:
+        task: its name.
+        payload: the digest of its payload.
+        files: what it wrote.
+        result: as in `TaskOutput`.
+    """
 
     task: str
     payload: str
-    files: tuple[MadeFile, ...]
+    files: tuple[OutputFile, ...]
     result: dict[str, Any]
 
 
-Work = Callable[[Path, Task], Made]
+Work = Callable[[Path, Task], TaskOutput]
 """Writes a task's files into the folder with `storage.atomic.replacing`; equal tasks give equal bytes."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Where tasks run: Ray tasks; ``actors`` of them where ``work`` is a class, made with ``arguments``; or here.
+    """Where tasks run.
 
-    ``cpus`` and ``gpus`` are those of one task or actor. ``here``: in this process, one task after the other.
+    Attributes:
+        cpus: of one Ray task or actor.
+        gpus: of one Ray task or actor.
+        actors: number of actors if the work is a class.
+        arguments: of that class.
+        here: run in this process, one task after the other, without Ray.
     """
 
     cpus: float = 1.0
@@ -88,42 +112,45 @@ def run_stage(
     pool: Pool | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Run the tasks that are not finished yet; the records of all, in the order of ``tasks``.
+    """Run the tasks that are not finished yet and return the records of all, in the order of ``tasks``.
 
     Ray must be initialised unless the pool is ``here``; on a cluster every node must see ``folder``. A second caller
     waits for the first. A task whose worker is killed runs again.
 
     Args:
-        plan: JSON values; what the result depends on beside the tasks. Kept in the folder.
-        work: a `Work`, or a class whose instances are one (then ``pool.actors`` of them are made).
-        on_record: called in this process for every finished task, those of earlier runs first. When it raises, the
-            stage stops and keeps what is done.
+        folder: receives the files of the tasks, and their records until `clear_stage`.
+        plan: JSON values; everything besides the tasks that the result depends on. Stored in the folder.
+        tasks: with unique names.
+        work: a `Work`, or a class whose instances are one; ``pool.actors`` instances are created.
+        pool: where the tasks run; default: a Ray task with one CPU for each.
+        on_record: called in this process for every finished task, those of earlier runs first. If it raises, the
+            stage stops; finished tasks are kept.
 
     Raises:
-        UserError: the folder cannot be written, holds foreign files or a stage with another plan, or a task raised
-            one.
+        UserError: the folder cannot be written, contains foreign files or a stage with another plan, or a task
+            raised one.
     """
     pool = pool or Pool()
     folder = folder.absolute()
     with _claimed(folder):
-        _keep_plan(folder, plan)
+        _store_plan(folder, plan)
         records: dict[str, Record] = {}
         for task in tasks:
             found = finished(folder, task)
             if found:
-                _take(found, records, on_record)
+                _add(found, records, on_record)
         missing = [task for task in tasks if task.name not in records]
         if missing:
             for leftover in folder.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
         run = _run_here if pool.here else _run_on_ray
         for record in run(folder, missing, work, pool):
-            _take(record, records, on_record)
+            _add(record, records, on_record)
         return [records[task.name] for task in tasks]
 
 
 def finished(folder: Path, task: Task) -> Record | None:
-    """The record of a task, if it is there, of this payload, and its files have the sizes that it says."""
+    """Return the record of a task if it exists, has this payload, and the files have the recorded sizes."""
     try:
         record = Record.model_validate_json((folder / DONE / f"{task.name}.json").read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -138,7 +165,7 @@ def finished(folder: Path, task: Task) -> Record | None:
 
 
 def clear_stage(folder: Path) -> None:
-    """Remove the records and the plan; call it when what lists the stage's files has been written."""
+    """Remove the records and the plan. Call it after writing the manifest that lists the stage's files."""
     shutil.rmtree(folder / DONE, ignore_errors=True)
     for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
@@ -146,15 +173,13 @@ def clear_stage(folder: Path) -> None:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder for one run at a time; refuse what is foreign."""
+    """Hold the folder for one run at a time; refuse a folder with foreign files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in folder.iterdir()}
-        names -= {
-            name for name in names if name.startswith(".") and name.endswith(".tmp")
-        }  # of a run that was killed
+        # Temporary files of a killed run are not foreign.
+        names = {path.name for path in folder.iterdir()} - {path.name for path in folder.glob(TEMPORARY)}
         if names - {DONE, LOCK} and PLAN not in names:
-            raise UserError(f"{folder} is not empty and holds no unfinished work: name an empty or a new folder")
+            raise UserError(f"{folder} is not empty and contains no unfinished work: name an empty or a new folder")
         (folder / DONE).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}; name a folder that can be written") from None
@@ -162,39 +187,42 @@ def _claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-def _keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(plan))
+def _store_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    requested = json.loads(json.dumps(plan))
     path = folder / PLAN
     if path.exists():
         found = json.loads(path.read_text())
-        if found == wanted:
+        if found == requested:
             return
-        keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        lines = [f"  {key}: there {json.dumps(found.get(key))}, now {json.dumps(wanted.get(key))}" for key in keys]
+        keys = sorted(key for key in found.keys() | requested.keys() if found.get(key) != requested.get(key))
+        lines = [
+            f"  {key}: stored {json.dumps(found.get(key))}, now {json.dumps(requested.get(key))}" for key in keys
+        ]
         raise UserError(
-            f"{folder} holds unfinished work with other settings:\n" + "\n".join(lines) + "\nGo on with the "
-            "settings that are there, name another folder, or delete this one"
+            f"{folder} contains unfinished work with other settings:\n" + "\n".join(lines) + "\nUse the stored "
+            "settings, name another folder, or delete this one"
         )
-    write_text_atomically(path, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+    write_text_atomically(path, json.dumps(requested, indent=2, sort_keys=True) + "\n")
 
 
-def _take(record: Record, records: dict[str, Record], on_record: Callable[[Record], None] | None) -> None:
+def _add(record: Record, records: dict[str, Record], on_record: Callable[[Record], None] | None) -> None:
     records[record.task] = record
     if on_record is not None:
         on_record(record)
 
 
 def _complete(folder: Path, task: Task, work: Work) -> Record:
-    """Run a task unless it is finished (a retry may come after the record), and write its record."""
+    """Run a task and write its record, unless it is finished."""
+    # Ray retries a task whose worker died after it had written the record.
     found = finished(folder, task)
     if found:
         return found
-    made = work(folder, task)
+    output = work(folder, task)
     files = tuple(
-        MadeFile(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
-        for name in made.files
+        OutputFile(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        for name in output.files
     )
-    record = Record(task=task.name, payload=task.digest, files=files, result=made.result)
+    record = Record(task=task.name, payload=task.digest, files=files, result=output.result)
     write_text_atomically(folder / DONE / f"{task.name}.json", record.model_dump_json())
     return record
 
@@ -206,7 +234,7 @@ def _run_here(folder: Path, tasks: Sequence[Task], work: Work | type, pool: Pool
 
 
 class _Worker:
-    """A task or an actor of Ray Data: takes a row with a task, returns a row with its record or its error."""
+    """A task or an actor of Ray Data: maps a row with a task to a row with its record or its error."""
 
     def __init__(self, folder: str, work: Work | type, arguments: tuple[Any, ...]) -> None:
         self.folder = Path(folder)

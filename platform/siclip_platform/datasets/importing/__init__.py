@@ -1,1 +1,1 @@
-"""Image-caption pairs of others into one schema: sources, a ledger of every rejected row, duplicates."""
+"""Import of foreign image–caption pairs into one schema, with a ledger of rejected rows and duplicates."""

@@ -1,4 +1,4 @@
-"""The second pass of an import: which rows stand more than once among all pieces, and shards without them."""
+"""The second stage of an import: finding duplicates among all parts, and rewriting the shards without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from siclip_platform.datasets.derived.stage import Made, Task
+from siclip_platform.datasets.derived.stage import Task, TaskOutput
 from siclip_platform.datasets.importing.duplicates import near, repeated
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA
 from siclip_platform.datasets.importing.parts import KEYS_SCHEMA, ORDER, ImportConfig
@@ -23,7 +23,12 @@ from siclip_platform.datasets.manifest import write_shard
 
 @dataclass
 class Drops:
-    """What a piece loses: rows by number of the shard, and the ledger's rows (with their order in the piece)."""
+    """The rows that a part loses.
+
+    Attributes:
+        rows: index of the shard → indices of rows.
+        ledger: a row of the ledger for each, with its order in the part.
+    """
 
     rows: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     ledger: list[dict[str, Any]] = field(default_factory=list)
@@ -38,12 +43,17 @@ class Drops:
 
 
 def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Drops]:
-    """Number of the piece → what it loses; ``keys`` are the pieces' files in order. The first of equals stays."""
+    """Return index of the part → the rows that it loses. The first of several equal rows is kept.
+
+    Args:
+        keys: the key files of all parts, in order.
+        config: which duplicates are dropped.
+    """
     columns = ["id", *(["sha256"] if config.drop_duplicates else [])]
     columns += ["phash"] if config.near_duplicates is not None else []
-    tables = [pq.read_table(path, columns=columns, schema=_picked(columns)) for path in keys]
+    tables = [pq.read_table(path, columns=columns, schema=_subset(columns)) for path in keys]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
-    table = pa.concat_tables(tables) if tables else _picked(columns).empty_table()
+    table = pa.concat_tables(tables) if tables else _subset(columns).empty_table()
     ids = table["id"]
     kept = np.ones(table.num_rows, bool)
     drops: dict[int, Drops] = defaultdict(Drops)
@@ -52,15 +62,15 @@ def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Dro
     def drop(reason: Reason, found: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> None:
         for position, first in zip(*found, strict=True):
             kept[position] = False
-            piece = int(np.searchsorted(starts, position, side="right")) - 1
-            if piece not in opened:
-                opened[piece] = pq.read_table(keys[piece], schema=KEYS_SCHEMA)
-            key = opened[piece].slice(int(position - starts[piece]), 1).to_pylist()[0]
-            drops[piece].rows[key["shard"]].append(key["row"])
-            drops[piece].ledger.append(
-                {**{name: key[name] for name in ("order", "source", "place", "id", "bytes")}, "reason": reason.value,
-                 "detail": f"{ids[int(first)].as_py()!r} comes first", "sha256": key["sha256"].hex()}
-            )  # fmt: skip
+            part = int(np.searchsorted(starts, position, side="right")) - 1
+            if part not in opened:
+                opened[part] = pq.read_table(keys[part], schema=KEYS_SCHEMA)
+            key = opened[part].slice(int(position - starts[part]), 1).to_pylist()[0]
+            drops[part].rows[key["shard"]].append(key["row"])
+            row = {name: key[name] for name in ("order", "source", "place", "id", "bytes")}
+            row |= {"reason": reason.value, "sha256": key["sha256"].hex()}
+            row["detail"] = f"{ids[int(first)].as_py()!r} comes first"
+            drops[part].ledger.append(row)
 
     drop(Reason.DUPLICATE_ID, repeated(ids, kept))
     if config.drop_duplicates:
@@ -71,18 +81,18 @@ def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Dro
     return dict(drops)
 
 
-def _picked(columns: list[str]) -> pa.Schema:
+def _subset(columns: list[str]) -> pa.Schema:
     return pa.schema([KEYS_SCHEMA.field(name) for name in columns])
 
 
-def filter_shard(folder: Path, task: Task) -> Made:
-    """Copy a shard without some rows; a shard that loses all of them makes no file."""
+def filter_shard(folder: Path, task: Task) -> TaskOutput:
+    """Copy a shard without some rows; a shard that loses all rows is not written."""
     source = Path(task.payload["source"])
     table = pq.read_table(source)
-    stays = np.ones(table.num_rows, bool)
-    stays[task.payload["drop"]] = False
-    table = table.filter(pa.array(stays))
+    keep = np.ones(table.num_rows, bool)
+    keep[task.payload["drop"]] = False
+    table = table.filter(pa.array(keep))
     if not table.num_rows:
-        return Made(result={"entry": None})
+        return TaskOutput(result={"entry": None})
     entry = write_shard(table, folder / source.name, task.payload["row_group_rows"])
-    return Made(files=(source.name,), result={"entry": entry.model_dump()})
+    return TaskOutput(files=(source.name,), result={"entry": entry.model_dump()})

@@ -1,8 +1,8 @@
-"""Rows that stand more than once in a whole import: by id, by bytes, by perceptual hash. The first one stays.
+"""Duplicate rows of a whole import: by id, by bytes, by perceptual hash. The first one is kept.
 
-Near duplicates are those whose 64-bit hashes differ in ``most`` bits or fewer. Cut into n > ``most`` bands of bits,
-two such hashes agree in at least n − ``most`` of them (multi-index hashing, Norouzi et al., arXiv 1307.2982), so only
-rows that share so many bands are compared. n is the number that makes the least work of it.
+Near duplicates are rows whose 64-bit hashes differ in at most ``most`` bits. If the hashes are cut into n > ``most``
+bands of bits, two near duplicates agree in at least n − ``most`` bands (multi-index hashing, Norouzi et al., arXiv
+1307.2982), so only rows that share that many bands are compared. n is chosen to minimise the work.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 Positions = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
-SORTING = 3  # what a row costs in a sort, in comparisons of two hashes
+SORTING = 3  # cost of a row in a sort, in comparisons of two hashes
 
 
 def repeated(values: pa.ChunkedArray, kept: npt.NDArray[np.bool_]) -> tuple[Positions, Positions]:
-    """(positions of repeated values among ``kept``, position of the first of each)."""
+    """Return (positions of repeated values among ``kept``, position of the first of each)."""
     positions = np.flatnonzero(kept)
     table = pa.table({"value": values.filter(pa.array(kept)), "position": positions})
     firsts = table.group_by("value").aggregate([("position", "min")])
@@ -33,9 +33,9 @@ def repeated(values: pa.ChunkedArray, kept: npt.NDArray[np.bool_]) -> tuple[Posi
 
 
 def near(hashes: Hashes, kept: npt.NDArray[np.bool_], most: int) -> tuple[Positions, Positions]:
-    """(positions of near duplicates among ``kept``, the earlier row that stays and that each is nearest to).
+    """Return (positions of near duplicates among ``kept``, for each the earlier row that it duplicates).
 
-    Rows are taken in order: one is dropped if it is near a row that stays; of several the earliest is named.
+    Rows are processed in order. A row is dropped if it is near a kept row; it refers to the earliest of those.
     """
     positions = np.flatnonzero(kept)
     values, first = np.unique(hashes[positions], return_index=True)
@@ -45,26 +45,27 @@ def near(hashes: Hashes, kept: npt.NDArray[np.bool_], most: int) -> tuple[Positi
     for later, earlier in _pairs(values, most):
         if earlier not in owner and later not in owner:
             owner[later] = earlier
-    dropped, stays = [], []
+    dropped, originals = [], []
     index = {int(value): number for number, value in enumerate(values)}
     for position in positions:
         number = index[int(hashes[position])]
-        keeper = first[owner.get(number, number)]
-        if keeper != position:
+        original = first[owner.get(number, number)]
+        if original != position:
             dropped.append(position)
-            stays.append(keeper)
-    return np.array(dropped, np.int64), np.array(stays, np.int64)
+            originals.append(original)
+    return np.array(dropped, np.int64), np.array(originals, np.int64)
 
 
 def _pairs(values: Hashes, most: int) -> Iterator[tuple[int, int]]:
-    """(later, earlier) of distinct values that differ in ``most`` bits or fewer; sorted."""
+    """Yield (later, earlier) of distinct values that differ in at most ``most`` bits; sorted."""
     found: list[npt.NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
     for shared, skipped in _shared_bits(_bands(len(values), most), most):
         keys = values & shared
         order = np.argsort(keys)
         keys, hashes = keys[order], values[order]
         at, step = np.arange(len(order) - 1), 1
-        while len(at := at[keys[at] == keys[at + step]]):  # rows that share it with the one so many steps on
+        # Compare each row with the next ones of equal key: 1 step away, then 2, until no pair is left.
+        while len(at := at[keys[at] == keys[at + step]]):
             difference = hashes[at] ^ hashes[at + step]
             close = np.bitwise_count(difference) <= most
             for band in skipped:
@@ -79,9 +80,9 @@ def _pairs(values: Hashes, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _shared_bits(bands: int, most: int) -> Iterator[tuple[np.uint64, list[np.uint64]]]:
-    """The bits of every ``bands - most`` bands, and the bands that were skipped before the last of them.
+    """Yield the bits of every choice of ``bands - most`` bands, and the bands skipped before the last of them.
 
-    A pair that agrees in a skipped one belongs to an earlier choice, so that each pair is found once.
+    A pair that agrees in a skipped band is found by an earlier choice; without it each pair is found once.
     """
     edges = np.linspace(0, 64, bands + 1).astype(int).tolist()
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(edges)]
@@ -91,7 +92,7 @@ def _shared_bits(bands: int, most: int) -> Iterator[tuple[np.uint64, list[np.uin
 
 
 def _bands(rows: int, most: int) -> int:
-    """How many bands to cut: more choices of bands, each with fewer rows that share it."""
+    """Return the number of bands with the least work: more bands mean more choices, each with fewer pairs."""
 
     def work(bands: int) -> float:
         shared = bands - most

@@ -1,4 +1,4 @@
-"""An image as a source has it → an image as a dataset keeps it: checked by decoding, upright, small, JPEG."""
+"""An image of a source → an image of a dataset: checked by decoding, upright, downscaled, JPEG."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from siclip.errors import UserError
 from siclip_platform.datasets.importing.sources.sample import Reason, Rejection
 
 LONGEST_SIDE = 65_500
-"""Pixels: what JPEG can hold."""
+"""Pixels; the limit of JPEG."""
 DECODING = (*BROKEN, TypeError, KeyError, AttributeError, OverflowError, zlib.error)
-"""What Pillow's plugins raise besides for damaged files."""
+"""What Pillow's plugins raise for damaged files."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 SIGNATURES = (JPEG_SIGNATURE, b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
@@ -40,17 +40,25 @@ CUT = ("truncat", "premature", "unexpected end", "cut short", "image file has en
 
 
 class ImageRules(Config):
-    """``size``: the shorter side afterwards, at most; ``min_side``: of the source; ``max_pixels``: width × height."""
+    """How images are checked and stored.
+
+    Attributes:
+        size: maximum of the shorter side of the stored image, in pixels.
+        quality: of JPEG.
+        min_side: images whose shorter side is smaller are rejected.
+        max_pixels: images with more pixels (width × height) are not decoded.
+    """
 
     size: int = Field(256, ge=16)
     quality: int = Field(90, ge=1, le=100)
     min_side: int = Field(32, ge=1)
-    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)  # where Pillow begins to warn, and where it refuses
+    # Pillow warns above the default and refuses above the maximum.
+    max_pixels: int = Field(89_478_485, ge=1, le=178_956_970)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A JPEG, its size, and its pixels as RGB (height, width, 3)."""
+    """A JPEG, its size in pixels, and its RGB pixels (height, width, 3)."""
 
     data: bytes
     width: int
@@ -59,14 +67,14 @@ class Prepared:
 
 
 def prepare_image(data: bytes, rules: ImageRules) -> Prepared:
-    """Decode an image completely, turn it upright, shrink it where it is larger, and encode it as JPEG (4:2:0).
+    """Decode an image completely, turn it upright, downscale it if it is larger, and encode it as JPEG (4:2:0).
 
-    Resized once with Pillow's antialiased bicubic filter so that the shorter side is ``rules.size``, never up.
-    Transparent pixels are laid over white. A baseline RGB JPEG without EXIF that is small enough keeps its bytes.
-    Colour profiles are not applied.
+    The image is resized once, with Pillow's antialiased bicubic filter, to a shorter side of ``rules.size``; it is
+    never upscaled. Transparent pixels are composed over white. A baseline RGB JPEG without EXIF that is small enough
+    keeps its bytes. Colour profiles are not applied.
 
     Raises:
-        Rejection: it cannot be used, and why.
+        Rejection: the image cannot be used.
     """
     header = _header(data, rules)
     pixels = _pixels(data, header)
@@ -95,7 +103,7 @@ class _Header:
 
 
 def _header(data: bytes, rules: ImageRules) -> _Header:
-    """What can be known without decoding; everything that is refused for it is refused here."""
+    """Read the header, and reject an image for everything that is known without decoding it."""
     if not data:
         raise Rejection(Reason.NOT_AN_IMAGE, "it has no bytes")
     try:
@@ -132,12 +140,13 @@ def _check_size(image: Image.Image, rules: ImageRules) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except (*BROKEN, TypeError, KeyError):  # broken EXIF says nothing about the pixels
+    except (*BROKEN, TypeError, KeyError):
+        # The pixels of an image with damaged EXIF may be intact.
         return 1
 
 
 def _keeps(image: Image.Image) -> bool:
-    """A baseline RGB JPEG without EXIF."""
+    """Return whether the image is a baseline RGB JPEG without EXIF."""
     info = image.info
     return image.format == "JPEG" and image.mode == "RGB" and not ({"progressive", "progression", "exif"} & set(info))
 
@@ -156,11 +165,7 @@ def _pixels(data: bytes, header: _Header) -> npt.NDArray[np.uint8]:
             warnings.simplefilter("ignore")
             return decode_image(data)
     except UserError as error:
-        message = (
-            str(error)
-            .partition("cannot be decoded: ")[2]
-            .removesuffix(f". {REMEDY}")
-        )
+        message = str(error).partition("cannot be decoded: ")[2].removesuffix(f". {REMEDY}")
         raise _broken(data, message) from None
     except DECODING as error:
         raise _broken(data, str(error)) from None
@@ -174,7 +179,7 @@ def _broken(data: bytes, message: str) -> Rejection:
 
 
 def _ends_early(data: bytes) -> bool:
-    """By the end that the format demands."""
+    """Return whether the end mark or the size that the format requires is missing."""
     if data.startswith(JPEG_SIGNATURE):
         return b"\xff\xd9" not in data[-1024:]
     if data.startswith(b"\x89PNG"):

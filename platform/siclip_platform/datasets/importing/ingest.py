@@ -1,8 +1,7 @@
-"""Import: a source of image–caption pairs → a dataset and the ledger of what was not taken over.
+"""Import: a source of image–caption pairs → a dataset, and a ledger of the rejected rows.
 
-Two stages on Ray Data. The first turns every piece of the source into shards, checked row by row; the second writes
-those shards again that hold duplicates of rows elsewhere. Both keep their work in ``DEST/.work`` until the manifest
-is written, last.
+Two stages on Ray Data. The first writes the checked rows of every part of the source to shards. The second rewrites
+the shards that contain duplicates. Both store their files in ``DEST/.work``; the manifest is written last.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from siclip_platform.datasets.importing.parts import (
     VALIDATION,
     ImportConfig,
     PartJob,
-    import_piece,
+    import_part,
     libraries,
 )
 from siclip_platform.datasets.importing.sources.find import ImportSource
@@ -43,14 +42,14 @@ from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
 from siclip_platform.storage.locking import locked
 
-VERSION = "2"  # raise it whenever the same source and config give other bytes
+VERSION = "2"  # increase it when the same source and config give other bytes
 WORK = ".work"
 MAX_BAD_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The dataset, rows read, and rows not taken over by reason."""
+    """An imported dataset, the number of rows read, and the rejected rows by reason."""
 
     dataset: Dataset
     read: int
@@ -67,21 +66,27 @@ def import_dataset(
     pool: Pool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Imported:
-    """Import a source (see `sources.find.find_source`) into ``folder``; Ray must be initialised.
+    """Import a source (see `sources.find.find_source`) into a folder; Ray must be initialised.
 
-    Killed and called again with the same arguments (``max_bad_share`` may differ) it goes on, and the dataset is the
-    same to the byte. A folder that holds the finished dataset is returned as it is. A second caller waits.
+    After an interruption, a call with the same arguments (``max_bad_share`` may differ) resumes and gives the same
+    bytes. A finished dataset in the folder is reused. A second caller waits for the first.
 
     Args:
-        progress: called in this process with (pieces done, all pieces).
+        source: cut into parts.
+        folder: of the dataset.
+        config: settings.
+        name: of the dataset; default: the source's.
+        max_bad_share: stop above this share of bad rows.
+        pool: where the tasks run; default: Ray tasks with one CPU each.
+        progress: called in this process with (parts done, all parts).
 
     Raises:
-        UserError: ``folder`` cannot be written or holds something else, more than ``max_bad_share`` of the rows
-            are bad, or none is left.
+        UserError: the folder cannot be written or contains something else, more than ``max_bad_share`` of the rows
+            are bad, or no row can be used.
     """
     folder = folder.absolute()
     if config.validation_share and config.split == VALIDATION:
-        raise UserError(f"--validation-share goes to {VALIDATION!r}, and so do all others: name another --split")
+        raise UserError(f"--validation-share and --split both name the split {VALIDATION!r}: name another --split")
     job = _Job(source, folder, config, name or _name(source.root), max_bad_share, pool or Pool(), progress)
     _check_folder(folder)
     with locked(folder / WORK / "lock"):
@@ -94,7 +99,7 @@ def import_dataset(
 
 @dataclass
 class _Job:
-    """One import at work."""
+    """An import in progress."""
 
     source: ImportSource
     folder: Path
@@ -111,14 +116,14 @@ class _Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the bytes of the dataset follow from, free of places and times."""
-        pieces = [piece.model_dump(mode="json") for piece in self.source.pieces]
+        """What determines the dataset's bytes, without paths and times; part of the manifest's recipe."""
+        parts = [part.model_dump(mode="json") for part in self.source.parts]
         return {
             "source": {
                 "layout": self.source.layout,
                 "files": len(self.source.files),
                 "bytes": sum(size for _, size in self.source.files),
-                "pieces": canonical_hash(pieces, spaced=True),
+                "pieces": canonical_hash(parts, spaced=True),
             },
             "config": self.config.model_dump(mode="json"),
         }
@@ -128,16 +133,16 @@ class _Job:
         return {"version": VERSION, **self.settings, "libraries": libraries()}
 
     def run(self) -> None:
-        records = self._import_pieces()
+        records = self._import_parts()
         drops = find_duplicates([self._part("keys", number) for number in range(len(records))], self.config)
-        for piece in drops.values():
-            self.tally.add(0, piece.reasons)
+        for lost in drops.values():
+            self.tally.add(0, lost.reasons)
         shards = self._without_duplicates(records, drops)
         ledger = self._write_ledger(range(len(records)), drops)
         self.tally.check(self.max_bad_share, self.folder, finished=True)
         if not self.tally.written:
             raise UserError(
-                f"none of the {self.tally.read:,} rows can be used: {self.folder / LEDGER} says why of each"
+                f"none of the {self.tally.read:,} rows can be used: {self.folder / LEDGER} lists the reasons"
             )
         splits: dict[str, list[ShardEntry]] = {}
         for split, path, entry in shards:
@@ -152,19 +157,15 @@ class _Job:
         recipe = {**self.settings, "libraries": libraries(), "rows": counts, "ledger": ledger}
         write_manifest(self.folder, Manifest(name=self.name, version=VERSION, recipe=recipe, splits=splits))
 
-    def _import_pieces(self) -> list[Record]:
-        tasks = [
-            Task(
-                name=f"{number:05d}",
-                payload=PartJob(root=self.source.root, number=number, piece=piece, config=self.config).model_dump(
-                    mode="json"
-                ),
-            )
-            for number, piece in enumerate(self.source.pieces)
+    def _import_parts(self) -> list[Record]:
+        jobs = [
+            PartJob(root=self.source.root, number=number, piece=part, config=self.config)
+            for number, part in enumerate(self.source.parts)
         ]
+        tasks = [Task(name=f"{job.number:05d}", payload=job.model_dump(mode="json")) for job in jobs]
         done: list[int] = []
 
-        def take(record: Record) -> None:
+        def count(record: Record) -> None:
             done.append(int(record.task))
             self.tally.add(record.result["read"], record.result["reasons"])
             if self.progress is not None:
@@ -175,34 +176,34 @@ class _Job:
                 self._write_ledger(sorted(done), {})
                 raise
 
-        return run_stage(self.parts, self._plan, tasks, import_piece, pool=self.pool, on_record=take)
+        return run_stage(self.parts, self._plan, tasks, import_part, pool=self.pool, on_record=count)
 
     def _without_duplicates(
         self, records: list[Record], drops: dict[int, Drops]
     ) -> Iterator[tuple[str, Path, ShardEntry]]:
-        """(split, where it lies, entry) of every shard that is left, in the order of the source."""
+        """Yield (split, path, entry) of every remaining shard, in the order of the source."""
         tasks = {}
-        for piece, lost in drops.items():
+        for part, lost in drops.items():
             for shard, rows in lost.rows.items():
-                path = self.parts / records[piece].result["shards"][shard]["path"]
+                path = self.parts / records[part].result["shards"][shard]["path"]
                 payload = {"source": str(path), "drop": sorted(rows), "row_group_rows": self.config.row_group_rows}
-                tasks[piece, shard] = Task(name=path.stem, payload=payload)
+                tasks[part, shard] = Task(name=path.stem, payload=payload)
         kept = self.folder / WORK / "kept"
-        made = run_stage(kept, self._plan, list(tasks.values()), filter_shard, pool=self.pool)
-        entries = {key: record.result["entry"] for key, record in zip(tasks, made, strict=True)}
-        for piece, record in enumerate(records):
+        rewritten = run_stage(kept, self._plan, list(tasks.values()), filter_shard, pool=self.pool)
+        entries = {key: record.result["entry"] for key, record in zip(tasks, rewritten, strict=True)}
+        for part, record in enumerate(records):
             for number, shard in enumerate(record.result["shards"]):
                 split = shard["split"]
-                if (piece, number) not in entries:
+                if (part, number) not in entries:
                     entry = ShardEntry.model_validate({key: shard[key] for key in shard if key != "split"})
                     yield split, self.parts / entry.path, entry
-                elif entries[piece, number]:
-                    entry = ShardEntry.model_validate(entries[piece, number])
+                elif entries[part, number]:
+                    entry = ShardEntry.model_validate(entries[part, number])
                     yield split, kept / entry.path, entry
 
-    def _write_ledger(self, pieces: Any, drops: dict[int, Drops]) -> dict[str, Any]:
+    def _write_ledger(self, parts: Any, drops: dict[int, Drops]) -> dict[str, Any]:
         def tables() -> Iterator[pa.Table]:
-            for number in pieces:
+            for number in parts:
                 found = [pq.read_table(self._part("ledger", number), schema=pa.schema([ORDER, *LEDGER_SCHEMA]))]
                 found += [drops[number].table] if number in drops else []
                 yield pa.concat_tables(found).sort_by("order")
@@ -233,15 +234,15 @@ def _existing(folder: Path, job: _Job) -> Imported:
     found = dataset.manifest
     if found.version != VERSION or {key: found.recipe.get(key) for key in job.settings} != job.settings:
         raise UserError(
-            f"{folder} holds the dataset {found.name!r} of another source or other settings: name another folder, "
-            "or delete this one to import there"
+            f"{folder} contains the dataset {found.name!r} of another source or other settings: name another folder, "
+            "or delete this one"
         )
     rows = found.recipe["rows"]
     return Imported(dataset, rows["read"], rows["rejected"])
 
 
 def _link(path: Path, target: Path) -> None:
-    """Put a file at ``target`` too: as a hard link where the filesystem has them, else as a copy."""
+    """Create ``target`` as a hard link to a file, or as a copy where the file system has no links."""
     if target.is_file() and target.stat().st_size == path.stat().st_size and sha256_of(target) == sha256_of(path):
         return
     with replacing(target) as temporary:

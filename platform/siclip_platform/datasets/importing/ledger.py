@@ -1,4 +1,4 @@
-"""The ledger of an import: one row of Parquet for every row of the source that was not taken over."""
+"""The ledger of an import: a Parquet file with one row for every rejected row of the source."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
-from siclip_platform.datasets.importing.sources.sample import LEFT_OUT, Rejection, SourceSample
+from siclip_platform.datasets.importing.sources.sample import NOT_BAD, Rejection, SourceSample
 from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.hashing import sha256_of
 
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
     [
-        pa.field("source", pa.string()),  # a file, relative to what was imported
-        pa.field("place", pa.string()),  # member or row in it
+        pa.field("source", pa.string()),  # a file, relative to the source
+        pa.field("place", pa.string()),  # row or member in that file
         pa.field("id", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
-        pa.field("sha256", pa.string()),  # of the image's bytes; null where there are none
+        pa.field("sha256", pa.string()),  # of the image's bytes; null without an image
         pa.field("bytes", pa.int64()),
     ]
 )
-ROWS_BEFORE_STOP = 1_000  # a share of fewer rows says too little to stop for
+ROWS_BEFORE_STOP = 1_000  # a share of fewer rows is too uncertain to stop an import
 DETAIL_CHARACTERS = 500
 
 
 def ledger_row(sample: SourceSample, rejection: Rejection) -> dict[str, Any]:
-    """A row of `LEDGER_SCHEMA`; what UTF-8 cannot hold is written as an escape."""
+    """Return a row of `LEDGER_SCHEMA`."""
     image = sample.image
     return {
         "source": storable(sample.source),
-        "place": storable(sample.place),
+        "place": storable(sample.location),
         "id": storable(sample.id),
         "reason": rejection.reason.value,
         "detail": storable(rejection.detail)[:DETAIL_CHARACTERS],
@@ -47,11 +47,12 @@ def ledger_row(sample: SourceSample, rejection: Rejection) -> dict[str, Any]:
 
 
 def storable(text: str) -> str:
+    """Escape the lone surrogates of a text, which UTF-8 cannot encode."""
     return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def write_ledger(path: Path, tables: Iterable[pa.Table]) -> tuple[str, int]:
-    """Write the tables one after the other, whole or not at all; SHA-256 of the file and its rows."""
+    """Write tables to one file, completely or not at all; return its SHA-256 and the number of rows."""
     rows = 0
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, LEDGER_SCHEMA, compression="zstd") as writer:
@@ -64,7 +65,7 @@ def write_ledger(path: Path, tables: Iterable[pa.Table]) -> tuple[str, int]:
 
 
 class Tally:
-    """Rows read and why they were rejected, so far."""
+    """The rows read and rejected so far."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -80,24 +81,29 @@ class Tally:
 
     @property
     def bad(self) -> int:
-        """Without rows that were never downloaded and duplicates."""
-        return sum(count for reason, count in self.reasons.items() if reason not in LEFT_OUT)
+        """Rejected rows, except duplicates and images that were never downloaded."""
+        return sum(count for reason, count in self.reasons.items() if reason not in NOT_BAD)
 
     @property
     def written(self) -> int:
         return self.read - self.rejected
 
     def check(self, most: float, folder: Path, finished: bool) -> None:
-        """Refuse a share of bad rows above ``most``, once it says something.
+        """Stop an import with too many bad rows.
+
+        Args:
+            most: largest accepted share of bad rows.
+            folder: with the ledger, for the message.
+            finished: all rows were read; before that, at least `ROWS_BEFORE_STOP` rows are required.
 
         Raises:
-            UserError: with the reasons; what is done stays.
+            UserError: the share is larger; the message lists the reasons.
         """
         if self.bad <= most * self.read or (self.read < ROWS_BEFORE_STOP and not finished):
             return
-        lines = [f"  {reason}: {count:,}" for reason, count in self.reasons.most_common() if reason not in LEFT_OUT]
+        lines = [f"  {reason}: {count:,}" for reason, count in self.reasons.most_common() if reason not in NOT_BAD]
         raise UserError(
             f"{self.bad:,} of {self.read:,} rows are bad, {self.bad / self.read:.2%}, more than "
-            f"--max-bad-share {most:g}:\n" + "\n".join(lines) + f"\n{folder / LEDGER} lists them. What is done is "
-            "kept: mend the source and begin in an empty folder, or accept them with a higher --max-bad-share"
+            f"--max-bad-share {most:g}:\n" + "\n".join(lines) + f"\n{folder / LEDGER} lists them. Finished "
+            "parts are kept: accept the rows with a higher --max-bad-share, or fix the source and use an empty folder"
         )

@@ -1,4 +1,4 @@
-"""One piece of a source → shards of good rows, a ledger of the others, and the keys by which duplicates are found."""
+"""One part of a source → shards of the good rows, a ledger of the others, and keys for finding duplicates."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from siclip.config import Config
-from siclip_platform.datasets.derived.stage import Made, Task
+from siclip_platform.datasets.derived.stage import Task, TaskOutput
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_row, storable
-from siclip_platform.datasets.importing.sources.piece import SourcePart, read_samples
+from siclip_platform.datasets.importing.sources.part import SourcePart, read_samples
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample
 from siclip_platform.datasets.manifest import ShardEntry, write_shard
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 from siclip_platform.storage.atomic import replacing
 
 VALIDATION = "validation"
-ORDER = pa.field("order", pa.int64())  # of the sample in its piece
+ORDER = pa.field("order", pa.int64())  # of the sample in its part
 KEYS_SCHEMA = pa.schema(
     [
         ORDER,
-        pa.field("shard", pa.int32()),  # number of the shard among the piece's
+        pa.field("shard", pa.int32()),  # index of the shard among the part's
         pa.field("row", pa.int32()),
         pa.field("id", pa.string()),
         pa.field("sha256", pa.binary(32)),
@@ -43,11 +43,17 @@ KEYS_SCHEMA = pa.schema(
 
 
 class ImportConfig(Config):
-    """What an import makes of a source.
+    """Settings of an import.
 
-    ``split``: of rows whose source names none. ``validation_share`` of the rows, chosen by their ids, go to
-    validation. ``prefix_ids``: put the file's name before each id. ``drop_duplicates``: images of the same bytes;
-    ``near_duplicates``: also those whose perceptual hashes (64 bits) differ in so many bits or fewer.
+    Attributes:
+        split: of rows whose source names no split.
+        validation_share: of the rows of ``split``, chosen by their ids, that go to validation.
+        images: how images are checked and stored.
+        prefix_ids: prefix each id with its file's name.
+        shard_rows: maximum rows per shard.
+        row_group_rows: rows per row group.
+        drop_duplicates: drop images with the same bytes.
+        near_duplicates: drop images whose 64-bit perceptual hashes differ in at most this many bits.
     """
 
     split: str = Field("train", pattern="^[a-z][a-z0-9_]*$")
@@ -61,7 +67,14 @@ class ImportConfig(Config):
 
 
 class PartJob(Config):
-    """The payload of a task: piece ``number`` of the source at ``root``."""
+    """The payload of a task. Its digest is stored with the finished task.
+
+    Attributes:
+        root: of the source.
+        number: index of the part.
+        piece: the part.
+        config: settings of the import.
+    """
 
     root: str
     number: int
@@ -70,12 +83,12 @@ class PartJob(Config):
 
 
 def libraries() -> dict[str, str]:
-    """Versions of what the bytes of images and shards depend on."""
+    """Return the versions of the libraries that the bytes of images and shards depend on."""
     return {name: importlib.metadata.version(name) for name in ("pillow", "pyarrow", "simplejpeg")}
 
 
-def import_piece(folder: Path, task: Task) -> Made:
-    """Read a piece and write its parts; the result has rows ``read``, ``reasons`` (reason → rows) and ``shards``."""
+def import_part(folder: Path, task: Task) -> TaskOutput:
+    """Import a part; the result has the rows ``read``, ``reasons`` (reason → rows) and the ``shards``."""
     job = PartJob.model_validate(task.payload)
     shards = _Shards(folder, job)
     rejected: list[dict[str, Any]] = []
@@ -93,26 +106,37 @@ def import_piece(folder: Path, task: Task) -> Made:
             continue
         seen.add(row["id"])
         shard, number = shards.add(_split(row["id"], job), row)
-        keys.append({"order": order, "shard": shard, "row": number, "id": row["id"],
-                     "sha256": hashlib.sha256(sample.image or b"").digest(), "bytes": len(sample.image or b""),
-                     "phash": perceptual_hash(pixels) if job.config.near_duplicates is not None else None,
-                     "source": storable(sample.source), "place": storable(sample.place)})  # fmt: skip
+        phash = perceptual_hash(pixels) if job.config.near_duplicates is not None else None
+        keys.append({"order": order, "shard": shard, "row": number, "id": row["id"], **_keys(sample, phash)})
     shards.close()
-    side = {f"ledger-{job.number:05d}.parquet": (rejected, pa.schema([ORDER, *LEDGER_SCHEMA])),
-            f"keys-{job.number:05d}.parquet": (keys, KEYS_SCHEMA)}  # fmt: skip
+    side = {
+        f"ledger-{job.number:05d}.parquet": (rejected, pa.schema([ORDER, *LEDGER_SCHEMA])),
+        f"keys-{job.number:05d}.parquet": (keys, KEYS_SCHEMA),
+    }
     for name, (rows, schema) in side.items():
         with replacing(folder / name) as temporary:
             pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
     reasons = dict(sorted(Counter(row["reason"] for row in rejected).items()))
     entries = [{"split": split, **entry.model_dump()} for split, entry in shards.entries]
-    return Made(
+    return TaskOutput(
         files=(*side, *(entry.path for _, entry in shards.entries)),
         result={"read": read, "reasons": reasons, "shards": entries},
     )
 
 
+def _keys(sample: SourceSample, phash: int | None) -> dict[str, Any]:
+    image = sample.image or b""
+    return {
+        "sha256": hashlib.sha256(image).digest(),
+        "bytes": len(image),
+        "phash": phash,
+        "source": storable(sample.source),
+        "place": storable(sample.location),
+    }
+
+
 def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-    """A row of `SCHEMA`, and the pixels of its image.
+    """Return a row of `SCHEMA` and the pixels of its image.
 
     Raises:
         Rejection: the sample cannot be used.
@@ -142,7 +166,7 @@ def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any]
 
 
 def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
-    """imagehash's pHash, 64 bits."""
+    """Return the 64-bit pHash of imagehash."""
     import imagehash
     from PIL import Image
 
@@ -164,7 +188,7 @@ def _split(row_id: str, job: PartJob) -> str:
 
 
 class _Shards:
-    """Rows → shards of at most so many rows, per split."""
+    """Collects rows into shards of at most ``shard_rows`` rows, separately for each split."""
 
     def __init__(self, folder: Path, job: PartJob) -> None:
         self.folder = folder
@@ -174,16 +198,16 @@ class _Shards:
         self.count = 0
 
     def add(self, split: str, row: dict[str, Any]) -> tuple[int, int]:
-        """Number of the shard, and of the row in it."""
+        """Add a row; return the index of its shard and its index in the shard."""
         if split not in self.open:
             self.open[split] = (self.count, [])
             self.count += 1
         number, rows = self.open[split]
         rows.append(row)
-        place = len(rows) - 1
+        index = len(rows) - 1
         if len(rows) == self.job.config.shard_rows:
             self._write(split)
-        return number, place
+        return number, index
 
     def close(self) -> None:
         for split in list(self.open):

@@ -1,4 +1,4 @@
-"""A CoCa that is fitted here captions shapes: what it says fits the image, however it is run."""
+"""A CoCa fitted in the test captions shapes: its captions match the images, in any batch and on Ray."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ def colour(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_captions_are_those_of_the_images(coca: CaptionConfig, tmp_path: Path) -> None:
+def test_captions_describe_their_images(coca: CaptionConfig, tmp_path: Path) -> None:
     truth = shapes_dataset(tmp_path / "data")
     made = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
     rows = [row for index in range(3) for row in read(made, index)]
-    said = [(colour(text), colour(caption["text"])) for text, row in zip(truth, rows, strict=True) for caption in row]
-    assert len(said) >= 30 and sum(a == b for a, b in said) / len(said) > 0.8  # by chance 0.25
+    pairs = [
+        (colour(text), colour(caption["text"])) for text, row in zip(truth, rows, strict=True) for caption in row
+    ]
+    assert len(pairs) >= 30 and sum(a == b for a, b in pairs) / len(pairs) > 0.8  # by chance 0.25
     models = {(caption["source"], caption["model"]) for row in rows for caption in row}
     captioner = CoCaCaptioner(coca)
     assert models == {("synthetic", f"coca_nano@{captioner.hash}")}
     counts = made.counts
     assert counts["images"] == 30 and counts["generated"] == 60
-    assert counts["kept"] == len(said) == 60 - sum(counts[k] for k in ("unusable", "near_equal", "dissimilar"))
+    assert counts["kept"] == len(pairs) == 60 - sum(counts[k] for k in ("unusable", "near_equal", "dissimilar"))
 
 
 def read(made: object, shard: int) -> list[list[dict[str, str]]]:
@@ -99,20 +101,21 @@ def test_draws_differ_by_image_number_and_seed() -> None:
 def test_tokens_are_drawn_from_the_nucleus_of_transformers(top_p: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(1, 400, generator=generator)
-    wanted = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits.clone()).softmax(dim=-1)[0]
-    uniforms = (torch.arange(20_000) + 0.5) / 20_000  # every part of the distribution as often as it is likely
+    expected = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits.clone()).softmax(dim=-1)[0]
+    # Evenly spaced draws hit each part of the distribution in proportion to its probability.
+    uniforms = (torch.arange(20_000) + 0.5) / 20_000
     found = pick(logits.expand(20_000, -1), uniforms, Sampling(top_p=top_p))
     shares = torch.bincount(found, minlength=400) / 20_000
-    assert (shares[wanted == 0] == 0).all()
-    assert torch.allclose(shares, wanted, atol=2e-4)
+    assert (shares[expected == 0] == 0).all()
+    assert torch.allclose(shares, expected, atol=2e-4)
 
 
-def test_a_nucleus_larger_than_the_tokens_looked_at_first() -> None:
+def test_a_nucleus_can_be_larger_than_the_tokens_tried_first() -> None:
     found = pick(torch.zeros(1000, 1000), (torch.arange(1000) + 0.5) / 1000, Sampling(top_p=1))
     assert sorted(found.tolist()) == list(range(1000))
 
 
-def test_near_equal_captions_and_those_that_the_dataset_has_are_counted() -> None:
+def test_captions_near_equal_to_each_other_or_to_the_datasets_are_counted() -> None:
     counts: Counter[str] = Counter()
     generated = ["a red square . more", "a red square", "a blue disc", "short", "a photo of it"]
     assert usable(generated, ["A photo of it"], CleanRules(), counts) == ["a red square", "a blue disc"]
@@ -120,7 +123,7 @@ def test_near_equal_captions_and_those_that_the_dataset_has_are_counted() -> Non
 
 
 @pytest.mark.slow
-def test_the_filter_keeps_what_the_teacher_finds_similar(
+def test_the_filter_keeps_captions_above_the_minimum_similarity(
     coca: CaptionConfig, nano_teacher: Path, tmp_path: Path
 ) -> None:
     shapes_dataset(tmp_path / "data", shards=1)
@@ -133,7 +136,7 @@ def test_the_filter_keeps_what_the_teacher_finds_similar(
 
 
 @pytest.mark.slow
-def test_what_cannot_caption_is_refused_before_anything_is_written(coca: CaptionConfig, tmp_path: Path) -> None:
+def test_invalid_models_are_refused_before_anything_is_written(coca: CaptionConfig, tmp_path: Path) -> None:
     shapes_dataset(tmp_path / "data", shards=1)
     wrong = {
         "open_clip has no model 'coca_none'": {"model": "coca_none"},
@@ -158,14 +161,12 @@ def test_the_same_name_with_other_settings_is_refused(coca: CaptionConfig, tmp_p
 
 
 @pytest.mark.slow
-def test_the_command_on_ray_gives_the_same(coca: CaptionConfig, tmp_path: Path) -> None:
+def test_the_command_on_ray_gives_the_same_captions(coca: CaptionConfig, tmp_path: Path) -> None:
     shapes_dataset(tmp_path / "data", shards=2)
     here = caption_dataset(tmp_path / "data", "here", coca, pool=HERE)
-    found = CliRunner().invoke(
-        app,
-        ["caption", str(tmp_path / "data"), "--name", "ray", "--model", coca.model, "--pretrained", coca.pretrained,
-         "--per-image", "2", "--max-tokens", "8", "--batch-size", "8", "--near-equal", "1"],
-    )  # fmt: skip
+    options = ["--name", "ray", "--model", coca.model, "--pretrained", coca.pretrained, "--per-image", "2"]
+    options += ["--max-tokens", "8", "--batch-size", "8", "--near-equal", "1"]
+    found = CliRunner().invoke(app, ["caption", str(tmp_path / "data"), *options])
     assert found.exit_code == 0, found.output
     assert f"{here.counts['kept']} captions of 20 images (40 generated" in found.output
     made = open_sidecar(open_dataset(tmp_path / "data"), "captions", "ray")
@@ -173,7 +174,7 @@ def test_the_command_on_ray_gives_the_same(coca: CaptionConfig, tmp_path: Path) 
     assert made.manifest.splits == here.sidecar.manifest.splits
 
 
-def test_options_that_do_not_fit_are_named() -> None:
+def test_invalid_options_are_named() -> None:
     for options, message in (
         (["--top-p", "0"], "--top-p: Input should be greater than 0"),
         (["--min-similarity", "0.2"], "--min-similarity and --teacher go together"),

@@ -1,4 +1,4 @@
-"""Stored embeddings are those that the teacher gives online for the very same crop and caption."""
+"""Stored embeddings equal those that the teacher computes in training for the same crop and caption."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import open_clip
 import pyarrow as pa
@@ -28,7 +29,7 @@ from siclip.tokenizer import tokenize
 from siclip_platform.cli.data import app
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
-from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, image_vectors, text_vectors
+from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import (
@@ -51,7 +52,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """Digit scenes' smallest split with one synthetic caption more for every second row."""
+    """The smallest split of the digit scenes, with an additional synthetic caption for every second row."""
     folder = tmp_path_factory.mktemp("embed") / "digits"
     folder.mkdir()
     for path in digits.iterdir():
@@ -81,7 +82,7 @@ def captions(row: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> dict[str, tuple[str, Teacher]]:
-    """Kind → (how a command names it, the teacher that training would build)."""
+    """Kind → (name in a command, the teacher that training builds)."""
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "tiny_embed.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(folder / "tiny_embed.json")
@@ -100,7 +101,7 @@ def embed(data: Path, name: str, teacher: str, **settings: Any) -> Any:
 
 
 def online(teacher: Teacher, pixels: np.ndarray, boxes: np.ndarray, texts: list[str], side: int) -> Embeddings:
-    """Crops by torchvision, resized to the student's side; captions at the student's context length."""
+    """Embed crops made by torchvision at the student's size, and captions at the student's context length."""
     image = Image.fromarray(pixels)
     crops = [resized_crop(image, *map(int, box), [side, side], InterpolationMode.BILINEAR) for box in boxes]
     images = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
@@ -111,7 +112,9 @@ def online(teacher: Teacher, pixels: np.ndarray, boxes: np.ndarray, texts: list[
 @pytest.mark.slow
 @pytest.mark.parametrize("numbers", ["bf16", "int8"])
 @pytest.mark.parametrize(("kind", "side"), [("ours", None), ("open_clip", 48), ("open_clip", 64)])
-def test_stored_is_online(data: Path, teachers: Any, kind: str, side: int | None, numbers: str) -> None:
+def test_stored_embeddings_are_those_of_training(
+    data: Path, teachers: Any, kind: str, side: int | None, numbers: str
+) -> None:
     name, teacher = teachers[kind]
     made = embed(data, f"{kind}-{side}-{numbers}", name, numbers=numbers, image_size=side, crop_scale=0.5)
     layout = EmbeddingLayout.of(made.sidecar.manifest)
@@ -124,24 +127,33 @@ def test_stored_is_online(data: Path, teachers: Any, kind: str, side: int | None
     for row in (0, 1, 3):
         texts = [caption["text"] for caption in (*rows[row]["captions"], *added[row])]
         pixels = decode_image(rows[row]["image"])
-        vectors, boxes = image_vectors(layout, stored, [row] * CROPS, range(CROPS))
-        assert len(np.unique(boxes, axis=0)) == CROPS and len(stored["text"][row]) == len(texts)
-        wanted = online(teacher, pixels, boxes, texts, size)
-        close(vectors, wanted.image, numbers)
-        close(text_vectors(layout, stored, [row] * len(texts), range(len(texts))), wanted.text, numbers)
-        assert layout.logit_scale == pytest.approx(float(wanted.logit_scale))
+        values = {name: stored[name][row].as_py() for name in stored.column_names}
+        boxes = np.array(values["boxes"]).reshape(CROPS, 4)
+        assert len(np.unique(boxes, axis=0)) == CROPS and len(values["text"]) == len(texts)
+        expected = online(teacher, pixels, boxes, texts, size)
+        close(vectors(values["image"], values.get("image_scale")), expected.image, numbers)
+        close(vectors(b"".join(values["text"]), values.get("text_scale")), expected.text, numbers)
+        assert layout.logit_scale == pytest.approx(float(expected.logit_scale))
     assert layout.teacher == teacher.identity and layout.widths == teacher.widths
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, numbers: str) -> None:
-    """To the stated precision, and 1e-5 for sums in another order."""
-    bound = 2**-8 * wanted.abs() if numbers == "bf16" else wanted.abs().amax(dim=1, keepdim=True) / 254
-    assert found.shape == wanted.shape and ((found - wanted).abs() <= bound + 1e-5).all()
+def vectors(data: bytes, scales: list[float] | None) -> np.ndarray:
+    """Decode stored vectors without the code under test: int8 with a scale per vector, else bf16."""
+    if scales is None:
+        return np.frombuffer(data, ml_dtypes.bfloat16).astype(np.float32)
+    return np.frombuffer(data, np.int8).reshape(len(scales), -1) * np.array(scales, np.float32)[:, None]
+
+
+def close(found: np.ndarray, expected: torch.Tensor, numbers: str) -> None:
+    """Compare to the stated precision, and 1e-5 for sums in another order."""
+    bound = 2**-8 * expected.abs() if numbers == "bf16" else expected.abs().amax(dim=1, keepdim=True) / 254
+    difference = torch.from_numpy(found.reshape(expected.shape)) - expected
+    assert found.size and (difference.abs() <= bound + 1e-5).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("numbers", ["bf16", "int8"])
-def test_the_bytes_announced_are_those_written(data: Path, nano_teacher: Path, numbers: str) -> None:
+def test_the_predicted_bytes_are_those_written(data: Path, nano_teacher: Path, numbers: str) -> None:
     config = EmbedConfig(teacher=str(nano_teacher), augmentations=5, numbers=numbers, captions=("more",))  # type: ignore[arg-type]
     plan = plan_embedding(data, f"bytes-{numbers}", config, ["validation"])
     made = embed_dataset(plan, pool=HERE)
@@ -155,23 +167,23 @@ def test_the_bytes_announced_are_those_written(data: Path, nano_teacher: Path, n
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_refused_with_the_figures(
+def test_embeddings_that_do_not_fit_are_refused_with_the_sizes(
     data: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_embedding(data, "large", EmbedConfig(teacher=str(nano_teacher), augmentations=3), ["validation"])
     total = sum(plan.bytes.values())
     plan.check(int(total) + 1)
-    with pytest.raises(UserError, match=r"the disk budget is 0\.000 GB: take fewer --augmentations"):
+    with pytest.raises(UserError, match=r"the disk budget is 0\.000 GB: use fewer --augmentations"):
         plan.check(int(total) - 1)
     usage = type("Usage", (), {"free": int(total) - 1})
-    monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(UserError, match=r"its disk has 0\.00 GB free"):
         plan.check(None)
     assert not plan.folder.exists()
 
 
 @pytest.mark.slow
-def test_another_teacher_or_crop_under_the_same_name_is_refused(data: Path, teachers: Any) -> None:
+def test_the_same_name_with_another_teacher_or_crop_is_refused(data: Path, teachers: Any) -> None:
     first = embed(data, "keyed", teachers["ours"][0])
     assert embed(data, "keyed", teachers["ours"][0]).sidecar.hash == first.sidecar.hash
     with pytest.raises(UserError, match="differ in layout"):
@@ -185,7 +197,7 @@ def test_another_teacher_or_crop_under_the_same_name_is_refused(data: Path, teac
 
 
 @pytest.mark.slow
-def test_embeddings_of_captions_that_were_made_again_are_refused(data: Path, nano_teacher: Path) -> None:
+def test_embeddings_of_replaced_captions_are_refused(data: Path, nano_teacher: Path) -> None:
     made = embed(data, "before", str(nano_teacher))
     dataset, manifest = open_dataset(data), data / "captions/more/manifest.json"
     before = manifest.read_text()
@@ -203,7 +215,7 @@ def test_the_command_prints_the_bytes_and_refuses_before_it_starts(data: Path, n
     arguments = ["embed", str(data), "--name", "cli", "--teacher", str(nano_teacher), "--split", "validation"]
     found = CliRunner().invoke(app, [*arguments, "--augmentations", "3", "--disk-budget", "1KB"])
     assert isinstance(found.exception, UserError) and "disk budget" in str(found.exception)
-    parts = ("image embeddings", "text embeddings", "crop boxes", "in all")
+    parts = ("image embeddings", "text embeddings", "crop boxes", "total")
     assert all(re.search(rf"{part} +0\.\d{{6}} GB", found.output) for part in parts)
     found = CliRunner().invoke(app, [*arguments, "--crop-scale", "2"])
     assert isinstance(found.exception, UserError) and "--crop-scale: Input should be less" in str(found.exception)

@@ -1,4 +1,4 @@
-"""Import, captioning and embedding survive a killed worker or driver; what is finished is not done again."""
+"""Import, captioning and embedding survive a killed worker or driver; finished tasks are not repeated."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ from siclip_platform.datasets.derived.captions.caption import CaptionShard, capt
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import EmbedShard, embed_dataset, plan_embedding
-from siclip_platform.datasets.derived.stage import Made, Pool, Task, Work
+from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput, Work
 from siclip_platform.datasets.importing import ingest
 from siclip_platform.datasets.importing.parts import ImportConfig
 from siclip_platform.datasets.importing.sources.columns import ColumnNames
 from siclip_platform.datasets.importing.sources.find import find_source
 
 SHARDS = 3
-Make = Callable[[Path, Pool], str]
 
 DRIVER = """
 import sys
 from pathlib import Path
-from siclip_platform.captioning.caption import caption_dataset
-from siclip_platform.captioning.config import CaptionConfig
-from siclip_platform.datasets.stage import Pool
-from siclip_platform.embedding.config import EmbedConfig
-from siclip_platform.embedding.embed import embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.captions.caption import caption_dataset
+from siclip_platform.datasets.derived.captions.config import CaptionConfig
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.stage import Pool
 kind, data, settings, here = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Pool(here=True)
 if kind == "captions":
     caption_dataset(data, "made", CaptionConfig.model_validate_json(settings), pool=here)
@@ -48,21 +47,21 @@ else:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> dict[str, Any]:
-    """Of both kinds; the CoCa is as good as untrained, so it says something else of every image."""
+    """Settings of both stages. The CoCa is nearly untrained, so that its captions differ between images."""
     coca = fitted_coca(tmp_path_factory.mktemp("coca"), steps=1)
     return {"captions": coca, "embeddings": EmbedConfig(teacher=str(nano_teacher), augmentations=2)}
 
 
 def make(settings: CaptionConfig | EmbedConfig, data: Path, pool: Pool) -> str:
-    """The hash of the manifest."""
+    """Build the sidecar and return the hash of its manifest."""
     if isinstance(settings, CaptionConfig):
         return str(caption_dataset(data, "made", settings, pool=pool).sidecar.hash)
     return str(embed_dataset(plan_embedding(data, "made", settings), pool=pool).sidecar.hash)
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Callable[[str], str]:
-    """What a run gives that nothing disturbs."""
+def expected(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> Callable[[str], str]:
+    """The hash that an uninterrupted run gives."""
 
     @functools.cache
     def make_once(kind: str) -> str:
@@ -77,7 +76,7 @@ def wanted(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", [pytest.param("captions", marks=pytest.mark.long), "embeddings"])
 def test_a_killed_driver_keeps_its_shards(
-    tmp_path: Path, settings: dict[str, Any], wanted: Callable[[str], str], kind: str
+    tmp_path: Path, settings: dict[str, Any], expected: Callable[[str], str], kind: str
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
@@ -91,20 +90,20 @@ def test_a_killed_driver_keeps_its_shards(
     finished = [folder / f"train-{path.stem}.parquet" for path in folder.glob(".done/*.json")]
     kept = {path: path.stat().st_mtime_ns for path in finished}
     assert 0 < len(kept) < SHARDS + 1 and not (folder / "manifest.json").exists()
-    assert make(settings[kind], data, Pool(here=True)) == wanted(kind)
+    assert make(settings[kind], data, Pool(here=True)) == expected(kind)
     assert {path: path.stat().st_mtime_ns for path in finished} == kept
     assert not (folder / ".done").exists()
 
 
 def killed_once(base: type, method: str) -> type:
-    """Work that logs every task and kills its own process in the middle of the second one, once."""
+    """Return work that logs every task and once kills its own process during the second one."""
 
     class KilledOnce(base):
-        def __call__(self, folder: Path, task: Task) -> Made:
+        def __call__(self, folder: Path, task: Task) -> TaskOutput:
             with (self.folder / "attempts").open("a") as log:
                 log.write(f"{task.name}\n")
             self.done = len(list(folder.glob(".done/*.json")))
-            made: Made = super().__call__(folder, task)
+            made: TaskOutput = super().__call__(folder, task)
             return made
 
     def step(self: Any, *arguments: Any) -> Any:
@@ -131,7 +130,7 @@ def killed_once(base: type, method: str) -> type:
 def test_a_killed_worker_is_replaced(
     tmp_path: Path,
     settings: dict[str, Any],
-    wanted: Callable[[str], str],
+    expected: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     base: type,
@@ -139,18 +138,18 @@ def test_a_killed_worker_is_replaced(
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
-    expected = wanted(kind)
+    hash_without_kill = expected(kind)
     monkeypatch.setattr(f"{base.__module__}.{base.__name__}", killed_once(base, method))
-    assert make(settings[kind], data, Pool(actors=1)) == expected
+    assert make(settings[kind], data, Pool(actors=1)) == hash_without_kill
     attempts = (data / "attempts").read_text().split()
     assert (data / "killed").exists()
     assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1
 
 
 def killed_at(log: Path, whole: Work, at: str) -> Work:
-    """Work that logs every task and kills its own process at one task, once, when its files lie there."""
+    """Return work that logs every task and once kills its own process after task ``at`` has written its files."""
 
-    def work(folder: Path, task: Task) -> Made:
+    def work(folder: Path, task: Task) -> TaskOutput:
         with (log / folder.name).open("a") as attempts:
             attempts.write(f"{task.name}\n")
         made = whole(folder, task)
@@ -166,8 +165,10 @@ def killed_at(log: Path, whole: Work, at: str) -> Work:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.usefixtures("own_ray")
-def test_a_killed_worker_costs_an_import_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In both stages: one where pieces become shards, one where shards with duplicates are written again."""
+def test_a_killed_worker_repeats_one_source_part_of_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both stages: the one that writes shards, and the one that rewrites shards without duplicates."""
     write_pairs(tmp_path / "source", 120, 12, 0.2)
     config = ImportConfig(shard_rows=12, drop_duplicates=True)
     source = find_source(str(tmp_path / "source"), None, ColumnNames(), 12)
@@ -175,14 +176,18 @@ def test_a_killed_worker_costs_an_import_one_piece(tmp_path: Path, monkeypatch: 
     def run(folder: str, pool: Pool) -> ingest.Imported:
         return ingest.import_dataset(source, tmp_path / folder, config, max_bad_share=1, pool=pool)
 
-    wanted = run("undisturbed", Pool(here=True))
+    expected = run("undisturbed", Pool(here=True))
     log = tmp_path / "log"
     log.mkdir()
-    monkeypatch.setattr(ingest, "import_piece", killed_at(log, ingest.import_piece, "00007"))
+    monkeypatch.setattr(ingest, "import_part", killed_at(log, ingest.import_part, "00007"))
     monkeypatch.setattr(ingest, "filter_shard", killed_at(log, ingest.filter_shard, ""))
     found = run("killed", Pool())
-    assert (found.dataset.hash, found.read, found.rejected) == (wanted.dataset.hash, wanted.read, wanted.rejected)
-    pieces = Counter((log / "parts").read_text().split())
-    assert pieces == {f"{number:05d}": 2 if number == 7 else 1 for number in range(10)}
+    assert (found.dataset.hash, found.read, found.rejected) == (
+        expected.dataset.hash,
+        expected.read,
+        expected.rejected,
+    )
+    parts = Counter((log / "parts").read_text().split())
+    assert parts == {f"{number:05d}": 2 if number == 7 else 1 for number in range(10)}
     again = Counter((log / "kept").read_text().split())
     assert sorted(again.values()) == [*[1] * (len(again) - 1), 2]

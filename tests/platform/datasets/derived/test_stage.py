@@ -1,4 +1,4 @@
-"""Stages: what is finished is kept, what is not is done, and the result is the same however often it was stopped."""
+"""Stages keep finished tasks, run the others, and give the same result after any number of interruptions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import (
     DONE,
     PLAN,
-    Made,
     Pool,
     Record,
     Task,
+    TaskOutput,
     clear_stage,
     finished,
     run_stage,
@@ -33,21 +33,21 @@ def tasks(count: int) -> list[Task]:
     return [Task(name=f"t{number:02d}", payload={"number": number}) for number in range(count)]
 
 
-def recorder(log: list[int] | None = None) -> Callable[[Path, Task], Made]:
-    """Work that writes its number into a file and logs that it ran."""
+def recorder(log: list[int] | None = None) -> Callable[[Path, Task], TaskOutput]:
+    """Return work that writes a file of ``number`` bytes and logs that it ran."""
 
-    def work(folder: Path, task: Task) -> Made:
+    def work(folder: Path, task: Task) -> TaskOutput:
         number = task.payload["number"]
         if log is not None:
             log.append(number)
         with replacing(folder / f"{number}.txt") as temporary:
             temporary.write_text("x" * number)
-        return Made(files=(f"{number}.txt",), result={"square": number**2})
+        return TaskOutput(files=(f"{number}.txt",), result={"square": number**2})
 
     return work
 
 
-def test_records_come_in_the_order_of_the_tasks_and_say_what_is_on_disk(tmp_path: Path) -> None:
+def test_records_are_in_the_order_of_the_tasks_and_describe_the_files(tmp_path: Path) -> None:
     records = run_stage(tmp_path, PLAN_A, tasks(4)[::-1], recorder(), pool=HERE)
     assert [record.task for record in records] == ["t03", "t02", "t01", "t00"]
     assert [record.result for record in records] == [{"square": n * n} for n in (3, 2, 1, 0)]
@@ -55,7 +55,7 @@ def test_records_come_in_the_order_of_the_tasks_and_say_what_is_on_disk(tmp_path
     assert (file.path, file.bytes, file.sha256) == ("3.txt", 3, hashlib.sha256(b"xxx").hexdigest())
 
 
-def test_a_second_run_does_only_what_is_missing_or_changed(tmp_path: Path) -> None:
+def test_a_second_run_repeats_only_missing_or_changed_tasks(tmp_path: Path) -> None:
     run_stage(tmp_path, PLAN_A, tasks(5), recorder(), pool=HERE)
     (tmp_path / "1.txt").unlink()
     (tmp_path / "2.txt").write_text("another size")
@@ -70,7 +70,7 @@ def test_a_second_run_does_only_what_is_missing_or_changed(tmp_path: Path) -> No
     assert (tmp_path / "2.txt").read_text() == "xx"
 
 
-def test_a_run_that_is_stopped_keeps_what_is_done(tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_finished_tasks(tmp_path: Path) -> None:
     def stop(record: Record) -> None:
         if record.task == "t02":
             raise UserError("enough")
@@ -84,14 +84,14 @@ def test_a_run_that_is_stopped_keeps_what_is_done(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_another_plan_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_another_plan_is_refused_with_the_differences(tmp_path: Path) -> None:
     run_stage(tmp_path, PLAN_A, tasks(1), recorder(), pool=HERE)
-    with pytest.raises(UserError, match=r"other settings:\n  seed: there 1, now 2\n") as error:
+    with pytest.raises(UserError, match=r"other settings:\n  seed: stored 1, now 2\n") as error:
         run_stage(tmp_path, {**PLAN_A, "seed": 2}, tasks(1), recorder(), pool=HERE)
     assert str(tmp_path) in str(error.value)
 
 
-def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_files_are_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         run_stage(tmp_path, PLAN_A, tasks(1), recorder(), pool=HERE)
@@ -100,7 +100,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
         run_stage(tmp_path / "mine", PLAN_A, tasks(1), recorder(), pool=HERE)
 
 
-def test_a_cleared_stage_leaves_its_files_alone(tmp_path: Path) -> None:
+def test_clearing_a_stage_keeps_its_files(tmp_path: Path) -> None:
     run_stage(tmp_path, PLAN_A, tasks(2), recorder(), pool=HERE)
     assert finished(tmp_path, tasks(1)[0])
     clear_stage(tmp_path)
@@ -108,16 +108,16 @@ def test_a_cleared_stage_leaves_its_files_alone(tmp_path: Path) -> None:
     assert not finished(tmp_path, tasks(1)[0])
 
 
-def test_names_that_leave_the_folder_are_no_names() -> None:
+def test_a_task_name_must_stay_inside_the_folder() -> None:
     for name in ("../a", "", ".hidden", "a/b"):
         with pytest.raises(ValueError, match="name"):
             Task(name=name, payload={})
 
 
-def fragile(log: Path) -> Callable[[Path, Task], Made]:
-    """Work whose process is killed at task 2, once; every start leaves a file in ``log``."""
+def fragile(log: Path) -> Callable[[Path, Task], TaskOutput]:
+    """Return work whose process is once killed at task 2; every start creates a file in ``log``."""
 
-    def work(folder: Path, task: Task) -> Made:
+    def work(folder: Path, task: Task) -> TaskOutput:
         number = task.payload["number"]
         started = len(list(log.glob(f"{number}-*")))
         (log / f"{number}-{started}").touch()
@@ -125,7 +125,7 @@ def fragile(log: Path) -> Callable[[Path, Task], Made]:
             os.kill(os.getpid(), signal.SIGKILL)
         with replacing(folder / f"{number}.txt") as temporary:
             temporary.write_text("x" * number)
-        return Made(files=(f"{number}.txt",), result={"square": number**2})
+        return TaskOutput(files=(f"{number}.txt",), result={"square": number**2})
 
     return work
 
@@ -137,9 +137,9 @@ def fragile_class(log: Path) -> type:
         def __init__(self, power: int) -> None:
             self.power = power
 
-        def __call__(self, folder: Path, task: Task) -> Made:
-            made = inner(folder, task)
-            return Made(files=made.files, result={"square": task.payload["number"] ** self.power})
+        def __call__(self, folder: Path, task: Task) -> TaskOutput:
+            output = inner(folder, task)
+            return TaskOutput(files=output.files, result={"square": task.payload["number"] ** self.power})
 
     return Fragile
 
@@ -147,7 +147,7 @@ def fragile_class(log: Path) -> type:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("actors", [False, True])
-def test_a_killed_worker_redoes_no_finished_task(tmp_path: Path, own_ray: None, actors: bool) -> None:
+def test_a_killed_worker_repeats_no_finished_task(tmp_path: Path, own_ray: None, actors: bool) -> None:
     log = tmp_path / "log"
     log.mkdir()
     work: Any = fragile_class(log) if actors else fragile(log)
@@ -161,11 +161,11 @@ def test_a_killed_worker_redoes_no_finished_task(tmp_path: Path, own_ray: None, 
 
 
 @pytest.mark.slow
-def test_bad_input_in_a_worker_is_told_and_the_others_are_kept(tmp_path: Path, own_ray: None) -> None:
-    def work(folder: Path, task: Task) -> Made:
+def test_a_user_error_in_a_worker_is_raised_and_other_tasks_are_kept(tmp_path: Path, own_ray: None) -> None:
+    def work(folder: Path, task: Task) -> TaskOutput:
         if task.payload["number"] == 3:
-            raise UserError("row 7 of the source is not there")
-        return Made(result={})
+            raise UserError("row 7 of the source is missing")
+        return TaskOutput(result={})
 
     with pytest.raises(UserError, match="row 7 of the source"):
         run_stage(tmp_path, PLAN_A, tasks(4), work, pool=Pool(cpus=4))

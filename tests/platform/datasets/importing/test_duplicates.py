@@ -1,4 +1,4 @@
-"""Duplicates against a plain double loop, and their way through an import."""
+"""Duplicates compared with a plain double loop, and in an import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BASE = [0, 2**64 - 1, 0x0123456789ABCDEF]
 
 @st.composite
 def hash_lists(draw: st.DrawFn) -> list[int]:
-    """Hashes that lie near each other: a few centres with some bits turned."""
+    """Hashes near each other: a few centres with some bits flipped."""
     bits = st.lists(st.integers(0, 63), max_size=6)
     return [
         draw(st.sampled_from(BASE)) ^ sum({1 << bit for bit in draw(bits)}) for _ in range(draw(st.integers(0, 14)))
@@ -42,7 +42,7 @@ def test_near_duplicates_are_those_of_a_double_loop(
     kept = np.array([data.draw(st.booleans()) for _ in hashes], bool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_bands", lambda rows, most: most + shared)
-        dropped, stays = near(np.array(hashes, np.uint64), kept, most)
+        dropped, originals = near(np.array(hashes, np.uint64), kept, most)
     staying: list[int] = []
     expected = {}
     for position in np.flatnonzero(kept):
@@ -51,10 +51,10 @@ def test_near_duplicates_are_those_of_a_double_loop(
             expected[int(position)] = close[0]
         else:
             staying.append(int(position))
-    assert dict(zip(dropped.tolist(), stays.tolist(), strict=True)).keys() == expected.keys()
-    for position, keeper in zip(dropped.tolist(), stays.tolist(), strict=True):
-        assert keeper in staying
-        assert (hashes[position] ^ hashes[keeper]).bit_count() <= most
+    assert dict(zip(dropped.tolist(), originals.tolist(), strict=True)).keys() == expected.keys()
+    for position, original in zip(dropped.tolist(), originals.tolist(), strict=True):
+        assert original in staying
+        assert (hashes[position] ^ hashes[original]).bit_count() <= most
 
 
 @pytest.mark.parametrize("most", [1, 4, 8])
@@ -62,8 +62,8 @@ def test_near_duplicates_are_those_of_a_double_loop(
 def test_every_near_pair_is_found_once(most: int, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(most)
     centres = rng.integers(0, 2**64, 40, dtype=np.uint64)
-    turned = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (400, 5), dtype=np.uint64), axis=1)
-    values = np.unique(np.concatenate([centres, centres[rng.integers(0, 40, 400)] ^ turned]))
+    flipped = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (400, 5), dtype=np.uint64), axis=1)
+    values = np.unique(np.concatenate([centres, centres[rng.integers(0, 40, 400)] ^ flipped]))
     monkeypatch.setattr(duplicates, "_bands", lambda rows, most: most + shared)
     found = list(duplicates._pairs(values, most))
     distance = np.bitwise_count(values[:, None] ^ values[None, :])
@@ -72,12 +72,12 @@ def test_every_near_pair_is_found_once(most: int, shared: int, monkeypatch: pyte
     assert len(found) > (20 if most > 1 else -1)
 
 
-def test_large_sets_are_cut_into_more_bands() -> None:
+def test_hashes_of_large_sets_are_cut_into_more_bands() -> None:
     assert [duplicates._bands(12_000_000, most) - most for most in (4, 8)] == [2, 4]
     assert duplicates._bands(100, 8) == 9
 
 
-def test_of_repeated_values_the_first_that_is_kept_stays() -> None:
+def test_the_first_kept_of_repeated_values_is_the_original() -> None:
     values = pa.chunked_array([["a", "b", "a"], ["c", "b", "a"]])
     later, first = repeated(values, np.array([False, True, True, True, True, True]))
     assert (later.tolist(), first.tolist()) == ([4, 5], [1, 2])
@@ -96,7 +96,7 @@ def noise(seed: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pieces of three images: b is a copy of a; d is a with a little more light; e and f are others."""
+    """Two parts of three images: b is a copy of a, d is a slightly brighter a, the others are different."""
     for number, name in enumerate("acef"):
         save(tmp_path / f"in/{name}.png", noise(number), f"image {name}")
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes())
@@ -114,7 +114,7 @@ def run(folder: Path, out: str, config: ImportConfig) -> tuple[Imported, list[st
 
 
 @pytest.mark.slow  # imagehash imports scipy
-def test_duplicates_are_dropped_on_request_over_all_shards(folder: Path) -> None:
+def test_duplicates_are_dropped_on_request_across_all_shards(folder: Path) -> None:
     config = ImportConfig(shard_rows=3)
     assert run(folder, "all", config)[1] == list("abcdef")
     done, ids, ledger = run(folder, "exact", config.model_copy(update={"drop_duplicates": True}))

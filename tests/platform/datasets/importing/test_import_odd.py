@@ -1,4 +1,4 @@
-"""Odd rows that once were lost, merged or fatal: each is a row of its own, in the data or in the ledger."""
+"""Regressions: odd rows that were lost, merged or fatal. Each must be one row of the data or of the ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from siclip_platform.storage import without_credentials
 from siclip_platform.storage.files import read_uri
 
 
-def test_one_value_that_is_not_utf8_costs_one_row(tmp_path: Path) -> None:
+def test_a_value_that_is_not_utf8_rejects_only_its_row(tmp_path: Path) -> None:
     raw = pa.array([b"ant", b"\xff\xfe", b"cat", b"dog"], pa.binary())
     captions = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     path = tmp_path / "a.parquet"
@@ -34,20 +34,20 @@ def test_one_value_that_is_not_utf8_costs_one_row(tmp_path: Path) -> None:
     assert [sample.rejected is None for sample in found] == [True, False, True, True]
 
 
-def test_a_quotation_mark_that_does_not_close_is_told() -> None:
+def test_an_unclosed_quotation_mark_is_rejected() -> None:
     text = b'a\tb\nx\t"open one\ny\tplain\n'
     found = [row for _, row in rows_with_offsets(io.BytesIO(text), "a.tsv", ("image", "caption"))]
     assert any(isinstance(row, Rejection) for row in found)
 
 
-def test_an_image_longer_than_jpeg_can_hold_is_rejected() -> None:
+def test_an_image_beyond_the_limit_of_jpeg_is_rejected() -> None:
     out = io.BytesIO()
     Image.fromarray(np.zeros((40, 66_000, 3), np.uint8)).save(out, "PNG")
     with pytest.raises(Rejection):
         prepare_image(out.getvalue(), ImageRules(size=64, min_side=8))
 
 
-def test_any_value_of_a_table_becomes_json() -> None:
+def test_any_value_of_a_table_is_converted_to_json() -> None:
     import datetime
 
     assert plain({"d": datetime.timedelta(seconds=3), "n": 1, "l": [b"a"]}) == {"d": "0:00:03", "n": 1, "l": ["YQ=="]}
@@ -63,11 +63,11 @@ def test_any_value_of_a_table_becomes_json() -> None:
         ("a/b@c.jpg", "a/b@c.jpg"),
     ],
 )
-def test_credentials_are_not_written_down(uri: str, shown: str) -> None:
+def test_credentials_are_removed_from_a_uri(uri: str, shown: str) -> None:
     assert without_credentials(uri) == shown
 
 
-def test_a_signature_of_a_row_is_used_and_not_written_down() -> None:
+def test_the_signature_of_a_rows_uri_is_used_and_not_stored() -> None:
     fsspec.filesystem("memory").pipe_file("/odd/a.jpg?signature=hunter2", b"bytes")
     assert image_bytes("memory://odd/a.jpg?signature=hunter2", read_uri) == b"bytes"
     for uri in (
@@ -80,12 +80,12 @@ def test_a_signature_of_a_row_is_used_and_not_written_down() -> None:
         assert not any(part in str(rejected.value.detail) for part in ("hunter2", "KEY:", "/RET"))
 
 
-def test_a_driver_killed_while_it_wrote_its_plan_can_start_again(tmp_path: Path) -> None:
+def test_a_driver_killed_while_writing_its_plan_can_be_restarted(tmp_path: Path) -> None:
     (tmp_path / "..stage.json.123.tmp").write_text("{")
     (tmp_path / ".done").mkdir()
     assert run_stage(tmp_path, {"a": 1}, [], lambda task: None) == []
 
 
-def test_a_tiny_weight_still_comes() -> None:
+def test_a_tiny_weight_still_has_a_share() -> None:
     mixed = mixture([1000, 1000], [1.0, 1e-5])
     assert 0 < float(mixed.shares[1]) == pytest.approx(0.01)

@@ -1,1 +1,1 @@
-"""Synthetic captions of a dataset by CoCa (arXiv 2205.01917)."""
+"""Synthetic captions of a dataset, written by CoCa (arXiv 2205.01917)."""

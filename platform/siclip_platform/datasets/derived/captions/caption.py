@@ -1,4 +1,4 @@
-"""Synthetic captions of a dataset: a sidecar that a CoCa writes on Ray Data, shard by shard."""
+"""Synthetic captions of a dataset: a sidecar that a CoCa writes shard by shard on Ray Data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siclip_platform.datasets.derived.captions.coca import CoCaCaptioner
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.sidecar_stage import (
-    Made,
+    MadeSidecar,
     Progress,
     ShardJob,
     chosen_splits,
@@ -27,13 +27,12 @@ from siclip_platform.datasets.derived.sidecar_stage import (
     row_groups,
     shard_result,
 )
-from siclip_platform.datasets.derived.stage import Made as MadeFiles
-from siclip_platform.datasets.derived.stage import Pool, Task
+from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.schema import SYNTHETIC
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, sidecar_folder, write_sidecar_shard
 
-VERSION = "1"  # raise it whenever the same recipe gives other captions
+VERSION = "1"  # increase it when the same recipe gives other captions
 COUNTS = ("images", "generated", "unusable", "near_equal", "dissimilar", "kept", "images_without")
 
 
@@ -45,14 +44,22 @@ def caption_dataset(
     splits: Sequence[str] = (),
     pool: Pool | None = None,
     progress: Progress | None = None,
-) -> Made:
-    """Captions ``name`` of a dataset's splits (default: all); see `make_sidecar` for killed and repeated calls.
+) -> MadeSidecar:
+    """Write captions of a dataset. See `make_sidecar` for interrupted and repeated calls.
 
-    The counts: ``images``, texts ``generated``, of them left out by a rule (``unusable``), as ``near_equal`` and as
-    ``dissimilar``, ``kept``, and ``images_without`` a caption that was kept.
+    The counts are: ``images``; texts ``generated``; of them dropped by a rule (``unusable``), as ``near_equal`` and
+    as ``dissimilar``; ``kept``; and images without a kept caption (``images_without``).
+
+    Args:
+        folder: of the dataset.
+        name: of the captions.
+        config: model, sampling and filters.
+        splits: to caption; default: all.
+        pool: where the actors run; default: one actor.
+        progress: called after every shard.
 
     Raises:
-        UserError: the dataset, the model or the teacher cannot be opened, or the folder holds other captions.
+        UserError: the dataset, the model or the teacher cannot be opened, or the folder contains other captions.
     """
     dataset = open_dataset(folder)
     sidecar_folder(dataset.local_folder, "captions", name)
@@ -60,7 +67,7 @@ def caption_dataset(
     captioner, pool = CoCaCaptioner(config), pool or Pool(actors=1)
     recipe: dict[str, Any] = {
         "model": {"name": captioner.name, "hash": captioner.hash},
-        "config": _placeless(config),
+        "config": _without_paths(config),
         "device": "cuda" if pool.gpus else "cpu",
         "libraries": {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pyarrow")},
     }
@@ -73,7 +80,7 @@ def caption_dataset(
 
 
 class CaptionShard:
-    """An actor: holds the models, captions a shard for each task."""
+    """An actor that holds the models; each task captions a shard."""
 
     def __init__(self, folder: str, config: str, gpu: bool) -> None:
         self.folder = Path(folder)
@@ -81,13 +88,13 @@ class CaptionShard:
         self.captioner = CoCaCaptioner(self.config, gpu)
         self.judge = Judge(self.config.similarity, gpu) if self.config.similarity else None
 
-    def __call__(self, folder: Path, task: Task) -> MadeFiles:
+    def __call__(self, folder: Path, task: Task) -> TaskOutput:
         job = ShardJob.model_validate(task.payload)
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         path = folder / job.path
         with one_thread():
             entry = write_sidecar_shard(path, self._tables(self.folder / job.path, counts), CAPTIONS_SCHEMA)
-        return MadeFiles(files=(job.path,), result=shard_result(entry, counts))
+        return TaskOutput(files=(job.path,), result=shard_result(entry, counts))
 
     def _tables(self, shard: Path, counts: Counter[str]) -> Iterator[pa.Table]:
         for table in row_groups(shard, ("id", "image", "captions")):
@@ -115,7 +122,7 @@ class CaptionShard:
 
 
 class Judge:
-    """The quality filter."""
+    """The similarity filter: drops captions that the teacher finds unlike their image."""
 
     def __init__(self, config: SimilarityFilter, gpu: bool) -> None:
         self.teacher = EmbeddingTeacher(config.teacher, gpu=gpu)
@@ -133,16 +140,16 @@ class Judge:
         owner = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
         cosines = (image[owner] * self.teacher.texts(flat)).sum(dim=1).tolist()
         kept: list[list[str]] = [[] for _ in texts]
-        for text, place, cosine in zip(flat, owner, cosines, strict=True):
+        for text, index, cosine in zip(flat, owner, cosines, strict=True):
             if cosine >= self.minimum:
-                kept[place].append(text)
+                kept[index].append(text)
             else:
                 counts["dissimilar"] += 1
         return kept
 
 
 def usable(generated: Sequence[str], earlier: Sequence[str], rules: CleanRules, counts: Counter[str]) -> list[str]:
-    """The captions that cleaning and the comparison with each other and with ``earlier`` ones leave."""
+    """Return the captions that pass cleaning and are not near-equal to each other or to ``earlier`` ones."""
     cleaned = [text for text in (clean(text, rules) for text in generated) if text is not None]
     kept = without_near_equal(cleaned, earlier, rules.near_equal)
     counts["generated"] += len(generated)
@@ -151,8 +158,8 @@ def usable(generated: Sequence[str], earlier: Sequence[str], rules: CleanRules, 
     return kept
 
 
-def _placeless(config: CaptionConfig) -> dict[str, Any]:
-    """The settings without the paths of files, which their hashes stand for."""
+def _without_paths(config: CaptionConfig) -> dict[str, Any]:
+    """Return the settings without paths of files; the recipe has the hashes of those files instead."""
     tree = config.model_dump(mode="json", exclude={"model", "pretrained"})
     if config.similarity:
         tree["similarity"] = {"min_similarity": config.similarity.min_similarity}

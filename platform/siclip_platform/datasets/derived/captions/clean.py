@@ -1,4 +1,4 @@
-"""From generated texts to captions: cut, filtered, near-equal ones left out."""
+"""Generated texts to captions: cleaned, filtered, without near-equal ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPECIAL = re.compile(r"<\|?(?:start|end)_?of_?text\|?>")
 
 
 def clean(text: str, rules: CleanRules) -> str | None:
-    """The caption that a generated text becomes, or None where the rules leave it out."""
+    """Return the caption for a generated text, or None if a rule drops it."""
     text = " ".join(_SPECIAL.sub(" ", text).split())
     if rules.cut_at_stop:
         text = _STOP.split(text, maxsplit=1)[0]
@@ -30,18 +30,19 @@ def clean(text: str, rules: CleanRules) -> str | None:
 
 
 def near_equal(one: str, other: str, threshold: float) -> bool:
-    """Whether difflib's ratio 2M/T over the words, without case, reaches the threshold.
+    """Return whether difflib's ratio 2M/T over the words, ignoring case, is at least the threshold.
 
-    The order of words counts: "a dog left of a cat" and "a cat left of a dog" are two captions.
+    The order of the words matters: "a dog left of a cat" and "a cat left of a dog" are two captions.
     """
     if threshold == 0:
         return False
+    # The quick ratios are upper bounds, so most pairs are decided without the quadratic one.
     matcher = SequenceMatcher(None, _words(one), _words(other), autojunk=False)
     return all(ratio() >= threshold for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
 
 
 def without_near_equal(texts: Sequence[str], earlier: Sequence[str], threshold: float) -> list[str]:
-    """The texts that are not near-equal to one before them or to one of ``earlier``."""
+    """Return the texts that are not near-equal to a previous one or to one of ``earlier``."""
     kept: list[str] = []
     for text in texts:
         if not any(near_equal(text, other, threshold) for other in (*earlier, *kept)):

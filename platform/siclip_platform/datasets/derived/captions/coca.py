@@ -1,8 +1,8 @@
 """open_clip's CoCa (arXiv 2205.01917) as a captioner: images → texts by nucleus sampling.
 
-open_clip's own ``CoCa.generate`` needs classes that transformers 5 no longer has, draws from torch's global generator
-and encodes an image once for each caption. Here every draw follows from (seed, image id, caption number, token
-number), so that a caption does not depend on what else is in its batch, and an image is encoded once.
+open_clip's own ``CoCa.generate`` needs classes that transformers 5 removed, draws from torch's global generator and
+encodes an image once per caption. Here (seed, image id, caption number, token number) determine every draw, so a
+caption does not depend on the rest of its batch, and an image is encoded once.
 
 Shapes: B images, C captions of each, R = B·C rows, t tokens so far, V vocabulary.
 """
@@ -23,7 +23,7 @@ from siclip.errors import UserError
 from siclip.models.hashing import weights_hash
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, Sampling
 
-LIKELIEST = 256  # tokens that are looked at first: sorting the whole vocabulary takes longer
+LIKELIEST = 256  # tokens tried first: sorting the whole vocabulary takes longer
 Draws = np.ndarray
 """(R, max_tokens) float64 in [0, 1)"""
 
@@ -32,8 +32,8 @@ class CoCaCaptioner:
     """A CoCa with its preprocessing and its tokenizer.
 
     Raises:
-        UserError: open_clip has no such model or weights, it is no CoCa with CLIP's tokenizer, or it has fewer
-            positions than the captions are to have tokens.
+        UserError: open_clip has no such model or weights, the model is not a CoCa with CLIP's tokenizer, or it has
+            fewer positions than the captions may have tokens.
     """
 
     def __init__(self, config: CaptionConfig, gpu: bool = False) -> None:
@@ -45,16 +45,17 @@ class CoCaCaptioner:
         try:
             model: Any = open_clip.create_model(name, pretrained=config.pretrained, require_pretrained=True)
             tokenizer: Any = open_clip.get_tokenizer(name)
-        except Exception as error:  # whatever a parser says of bytes that are not its format, or a download
+        except Exception as error:
+            # Parsers of weights and downloads raise errors of many unrelated classes.
             raise UserError(_not_loaded(name, config.pretrained, error)) from None
         if not hasattr(model, "text_decoder"):
-            raise UserError(f"{name} is no CoCa, so it writes no captions: name one, such as coca_ViT-L-14")
+            raise UserError(f"{name} is not a CoCa and cannot write captions: name one, such as coca_ViT-L-14")
         if not isinstance(tokenizer, SimpleTokenizer):
-            raise UserError(f"{name} has not CLIP's tokenizer: name a CoCa with it, such as coca_ViT-L-14")
+            raise UserError(f"{name} does not use CLIP's tokenizer: name a CoCa that does, such as coca_ViT-L-14")
         positions = int(model.context_length)
         if config.sampling.max_tokens + 1 > positions:
             raise UserError(
-                f"{name} has {positions} positions, the start of a text and {config.sampling.max_tokens} tokens need "
+                f"{name} has {positions} positions, but the start token and {config.sampling.max_tokens} tokens need "
                 f"more: lower --max-tokens to {positions - 1} or less"
             )
         self.device = torch.device("cuda" if gpu else "cpu")
@@ -69,7 +70,7 @@ class CoCaCaptioner:
         self.name = f"{name}@{self.hash}" if is_file else f"{name}:{config.pretrained}"
 
     def captions(self, images: Sequence[np.ndarray], ids: Sequence[str], per_image: int) -> list[list[str]]:
-        """Pixels (height, width, 3) uint8 and ids → ``per_image`` generated texts of each image."""
+        """Pixels (height, width, 3) uint8 and ids → ``per_image`` generated texts for each image."""
         pixels = torch.stack([self.transform(Image.fromarray(image)) for image in images]).to(self.device)
         tokens = self.tokens(pixels, draws(self.sampling, ids, per_image))
         texts = [self._text(row) for row in tokens.tolist()]
@@ -77,8 +78,10 @@ class CoCaCaptioner:
 
     @torch.no_grad()
     def tokens(self, pixels: Tensor, uniforms: Draws) -> Tensor:
-        """Preprocessed images (B, 3, h, w) and draws (R, max_tokens) → ids (R, 1 + max_tokens + 1): start, tokens,
-        end, zeros; row r belongs to image r·B // R."""
+        """Preprocessed images (B, 3, h, w) and draws (R, max_tokens) → token ids (R, 1 + max_tokens + 1).
+
+        A row is: start, tokens, end, zeros. Row r is a caption of image r·B // R.
+        """
         end = self.tokenizer.eot_token_id
         rows, longest = uniforms.shape
         out = torch.zeros(rows, longest + 2, dtype=torch.long, device=self.device)
@@ -88,12 +91,12 @@ class CoCaCaptioner:
             encoded = self.model(pixels)
             image = torch.arange(rows, device=self.device) * len(pixels) // rows
             open_rows = torch.arange(rows, device=self.device)
-            for place in range(1, longest + 1):
-                logits = self._next_logits(encoded, image[open_rows], out[open_rows, :place])
-                if place <= self.sampling.min_tokens:
+            for position in range(1, longest + 1):
+                logits = self._next_logits(encoded, image[open_rows], out[open_rows, :position])
+                if position <= self.sampling.min_tokens:
                     logits[:, end] = -torch.inf
-                chosen = pick(logits, draw[open_rows, place - 1], self.sampling)
-                out[open_rows, place] = chosen
+                chosen = pick(logits, draw[open_rows, position - 1], self.sampling)
+                out[open_rows, position] = chosen
                 open_rows = open_rows[chosen != end]
                 if not len(open_rows):
                     break
@@ -118,46 +121,49 @@ class CoCaCaptioner:
 
 
 def draws(sampling: Sampling, ids: Sequence[str], per_image: int) -> Draws:
-    """Uniform numbers (len(ids) · per_image, max_tokens) that depend on (seed, id, caption number) alone."""
+    """Return uniform numbers (len(ids) · per_image, max_tokens) that depend only on (seed, id, caption number)."""
     keys = (stable_id(f"caption/{sampling.seed}/{name}/{number}") for name in ids for number in range(per_image))
     return np.stack([np.random.default_rng(key).random(sampling.max_tokens) for key in keys])
 
 
 def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """(R, V) and (R,) in [0, 1) → (R,) token ids: the inverse of the nucleus' distribution function at the draw."""
+    """Logits (R, V), draws (R,) in [0, 1) → token ids (R,): the inverse distribution function of the nucleus."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     distribution = (logits / sampling.temperature).softmax(dim=-1)
     shares, order = distribution.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
-    if (shares.sum(dim=-1) < sampling.top_p).any():  # the nucleus of a row is larger than that
+    # The nucleus of some row has more tokens than were tried.
+    if (shares.sum(dim=-1) < sampling.top_p).any():
         shares, order = distribution.sort(dim=-1, descending=True, stable=True)
     ends = shares.cumsum(dim=-1)
-    nucleus = (ends - shares) < sampling.top_p  # a token stays while those before it hold less than top_p
+    # A token is in the nucleus while the more likely ones have less than top_p.
+    nucleus = (ends - shares) < sampling.top_p
     mass = torch.where(nucleus, shares, 0).sum(dim=-1)
-    place = (ends <= (uniforms * mass)[:, None]).sum(dim=-1)
-    place = torch.minimum(place, nucleus.sum(dim=-1) - 1)
-    return order.gather(1, place[:, None])[:, 0]
+    index = (ends <= (uniforms * mass)[:, None]).sum(dim=-1)
+    # Rounding of the cumulative sum can lead past the last token of the nucleus.
+    index = torch.minimum(index, nucleus.sum(dim=-1) - 1)
+    return order.gather(1, index[:, None])[:, 0]
 
 
 def _registered(model: str) -> str:
-    """The name under which open_clip knows a model; a config file is added to those that it knows."""
+    """Return the name of a model in open_clip, after registering it if it is a config file."""
     import open_clip
 
     if not model.endswith(".json"):
         return model
     path = Path(model).absolute()
     if not path.is_file():
-        raise UserError(f"model config {path} does not exist: name a file in open_clip's form, or a model")
+        raise UserError(f"model config {path} does not exist: name a file in open_clip's format, or a model")
     if path.stem in open_clip.list_models() and not _same_file(path):
-        raise UserError(f"open_clip has a model {path.stem!r} of its own: name the file {path.name} otherwise")
+        raise UserError(f"open_clip already has a model {path.stem!r}: rename the file {path.name}")
     open_clip.add_model_config(path)
     if path.stem not in open_clip.list_models():
-        raise UserError(f"{path} is no model config: it needs embed_dim, vision_cfg, text_cfg and multimodal_cfg")
+        raise UserError(f"{path} is not a model config: it needs embed_dim, vision_cfg, text_cfg and multimodal_cfg")
     return path.stem
 
 
 def _same_file(path: Path) -> bool:
-    """Whether this file was added before."""
+    """Return whether open_clip's model of this name comes from this file."""
     import json
 
     import open_clip

@@ -1,4 +1,4 @@
-"""What captioning does to a dataset."""
+"""Settings of captioning."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ TAG = "mscoco_finetuned_laion2B-s13B-b90k"
 
 
 class Sampling(Config):
-    """How the next token is drawn: from the smallest set of tokens that holds ``top_p`` of the probability (nucleus
-    sampling, arXiv 1904.09751) at ``temperature``; 0 takes the likeliest. ``min_tokens`` and ``max_tokens``: of a
-    caption, without start and end. ``seed``: with the image's id and the caption's number it decides every draw.
+    """How the next token is drawn: nucleus sampling (arXiv 1904.09751).
+
+    Attributes:
+        top_p: draw from the smallest set of tokens with this probability.
+        temperature: of the distribution; 0 takes the most likely token.
+        min_tokens: of a caption, without start and end.
+        max_tokens: of a caption, without start and end.
+        seed: determines every draw together with the image's id and the caption's number.
     """
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
@@ -32,13 +37,18 @@ class Sampling(Config):
 
 
 class CleanRules(Config):
-    """What becomes of a generated text. Special tokens are always cut, white space made single and the space before
-    punctuation taken away.
+    """How a generated text becomes a caption.
 
-    ``cut_at_stop``: keep what stands before the first full stop. Captions of fewer than ``min_words`` or more than
-    ``max_words`` words (0: any) are left out, and those with one of ``without`` in them. Two captions of an image are
-    near-equal when difflib's ratio over their words, in order and without case, is ``near_equal`` or more; the later
-    one is left out, the dataset's own count as earlier. 1: only equal words; 0: keep all.
+    Special tokens, repeated white space and spaces before punctuation are always removed.
+
+    Attributes:
+        cut_at_stop: keep only the text before the first full stop.
+        lower_case: convert to lower case.
+        min_words: drop captions with fewer words.
+        max_words: drop captions with more words; 0: no limit.
+        without: drop captions that contain one of these texts, ignoring case.
+        near_equal: drop a caption if difflib's ratio over the words, ignoring case, with an earlier caption of the
+            image is at least this; the dataset's own captions are earlier. 1: only equal words; 0: keep all.
     """
 
     cut_at_stop: bool = True
@@ -52,20 +62,30 @@ class CleanRules(Config):
     @classmethod
     def _not_blank(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
         if any(not part.strip() for part in parts):
-            raise ValueError("an empty text stands in every caption")
+            raise ValueError("every caption contains an empty text: remove it")
         return parts
 
 
 class SimilarityFilter(Config):
-    """Leave out captions whose embedding by ``teacher`` has a cosine below ``min_similarity`` with their image's."""
+    """Drop captions whose cosine with their image, by the embeddings of ``teacher``, is below ``min_similarity``."""
 
     teacher: str
     min_similarity: float = Field(ge=-1, le=1)
 
 
 class CaptionConfig(Config):
-    """``model``: an open_clip name, or a JSON file with a model's config. ``pretrained``: a tag or a checkpoint.
-    ``batch_size``: images that are captioned together."""
+    """Settings of captioning.
+
+    Attributes:
+        model: a name in open_clip, or a JSON file with a model's config.
+        pretrained: a tag of the model, or a checkpoint.
+        per_image: captions generated per image.
+        sampling: how tokens are drawn.
+        rules: how texts are cleaned and filtered.
+        similarity: an additional filter by a teacher.
+        batch_size: images that are captioned together.
+        precision: of the model.
+    """
 
     model: str = COCA
     pretrained: str = TAG

@@ -1,1 +1,1 @@
-"""Teacher embeddings of a dataset, computed ahead and read in training."""
+"""Teacher embeddings of a dataset, computed before training."""

@@ -1,6 +1,6 @@
-"""What embeddings take on the disk, before they are made.
+"""The size of embeddings on disk, computed before they are built.
 
-N rows, K augmentations, C captions in all, D_i and D_t the teacher's widths.
+N rows, K augmentations, C captions in total, D_i and D_t the teacher's widths.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from siclip_platform.datasets.sidecar import Sidecar
 BOX_BYTES = 16
 SCALE_BYTES = 4
 LEVEL_BYTES = 0.11
-"""Of an element of a list, for Parquet's levels; measured, as are the next two."""
+"""Per list element, for Parquet's levels; measured, as are the next two."""
 GROUP_BYTES, FILE_BYTES = 100, 200
-"""Of a column in a row group (page header, footer) and in a file."""
+"""Per column of a row group (page header, footer) and of a file."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much there is to embed."""
+    """How much there is to embed.
+
+    Attributes:
+        rows: of the dataset.
+        captions: of the rows and of the caption sets beside the dataset.
+        groups: number of row groups.
+        files: number of shards.
+    """
 
     rows: int
     captions: int
@@ -35,7 +42,7 @@ class Extent:
 
 
 def extent(dataset: Dataset, splits: Sequence[str], sidecars: Sequence[Sidecar]) -> Extent:
-    """Counted in the files."""
+    """Count the rows and captions of some splits in the files."""
     shards = [shard for split in splits for shard in dataset.shards(split)]
     beside = [shard for sidecar in sidecars for split in splits for shard in sidecar.shards(split)]
     captions = 0
@@ -47,7 +54,7 @@ def extent(dataset: Dataset, splits: Sequence[str], sidecars: Sequence[Sidecar])
 
 
 def expected_bytes(layout: EmbeddingLayout, what: Extent) -> dict[str, float]:
-    """Part → bytes: N·K·D_i and C·D_t numbers, N·K boxes, for int8 N·K + C scales, and Parquet's own."""
+    """Return part → bytes: N·K·D_i and C·D_t numbers, N·K boxes, for int8 N·K + C scales, and Parquet's overhead."""
     image, text = layout.vector_bytes
     crops = what.rows * layout.augmentations
     parts: dict[str, float] = {
@@ -65,16 +72,16 @@ def expected_bytes(layout: EmbeddingLayout, what: Extent) -> dict[str, float]:
 
 
 def check_budget(parts: dict[str, float], budget: int | None) -> None:
-    """Refuse what is larger than the budget.
+    """Check that the parts fit into ``budget`` bytes (None: no limit).
 
     Raises:
-        UserError: with the figures.
+        UserError: they do not; the message states the sizes.
     """
     total = sum(parts.values())
     if budget is not None and total > budget:
         largest = max(parts, key=lambda part: parts[part])
         raise UserError(
-            f"the embeddings take {total / 1e9:.3f} GB, {parts[largest] / 1e9:.3f} GB of them {largest}, and the "
-            f"disk budget is {budget / 1e9:.3f} GB: take fewer --augmentations, --numbers int8, fewer --captions, or "
+            f"the embeddings take {total / 1e9:.3f} GB, {parts[largest] / 1e9:.3f} GB of them {largest}, but the "
+            f"disk budget is {budget / 1e9:.3f} GB: use fewer --augmentations, --numbers int8, fewer --captions, or "
             "a higher --disk-budget"
         )

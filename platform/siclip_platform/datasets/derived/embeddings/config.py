@@ -1,4 +1,4 @@
-"""What embedding does to a dataset."""
+"""Settings of embedding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from siclip_platform.datasets.derived.embeddings.teacher import Precision
 
 
 class EmbedConfig(Config):
-    """``teacher``: a checkpoint of ours or ``open_clip:NAME:TAG``. ``augmentations``: K crops of each image, of
-    ``crop_scale`` to all of its area, drawn by (``seed``, id, number); at crop_scale 1 the largest square.
+    """Settings of embedding.
 
-    ``image_size``: what a crop is resized to before the teacher resizes it to its own: the student's size gives what
-    the teacher gives online; default: the teacher's. ``captions``: those beside the dataset that are embedded behind
-    its own. ``batch_size``: images or texts that the teacher gets together.
+    Attributes:
+        teacher: a siclip checkpoint or ``open_clip:NAME:TAG``.
+        augmentations: K, the number of crops per image.
+        crop_scale: a crop has at least this share of the image's area; 1: the largest centred square.
+        seed: determines the crops together with the image's id and the crop's number.
+        image_size: size that a crop is resized to before the teacher resizes it to its own. The student's size gives
+            the embeddings that the teacher computes in training. Default: the teacher's.
+        numbers: number format on disk.
+        captions: caption sets beside the dataset that are embedded after its own captions.
+        batch_size: images or texts per call of the teacher.
+        precision: of the teacher.
     """
 
     teacher: str

@@ -1,4 +1,4 @@
-"""Teacher embeddings of a dataset: a sidecar that a teacher writes on Ray Data, shard by shard.
+"""Teacher embeddings of a dataset: a sidecar that a teacher writes shard by shard on Ray Data.
 
 Shapes: N rows of a row group, K augmentations, D the teacher's widths.
 """
@@ -25,7 +25,7 @@ from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, UsedCaptions, embedding_table
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.sidecar_stage import (
-    Made,
+    MadeSidecar,
     Progress,
     ShardJob,
     check_free_space,
@@ -34,17 +34,25 @@ from siclip_platform.datasets.derived.sidecar_stage import (
     row_groups,
     shard_result,
 )
-from siclip_platform.datasets.derived.stage import Made as MadeFiles
-from siclip_platform.datasets.derived.stage import Pool, Task
+from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar, sidecar_folder, write_sidecar_shard
 
-VERSION = "1"  # raise it whenever the same recipe gives other embeddings
+VERSION = "1"  # increase it when the same recipe gives other embeddings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An embedding that was looked at and not yet made. ``bytes``: part → bytes on the disk."""
+    """Embeddings to be built.
+
+    Attributes:
+        dataset: to embed.
+        name: of the embeddings.
+        config: settings.
+        splits: to embed.
+        layout: of the columns.
+        bytes: part → bytes on disk.
+    """
 
     dataset: Dataset
     name: str
@@ -58,17 +66,17 @@ class Plan:
         return sidecar_folder(self.dataset.local_folder, "embeddings", self.name)
 
     def check(self, disk_budget: int | None) -> None:
-        """Refuse what does not fit the budget or the disk.
+        """Check that the embeddings fit into the budget and on the disk.
 
         Raises:
-            UserError: with the figures.
+            UserError: they do not; the message states the sizes.
         """
         check_budget(self.bytes, disk_budget)
         check_free_space(self.folder, int(sum(self.bytes.values())))
 
 
 def plan_embedding(folder: Path, name: str, config: EmbedConfig, splits: Sequence[str] = ()) -> Plan:
-    """Open the dataset, the captions beside it and the teacher, and count what there is to embed.
+    """Open the dataset, the captions beside it and the teacher, and compute the size of the embeddings.
 
     Raises:
         UserError: one of them cannot be opened.
@@ -92,8 +100,11 @@ def plan_embedding(folder: Path, name: str, config: EmbedConfig, splits: Sequenc
     return Plan(dataset, name, config, chosen, layout, expected_bytes(layout, what))
 
 
-def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | None = None) -> Made:
-    """Make what is planned; for killed and repeated calls see `make_sidecar`. Counts: ``images``, ``captions``."""
+def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | None = None) -> MadeSidecar:
+    """Build planned embeddings; the counts are ``images`` and ``captions``.
+
+    See `make_sidecar` for interrupted and repeated calls.
+    """
     config, pool = plan.config, pool or Pool(actors=1)
     recipe = {
         "layout": plan.layout.model_dump(mode="json"),
@@ -111,7 +122,7 @@ def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | 
 
 
 class EmbedShard:
-    """An actor: holds the teacher, embeds a shard for each task."""
+    """An actor that holds the teacher; each task embeds a shard."""
 
     def __init__(self, folder: str, config: str, layout: str, gpu: bool) -> None:
         self.folder = Path(folder)
@@ -123,12 +134,12 @@ class EmbedShard:
         dataset = open_dataset(self.folder)
         self.captions: list[Sidecar] = [open_sidecar(dataset, "captions", name) for name in self.config.captions]
 
-    def __call__(self, folder: Path, task: Task) -> MadeFiles:
+    def __call__(self, folder: Path, task: Task) -> TaskOutput:
         job = ShardJob.model_validate(task.payload)
         counts = {"images": 0, "captions": 0}
         with one_thread():
             entry = write_sidecar_shard(folder / job.path, self._tables(job, counts), self.layout.schema)
-        return MadeFiles(files=(job.path,), result=shard_result(entry, counts))
+        return TaskOutput(files=(job.path,), result=shard_result(entry, counts))
 
     def _tables(self, job: ShardJob, counts: dict[str, int]) -> Iterator[pa.Table]:
         for index, table in enumerate(row_groups(self.folder / job.path, ("id", "image", "captions"))):
@@ -140,13 +151,13 @@ class EmbedShard:
             yield self._table(table, texts)
 
     def _table(self, table: pa.Table, texts: list[list[str]]) -> pa.Table:
-        """One row group at a time; its crops are decoded batch by batch."""
+        """Embed one row group; its crops are decoded batch by batch, to bound the memory."""
         boxes = np.empty((table.num_rows, self.config.augmentations, 4), dtype=np.int32)
         image = [torch.empty(0, self.layout.widths[0])]
         size = max(1, self.config.batch_size // self.config.augmentations)
         for first in range(0, table.num_rows, size):
             some = table.slice(first, size).select(["id", "image"]).to_pylist()
-            crops = [self._crops(row, boxes[first + place]) for place, row in enumerate(some)]
+            crops = [self._crops(row, boxes[first + index]) for index, row in enumerate(some)]
             image.append(self.teacher.images(np.concatenate(crops)))
         flat = [text for some in texts for text in some]
         text = [torch.empty(0, self.layout.widths[1])]
@@ -157,7 +168,7 @@ class EmbedShard:
         return embedding_table(self.layout, torch.cat(image), boxes, torch.cat(text), [len(some) for some in texts])
 
     def _crops(self, row: dict[str, Any], boxes: np.ndarray) -> np.ndarray:
-        """The crops (K, height, width, 3) of a row; their boxes are written to ``boxes`` (K, 4)."""
+        """Return the crops (K, height, width, 3) of a row and write their boxes to ``boxes`` (K, 4)."""
         pixels = decode_image(row["image"], f"sample {row['id']!s}")
         config = self.config
         height, width = pixels.shape[:2]
@@ -166,6 +177,6 @@ class EmbedShard:
 
 
 def _key(teacher: EmbeddingTeacher, config: EmbedConfig) -> str:
-    """A hash of the teacher's weights and of how its inputs are made."""
+    """Return a hash of the teacher's weights and of the preprocessing of its inputs."""
     inputs = f"crop, bilinear to {teacher.size}; {teacher.context_length} CLIP tokens; {config.precision}"
     return hashlib.sha256(f"{teacher.identity}|{inputs}".encode()).hexdigest()[:16]

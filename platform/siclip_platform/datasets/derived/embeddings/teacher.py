@@ -1,4 +1,4 @@
-"""A teacher of the engine as two functions, images → embeddings and texts → embeddings.
+"""A teacher as two functions, images → embeddings and texts → embeddings.
 
 Shapes: B batch, D the teacher's widths.
 """
@@ -25,7 +25,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def load_teacher(name: str) -> ModelTeacher | OpenClipTeacher:
-    """A checkpoint of ours by path or URI, or ``open_clip:NAME:TAG``, TAG a pretrained tag or a path.
+    """Load a teacher: a siclip checkpoint by path or URI, or ``open_clip:NAME:TAG`` with a pretrained tag or a path.
 
     Raises:
         UserError: there is no such teacher.
@@ -34,14 +34,19 @@ def load_teacher(name: str) -> ModelTeacher | OpenClipTeacher:
         return ModelTeacher(read_model(name))
     model, colon, tag = name.removeprefix(OPEN_CLIP).partition(":")
     if not colon:
-        raise UserError(f"teacher {name!r}: write open_clip:NAME:TAG, TAG a pretrained tag or a path")
+        raise UserError(f"teacher {name!r}: write open_clip:NAME:TAG, where TAG is a pretrained tag or a path")
     return OpenClipTeacher(model, tag)
 
 
 class EmbeddingTeacher:
-    """A teacher that computes what it would compute online, for images or texts alone.
+    """A teacher that embeds images or texts alone, with the same result as in training.
 
-    ``size``: (height, width) of the images that it is to get; default: its own.
+    Attributes:
+        size: (height, width) of the images that it expects.
+        context_length: of the captions, in tokens.
+        identity: name and hash of the weights.
+        widths: of its image and text embeddings.
+        logit_scale: of the teacher.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class EmbeddingTeacher:
         return torch.zeros(count, *self.size, 3, dtype=torch.uint8)
 
     def _embed(self, images: Tensor, tokens: Tensor) -> Embeddings:
-        """The teacher's image and text sides know nothing of each other, so their batches may differ in length."""
+        """Embed a batch; images and texts are embedded independently, so their numbers may differ."""
         ids = torch.zeros(0, dtype=torch.int64)
         batch = Batch(images=images, tokens=tokens, image_ids=ids, caption_ids=ids).to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):

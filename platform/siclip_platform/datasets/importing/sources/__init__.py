@@ -1,4 +1,4 @@
-"""Where image–caption pairs come from: every layout as pieces that one task reads, and samples of one form.
+"""Sources of an import: every layout is cut into parts, one per task, that yield samples of one form.
 
-`find.find_source` cuts a source into pieces, `piece.read_samples` yields a piece's samples in order.
+`find.find_source` cuts a source into parts, `part.read_samples` yields the samples of a part in order.
 """

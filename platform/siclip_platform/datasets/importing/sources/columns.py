@@ -1,4 +1,4 @@
-"""Which columns of a table hold what, and a row of it as a sample."""
+"""The columns of a table by their role, and a row as a sample."""
 
 from __future__ import annotations
 
@@ -21,28 +21,40 @@ CATEGORY = ("category", "class", "label")
 
 
 class ColumnNames(Config):
-    """Names of columns; None: the first of the usual names that the table has."""
+    """Names of columns; None: the first of the usual names that the table has.
+
+    Attributes:
+        image: bytes or path of the image.
+        caption: one or more columns with captions.
+        id: of the sample.
+        category: of the image.
+    """
 
     image: str | None = None
     caption: tuple[str, ...] = ()
     id: str | None = None
     category: str | None = None
 
-    def found_in(self, names: Sequence[str], place: str) -> ColumnNames:
-        """The same with every name filled in (``id`` and ``category`` stay None where the table has none).
+    def found_in(self, names: Sequence[str], where: str) -> ColumnNames:
+        """Fill in the columns that are None; ``id`` and ``category`` stay None if the table has no such column.
+
+        Args:
+            names: columns of the table.
+            where: the table's name for the message.
 
         Raises:
-            UserError: the table of ``place`` lacks one that was named, or has no usual one for image or caption.
+            UserError: the table lacks a named column, or has no usual column for the image or the caption.
         """
         for named in (self.image, *self.caption, self.id, self.category):
             if named is not None and named not in names:
-                raise UserError(f"{place} has no column {named!r}: it has {', '.join(names)}")
+                raise UserError(f"{where} has no column {named!r}: it has {', '.join(names)}")
         image = self.image or _first((*IMAGE, *PATH), names)
         caption = self.caption or tuple(name for name in [_first(CAPTION, names, image)] if name)
         if image is None or not caption:
             what, option = ("an image", "--image-column") if image is None else ("a caption", "--caption-column")
-            raise UserError(f"no column of {place} has a usual name for {what}: it has {', '.join(names)}; "
-                            f"name one with {option}")  # fmt: skip
+            raise UserError(
+                f"no column of {where} has a usual name for {what}: it has {', '.join(names)}; name one with {option}"
+            )
         return ColumnNames(
             image=image,
             caption=caption,
@@ -56,12 +68,20 @@ def _first(wanted: Sequence[str], names: Sequence[str], taken: str | None = None
 
 
 def row_sample(
-    row: Mapping[str, Any], columns: ColumnNames, source: str, place: str, read: Callable[[str], bytes]
+    row: Mapping[str, Any], columns: ColumnNames, source: str, location: str, read: Callable[[str], bytes]
 ) -> SourceSample:
-    """A row as a sample. ``columns`` are filled in; ``read`` gives the bytes of an image from its path."""
+    """Return a row of a table as a sample.
+
+    Args:
+        row: column → value.
+        columns: from `ColumnNames.found_in`.
+        source: as in `SourceSample`.
+        location: as in `SourceSample`.
+        read: returns the bytes of an image for its path.
+    """
     stem = posixpath.splitext(source)[0]
     identity = row.get(columns.id) if columns.id else None
-    sample_id = str(identity) if identity not in (None, "") else f"{stem}:{place}"
+    sample_id = str(identity) if identity not in (None, "") else f"{stem}:{location}"
     used = {columns.image, *columns.caption, columns.id, columns.category}
     meta = {name: plain(value) for name, value in row.items() if name not in used and value is not None}
     category = row.get(columns.category) if columns.category else None
@@ -76,11 +96,11 @@ def row_sample(
     except Rejection as error:
         rejected = error
     text = None if category is None else str(category)
-    return SourceSample(source, place, sample_id, image, captions, text, meta, rejected)
+    return SourceSample(source, location, sample_id, image, captions, text, meta, rejected)
 
 
 def _captions(row: Mapping[str, Any], columns: ColumnNames) -> tuple[Caption, ...]:
-    """Of one column as it is; of several, what is not null of each, in their order."""
+    """Return the captions of a row; null values of several columns are omitted."""
     if len(columns.caption) == 1:
         return captions_of(row.get(columns.caption[0]))
     values = [row[name] for name in columns.caption if row.get(name) is not None]
@@ -89,10 +109,10 @@ def _captions(row: Mapping[str, Any], columns: ColumnNames) -> tuple[Caption, ..
 
 
 def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
-    """Encoded image of a value: bytes, a path, or a struct with ``bytes`` or ``path`` (Hugging Face).
+    """Return the encoded image of a value: bytes, a path, or a struct with ``bytes`` or ``path`` (Hugging Face).
 
     Raises:
-        Rejection: there is none, or the file that it names cannot be read.
+        Rejection: there is no image, or its file cannot be read.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -105,13 +125,14 @@ def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
     try:
         return read(value)
     except READ_ERRORS as error:
+        # The ledger must not contain the signature of a signed URI, which the error may quote.
         clean = without_credentials(value)
-        said = str(error).replace(value, clean).replace(value.removeprefix(clean), "")
-        raise Rejection(Reason.MISSING_IMAGE, f"{clean}: {said}") from None
+        problem = str(error).replace(value, clean).replace(value.removeprefix(clean), "")
+        raise Rejection(Reason.MISSING_IMAGE, f"{clean}: {problem}") from None
 
 
 def plain(value: Any) -> Any:
-    """A value of a table as JSON can hold it."""
+    """Convert a value of a table to a JSON value."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Lists of image paths and captions: CSV, TSV, JSON lines; cut at byte offsets so that a task reads its rows only."""
+"""Lists of image paths and captions (CSV, TSV, JSON lines), cut at byte offsets: a task reads only its rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Row = dict[str, Any] | Rejection
 
 
 def rows_with_offsets(stream: Any, name: str, header: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """(bytes up to the row's end, row) from where the stream stands. ``header``: names of a CSV's fields.
+    """Yield (bytes up to the row's end, row) from the stream's position; ``header`` has the names of a CSV's fields.
 
-    What cannot be parsed is a `Rejection` in its place. Bytes that are not UTF-8 come as lone surrogates.
+    A row that cannot be parsed is a `Rejection`. Bytes that are not UTF-8 are decoded to lone surrogates.
     """
     lines = _Lines(io.BufferedReader(stream, BUFFER))
     if name.lower().endswith(JSON_LINES):
@@ -43,10 +43,12 @@ def rows_with_offsets(stream: Any, name: str, header: tuple[str, ...]) -> Iterat
 
 
 def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
-    """Names of the columns and the bytes that the header takes (0 for JSON lines, whose first row tells them).
+    """Return the names of the columns and the size of the header in bytes.
+
+    JSON lines have no header (0 bytes); their columns are the keys of the first object.
 
     Raises:
-        UserError: there is no header that can be read.
+        UserError: there is no readable header.
     """
     lines = _Lines(io.BufferedReader(stream, BUFFER))
     if name.lower().endswith(JSON_LINES):
@@ -60,8 +62,8 @@ def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
     except (StopIteration, csv.Error) as error:
         reason = str(error) or "it is empty"
         raise UserError(
-            f"{name} has no header of columns ({reason}): save it as UTF-8 with a first line of names and the "
-            "line ends of Unix or Windows"
+            f"{name} has no header ({reason}): save it as UTF-8 with the names of the columns in the first line "
+            "and Unix or Windows line ends"
         ) from None
     if "\0" in "".join(fields):
         raise UserError(f"{name} is not UTF-8 but looks like UTF-16: save it as UTF-8")
@@ -69,15 +71,30 @@ def read_header(stream: Any, name: str) -> tuple[tuple[str, ...], int]:
 
 
 def _reader(lines: _Lines, name: str) -> Any:
-    """``strict``: a quotation mark that does not close, or has more behind it, makes a damaged row."""
+    # strict: an unclosed quotation mark, or text after a closing one, is an error of the row.
     return csv.reader(lines, delimiter=DELIMITERS[name[-4:].lower()], strict=True)
 
 
 def list_samples(
-    stream: Any, name: str, first: int, count: int, header: tuple[str, ...], columns: ColumnNames,
+    stream: Any,
+    name: str,
+    first: int,
+    count: int,
+    header: tuple[str, ...],
+    columns: ColumnNames,
     read: Callable[[str], bytes],
-) -> Iterator[SourceSample]:  # fmt: skip
-    """``count`` samples from where the stream stands; the first is row ``first`` of the list, counted from 0."""
+) -> Iterator[SourceSample]:
+    """Yield samples from the stream's position.
+
+    Args:
+        stream: a binary file.
+        name: of the file, relative to the source.
+        first: index in the list of the first row.
+        count: of rows.
+        header: names of a CSV's fields.
+        columns: from `ColumnNames.found_in`.
+        read: returns the bytes of an image for its path.
+    """
     for number, (_, row) in enumerate(rows_with_offsets(stream, name, header), first):
         if number == first + count:
             return
@@ -88,7 +105,7 @@ def list_samples(
 
 
 class _Lines:
-    """Lines of text, and how many bytes they were."""
+    """Decoded lines of a file, and the number of bytes read so far."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self.stream = stream

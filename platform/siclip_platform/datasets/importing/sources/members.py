@@ -1,4 +1,4 @@
-"""Samples out of files that share a name: members of tar archives (WebDataset), images with captions in folders."""
+"""Samples from files with a common name: members of tar archives (WebDataset), or images with captions in folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, *READ_ERRORS)
 
 @dataclass
 class _Group:
-    """Files of one name: extension → bytes."""
+    """Files with a common name: extension → bytes."""
 
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class _Group:
 
 
 class _Header(tarfile.TarInfo):
-    """Tells the archive that its end mark was seen; Python's reader takes a cut archive for a finished one."""
+    """Marks the archive when its end mark is read: tarfile accepts a truncated archive as a whole one."""
 
     @classmethod
     def fromtarfile(cls, archive: Any) -> Any:
@@ -50,10 +50,10 @@ class _Header(tarfile.TarInfo):
 
 
 def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
-    """The samples of a tar archive, in its order; consecutive members of one name make a sample.
+    """Yield the samples of a tar archive, in its order; consecutive members with a common name form a sample.
 
-    Members are read in memory, one sample at a time. An archive that is cut or damaged gives the samples before the
-    damage and then one that is rejected in its place.
+    One sample at a time is in memory. A truncated or damaged archive yields the samples before the damage, then a
+    rejected one.
     """
     group: _Group | None = None
     count = 0
@@ -73,7 +73,8 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSampl
             if not getattr(archive, "ended", False):
                 raise tarfile.ReadError("its end mark is missing")
     except BROKEN_ARCHIVE as error:
-        if group is not None:  # the damage may lie behind a pair that is whole
+        # The damage may be after a complete sample.
+        if group is not None:
             last = _sample(group, source)
             if last.rejected is None:
                 yield last
@@ -85,7 +86,7 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSampl
 
 
 def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[SourceSample]:
-    """The samples of files in a folder, named relative to it; those of one stem are one sample."""
+    """Yield the samples of files in a folder; files with a common stem form a sample."""
     group: _Group | None = None
     for name in names:
         key, _, extension = name.rpartition(".")
@@ -102,7 +103,7 @@ def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[Sou
 
 
 def _split(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the extension begins at the first dot of the file's name."""
+    """Split a name by WebDataset's rule: the extension begins at the first dot of the file's name."""
     folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     return posixpath.join(folder, stem), extension.lower()
@@ -161,7 +162,7 @@ def _meta(data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {}
     try:
-        value = json.loads(decode_text(data, "the .json"), parse_constant=str)  # no NaN, which is no JSON
+        value = json.loads(decode_text(data, "the .json"), parse_constant=str)  # NaN and Infinity are not JSON
     except (ValueError, RecursionError) as error:
         raise Rejection(Reason.DAMAGED_ROW, f"the .json is none: {error}") from None
     return value if isinstance(value, dict) else {"json": value}

@@ -1,4 +1,4 @@
-"""A pair as a source gives it, and why one cannot be used."""
+"""A sample as its source has it, and the reasons for rejecting one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from siclip_platform.datasets.schema import ORIGINAL
 
 
 class Reason(StrEnum):
-    """Why a row is not taken over; the words of the ledger."""
+    """Why a row is rejected; the values of the ledger's column ``reason``."""
 
     TRUNCATED = "truncated"
     NOT_AN_IMAGE = "not an image"
@@ -31,12 +31,12 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near duplicate"
 
 
-LEFT_OUT = frozenset({Reason.NOT_DOWNLOADED, Reason.DUPLICATE_IMAGE, Reason.NEAR_DUPLICATE})
-"""Reasons that say nothing about damage: such rows do not count as bad."""
+NOT_BAD = frozenset({Reason.NOT_DOWNLOADED, Reason.DUPLICATE_IMAGE, Reason.NEAR_DUPLICATE})
+"""Reasons that are no sign of damage: such rows do not count as bad."""
 
 
 class Rejection(Exception):
-    """A row that cannot be used."""
+    """A row cannot be used, for a `Reason`. ``detail`` is stored in the ledger."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -46,6 +46,8 @@ class Rejection(Exception):
 
 @dataclass(frozen=True)
 class Caption:
+    """A caption of a sample; ``source`` and ``model`` as in the dataset's schema."""
+
     text: str
     source: str = ORIGINAL
     model: str | None = None
@@ -53,13 +55,21 @@ class Caption:
 
 @dataclass(frozen=True)
 class SourceSample:
-    """A pair. ``source`` is a file relative to the source's root, ``place`` where in it the pair stands.
+    """An image with its captions, as the source has them.
 
-    ``rejected``: the source itself shows that it cannot be used; then the other fields hold what is known.
+    Attributes:
+        source: a file, relative to the source's root.
+        location: of the sample in that file: the index of a row, or the name of a member.
+        id: of the sample.
+        image: encoded.
+        captions: at least one, unless the sample is rejected.
+        category: of the image.
+        meta: JSON values of other columns.
+        rejected: why the reader could not read the sample. The other fields then have what is known.
     """
 
     source: str
-    place: str
+    location: str
     id: str
     image: bytes | None = None
     captions: tuple[Caption, ...] = ()
@@ -69,10 +79,10 @@ class SourceSample:
 
 
 def decode_text(data: bytes, what: str) -> str:
-    """UTF-8 text, a byte order mark left out.
+    """Decode UTF-8 text without a byte order mark; ``what`` names it in the ledger.
 
     Raises:
-        Rejection: it is not UTF-8.
+        Rejection: the bytes are not UTF-8.
     """
     try:
         return data.decode("utf-8-sig")
@@ -81,12 +91,12 @@ def decode_text(data: bytes, what: str) -> str:
 
 
 def captions_of(value: Any) -> tuple[Caption, ...]:
-    """Captions of a column's value: a text, a list of texts, or structs with a ``text`` (as in our own schema).
+    """Return the captions of a value: a text, or a list of texts or of structs with a ``text`` (as in `SCHEMA`).
 
-    Runs of white space become one space; blank texts among others are left out.
+    Runs of white space become one space. Blank texts are dropped.
 
     Raises:
-        Rejection: there is none, all are blank, or a text cannot be stored as UTF-8.
+        Rejection: there is no caption, all are blank, or a text cannot be encoded as UTF-8.
     """
     if value is None:
         raise Rejection(Reason.MISSING_CAPTION, "there is no caption")

@@ -1,4 +1,4 @@
-"""Samples out of Parquet files (img2dataset's and any other) and of Arrow files that ``datasets`` saved."""
+"""Samples from Parquet files (of img2dataset or any other) and from Arrow files that ``datasets`` saved."""
 
 from __future__ import annotations
 
@@ -24,9 +24,18 @@ def parquet_samples(
     columns: ColumnNames,
     read: Callable[[str], bytes],
 ) -> Iterator[SourceSample]:
-    """The rows of some row groups, in order; the first is row ``first`` of the file.
+    """Yield the rows of some row groups, in order.
 
-    In a row group that is damaged, each row from the damage on is rejected; the next row group is read again.
+    In a damaged row group every row from the damage on is rejected; reading resumes with the next row group.
+
+    Args:
+        filesystem: of pyarrow.
+        path: in the filesystem.
+        name: of the file, relative to the source.
+        groups: row groups to read.
+        first: index in the file of the first row.
+        columns: from `ColumnNames.found_in`.
+        read: returns the bytes of an image for its path.
     """
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -41,7 +50,7 @@ def parquet_samples(
 def _group(
     file: Any, group: int, name: str, numbers: range, columns: ColumnNames, read: Callable[[str], bytes]
 ) -> Iterator[SourceSample]:
-    """``numbers``: of the row group's rows in the file."""
+    """Yield the rows of a row group; ``numbers`` are their indices in the file."""
     number = numbers.start
     try:
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
@@ -56,7 +65,7 @@ def _group(
 def arrow_samples(
     filesystem: Any, path: str, name: str, columns: ColumnNames, read: Callable[[str], bytes]
 ) -> Iterator[SourceSample]:
-    """The rows of an Arrow IPC stream or file, in order. What is damaged is rejected."""
+    """Yield the rows of an Arrow IPC stream or file, in order, and a rejected sample where the file is damaged."""
     number = 0
     try:
         with filesystem.open_input_file(path) as stream:
@@ -70,7 +79,7 @@ def arrow_samples(
 def _rows(
     batch: Any, columns: ColumnNames, name: str, first: int, read: Callable[[str], bytes]
 ) -> Iterator[SourceSample]:
-    """The rows of a batch; one whose values cannot be read, such as text that is not UTF-8, is rejected alone."""
+    """Yield the rows of a batch; a row with an unreadable value, such as text that is not UTF-8, is rejected."""
     for number in range(batch.num_rows):
         try:
             [row] = batch.slice(number, 1).to_pylist()
@@ -82,20 +91,20 @@ def _rows(
 
 
 def parquet_layout(filesystem: Any, path: str) -> tuple[list[str], list[int]]:
-    """Names of the columns, and rows of each row group."""
+    """Return the names of the columns and the rows of each row group."""
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         metadata = file.metadata
         return file.schema_arrow.names, [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
 
 
 def arrow_names(filesystem: Any, path: str) -> list[str]:
-    """Names of the columns."""
+    """Return the names of the columns."""
     with filesystem.open_input_file(path) as stream:
         return list(_reader(stream).schema.names)
 
 
 def _reader(stream: Any) -> Any:
-    """Hugging Face writes the stream format; other tools the file format, which begins with a mark."""
+    """Open either Arrow format: Hugging Face writes streams; other tools write files, which begin with a magic."""
     is_file = bytes(stream.read(6)) == b"ARROW1"
     stream.seek(0)
     return pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)

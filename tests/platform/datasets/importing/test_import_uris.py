@@ -1,4 +1,4 @@
-"""Sources that are not local paths: object storage, and whatever fsspec knows."""
+"""Sources by URI: object storage, and schemes of fsspec."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(root: str, folder: Path) -> Imported:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Imported]:
-    folder = tmp_path_factory.mktemp("places")
+    folder = tmp_path_factory.mktemp("uris")
     write_pairs(folder / "pairs", 40, 20, 0.1)
     return folder / "pairs", run(str(folder / "pairs"), folder / "out")
 

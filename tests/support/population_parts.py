@@ -1,4 +1,4 @@
-"""A population of trainings that cost nothing, whose best weight falls from 100 to 10 while they train."""
+"""A population of fake trainings whose best weight falls from 100 to 10 while they train."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gain(weight: float, step: int) -> float:
 
 
 def follow(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """A training whose state is all that its weights have come to, and the weights themselves."""
+    """A training whose state is the sum of its gains and the weights that it applied."""
     state = json.loads(checkpoint.read_text()) if checkpoint else {"level": 0.0, "applied": []}
     for step in range(len(state["applied"]), recipe.training.steps):
         weight = recipe.loss.at(step).feature_distillation
@@ -65,8 +65,13 @@ def follow(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
 
 def plan_of(folder: Path, data: Path, weights: list[float], **more: Any) -> Any:
     searcher = make_searcher(
-        space(), seed=0, num_trials=len(weights), max_steps=STEPS, study_name="p", storage=folder / "optuna.db",
+        space(),
+        seed=0,
+        num_trials=len(weights),
+        max_steps=STEPS,
+        study_name="p",
+        storage=folder / "optuna.db",
         points_to_evaluate=[{PATH: weight} for weight in weights],
-    )  # fmt: skip
+    )
     given = {"base": base(data), "searcher": searcher, "trials": len(weights), "run": follow, "concurrent": 2}
     return parts.plan(folder, data, [], **{**given, "population": population(), **more})

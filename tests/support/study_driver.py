@@ -1,4 +1,4 @@
-"""A driver of a study, to be killed: python study_driver.py OUT DATA TRIALS. Started again it goes on."""
+"""A driver of a study, for tests that kill it: python study_driver.py OUT DATA TRIALS. Run again, it resumes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ parameters:
 
 def main(out: Path, data: Path, trials: int) -> int:
     with ray_cluster(Needs(concurrent=1, worker_cpus=1.0)):
-        from ray.tune.schedulers import ASHAScheduler
-
         from siclip_platform.metrics import METRICS
         from siclip_platform.search.ledger.recorder import Recorder
         from siclip_platform.search.policy.searcher import make_searcher
@@ -31,17 +29,17 @@ def main(out: Path, data: Path, trials: int) -> int:
         folder = out / "s"
         tracker = Tracker(default_tracking_uri(out), artifacts=out / "artifacts", spool=folder)
         study = tracker.start("s", "study", params={}, tags={"study": "s"}, key="s", reopen=True)
+        space = parse_space(SPACE, "s.yaml", METRICS, None)
         searcher = make_searcher(
-            parse_space(SPACE, "s.yaml", METRICS, None), seed=5, num_trials=trials, max_steps=parts.STEPS,
-            study_name="s", storage=folder / "optuna.db",
-        )  # fmt: skip
-        asha = ASHAScheduler(
-            time_attr="step", metric=parts.METRIC, mode="max", max_t=parts.STEPS, grace_period=2, reduction_factor=2
+            space,
+            seed=5,
+            num_trials=trials,
+            max_steps=parts.STEPS,
+            study_name="s",
+            storage=folder / "optuna.db",
         )
-        plan = parts.plan(
-            folder, data, [], base=parts.base_recipe(data, checkpoint_every=2), searcher=searcher, scheduler=asha,
-            trials=trials,
-        )  # fmt: skip
+        base = parts.base_recipe(data, checkpoint_every=2)
+        plan = parts.plan(folder, data, [], base=base, searcher=searcher, scheduler=parts.asha(), trials=trials)
         result = run_study(plan, Recorder(tracker, study, {"study": "s"}))
         study.finish("interrupted" if result.interrupted else "completed")
         tracker.close()

@@ -1,4 +1,4 @@
-"""A training that costs nothing, and the parts of a study around it, for the tests of studies."""
+"""A fake training that takes no time, and the other parts of a study, for tests of studies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siclip_platform.tracking import Tracker
 
 METRIC = "validation/mean_recall@1"
 STEPS, EVERY = 8, 2
-GOOD, BAD, CRASH, NAN, OOM, OOM_ALWAYS = 0.5, 0.1, 0.91, 0.92, 0.93, 0.94
+CRASH, NAN, OOM, OOM_ALWAYS = 0.91, 0.92, 0.93, 0.94
 
 
 def base_recipe(data: Path, **training: Any) -> Recipe:
@@ -37,18 +37,18 @@ def score(weight_decay: float, seed: int, step: int) -> float:
 
 
 def pretend(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """Report `score` at each evaluation; some weight decays crash, lose their memory or stop being numbers."""
-    kind, training = recipe.training.weight_decay, recipe.training
+    """Report `score` at each evaluation; some weight decays crash, run out of memory or diverge."""
+    decay, training = recipe.training.weight_decay, recipe.training
     first = int(checkpoint.read_text()) if checkpoint else 0
     reporter.log(0, {"train/first": float(first)})
     for step in range(first + 1, training.steps + 1):
         reporter.log(step, {"train/loss": 1.0 / step})
-        if CRASH <= kind < NAN and step == 3:
+        if CRASH <= decay < NAN and step == 3:
             os._exit(1)
-        if (kind == OOM and training.micro_batch_size == 0 and step == 5) or (kind == OOM_ALWAYS and step == 3):
+        if (decay == OOM and training.micro_batch_size == 0 and step == 5) or (decay == OOM_ALWAYS and step == 3):
             raise MemoryError("no room for 12 GiB")
-        value = score(kind, training.seed, step)
-        if kind == NAN and step >= 4:
+        value = score(decay, training.seed, step)
+        if decay == NAN and step >= 4:
             value = math.nan
         time.sleep(float(os.environ.get("PRETEND_SECONDS", "0")))
         if step % training.evaluate_every == 0:
@@ -58,12 +58,13 @@ def pretend(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
 
 
 class InOrder(Searcher):
-    """Suggests weight decays in their order; keeps what it is told."""
+    """Suggests weight decays in their order; counts and keeps what is reported to it."""
 
     def __init__(self, weight_decays: list[float]) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.weight_decays = weight_decays
-        self.told: dict[str, tuple[Mapping[str, Any] | None, bool]] = {}
+        self.results: list[tuple[str, int]] = []
+        self.completed: dict[str, tuple[Mapping[str, Any] | None, bool]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         number = int(trial_id.rpartition("-")[2])
@@ -71,14 +72,18 @@ class InOrder(Searcher):
             return Searcher.FINISHED
         return {"training.weight_decay": self.weight_decays[number]}
 
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        self.results.append((trial_id, result["step"]))
+
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        self.told.setdefault(trial_id, (result, error))
+        assert trial_id not in self.completed
+        self.completed[trial_id] = (result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        raise AssertionError("a study keeps its own journal")
+        raise AssertionError("a study has its own journal")
 
     def restore(self, checkpoint_path: str) -> None:
-        raise AssertionError("a study keeps its own journal")
+        raise AssertionError("a study has its own journal")
 
 
 def plan(folder: Path, data: Path, weight_decays: list[float], **more: Any) -> StudyPlan:
@@ -98,7 +103,7 @@ def curve(tracker: Tracker, run: Run, key: str) -> dict[int, float]:
 
 
 class Held:
-    """Stands for a training's tensors; knows how many of it are alive in this process."""
+    """In place of a training's tensors; counts its instances in this process."""
 
     alive = 0
 
@@ -110,7 +115,7 @@ class Held:
 
 
 def hold_memory(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """As `pretend`, holding something while it runs and telling how much was held before it began."""
+    """As `pretend`, but with an object that lives as long as the run; reports how many lived before it."""
     import sys
 
     counter = sys.modules.setdefault("siclip_test_held", Held)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Between Ray Tune, the study's journal, its searcher and its recorder; all of it in the driver."""
+"""The link between Ray Tune and a study's journal, searcher and recorder; it runs in the driver."""
 
 from __future__ import annotations
 
@@ -12,49 +12,70 @@ from ray.tune.search import Searcher
 
 from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
-from siclip_platform.search.ledger.retention import newest_checkpoint, sweep
+from siclip_platform.search.ledger.retention import Retention, newest_checkpoint
 from siclip_platform.search.ledger.reuse import Reuse
-from siclip_platform.search.policy.schedulers import replay_into
-from siclip_platform.search.study import StudyPlan, StudyResult, outcome
+from siclip_platform.search.replay import replay_into_scheduler
+from siclip_platform.search.result import StudyResult, outcome
+from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.trial import REPLAY, SECONDS
 
 
 class Conductor:
-    """What happens to trials, in one place: the journal first, then the searcher, MLflow, the disk, the display."""
+    """Everything that happens to trials passes through here and reaches each store once.
+
+    The journal is the truth: after a restart the searcher, the scheduler and MLflow get from it what a kill kept from
+    them. The work per result and per ended trial does not grow with the number of trials.
+    """
 
     def __init__(self, plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> None:
         self.plan = plan
         self.recorder = recorder
         self.journal = Journal(plan.folder)
         self.reuse = Reuse(plan, recorder.tracker, recorder.study, rerun)
+        self.retention = Retention(plan, self.journal)
         self.names: dict[str, str] = {}
         self.trials: dict[str, Any] = {}
-        self._taken_over: dict[str, dict[int, str]] = {}
-        self._waiting = self.journal.in_flight()
         self.exhausted = False
+        self._reused: dict[str, dict[int, str]] = {}
+        self._waiting = self.journal.in_flight()
+        self._best: float | None = None
 
     @property
     def remaining(self) -> int:
-        return self.plan.trials - len(self.journal.finished())
+        return self.plan.trials - self.journal.finished_count
 
     def catch_up(self) -> None:
-        """After a restart: tell the searcher, the scheduler and MLflow what a kill kept from them."""
-        for entry in self.journal.finished():
+        """After a restart: report to the searcher, the scheduler and MLflow what they missed."""
+        finished = self.journal.finished()
+        for entry in finished:
             if not entry.told:
-                self.plan.searcher.suggest(entry.name)
+                self._suggest_again(entry)
                 self._tell(entry)
             if self.recorder.open(entry):
                 self.recorder.begin(self.plan, entry, {})
                 self.recorder.end(self.plan, entry)
-        replay_into(self.plan, self.journal)
-        if self.journal.finished():
-            self.recorder.progress(self.result())
+            self._compare(entry)
+        for entry in self.journal.in_flight():
+            self._suggest_again(entry)
+        replay_into_scheduler(self.plan, self.journal)
+        self.reuse.add(finished)
+        if finished:
+            self._show_progress()
+
+    def _suggest_again(self, entry: Entry) -> None:
+        """Let the searcher recall a trial of an earlier start, and report the results that it may have missed."""
+        self.plan.searcher.suggest(entry.name)
+        for step, means in self._results_of_setting(entry):
+            self.plan.searcher.on_trial_result(entry.name, {"step": step, **means})
+
+    def _results_of_setting(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
+        """The results that the searcher's suggestion led to."""
+        return [(step, means) for step, means, _ in entry.results]
 
     def suggest(self, tune_id: str) -> dict[str, Any] | Any:
-        """The next setting: of a trial that was in flight, else a new one; None and FINISHED are the searcher's."""
+        """The setting of a trial that was in flight, else a new one; None and FINISHED come from the searcher."""
         if self._waiting:
             entry = self._waiting.pop(0)
-            self.plan.searcher.suggest(entry.name)
         else:
             name = trial_name(len(self.journal.entries))
             if len(self.journal.entries) >= self.plan.trials:
@@ -66,28 +87,31 @@ class Conductor:
             self.journal.suggested(name, values)
             entry = self.journal.entries[name]
         self.names[tune_id] = entry.name
-        self._leave_known(tune_id, entry)
+        self._write_known(tune_id, entry)
         return dict(entry.values)
 
-    def _leave_known(self, tune_id: str, entry: Entry) -> None:
-        """Write down what the trial need not compute: whole trainings, or those milestones it was killed after."""
+    def _write_known(self, tune_id: str, entry: Entry) -> None:
+        """Write what the trial need not compute: whole trainings, or the milestones before it was killed."""
         known: dict[str, dict[str, Any]] = {}
         reused: dict[int, str] = {}
         for seed in self.plan.seed_numbers:
-            found = self.reuse.find(self.journal, entry.values, seed)
+            found = self.reuse.find(entry.values, seed)
             if found:
                 known[str(seed)] = {"milestones": found.milestones}
                 reused[seed] = found.run_id
             elif entry.results:
                 known[str(seed)] = self._until_killed(entry, seed)
-        self._taken_over[entry.name] = reused
+        self._reused[entry.name] = reused
+        self._write_replay(tune_id, known)
+
+    def _write_replay(self, tune_id: str, known: Mapping[str, Any]) -> None:
         folder = self.plan.folder / REPLAY
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{tune_id}.json").write_text(json.dumps(known))
 
     def _until_killed(self, entry: Entry, seed: int) -> dict[str, Any]:
-        last = entry.results[-1][0]
-        checkpoint = newest_checkpoint(self.plan.folder, entry, seed, last)
+        # A later checkpoint may exist, of a milestone that a kill kept from the journal; the trial repeats that one.
+        checkpoint = newest_checkpoint(self.plan.folder, entry, seed, entry.step)
         milestones = [{"step": step, "metrics": seeds[str(seed)]} for step, _, seeds in entry.results]
         return {"milestones": milestones, "checkpoint": str(checkpoint) if checkpoint else None}
 
@@ -97,75 +121,91 @@ class Conductor:
         self.trials[trial.trial_id] = trial
         entry = self.journal.entries[self.names[trial.trial_id]]
         self.journal.started(entry.name, trial.trial_id)
-        self.recorder.begin(self.plan, entry, self._taken_over[entry.name])
+        self.recorder.begin(self.plan, entry, self._reused[entry.name])
 
     def reported(self, tune_id: str, result: dict[str, Any]) -> None:
-        """Takes what is not Tune's own out of the result."""
-        name, step = self.names[tune_id], int(result["step"])
+        """Record a result once in each store, and remove from it what Ray Tune has no use for.
+
+        A result that the journal has already, replayed by a restarted trial, is ignored.
+        """
+        entry = self.journal.entries[self.names[tune_id]]
+        step = int(result["step"])
         seeds = result.pop("seeds", {})
         notes = result.pop("notes", {})
-        means = figures(result)
-        self.recorder.result(name, step, means, seeds)
-        self.recorder.note(name, notes)
-        self.journal.result(name, step, means, {seed: each["metrics"] for seed, each in seeds.items()})
+        means = metrics_of(result)
+        if entry.results and step <= entry.step:
+            return
+        # The recorder is first: what a seed logged between two evaluations is nowhere else, and a trial does not
+        # repeat steps that are in the journal.
+        self.recorder.result(entry.name, step, means, seeds)
+        self.recorder.note(entry.name, notes)
+        self.journal.result(entry.name, step, means, {seed: each["metrics"] for seed, each in seeds.items()})
+        self._report(entry, step, means)
 
-    def heard(self, tune_id: str, result: dict[str, Any]) -> None:
-        """Pass a result on to the searcher."""
-        self.plan.searcher.on_trial_result(self.names[tune_id], result)
+    def _report(self, entry: Entry, step: int, means: Mapping[str, float]) -> None:
+        self.plan.searcher.on_trial_result(entry.name, {"step": step, **means})
 
     def ended(self, tune_id: str, error: bool) -> None:
         entry = self.journal.entries[self.names[tune_id]]
         if entry.state:
             return
-        steps = entry.results[-1][0] if entry.results else 0
-        state, reason = self._judge(tune_id, entry, steps, error)
-        self.journal.ended(entry.name, state, steps, entry.last.get(SECONDS, 0.0), reason)
-        if entry.name not in self._begun():
-            self.recorder.begin(self.plan, entry, self._taken_over[entry.name])
+        state, reason = self._judge(tune_id, entry, error)
+        self.journal.ended(entry.name, state, entry.step, entry.last.get(SECONDS, 0.0), reason)
+        self.recorder.begin(self.plan, entry, self._reused[entry.name])  # it may have failed before it started
         self.recorder.end(self.plan, entry)
         self._tell(entry)
-        sweep(self.plan, self.journal, self._needed())
-        self.recorder.progress(self.result())
+        self.retention.ended(entry, self._needed())
+        self.reuse.add([entry])
+        self._compare(entry)
+        self._show_progress()
 
     def _needed(self) -> set[str]:
-        """Trials whose checkpoints others are to go on from."""
+        """Trials whose checkpoints other trials will resume from."""
         return set()
 
-    def _begun(self) -> set[str]:
-        return {self.names[tune_id] for tune_id in self.trials}
-
-    def _judge(self, tune_id: str, entry: Entry, steps: int, error: bool) -> tuple[TrialState, str]:
+    def _judge(self, tune_id: str, entry: Entry, error: bool) -> tuple[TrialState, str]:
         value = entry.last.get(self.plan.metric, math.nan)
         if error:
             return "failed", _last_line(self.trials.get(tune_id))
         if not math.isfinite(value):
-            return "failed", f"{self.plan.metric} is {value} at step {steps}"
-        if steps < self.plan.recipe(entry.values).training.steps:
-            return "pruned", f"stopped by {type(self.plan.scheduler).__name__} after step {steps}"
+            return "failed", f"{self.plan.metric} is {value} at step {entry.step}"
+        if entry.step < self.plan.recipe(entry.values).training.steps:
+            return "pruned", f"stopped by {type(self.plan.scheduler).__name__} after step {entry.step}"
         return "completed", ""
 
     def _tell(self, entry: Entry) -> None:
-        for step, means, _ in entry.results:
-            self.plan.searcher.on_trial_result(entry.name, {"step": step, **means})
-        last = {"step": entry.steps, **entry.last} if entry.results else None
-        self.plan.searcher.on_trial_complete(entry.name, result=last, error=entry.state == "failed")
+        """Tell the searcher how a trial ended; it has had the results before."""
+        results = self._results_of_setting(entry)
+        last = {"step": results[-1][0], **results[-1][1]} if results else None
+        self.plan.searcher.on_trial_complete(entry.name, result=last, error=self._setting_failed(entry))
         self.journal.told(entry.name)
+
+    def _setting_failed(self, entry: Entry) -> bool:
+        return entry.state == "failed"
+
+    def _compare(self, entry: Entry) -> None:
+        value = entry.last.get(self.plan.metric, math.nan)
+        if entry.state == "completed" and (self._best is None or value > self._best):
+            self._best = value
+
+    def _show_progress(self) -> None:
+        self.recorder.progress(self.journal.finished_count, self.plan.metric, self._best)
 
     def result(self, interrupted: bool = False) -> StudyResult:
         trials = [
             outcome(self.plan, entry, newest_checkpoint(self.plan.folder, entry, self.plan.seed_numbers[0]))
             for entry in self.journal.finished()
         ]
-        return StudyResult(self.plan.metric, self.plan.mode, trials, interrupted)
+        return StudyResult(self.plan.metric, trials, interrupted)
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of ours in a result: those whose name has a part."""
+def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """Our own metrics in Ray Tune's result: those with a "/" in their names."""
     return {key: float(value) for key, value in result.items() if "/" in key and isinstance(value, int | float)}
 
 
 def _last_line(trial: Any) -> str:
-    """The last line of the error that Tune has written down for a trial."""
+    """The last line of the error that Ray Tune wrote for a trial."""
     file = Path(trial.error_file) if trial is not None and trial.error_file else None
     lines = file.read_text(errors="replace").strip().splitlines() if file and file.is_file() else []
     return lines[-1] if lines else "the trial's process ended without a message"

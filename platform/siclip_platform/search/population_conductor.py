@@ -1,37 +1,38 @@
-"""A population under Ray Tune: what Tune runs are the stretches of its members' trainings between two turns.
+"""A population under Ray Tune: a Tune trial is the part of a member's training within one generation.
 
-All members have the base recipe's seed, so all see the same batches. A member that takes over a training state
-together with the schedule that led to it is therefore what one training by that schedule would be: its values, with
+All members have the base recipe's seed, so all of them see the same batches. A member that copies a parent's training
+state also gets the schedule that led to it. So the member equals one training by that schedule, and its values, with
 ``loss.schedule``, are a recipe that computes the same again.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.tune.search import Searcher
 
+from siclip_platform.recipes.yaml_file import dump_yaml
 from siclip_platform.search.conductor import Conductor
 from siclip_platform.search.ledger.journal import Entry, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import checkpoint_at
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.seed_run import step_of
-from siclip_platform.search.trial.trial import CHECKPOINTS, REPLAY
+from siclip_platform.search.trial.trial import CHECKPOINTS
 from siclip_platform.storage.atomic import write_text_atomically
 
 RECIPES = "schedules"
 
 
 class PopulationConductor(Conductor):
-    """A conductor whose trials are members of a population: each trains to the next turn and waits for the others.
+    """A conductor whose trials are a population's members.
 
-    What a turn decides is in the journal before anything follows from it. A member that fails is out. A stretch that
-    a kill cut short is trained again, from the checkpoint that it began with.
+    A member trains to the end of the generation and waits there for the others. What the end of a generation decides
+    is in the journal before anything follows from it. A failed member leaves the population. A part of a generation
+    that a kill cut short is trained again, from the checkpoint at its start.
     """
 
     def __init__(self, plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> None:
@@ -44,117 +45,120 @@ class PopulationConductor(Conductor):
 
     @property
     def remaining(self) -> int:
-        """Stretches that are still to be trained, if no member fails."""
-        at = [*self._at(), *[0] * (self.plan.trials - len(self.journal.entries))]
-        return sum(max(1, math.ceil((self.steps - step) / self.population.interval)) for step in at)
+        """The Tune trials still to run if no member fails."""
+        starts = [*self._starts(), *[0] * (self.plan.trials - len(self.journal.entries))]
+        return sum(max(1, math.ceil((self.steps - step) / self.population.interval)) for step in starts)
 
-    def _at(self) -> list[int]:
-        return [self._turn_of(entry) for entry in self.journal.in_flight()]
+    def _starts(self) -> list[int]:
+        return [self._start(entry) for entry in self.journal.in_flight()]
 
-    def _turn_of(self, entry: Entry) -> int:
-        """The last turn, in steps, that a member has reached."""
-        reached = entry.results[-1][0] if entry.results else 0
-        return reached - reached % self.population.interval
+    def _start(self, entry: Entry) -> int:
+        """The step at which a member's present generation started."""
+        return entry.step - entry.step % self.population.interval
 
     def catch_up(self) -> None:
         super().catch_up()
-        self._turn_when_due()
+        self._end_generation_if_due()
 
     def suggest(self, tune_id: str) -> dict[str, Any] | Any:
-        """The next stretch of a member; None while the others have not come to the turn."""
+        """A member that can train on; None while it must wait for other members."""
         entry = self._next()
         if not isinstance(entry, Entry):
             return entry
         self.names[tune_id] = entry.name
         self._running.add(entry.name)
-        self._taken_over[entry.name] = {}
-        self._leave_stretch(tune_id, entry)
+        self._reused[entry.name] = {}
+        self._write_part(tune_id, entry)
         return dict(entry.values)
 
     def _next(self) -> Entry | Any:
         waiting = [entry for entry in self.journal.in_flight() if entry.name not in self._running]
         name = trial_name(len(self.journal.entries))
         if len(self.journal.entries) < self.plan.trials:
-            begins = next((entry for entry in waiting if not self._turn_of(entry)), None)
-            if begins is not None:
-                self.plan.searcher.suggest(begins.name)
-                return begins
+            restarted = next((entry for entry in waiting if not self._start(entry)), None)
+            if restarted is not None:
+                return restarted
             values = self.plan.searcher.suggest(name)
             if values is None or values == Searcher.FINISHED:
                 return values
             self.journal.suggested(name, values)
             return self.journal.entries[name]
-        self._turn_when_due()  # a member's last figures may be here before Tune says that it ended
-        now = min(self._at(), default=None)
+        # Ray Tune may ask for the next trial before it reports that the last one, whose results are here, ended.
+        self._end_generation_if_due()
+        now = min(self._starts(), default=None)
         if now is None:
             return Searcher.FINISHED
-        return next((entry for entry in waiting if self._turn_of(entry) == now), None)
+        return next((entry for entry in waiting if self._start(entry) == now), None)
 
-    def _leave_stretch(self, tune_id: str, entry: Entry) -> None:
-        """Write down where a stretch begins, with which training states, where it ends, and how often it saves."""
-        begin = self._turn_of(entry)
-        self._until[tune_id] = min(begin + self.population.interval, self.steps)
-        taken = entry.takeovers[-1] if entry.takeovers else None
-        source = self.journal.entries[taken[1]] if taken and taken[0] == begin else entry
-        stretch: dict[str, Any] = {"until": self._until[tune_id], "save_every": self.population.interval}
-        for seed in self.plan.seed_numbers if begin else ():
-            checkpoint = checkpoint_at(self.plan.folder, source, seed, begin)
-            reached = [(step, seeds[str(seed)]) for step, _, seeds in entry.results if step == begin]
+    def _write_part(self, tune_id: str, entry: Entry) -> None:
+        """Write where a member's part of a generation starts and ends, its checkpoints, and how often it saves."""
+        start = self._start(entry)
+        self._until[tune_id] = min(start + self.population.interval, self.steps)
+        copied = entry.parents[-1] if entry.parents else None
+        source = self.journal.entries[copied[1]] if copied and copied[0] == start else entry
+        part: dict[str, Any] = {"until": self._until[tune_id], "save_every": self.population.interval}
+        for seed in self.plan.seed_numbers if start else ():
+            checkpoint = checkpoint_at(self.plan.folder, source, seed, start)
+            reached = [(step, seeds[str(seed)]) for step, _, seeds in entry.results if step == start]
             milestones = [{"step": step, "metrics": metrics} for step, metrics in reached]
-            stretch[str(seed)] = {"milestones": milestones, "checkpoint": str(checkpoint) if checkpoint else None}
-        folder = self.plan.folder / REPLAY
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{tune_id}.json").write_text(json.dumps(stretch))
+            part[str(seed)] = {"milestones": milestones, "checkpoint": str(checkpoint) if checkpoint else None}
+        self._write_replay(tune_id, part)
 
     def started(self, trial: Any) -> None:
         super().started(trial)
         entry = self.journal.entries[self.names[trial.trial_id]]
         self.recorder.schedule(self.plan, entry)
 
-    def heard(self, tune_id: str, result: dict[str, Any]) -> None:
-        """Optuna hears of a member as long as it trains with the setting that it was given."""
-        if not self.journal.entries[self.names[tune_id]].takeovers:
-            super().heard(tune_id, result)
+    def _report(self, entry: Entry, step: int, means: Mapping[str, float]) -> None:
+        if not entry.parents:
+            super()._report(entry, step, means)
+
+    def _results_of_setting(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
+        until = entry.parents[0][0] if entry.parents else self.steps
+        return [(step, means) for step, means in super()._results_of_setting(entry) if step <= until]
+
+    def _setting_failed(self, entry: Entry) -> bool:
+        return super()._setting_failed(entry) and not entry.parents
 
     def ended(self, tune_id: str, error: bool) -> None:
         entry = self.journal.entries[self.names[tune_id]]
-        reached = entry.results[-1][0] if entry.results else 0
-        if not error and reached < self._until[tune_id]:
-            return  # Tune was stopped
+        if not error and entry.step < self._until[tune_id]:
+            return  # Ray Tune was stopped
         self._running.discard(entry.name)
-        if error or reached >= self.steps:
+        if error or entry.step >= self.steps:
             if not error:
                 self.recorder.artifact(entry.name, self._write_recipe(entry))
             super().ended(tune_id, error)
-        self._turn_when_due()
+        self._end_generation_if_due()
 
     def _needed(self) -> set[str]:
-        """The parents of those that have not come to the turn after their takeover."""
-        taken = [(entry, entry.takeovers[-1]) for entry in self.journal.in_flight() if entry.takeovers]
-        return {parent for entry, (step, parent) in taken if self._turn_of(entry) == step}
+        """The parents of members that have not finished the generation after their copy."""
+        copied = [(entry, entry.parents[-1]) for entry in self.journal.in_flight() if entry.parents]
+        return {parent for entry, (step, parent) in copied if self._start(entry) == step}
 
-    def _turn_when_due(self) -> None:
+    def _end_generation_if_due(self) -> None:
         alive = self.journal.in_flight()
-        steps = set(self._at())
+        steps = set(self._starts())
         if len(self.journal.entries) < self.plan.trials or len(steps) != 1 or len(alive) < 2:
             return
         step = steps.pop()
-        if not 0 < step < self.steps or step in self.journal.turns:
+        if not 0 < step < self.steps or step in self.journal.generations:
             return
         last = {entry.name: entry.last.get(self.plan.metric, math.nan) for entry in alive}
-        scores = {name: value for name, value in last.items() if math.isfinite(value)}  # the others are about to fail
+        # A member without a finite score is about to fail, but Ray Tune may not have reported that yet.
+        scores = {name: value for name, value in last.items() if math.isfinite(value)}
         settings = {name: self.plan.recipe(self.journal.entries[name].values) for name in scores}
-        takeovers = self.population.turn(step, scores, settings)
+        copies = self.population.end_generation(step, scores, settings)
         changes = {
-            name: (takeover.parent, takeover.values(self.journal.entries[takeover.parent].values, step))
-            for name, takeover in takeovers.items()
+            name: (copy.parent, copy.values(self.journal.entries[copy.parent].values, step))
+            for name, copy in copies.items()
         }
-        self.journal.turned(step, changes)
-        self._forget_before(step)
-        self.recorder.turn(step, len(changes), len(self.journal.finished()))
+        self.journal.generation_ended(step, changes)
+        self._remove_checkpoints_before(step)
+        self.recorder.generation(step, len(changes), self.journal.finished_count)
 
-    def _forget_before(self, step: int) -> None:
-        """Only the training states of the last turn can be taken over."""
+    def _remove_checkpoints_before(self, step: int) -> None:
+        """Only training states at the end of the last generation can still be copied."""
         for path in (self.plan.folder / CHECKPOINTS).glob("*/seed-*.step-*.pt"):
             if step_of(path) < step:
                 path.unlink(missing_ok=True)
@@ -163,16 +167,5 @@ class PopulationConductor(Conductor):
         path = self.plan.folder / RECIPES / f"{entry.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         recipe = self.plan.recipe(entry.values).model_dump(mode="json")
-        write_text_atomically(path, yaml.safe_dump(recipe, sort_keys=False))
+        write_text_atomically(path, dump_yaml(recipe))
         return path
-
-    def _tell(self, entry: Entry) -> None:
-        """Of a member that took over, Optuna is told what its own setting came to before."""
-        until = entry.takeovers[0][0] if entry.takeovers else self.steps
-        own = [(step, means) for step, means, _ in entry.results if step <= until]
-        for step, means in own:
-            self.plan.searcher.on_trial_result(entry.name, {"step": step, **means})
-        last = {"step": own[-1][0], **own[-1][1]} if own else None
-        error = entry.state == "failed" and not entry.takeovers
-        self.plan.searcher.on_trial_complete(entry.name, result=last, error=error)
-        self.journal.told(entry.name)

@@ -1,4 +1,4 @@
-"""Studies of trainings that cost nothing: what Tune, Optuna and MLflow say of each trial, what is trained again."""
+"""Studies of fake trainings: each trial's state in Ray Tune, Optuna and MLflow, and what is not trained again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from ray.tune import Tuner
 
 from siclip.checkpoints.formats import read_checkpoint
 from siclip_platform.metrics import METRICS
+from siclip_platform.search.conductor import Conductor
 from siclip_platform.search.ledger.journal import Journal
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.policy.searcher import make_searcher
-from siclip_platform.search.study import StudyResult
+from siclip_platform.search.result import StudyResult
 from siclip_platform.search.tune_run import run_study
 from siclip_platform.spaces.parsing import parse_space
 from siclip_platform.tracking import Tracker, default_tracking_uri
@@ -29,13 +29,10 @@ pytestmark = pytest.mark.slow
 SPACE = """\
 name: t
 metric: validation/mean_recall@1
-mode: max
 parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
 """
-OPTUNA = {
-    TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"
-}  # fmt: skip
+OPTUNA = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def run(tracker: Tracker, key: str, plan: Any, rerun: bool = False) -> tuple[Stu
 
 
 def injected(count: int) -> list[float]:
-    """Scores of which successive halving stops many, two crashes, a NaN, one short of memory for once and for all."""
+    """Weight decays: halving stops many, two crash, one diverges, two run out of memory, one of these twice."""
     decays = [0.3 + 0.3 * ((7 * number) % count) / count for number in range(count)]
     decays[count // 4], decays[count // 2] = parts.CRASH, parts.CRASH + 0.005
     decays[count // 3] = parts.NAN
@@ -75,17 +72,16 @@ def injected(count: int) -> list[float]:
 
 @contextmanager
 def trials_of_tune() -> Iterator[dict[str, Any]]:
-    """By id, as Tune holds them when it is done: its files may be those of a moment before."""
+    """Ray Tune's trial objects by id, in their final state, which its files may not have yet."""
     found: dict[str, Any] = {}
-    fit = Tuner.fit
+    result = Conductor.result
 
-    def told(tuner: Tuner) -> Any:
-        grid = fit(tuner)
-        found.update({trial.trial_id: trial for trial in grid._experiment_analysis.trials})
-        return grid
+    def kept(conductor: Conductor, interrupted: bool = False) -> StudyResult:
+        found.update(conductor.trials)
+        return result(conductor, interrupted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tuner, "fit", told)
+        patch.setattr(Conductor, "result", kept)
         yield found
 
 
@@ -93,9 +89,14 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
     decays, folder = injected(count), out / f"injected-{count}"
     space = parse_space(SPACE, "t.yaml", METRICS, None)
     searcher = make_searcher(
-        space, seed=0, num_trials=count, max_steps=parts.STEPS, study_name="s", storage=folder / "optuna.db",
+        space,
+        seed=0,
+        num_trials=count,
+        max_steps=parts.STEPS,
+        study_name="s",
+        storage=folder / "optuna.db",
         points_to_evaluate=[{"training.weight_decay": decay} for decay in decays],
-    )  # fmt: skip
+    )
     plan = parts.plan(folder, digits, decays, searcher=searcher, scheduler=parts.asha(), trials=count)
     with trials_of_tune() as tune:
         result, runs = run(tracker, f"injected-{count}", plan)
@@ -126,13 +127,18 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
             assert reported == pytest.approx(wanted)
 
     by_decay = {trial.values["training.weight_decay"]: trial for trial in result.trials}
-    for kind, reason in (
-        (parts.CRASH, "died"), (parts.NAN, "is nan at step 4"), (parts.OOM_ALWAYS, "also with half the micro-batch")
-    ):  # fmt: skip
-        assert by_decay[kind].state == "failed"
-        assert reason in by_decay[kind].reason
+    reasons = {
+        parts.CRASH: "died",
+        parts.NAN: "is nan at step 4",
+        parts.OOM_ALWAYS: "also with half the micro-batch",
+    }
+    for decay, reason in reasons.items():
+        assert by_decay[decay].state == "failed"
+        assert reason in by_decay[decay].reason
     retried = runs[by_decay[parts.OOM].trial_id]
-    if by_decay[parts.OOM].state == "completed":  # else it was stopped before the step that was too much
+    if (
+        by_decay[parts.OOM].state == "completed"
+    ):  # otherwise it was stopped before the step that needs too much memory
         assert retried.data.tags["siclip.oom_retries"] == "1"
         assert retried.data.tags["siclip.micro_batch_size"] == "4"
     states = [trial.state for trial in result.trials]
@@ -150,7 +156,7 @@ def test_states_of_fifty_trials_agree(own_ray: None, out: Path, tracker: Tracker
     check_states_agree(out, tracker, digits, 50)
 
 
-def test_several_seeds_are_told_as_their_mean_and_nest_below_the_trial(
+def test_seeds_reach_the_searcher_as_their_mean_and_are_runs_below_the_trial(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
     plan = parts.plan(out / "seeds", digits, [0.5, 0.2], seeds=3, base=parts.base_recipe(digits, seed=4))
@@ -161,8 +167,8 @@ def test_several_seeds_are_told_as_their_mean_and_nest_below_the_trial(
             for step in range(2, parts.STEPS + 1, 2)
         }
         assert parts.curve(tracker, runs[name], "validation/mean_recall_at_1") == pytest.approx(wanted)
-        told, error = plan.searcher.told[name]
-        assert told[parts.METRIC] == pytest.approx(wanted[8]) and not error
+        last, error = plan.searcher.completed[name]
+        assert last[parts.METRIC] == pytest.approx(wanted[8]) and not error
         for seed in (4, 5, 6):
             of_seed = runs[f"{name}/seed-{seed}"]
             assert of_seed.data.tags["mlflow.parentRunId"] == runs[name].info.run_id
@@ -174,7 +180,7 @@ def test_several_seeds_are_told_as_their_mean_and_nest_below_the_trial(
     assert result.best.trial_id == "trial-000"
 
 
-def test_a_finished_training_is_taken_over_in_its_study_in_another_and_for_more_seeds(
+def test_a_finished_training_is_reused_in_its_study_in_another_one_and_with_more_seeds(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
     first, runs = run(tracker, "first", parts.plan(out / "first", digits, [0.61, 0.61, 0.62]))
@@ -200,7 +206,9 @@ def test_a_finished_training_is_taken_over_in_its_study_in_another_and_for_more_
     assert "train/loss" in runs["trial-000"].data.metrics
 
 
-def test_a_study_grows_and_keeps_what_it_has(own_ray: None, out: Path, tracker: Tracker, digits: Path) -> None:
+def test_a_study_that_grows_trains_its_new_trials_alone(
+    own_ray: None, out: Path, tracker: Tracker, digits: Path
+) -> None:
     folder = out / "grows"
     run(tracker, "grows", parts.plan(folder, digits, [0.71, 0.72]))
     result, runs = run(tracker, "grows", parts.plan(folder, digits, [0.71, 0.72, 0.73]))
@@ -211,17 +219,17 @@ def test_a_study_grows_and_keeps_what_it_has(own_ray: None, out: Path, tracker: 
     assert sum(event["event"] == "started" for event in starts) == 3
 
 
-def test_a_trial_in_flight_goes_on_from_its_last_checkpoint_that_the_journal_knows(
+def test_a_trial_in_flight_resumes_from_its_last_checkpoint_that_the_journal_has(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
-    """As a kill leaves it: results up to step 4 journalled, checkpoints of steps 4 and 6 on disk."""
+    """A kill left results up to step 4 in the journal, and checkpoints of steps 4 and 6 on disk."""
     folder = out / "flight"
     journal = Journal(folder)
     journal.suggested("trial-000", {"training.weight_decay": 0.81})
     journal.started("trial-000", "old")
     for step in (2, 4):
-        figures = {parts.METRIC: parts.score(0.81, 0, step), "cost/seconds": 1.0 * step}
-        journal.result("trial-000", step, figures, {"0": figures})
+        metrics = {parts.METRIC: parts.score(0.81, 0, step), "cost/seconds": 1.0 * step}
+        journal.result("trial-000", step, metrics, {"0": metrics})
     journal.close()
     for step in (4, 6):
         path = folder / "checkpoints" / "old" / f"seed-0.step-{step}.pt"
@@ -235,7 +243,7 @@ def test_a_trial_in_flight_goes_on_from_its_last_checkpoint_that_the_journal_kno
     assert result.trials[0].seconds > 4.0
 
 
-def test_a_stopped_trial_has_given_its_memory_back_before_the_next_starts(
+def test_a_stopped_trial_releases_its_memory_before_the_next_one_starts(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
     decays = [0.9, *(0.2 - 0.01 * number for number in range(5))]
@@ -247,10 +255,10 @@ def test_a_stopped_trial_has_given_its_memory_back_before_the_next_starts(
     assert len({runs[trial.trial_id].data.metrics["train/process"] for trial in result.trials}) == 1
 
 
-def test_trials_under_ray_train_are_those_of_a_process(
+def test_trials_under_ray_train_compute_what_trials_in_a_process_compute(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:
-    """The same metrics and the same weights, costs among the figures, and nothing of Ray Train's left on the disk."""
+    """The same metrics and weights, with costs among the metrics and nothing of Ray Train's left on disk."""
     base = parts.base_recipe(digits, steps=4, threads=1).updated({"evaluation.validation_samples": 20})
     found = {}
     for backend, resources in (("process", {"CPU": 1.0}), ("train", {"CPU": 0.01})):

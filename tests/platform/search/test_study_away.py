@@ -1,4 +1,4 @@
-"""A study whose tracking server goes away: training goes on, nothing is lost, nothing comes twice."""
+"""A study whose tracking server fails: training continues, nothing is lost, nothing is recorded twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.ledger.recorder import Recorder
-from siclip_platform.search.study import StudyResult
+from siclip_platform.search.result import StudyResult
 from siclip_platform.search.tune_run import run_study
 from siclip_platform.tracking import Tracker, default_tracking_uri
 from siclip_platform.tracking.store import connect
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 class Away:
-    """A client of a store whose server is away as long as ``down`` says so."""
+    """A client of a store whose server does not answer while ``down`` returns true."""
 
     def __init__(self, uri: str, down: Callable[[], bool]) -> None:
         self.real = connect(uri)
@@ -43,8 +43,8 @@ def lines_of(journal: Path) -> int:
     return len(journal.read_bytes().splitlines()) if journal.is_file() else 0
 
 
-def check_all_is_there(tracker: Tracker, result: StudyResult, decays: list[float]) -> None:
-    """Every trial once, with every score once, as the scores are and in the state that the study says."""
+def check_everything_is_recorded(tracker: Tracker, result: StudyResult, decays: list[float]) -> None:
+    """Every trial has one run, with every score once and the state of the study's result."""
     runs = tracker.client.search_runs([tracker.experiment_id], "tags.`siclip.study` = 'away'")
     by_name = {run.info.run_name: run for run in runs}
     names = [f"trial-{number:03d}" for number in range(len(decays))]
@@ -59,7 +59,7 @@ def check_all_is_there(tracker: Tracker, result: StudyResult, decays: list[float
         assert parts.curve(tracker, run, "train/loss").keys() == set(range(1, trial.steps + 1))
 
 
-def test_a_study_whose_tracking_server_goes_away_for_the_rest_of_it_misses_nothing(
+def test_a_study_whose_tracking_server_fails_until_its_end_loses_nothing(
     own_ray: None, tmp_path: Path, digits: Path, mlflow_database: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("siclip_platform.tracking.sender.PAUSES", (0.01,))
@@ -76,12 +76,12 @@ def test_a_study_whose_tracking_server_goes_away_for_the_rest_of_it_misses_nothi
     assert tracker.flush(0.1) > 10
     back.append(True)
     assert tracker.flush(60) == 0 and tracker.spool.problems() == []
-    check_all_is_there(tracker, result, decays)
+    check_everything_is_recorded(tracker, result, decays)
     tracker.close()
 
 
 @pytest.mark.long
-def test_a_study_whose_real_server_is_away_for_a_minute_misses_nothing(
+def test_a_study_whose_real_server_is_down_for_a_minute_loses_nothing(
     own_ray: None, tmp_path: Path, digits: Path
 ) -> None:
     from mlflow_server import free_port, server
@@ -106,11 +106,11 @@ def test_a_study_whose_real_server_is_away_for_a_minute_misses_nothing(
     tracker = Tracker(f"http://127.0.0.1:{port}", spool=folder)
     study = tracker.start("away", "study", params={}, tags={"study": "away"}, key="away")
     result = run_study(parts.plan(folder, digits, decays, run=slowly), Recorder(tracker, study, {"study": "away"}))
-    assert len(stopped) == 2, "the study went on while the server was away and after it"
+    assert len(stopped) == 2, "the study ran while the server was down and after it"
     study.finish("completed")
     try:
         assert tracker.flush(180) == 0 and tracker.spool.problems() == []
-        check_all_is_there(tracker, result, decays)
+        check_everything_is_recorded(tracker, result, decays)
     finally:
         tracker.close(1)
         ended.set()
@@ -118,7 +118,7 @@ def test_a_study_whose_real_server_is_away_for_a_minute_misses_nothing(
 
 
 def slowly(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
-    """As `pretend`, in eight seconds."""
+    """As `pretend`, but takes eight seconds."""
     os.environ["PRETEND_SECONDS"] = "1"
     try:
         parts.pretend(recipe, reporter, checkpoint)

@@ -1,4 +1,4 @@
-"""A study whose driver is killed and started again ends as one that was not."""
+"""A study whose driver is killed and restarted ends as one that was not killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def events(out: Path) -> list[dict[str, Any]]:
 
 
 def killed_after(out: Path, digits: Path, trials: int, count: int, seconds: float) -> None:
-    """Kill the driver so many seconds after its journal has ``count`` lines; its Ray goes with it."""
+    """Kill the driver ``seconds`` after its journal has ``count`` lines; its Ray ends with it."""
     driver = start(out, digits, trials)
     for _ in range(1200):
         if len(events(out)) >= count:
@@ -85,7 +85,7 @@ def outcome(out: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def with_and_without_kills(tmp_path: Path, digits: Path, trials: int, kills: int) -> tuple[Path, Path]:
-    """The folders of a study that was left alone, and of one that was killed so often and went on."""
+    """The folders of a study that was not killed, and of one that was killed ``kills`` times and resumed."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for folder in (undisturbed, disturbed):
         folder.mkdir()
@@ -99,17 +99,17 @@ def with_and_without_kills(tmp_path: Path, digits: Path, trials: int, kills: int
 
 
 @pytest.mark.parametrize(("trials", "kills"), [(4, 1), pytest.param(12, 5, marks=pytest.mark.long)])
-def test_kills_change_nothing(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
+def test_a_killed_study_ends_as_an_undisturbed_one(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
     undisturbed, disturbed = with_and_without_kills(tmp_path, digits, trials, kills)
     assert outcome(disturbed) == outcome(undisturbed)
     ended = [event["trial"] for event in events(disturbed) if event["event"] == "ended"]
     assert sorted(ended) == [f"trial-{number:03d}" for number in range(trials)]
     starts = [event["trial"] for event in events(disturbed) if event["event"] == "started"]
-    assert trials <= len(starts) <= trials + kills  # one trial at a time: each kill repeats one at the most
+    assert trials <= len(starts) <= trials + kills  # one trial at a time: each kill repeats at most one
 
 
 @pytest.mark.long
-def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path, digits: Path) -> None:
+def test_a_study_stopped_with_ctrl_c_can_be_resumed(tmp_path: Path, digits: Path) -> None:
     driver = start(tmp_path, digits, 3)
     for _ in range(1200):
         if len(events(tmp_path)) >= 4:

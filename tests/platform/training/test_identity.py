@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import siclip
 import siclip_platform
+from siclip.checkpoints.formats import load_model, save_checkpoint
 from siclip_platform.training import identity
 from siclip_platform.training.identity import code_files, code_version
+from tests.support import study_parts as parts
 
 ROOTS = {"siclip": Path(siclip.__file__).parent, "siclip_platform": Path(str(siclip_platform.__file__)).parent}
 ENTRIES = (
@@ -167,3 +170,38 @@ def test_the_version_number_is_part_of_the_version(copied: Path, monkeypatch: py
     before = code_version.__wrapped__()
     monkeypatch.setattr(identity, "VERSION", identity.VERSION + 1)
     assert code_version.__wrapped__() != before
+
+
+def test_identity_changes_with_the_result_and_with_nothing_else(
+    tmp_path: Path, digits: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = parts.base_recipe(digits).updated({"teacher": str(nano_teacher)})
+    whole = identity.identity(recipe)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(digits, moved)
+    shutil.copyfile(nano_teacher, tmp_path / "other-name.pt")
+    same = {"data.path": str(moved), "teacher": str(tmp_path / "other-name.pt"), "training.checkpoint_every": 3}
+    assert identity.identity(recipe.updated(same)) == whole
+
+    torch.manual_seed(0)
+    model = load_model(nano_teacher)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    save_checkpoint(tmp_path / "changed.pt", model)
+    others = [{"training.seed": 1}, {"training.weight_decay": 0.2}, {"teacher": str(tmp_path / "changed.pt")}]
+    found = {identity.identity(recipe.updated(values)) for values in others}
+    monkeypatch.setattr(identity, "code_version", lambda: "other code")
+    found.add(identity.identity(recipe))
+    assert len(found | {whole}) == 5
+
+
+def test_comments_docstrings_and_layout_leave_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(text: str) -> str:
+        (tmp_path / "m.py").write_text(text)
+        monkeypatch.setattr(identity, "code_files", lambda: iter([("m", tmp_path / "m.py")]))
+        return code_version.__wrapped__()
+
+    assert code_version() == code_version.__wrapped__()
+    first = version('"""Doc."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    assert version("# other\n\ndef f(x):\n    # note\n    return (x +\n            1)\n") == first
+    assert version("def f(x):\n    return x + 2\n") != first

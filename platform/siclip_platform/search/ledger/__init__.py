@@ -1,1 +1,1 @@
-"""What happened in a study: the journal, its copy in MLflow, reuse and retention."""
+"""What happened in a study: the journal, its copy in MLflow, reuse of finished trainings, and retention."""

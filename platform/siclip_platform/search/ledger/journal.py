@@ -1,4 +1,4 @@
-"""The study's own memory: an append-only file of what happened to each trial, whole after a kill at any moment."""
+"""The study's own record: an append-only file of what happened to each trial, readable after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ FILE = "journal.jsonl"
 
 @dataclass
 class Entry:
-    """What the journal knows of one trial. ``results``: (step, mean metrics, metrics of each seed) in order.
+    """One trial in the journal.
 
-    ``attempts``: the ids that Tune gave the trial, one for each time the driver was started. ``state`` is None while
-    the trial is not over. ``told``: the optimizer has heard of the end. ``takeovers``: (step, parent) of a
-    population's member, each with ``values`` of the parent's from then on; ``lineage``: those that its training
-    state comes from.
+    Attributes:
+        name: the trial's name, with its number in the order of suggestion.
+        values: its setting. A population member's changes when it copies a parent.
+        attempts: the ids that Ray Tune gave the trial, one per start.
+        results: (step, mean metrics, metrics per seed) in order.
+        state: None until the trial ends.
+        steps: the last step, once the trial has ended.
+        seconds: training seconds of all its seed runs, once the trial has ended.
+        reason: why it did not complete.
+        told: the searcher was told how the trial ended.
+        parents: (step, member) for each member whose training state this one copied.
+        lineage: (step, member) for each copy that its present training state descends from.
     """
 
     name: str
@@ -34,18 +42,23 @@ class Entry:
     seconds: float = 0.0
     reason: str = ""
     told: bool = False
-    takeovers: list[tuple[int, str]] = field(default_factory=list)
+    parents: list[tuple[int, str]] = field(default_factory=list)
     lineage: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def number(self) -> int:
-        """Its place in the order of suggestions."""
+        """Its position in the order of suggestion."""
         return int(self.name.rpartition("-")[2])
 
     @property
     def last(self) -> dict[str, float]:
-        """The newest mean metrics; empty before the first."""
+        """The newest mean metrics; empty before the first result."""
         return self.results[-1][1] if self.results else {}
+
+    @property
+    def step(self) -> int:
+        """The step of the newest result; 0 before the first."""
+        return self.results[-1][0] if self.results else 0
 
 
 def trial_name(number: int) -> str:
@@ -53,14 +66,18 @@ def trial_name(number: int) -> str:
 
 
 class Journal:
-    """Entries by trial name, in the order of suggestion; every change is a line of ``folder/journal.jsonl``.
+    """The entries of a study by trial name, in the order of suggestion.
 
-    ``sequence``: (trial, index of its result) in the order in which results came. ``turns``: a population's, by step.
+    Every change is a line of ``folder/journal.jsonl``. A last line that a kill cut short is removed when the journal
+    is opened again.
 
-    A line that a kill cut short is taken off when the journal is opened again.
+    Attributes:
+        entries: the trials by name.
+        sequence: (trial, index of its result) in the order in which results arrived.
+        generations: the steps at which a population's generations ended.
 
     Raises:
-        UserError: a line in the middle of the file cannot be read.
+        UserError: a line before the last cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +85,8 @@ class Journal:
         self.path = folder / FILE
         self.entries: dict[str, Entry] = {}
         self.sequence: list[tuple[str, int]] = []
-        self.turns: list[int] = []
+        self.generations: list[int] = []
+        self._in_flight: dict[str, Entry] = {}
         for event in self._read():
             self._apply(event)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -86,34 +104,35 @@ class Journal:
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{self.path}:{number}: not a line of a study's journal ({error}); restore the file from a copy, "
-                    "or start a new study: what was finished is taken over from MLflow"
+                    "or start a new study: finished trainings are reused from MLflow"
                 ) from None
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         name = event.get("trial", "")
         match event["event"]:
             case "suggested":
-                self.entries[name] = Entry(name, event["values"])
+                self.entries[name] = self._in_flight[name] = Entry(name, event["values"])
             case "started":
                 self.entries[name].attempts.append(event["tune"])
             case "result":
                 entry = self.entries[name]
-                if not entry.results or event["step"] > entry.results[-1][0]:
+                if not entry.results or event["step"] > entry.step:
                     entry.results.append((event["step"], event["metrics"], event["seeds"]))
                     self.sequence.append((name, len(entry.results) - 1))
             case "ended":
                 entry = self.entries[name]
                 entry.state, entry.steps = event["state"], event["steps"]
                 entry.seconds, entry.reason = event["seconds"], event["reason"]
+                self._in_flight.pop(name, None)
             case "told":
                 self.entries[name].told = True
             case "turned":
-                self.turns.append(event["step"])
+                self.generations.append(event["step"])
                 for child, (parent, values) in event["changes"].items():
-                    taken, entry = (event["step"], parent), self.entries[child]
+                    copy, entry = (event["step"], parent), self.entries[child]
                     entry.values = values
-                    entry.takeovers.append(taken)
-                    entry.lineage = [*self.entries[parent].lineage, taken]
+                    entry.parents.append(copy)
+                    entry.lineage = [*self.entries[parent].lineage, copy]
 
     def _write(self, event: str, durable: bool = False, **what: Any) -> None:
         record = {"event": event, **what}
@@ -131,8 +150,8 @@ class Journal:
     def result(
         self, trial: str, step: int, metrics: Mapping[str, float], seeds: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """A step that is reported again keeps its first figures."""
-        each = {seed: dict(figures) for seed, figures in seeds.items()}
+        """A step that is reported again keeps its first metrics."""
+        each = {seed: dict(values) for seed, values in seeds.items()}
         self._write("result", trial=trial, step=step, metrics=dict(metrics), seeds=each)
 
     def ended(self, trial: str, state: TrialState, steps: int, seconds: float, reason: str = "") -> None:
@@ -141,16 +160,20 @@ class Journal:
     def told(self, trial: str) -> None:
         self._write("told", trial=trial)
 
-    def turned(self, step: int, changes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-        """A turn of a population, whole: member → whose training state it takes over, and its values from then on."""
+    def generation_ended(self, step: int, changes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+        """The end of a generation in one line: member → the parent that it copies, and its values after ``step``."""
         plain = {child: [parent, dict(values)] for child, (parent, values) in changes.items()}
         self._write("turned", durable=True, step=step, changes=plain)
 
     def finished(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.state]
 
+    @property
+    def finished_count(self) -> int:
+        return len(self.entries) - len(self._in_flight)
+
     def in_flight(self) -> list[Entry]:
-        return [entry for entry in self.entries.values() if entry.state is None]
+        return list(self._in_flight.values())
 
     def close(self) -> None:
         os.close(self._file)

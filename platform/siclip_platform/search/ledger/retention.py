@@ -1,12 +1,13 @@
-"""The checkpoints of a study on disk: which are there, and which can go."""
+"""The checkpoints of a study on disk: which exist, and which are removed."""
 
 from __future__ import annotations
 
 import logging
 import math
 import shutil
-from collections.abc import Collection
-from itertools import chain
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from siclip_platform.search.ledger.journal import Entry, Journal
@@ -16,11 +17,11 @@ from siclip_platform.search.trial.trial import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 TRAIN = "train"
-"""Where Ray Train keeps those of trainings that run."""
+"""The folder of Ray Train's checkpoints, in which trainings that run have theirs."""
 
 
 def newest_checkpoint(folder: Path, entry: Entry, seed: int, until: int | None = None) -> Path | None:
-    """The last checkpoint of one seed of a trial, at ``until`` or before; None if none is left."""
+    """The last checkpoint of one seed of a trial, not after step ``until``; None if there is none."""
     found = [
         path
         for attempt in entry.attempts
@@ -31,78 +32,154 @@ def newest_checkpoint(folder: Path, entry: Entry, seed: int, until: int | None =
 
 
 def checkpoint_at(folder: Path, entry: Entry, seed: int, step: int) -> Path | None:
-    """The checkpoint of one seed of a trial after exactly so many steps."""
+    """The checkpoint of one seed of a trial after exactly ``step`` steps."""
     names = [folder / CHECKPOINTS / attempt / f"seed-{seed}.step-{step}.pt" for attempt in reversed(entry.attempts)]
     return next((path for path in names if path.is_file()), None)
 
 
-def sweep(plan: StudyPlan, journal: Journal, needed: Collection[str] = ()) -> list[str]:
-    """Remove checkpoints until the study's fit in its budget; returns the trials that lost theirs.
+class Retention:
+    """Removes checkpoints as trials end.
 
-    They go in this order: failed trials, pruned ones and completed ones outside the best ``plan.keep_checkpoints``,
-    the worst first. Those of trials that are not over are never removed, nor the best's, nor those of the trials
-    that are still ``needed``. Without a budget only failed and pruned trials lose theirs.
-    """
-    trained = _Trained(plan, journal)
-    finished = {entry.name: entry for entry in journal.finished()}
-    sign = 1 if plan.mode == "max" else -1
+    With a disk budget, checkpoints are removed until those of the study fit: first those of failed trials, then of
+    pruned ones, then of completed ones outside the best ``plan.keep_checkpoints``, the worst first. Without a budget
+    failed and pruned trials lose theirs. Checkpoints of running trials and of the best are never removed.
 
-    def rank(entry: Entry) -> float:
-        value = sign * entry.last.get(plan.metric, math.nan)
-        return value if math.isfinite(value) else -math.inf
-
-    completed = sorted((e for e in finished.values() if e.state == "completed"), key=rank)
-    spare = completed[: -plan.keep_checkpoints] if plan.keep_checkpoints else completed
-    failed = [entry for entry in finished.values() if entry.state == "failed"]
-    pruned = sorted((entry for entry in finished.values() if entry.state == "pruned"), key=rank)
-    removed: list[str] = []
-    for entry in [*failed, *pruned, *spare]:
-        over = plan.disk_budget is not None and trained.bytes() > plan.disk_budget
-        if entry.name in needed or (not over and (entry.state == "completed" or plan.disk_budget is not None)):
-            continue
-        if trained.remove(entry):
-            removed.append(entry.name)
-    if plan.disk_budget is not None and trained.bytes() > plan.disk_budget:
-        log.warning(
-            "checkpoints of running trials and of the best %d take %d MB, over the budget of %d MB",
-            plan.keep_checkpoints, trained.bytes() // 10**6, plan.disk_budget // 10**6,
-        )  # fmt: skip
-    return removed
-
-
-class _Trained:
-    """The folders with checkpoints of a study's trials.
-
-    Under Ray Train a training's folder is named by its recipe alone, so a trial that is over may share it with one of
-    the same setting that runs; of teachers, best and confirmations there are folders beside them.
+    The work per ended trial does not grow with the study: a finished trial's folders are measured once.
     """
 
     def __init__(self, plan: StudyPlan, journal: Journal) -> None:
-        self.checkpoints = plan.folder / CHECKPOINTS
-        self.under_ray_train = {entry.name: _ray_folders(plan, entry) for entry in journal.entries.values()}
-        self.busy = {place for entry in journal.in_flight() for place in self.under_ray_train[entry.name]}
+        self.plan = plan
+        self.journal = journal
+        self._folders = _Folders(plan, journal)
+        self._failed: list[Entry] = []
+        self._pruned: list[Entry] = []
+        self._completed: list[Entry] = []
+        for entry in journal.finished():
+            self._add(entry)
+
+    def ended(self, entry: Entry, needed: Collection[str] = ()) -> list[str]:
+        """Add a trial that has ended, then `sweep`."""
+        self._add(entry)
+        return self.sweep(needed)
+
+    def _add(self, entry: Entry) -> None:
+        if self.plan.disk_budget is not None:
+            self._folders.measure(entry)
+        if entry.state == "failed":
+            insort(self._failed, entry, key=lambda each: each.number)
+        else:
+            insort(self._completed if entry.state == "completed" else self._pruned, entry, key=self._rank)
+
+    def _rank(self, entry: Entry) -> tuple[float, int]:
+        value = entry.last.get(self.plan.metric, math.nan)
+        return value if math.isfinite(value) else -math.inf, entry.number
+
+    def sweep(self, needed: Collection[str] = ()) -> list[str]:
+        """Remove checkpoints; returns the trials that lost theirs. Those of the ``needed`` trials stay."""
+        removed: list[str] = []
+        done: list[Entry] = []
+        for entry in self._candidates():
+            if not self._over_budget():
+                break
+            if entry.name in needed:
+                continue
+            if self._folders.remove(entry):
+                removed.append(entry.name)
+            if not self._folders.busy(entry):
+                done.append(entry)
+        self._forget(done)
+        if self.plan.disk_budget is not None and self._over_budget():
+            log.warning(
+                "checkpoints of running trials and of the best %d take %d MB, over the budget of %d MB",
+                self.plan.keep_checkpoints,
+                self._folders.bytes() // 10**6,
+                self.plan.disk_budget // 10**6,
+            )
+        return removed
+
+    def _over_budget(self) -> bool:
+        """Without a budget everything that may go is too much."""
+        return self.plan.disk_budget is None or self._folders.bytes() > self.plan.disk_budget
+
+    def _candidates(self) -> Iterator[Entry]:
+        """Entries that may lose their checkpoints, the least useful first."""
+        yield from self._failed
+        yield from self._pruned
+        if self.plan.disk_budget is not None:
+            spare = len(self._completed) - self.plan.keep_checkpoints
+            yield from islice(self._completed, max(spare, 0))
+
+    def _forget(self, entries: list[Entry]) -> None:
+        # A completed entry outside the best can be forgotten too: later trials only push it further down.
+        names = {entry.name for entry in entries}
+        if names:
+            self._failed, self._pruned, self._completed = (
+                [entry for entry in each if entry.name not in names]
+                for each in (self._failed, self._pruned, self._completed)
+            )
+
+
+class _Folders:
+    """The checkpoint folders of a study's trials and their sizes.
+
+    Under Ray Train a training's folder is named after its recipe alone, so a finished trial may share it with a
+    running one of the same setting. Folders of teachers, best runs and confirmations beside them do not count.
+    """
+
+    def __init__(self, plan: StudyPlan, journal: Journal) -> None:
+        self.plan = plan
+        self.journal = journal
+        self._checkpoints = plan.folder / CHECKPOINTS
+        self._under_ray_train: dict[str, list[Path]] = {}
+        self._sizes: dict[Path, int] = {}
+        self._total = 0
+
+    def of(self, entry: Entry) -> list[Path]:
+        return [*(self._checkpoints / attempt for attempt in entry.attempts), *self._shared(entry)]
+
+    def _shared(self, entry: Entry) -> list[Path]:
+        if self.plan.backend != "train":
+            return []
+        if entry.name not in self._under_ray_train:
+            hashes = [self.plan.recipe(entry.values, seed).hash for seed in self.plan.seed_numbers]
+            self._under_ray_train[entry.name] = [self.plan.folder / TRAIN / name for name in hashes]
+        return self._under_ray_train[entry.name]
+
+    def _in_use(self) -> set[Path]:
+        return set(chain.from_iterable(self._shared(entry) for entry in self.journal.in_flight()))
+
+    def busy(self, entry: Entry) -> bool:
+        """Whether a running trial uses one of its folders."""
+        return not self._in_use().isdisjoint(self._shared(entry))
 
     def remove(self, entry: Entry) -> bool:
-        """Whether there was anything to remove."""
-        own = [self.checkpoints / attempt for attempt in entry.attempts]
-        places = [*own, *(place for place in self.under_ray_train[entry.name] if place not in self.busy)]
-        there = [place for place in places if place.is_dir()]
-        for place in there:
-            shutil.rmtree(place, ignore_errors=True)
-        return bool(there)
+        """Remove the folders that no running trial uses; returns whether there were any."""
+        in_use = self._in_use()
+        found = [folder for folder in self.of(entry) if folder not in in_use and folder.is_dir()]
+        for folder in found:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._total -= self._sizes.pop(folder, 0)
+        return bool(found)
+
+    def measure(self, entry: Entry) -> None:
+        """Note the size of a finished trial's folders."""
+        for folder in self.of(entry):
+            size = _bytes([folder])
+            self._total += size - self._sizes.get(folder, 0)
+            self._sizes[folder] = size
 
     def bytes(self) -> int:
-        """Of all trials' checkpoints; one that goes away meanwhile counts nothing."""
-        places = {self.checkpoints, *chain.from_iterable(self.under_ray_train.values())}
-        total = 0
-        for path in chain.from_iterable(place.rglob("*.pt") for place in places):
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue
-        return total
+        """The size of all trials' checkpoints; those of running trials are measured again."""
+        running = set(chain.from_iterable(self.of(entry) for entry in self.journal.in_flight()))
+        known = self._total - sum(self._sizes.get(folder, 0) for folder in running)
+        return known + _bytes(running)
 
 
-def _ray_folders(plan: StudyPlan, entry: Entry) -> list[Path]:
-    hashes = [plan.recipe(entry.values, seed).hash for seed in plan.seed_numbers] if plan.backend == "train" else []
-    return [plan.folder / TRAIN / name for name in hashes]
+def _bytes(folders: Iterable[Path]) -> int:
+    total = 0
+    for path in chain.from_iterable(folder.rglob("*.pt") for folder in folders):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # a running trial replaced its checkpoint meanwhile
+            continue
+    return total

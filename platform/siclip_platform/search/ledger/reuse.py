@@ -1,15 +1,15 @@
-"""Trainings that are known already: those of this study, and the completed ones in the MLflow store."""
+"""Finished trainings that a trial need not repeat: those of its study, and the completed ones in the MLflow store."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from siclip_platform.metrics import metric_name, stored_key
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.search.ledger.journal import Journal
+from siclip_platform.search.ledger.journal import Entry
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.tracking import TrackedRun, Tracker
 from siclip_platform.training.identity import identity
@@ -20,16 +20,16 @@ PAGE = 1000
 
 @dataclass(frozen=True)
 class Known:
-    """A finished training: where it is recorded, and its milestones as a trial replays them."""
+    """A finished training: its MLflow run, and its milestones as a trial replays them."""
 
     run_id: str
     milestones: list[dict[str, Any]]
 
 
 class Reuse:
-    """Finds finished trainings by identity; ``rerun`` finds none of the store, and the study's own all the same.
+    """Finds finished trainings: by recipe in this study, by identity in the MLflow store.
 
-    A store that does not answer has none: the training is then done.
+    With ``rerun`` the store is not searched. If the store does not answer, the training is repeated.
     """
 
     def __init__(self, plan: StudyPlan, tracker: Tracker, study: TrackedRun, rerun: bool = False) -> None:
@@ -37,25 +37,38 @@ class Reuse:
         self.tracker = tracker
         self.study = study
         self.rerun = rerun
+        self._to_index: list[Entry] = []
+        self._entries: dict[str, Entry] = {}
         self._runs: dict[str, str] | None = None
         self._milestones: dict[str, list[dict[str, Any]]] = {}
 
-    def find(self, journal: Journal, values: Mapping[str, Any], seed: int) -> Known | None:
-        """The finished training of a setting with a seed, if there is one."""
-        recipe = self.plan.recipe(values, seed)
-        return self._in_study(journal, recipe, seed) or self._in_store(recipe)
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Make trials of this study available to later ones with the same setting, if they are completed."""
+        self._to_index.extend(entry for entry in entries if entry.state == "completed")
 
-    def _in_study(self, journal: Journal, recipe: Recipe, seed: int) -> Known | None:
-        for entry in journal.finished():
-            if entry.state == "completed" and self.plan.recipe(entry.values, seed) == recipe:
-                below = f"/seed-{seed}" if self.plan.seeds > 1 else ""
-                milestones = [
-                    {"step": step, "metrics": seeds[str(seed)]}
-                    for step, _, seeds in entry.results
-                    if str(seed) in seeds
-                ]
-                return Known(self.tracker.spool.run_id(f"{self.study.key}/{entry.name}{below}") or "", milestones)
-        return None
+    def find(self, values: Mapping[str, Any], seed: int) -> Known | None:
+        """The finished training of a setting with a seed, if there is one."""
+        return self._in_study(values, seed) or self._in_store(self.plan.recipe(values, seed))
+
+    def _in_study(self, values: Mapping[str, Any], seed: int) -> Known | None:
+        # Indexed when first needed: a population never asks.
+        while self._to_index:
+            entry = self._to_index.pop()
+            key = self._key(entry.values)
+            first = self._entries.get(key, entry)
+            self._entries[key] = min(entry, first, key=lambda each: each.number)
+        found = self._entries.get(self._key(values))
+        if found is None:
+            return None
+        below = f"/seed-{seed}" if self.plan.seeds > 1 else ""
+        milestones = [
+            {"step": step, "metrics": seeds[str(seed)]} for step, _, seeds in found.results if str(seed) in seeds
+        ]
+        return Known(self.tracker.spool.run_id(f"{self.study.key}/{found.name}{below}") or "", milestones)
+
+    def _key(self, values: Mapping[str, Any]) -> str:
+        """Equal for two settings that differ at most in the seed, which a seed run replaces."""
+        return self.plan.recipe(values, self.plan.seed_numbers[0]).model_dump_json()
 
     def _in_store(self, recipe: Recipe) -> Known | None:
         if self.rerun:
@@ -70,24 +83,26 @@ class Reuse:
         return Known(run_id, milestones) if whole else None
 
     def _completed(self) -> dict[str, str]:
-        """Identity → run id; of several the oldest, which is the one that was trained."""
-        wanted = "tags.`siclip.state` = 'completed' and tags.`siclip.identity` LIKE '_%'"
+        """Identity → run id; of several runs the oldest, which is the one that was trained."""
+        query: dict[str, Any] = {
+            "experiment_ids": [self.tracker.experiment_id],
+            "filter_string": "tags.`siclip.state` = 'completed' and tags.`siclip.identity` LIKE '_%'",
+            "max_results": PAGE,
+            "order_by": ["attributes.start_time ASC"],
+        }
         found: dict[str, str] = {}
         token: str | None = None
         try:
             while True:
-                page = self.tracker.client.search_runs(
-                    [self.tracker.experiment_id], wanted, max_results=PAGE, page_token=token,
-                    order_by=["attributes.start_time ASC"],
-                )  # fmt: skip
+                page = self.tracker.client.search_runs(**query, page_token=token)
                 for run in page:
                     if "siclip.reused_from" not in run.data.tags:
                         found.setdefault(run.data.tags["siclip.identity"], run.info.run_id)
                 token = page.token
                 if not token:
                     return found
-        except Exception as error:  # whatever keeps the store from answering
-            log.warning("earlier trainings cannot be looked up, so none is taken over: %s", error)
+        except Exception as error:  # stores raise many types: requests', SQLAlchemy's, MLflow's
+            log.warning("the store cannot be searched for finished trainings, so none is reused: %s", error)
             return {}
 
     def _read(self, run_id: str) -> list[dict[str, Any]]:

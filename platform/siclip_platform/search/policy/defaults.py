@@ -1,4 +1,4 @@
-"""The searcher and the scheduler that a space asks for, for a search around a recipe."""
+"""The searcher, the scheduler and the population that a space asks for, for a search around a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.search.policy.population import Population, make_population, turn_steps
+from siclip_platform.search.policy.population import Population, generation_ends, make_population
 from siclip_platform.search.policy.schedulers import make_scheduler, rungs
 from siclip_platform.search.policy.searcher import make_searcher
 from siclip_platform.spaces.definition import SearchSpace
@@ -14,7 +14,7 @@ from siclip_platform.spaces.finite import check_sampler
 
 
 def searcher_of(space: SearchSpace, base: Recipe, *, name: str, trials: int, seed: int, folder: Path) -> Any:
-    """The space's sampler over its storage in the study's folder; the base's own setting is the first trial."""
+    """The space's sampler, with its storage in the study's folder; the starting recipe's setting comes first."""
     return make_searcher(
         space,
         seed=seed,
@@ -32,17 +32,17 @@ def scheduler_of(space: SearchSpace, base: Recipe, seed: int) -> Any:
 
 
 def population_of(space: SearchSpace, base: Recipe, *, trials: int, seed: int, backend: str) -> Population | None:
-    """The population that the space asks for, if it asks for one; see `make_population`."""
+    """The population of a space with scheduler ``pbt``, else None; see `make_population`."""
     if space.scheduler.name != "pbt":
         return None
     return make_population(space, base, trials=trials, seed=seed, backend=backend)
 
 
 def check_strategy(space: SearchSpace, base: Recipe, *, trials: int, seed: int, backend: str) -> None:
-    """Before anything is computed: the sampler and the scheduler can work on the space and the recipe.
+    """Check that the sampler and the scheduler fit the space and the recipe, before anything is computed.
 
     Raises:
-        UserError: they cannot.
+        UserError: they do not.
     """
     check_sampler(space.sampler, space)
     population_of(space, base, trials=trials, seed=seed, backend=backend)
@@ -50,7 +50,7 @@ def check_strategy(space: SearchSpace, base: Recipe, *, trials: int, seed: int, 
 
 
 def rungs_of(space: SearchSpace, base: Recipe) -> list[int]:
-    """The budgets, in steps, at which a trial may be stopped or take over from another; its whole budget last."""
+    """The steps at which a trial may be stopped or copy another one, and its last step."""
     if space.scheduler.name == "pbt":
-        return turn_steps(space.scheduler, base.training)
+        return generation_ends(space.scheduler, base.training)
     return rungs(space.scheduler, base.training.steps)

@@ -1,4 +1,4 @@
-"""Optuna's samplers over a search space: which of them can search it, and the settings of a finite one."""
+"""Optuna's samplers over a search space."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ if TYPE_CHECKING:
 
 
 def make_sampler(config: SamplerConfig, space: SearchSpace, *, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial. ``trials``: how many the study is to have.
+    """The sampler of one trial.
 
-    TPE is multivariate, grouped by what is active together, and takes running trials for bad ones, so that trials
-    side by side do not get the same setting. GP models the parameters that all trials share, CMA-ES the numeric ones
-    among them; the others are drawn at random there, by TPE here. GP learns from complete trials alone. The settings
-    of a grid are queued by the searcher; what is drawn beyond them is random.
+    TPE is multivariate, in groups of parameters that are active together, and counts running trials as bad ones, so
+    that concurrent trials get different settings. GP models the parameters that all trials share and draws the others
+    at random; it learns from completed trials alone. CMA-ES moves the numeric parameters that all trials share; TPE
+    draws the others. The settings of a grid are queued by the searcher; any further draws are random.
+
+    Args:
+        config: which sampler, and how many trials it draws at random first (default: a third, at least 3).
+        space: what is searched.
+        seed: of this sampler.
+        trials: the trials planned for the study.
     """
     import optuna
     from optuna.exceptions import ExperimentalWarning

@@ -1,13 +1,14 @@
-"""Optuna as Ray Tune's searcher, told the truth about trials that were stopped early or failed."""
+"""Ray Tune searchers: Optuna over a search space, and a fixed list of settings for an ablation."""
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
+import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -16,7 +17,6 @@ from alembic.util.exc import CommandError
 from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import SQLAlchemyError
 
 from siclip.errors import UserError
@@ -29,125 +29,167 @@ from siclip_platform.spaces.policy import SamplerConfig
 STEP = "step"
 TRIAL_ID = "trial_id"
 SPACE_HASH = "space_hash"
+LOCK_SECONDS = 60  # how long a write waits for another process that has the sqlite file locked, say a dashboard
+
+StoppedState = Literal["pruned", "complete"]
 
 
-class StudySearch(OptunaSearch):
-    """`OptunaSearch` over a `SearchSpace`; one process searches a study at a time.
+@dataclass
+class _Running:
+    """A trial that has not ended: Optuna's handle, the scores that Optuna has by step, and the last step."""
 
-    ``OptunaSearch`` tells a trial stopped by a scheduler as COMPLETE with its low-budget score, so that TPE learns
-    from wrong values. Here a trial whose last scored ``step`` is below ``max_steps`` is PRUNED, with its scores as
-    intermediate values by step; an error, a missing or a non-finite score is FAIL; the rest is COMPLETE. With several
-    objectives Optuna takes no intermediate values; a trial that was stopped is PRUNED without any.
+    trial: optuna.Trial
+    scores: dict[int, float]
+    step: int
 
-    All that is known lies in the study's storage, a trial under the name that it was asked for with. So a new
-    searcher on the same storage goes on where an old one was killed: asked for a name again, it gives the setting it
-    gave then; of a trial that is over it ignores all further news. What it suggests follows from the seed, the
-    trial's name and what was told before.
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What a searcher's suggestions depend on, besides the space and the results reported to it.
+
+    Attributes:
+        sampler: Optuna's sampler.
+        seed: the root of every sampler's seed.
+        trials: the trials planned for the study; they determine the sampler's random startup.
+        max_steps: the step at which a trial is complete.
+        stopped: the state that Optuna gets for a trial that ended before ``max_steps``.
+    """
+
+    sampler: SamplerConfig
+    seed: int
+    trials: int
+    max_steps: int
+    stopped: StoppedState = "pruned"
+
+
+class StudySearch(Searcher):
+    """Ray Tune's searcher over an Optuna study; only one process may use a study at a time.
+
+    A trial ends as FAIL after an error or with a missing or non-finite score; as PRUNED, with its scores as
+    intermediate values, if its last ``step`` is below ``max_steps``; otherwise as COMPLETE. With several objectives
+    Optuna takes no intermediate values, so a stopped trial is PRUNED without any.
+
+    The study's storage has the whole state, with each trial's name as a user attribute. A new searcher on the same
+    storage therefore resumes a killed one: for a known name it returns the same values, and it ignores results of
+    trials that have ended. A suggestion depends only on the seed, the trial's name and the results reported before.
     """
 
     def __init__(
-        self, space: SearchSpace, *, max_steps: int, sampler: SamplerConfig, seed: int, trials: int, **options: Any
+        self, space: SearchSpace, study: optuna.Study, storage: optuna.storages.BaseStorage, config: SearchConfig
     ) -> None:
-        """``options`` go to `OptunaSearch`; metrics and modes are the space's. See `make_searcher`."""
         _quiet()
-        self.space = space
-        self._max_steps = max_steps
-        self._config = sampler
-        self._root = seed
-        self._planned = trials
         several = len(space.directions) > 1
-        metric, mode = (
-            (list(space.directions), list(space.directions.values())) if several else (space.metric, space.mode)
+        super().__init__(
+            metric=list(space.directions) if several else space.metric,
+            mode=list(space.directions.values()) if several else "max",
         )
-        super().__init__(space.suggest, metric=metric, mode=mode, sampler=self._sampler_of("study"), **options)
+        self.space = space
+        self.study = study
+        self._storage = storage
+        self._config = config
+        self._index()
 
-    @property
-    def study(self) -> optuna.Study:
-        return self._ot_study
-
-    def _sampler_of(self, trial_id: str) -> optuna.samplers.BaseSampler:
-        """A fresh sampler for each trial, so that a killed study draws what it would have drawn."""
-        seed = int(np.random.SeedSequence([self._root, *trial_id.encode()]).generate_state(1)[0])
-        return make_sampler(self._config, self.space, seed=seed, trials=self._planned)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        known = self._find(trial_id)
-        if known is not None and known.state.is_finished():
-            return dict(known.params)
-        self.study.sampler = self._sampler_of(trial_id)
-        if known is not None:
-            self._ot_trials[trial_id] = optuna.Trial(self.study, known._trial_id)
-        elif self._exhausted():
-            return str(Searcher.FINISHED)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Define-by-run function")  # on a busy machine it takes its time
-            config: dict[str, Any] | None = super().suggest(trial_id)
-        self._ot_trials[trial_id].set_user_attr(TRIAL_ID, trial_id)
-        return config
-
-    def _find(self, trial_id: str) -> optuna.trial.FrozenTrial | None:
-        """The trial of this name; one that a kill left nameless is given to the next name that is new."""
-        nameless = None
+    def _index(self) -> None:
+        """Read names and numbers of all trials once; afterwards they are kept up to date in memory."""
+        self._numbers: dict[str, int] = {}
+        self._ended: set[str] = set()
+        self._running: dict[str, _Running] = {}
+        self._nameless: int | None = None
         for trial in self.study.get_trials(deepcopy=False):
             name = trial.user_attrs.get(TRIAL_ID)
-            if name == trial_id:
-                return trial
-            if name is None and trial.state == TrialState.RUNNING:
-                nameless = trial
-        return nameless
+            if name is not None:
+                self._numbers[name] = trial.number
+                if trial.state.is_finished():
+                    self._ended.add(name)
+            elif trial.state == TrialState.RUNNING:
+                self._nameless = trial.number
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if trial_id in self._ended:
+            return dict(self._stored(self._numbers[trial_id]).params)
+        # A sampler's state is lost with its process, so every trial gets a new one with a seed of its own.
+        self.study.sampler = self._make_sampler(trial_id)
+        running = self._find_running(trial_id)
+        if running is None:
+            if self._exhausted():
+                return str(Searcher.FINISHED)
+            running = self._ask()
+        values = self.space.suggest(running.trial)
+        running.trial.set_user_attr(TRIAL_ID, trial_id)
+        self._running[trial_id] = running
+        self._numbers[trial_id] = running.trial.number
+        return values
+
+    def _make_sampler(self, trial_id: str) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([self._config.seed, *trial_id.encode()]).generate_state(1)[0])
+        return make_sampler(self._config.sampler, self.space, seed=seed, trials=self._config.trials)
+
+    def _ask(self) -> _Running:
+        """A new trial, or the one that a kill left in the storage before it got its name."""
+        if self._nameless is None:
+            return _Running(self.study.ask(), {}, 0)
+        number, self._nameless = self._nameless, None
+        return self._reopen(number)
 
     def _exhausted(self) -> bool:
-        if self._config.name != "grid":
+        if self._config.sampler.name != "grid" or self._nameless is not None:
             return False
         return not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _running(self, trial_id: str) -> optuna.Trial | None:
-        """The trial, if it is not over."""
-        known = self._find(trial_id)
-        if known is None or known.user_attrs.get(TRIAL_ID) != trial_id or known.state.is_finished():
-            return None
-        if trial_id not in self._ot_trials:
-            self._ot_trials[trial_id] = optuna.Trial(self.study, known._trial_id)
-        return self._ot_trials[trial_id]
+    def _stored(self, number: int) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _find_running(self, trial_id: str) -> _Running | None:
+        """None for a trial that has ended or was never suggested."""
+        if trial_id in self._numbers and trial_id not in self._ended and trial_id not in self._running:
+            self._running[trial_id] = self._reopen(self._numbers[trial_id])
+        return self._running.get(trial_id)
+
+    def _reopen(self, number: int) -> _Running:
+        stored = self._stored(number)
+        # `Study.tell` takes a number, but only a `Trial` can suggest and report, and its constructor wants the id.
+        study_id = self._storage.get_study_id_from_name(self.study.study_name)
+        trial = optuna.Trial(self.study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        scores = dict(stored.intermediate_values)
+        return _Running(trial, scores, max(scores, default=stored.user_attrs.get(STEP, 0)))
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Record the score at the result's step; a step that is reported again keeps its first score."""
-        trial = self._running(trial_id)
-        if trial is None or self.space.metric not in result:
+        """Report the score at the result's step to Optuna; a step reported again keeps its first score."""
+        running = self._find_running(trial_id)
+        if running is None or self.space.metric not in result:
             return
         step = int(result[STEP])
-        if self.space.objectives:
-            trial.set_user_attr(STEP, max(step, trial.user_attrs.get(STEP, 0)))
-        elif step not in self.study._storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(float(result[self.space.metric]), step)
+        running.step = max(step, running.step)
+        if not self.space.objectives and step not in running.scores:
+            running.scores[step] = float(result[self.space.metric])
+            running.trial.report(running.scores[step], step)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how the trial ended. Without a result, the last score reported decides."""
-        trial = self._running(trial_id)
-        if trial is None:
+        """Tell Optuna how the trial ended. Without a result, the last reported score decides."""
+        running = self._find_running(trial_id)
+        if running is None:
             return
         if result:
             self.on_trial_result(trial_id, result)
-        scores = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        step = max(scores, default=trial.user_attrs.get(STEP, 0))
-        trial.set_user_attr(STEP, step)
+        running.trial.set_user_attr(STEP, running.step)
         if self.space.objectives:
             values = [float((result or {}).get(metric, math.nan)) for metric in self.space.directions]
         else:
-            values = [scores.get(step, math.nan)]
-        self._tell(trial, step, values, error or not self._constrain(trial, result or {}))
-        self._completed_trials.add(trial_id)
+            values = [running.scores.get(running.step, math.nan)]
+        self._tell(running, values, error or not self._set_constraints(running.trial, result or {}))
+        self._ended.add(trial_id)
+        del self._running[trial_id]
 
-    def _tell(self, trial: optuna.Trial, step: int, values: list[float], failed: bool) -> None:
+    def _tell(self, running: _Running, values: list[float], failed: bool) -> None:
         if failed or not all(map(math.isfinite, values)):
-            self.study.tell(trial, state=TrialState.FAIL)
-        elif step < self._max_steps:
-            self.study.tell(trial, state=TrialState.PRUNED)  # Optuna takes the last intermediate value
+            self.study.tell(running.trial, state=TrialState.FAIL)
+        elif running.step < self._config.max_steps and self._config.stopped == "pruned":
+            self.study.tell(running.trial, state=TrialState.PRUNED)  # Optuna takes the last intermediate value
         else:
-            self.study.tell(trial, values, state=TrialState.COMPLETE)
+            self.study.tell(running.trial, values, state=TrialState.COMPLETE)
 
-    def _constrain(self, trial: optuna.Trial, result: Mapping[str, Any]) -> bool:
-        """Tell by how much each bound is missed; whether all figures are there."""
+    def _set_constraints(self, trial: optuna.Trial, result: Mapping[str, Any]) -> bool:
+        """Set by how much each bound is missed; returns whether every constrained metric is there."""
         violations = {c.metric: c.violation(float(result.get(c.metric, math.nan))) for c in self.space.constraints}
         if not all(map(math.isfinite, violations.values())):
             return False
@@ -155,20 +197,23 @@ class StudySearch(OptunaSearch):
             trial.set_constraint(metric, violation)
         return True
 
+    def save(self, checkpoint_path: str) -> None:
+        """Save the searcher; of a study in a file only the reference to it."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(self))
+
     def restore(self, checkpoint_path: str) -> None:
-        """Take over a saved searcher; what the storage learned after that save counts.
+        """Become a saved searcher. Results that its storage received after the save count.
 
         Raises:
-            UserError: the study's storage is gone.
+            UserError: the study is no longer in its storage.
         """
         _quiet()
-        super().restore(checkpoint_path)
-        self._ot_trials.clear()
+        self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()).__dict__)
         try:
-            self.study.get_trials(deepcopy=False)
+            self._index()
         except (StorageInternalError, KeyError) as error:
             raise UserError(
-                f"study {self._study_name!r} is not in its storage any more ({error}); "
+                f"study {self.study.study_name!r} is no longer in its storage ({error}); "
                 "put the file back or start a new study"
             ) from None
 
@@ -183,13 +228,23 @@ def make_searcher(
     storage: Path | None = None,
     points_to_evaluate: Sequence[Mapping[str, Any]] = (),
     sampler: SamplerConfig | None = None,
+    stopped: StoppedState = "pruned",
 ) -> StudySearch:
-    """A searcher over ``space`` with its sampler, or another.
+    """A searcher over ``space`` that creates the study or resumes it.
 
-    ``max_steps`` is the step at which a trial is complete. ``storage``: an sqlite file, made if missing, in which the
-    study ``study_name`` is created or continued; None keeps the study in memory. ``points_to_evaluate`` come first,
-    then the space's points, then the paper's defaults, each once per study; a point may leave parameters open, and
-    ``space.restrict(recipe.flat())`` makes one of a recipe.
+    Queued points come first, each once per study: ``points_to_evaluate``, the space's points, the paper's defaults.
+
+    Args:
+        space: what is searched.
+        seed: the root of all draws.
+        num_trials: the trials planned for the study.
+        max_steps: the step at which a trial is complete.
+        study_name: the study's name in the storage.
+        storage: an sqlite file, created if missing; None keeps the study in memory.
+        points_to_evaluate: settings to try first; a point may leave parameters open, and
+            ``space.restrict(recipe.flat())`` is the point of a recipe.
+        sampler: used instead of the space's own.
+        stopped: the state that Optuna gets for a trial that ended before ``max_steps``.
 
     Raises:
         UserError: a point lies outside the space, the sampler cannot search it, the storage cannot be used, or the
@@ -204,26 +259,30 @@ def make_searcher(
         if outside:
             raise UserError(
                 f"starting point of study {study_name!r}: {', '.join(f'{p}={point[p]!r}' for p in outside)} "
-                f"cannot be suggested by search space {space.name!r}; leave it out or widen the space"
+                f"cannot be suggested by search space {space.name!r}; omit it or widen the space"
             )
     database = _open(storage) if storage else optuna.storages.InMemoryStorage()
     _check_study(database, study_name, space, storage)
-    search = StudySearch(
-        space, max_steps=max_steps, sampler=sampler, seed=seed, trials=num_trials, study_name=study_name,
+    study = optuna.create_study(
         storage=database,
-    )  # fmt: skip
-    search.study.set_user_attr(SPACE_HASH, space.hash)
+        pruner=optuna.pruners.NopPruner(),
+        study_name=study_name,
+        directions=["maximize" if mode == "max" else "minimize" for mode in space.directions.values()],
+        load_if_exists=True,
+    )
+    study.set_user_attr(SPACE_HASH, space.hash)
     if sampler.name == "grid":
         whole = shuffled_grid(space, seed)
         points = [point for point in points if point in whole] + whole
     for point in points:
         if point:
-            search.study.enqueue_trial(dict(point), skip_if_exists=True)
-    return search
+            study.enqueue_trial(dict(point), skip_if_exists=True)
+    config = SearchConfig(sampler=sampler, seed=seed, trials=num_trials, max_steps=max_steps, stopped=stopped)
+    return StudySearch(space, study, database, config)
 
 
 def paper_point(space: SearchSpace) -> dict[str, Any]:
-    """The method's own defaults, as far as the space searches them."""
+    """The method's own defaults for the parameters that the space searches."""
     from siclip.config import TrainingConfig
 
     sharing = {"image_sharing": "qk:0-0", "text_sharing": "qk:0-0-1-1"}
@@ -236,7 +295,7 @@ def _open(path: Path) -> optuna.storages.RDBStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.RDBStorage(
-            f"sqlite:///{quote(str(path.resolve()))}", engine_kwargs={"connect_args": {"timeout": 60}}
+            f"sqlite:///{quote(str(path.resolve()))}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
         )
     except (OSError, RuntimeError, CommandError, SQLAlchemyError, OptunaError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -247,7 +306,7 @@ def _open(path: Path) -> optuna.storages.RDBStorage:
 
 
 def _check_study(storage: Any, name: str, space: SearchSpace, path: Path | None) -> None:
-    """Raises `UserError` where a study of this name has trials that were drawn from another space."""
+    """Raises `UserError` if a study of this name has trials that were drawn from another space."""
     if name not in optuna.get_all_study_names(storage):
         return
     study = optuna.load_study(study_name=name, storage=storage)
@@ -263,10 +322,10 @@ def _quiet() -> None:
 
 
 class SettingsSearch(Searcher):
-    """Ray Tune's searcher for an ablation: ``trial-000`` gets the first setting, ``trial-001`` the second, …"""
+    """The searcher of an ablation: ``trial-000`` gets the first setting, ``trial-001`` the second, and so on."""
 
-    def __init__(self, settings: list[dict[str, Any]], metric: str, mode: str) -> None:
-        super().__init__(metric=metric, mode=mode)
+    def __init__(self, settings: list[dict[str, Any]], metric: str) -> None:
+        super().__init__(metric=metric, mode="max")
         self.settings = settings
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -274,7 +333,7 @@ class SettingsSearch(Searcher):
         return dict(self.settings[number]) if number < len(self.settings) else str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        pass  # what was found does not change what comes next
+        pass  # results do not change which settings follow
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         pass

@@ -1,1 +1,1 @@
-"""What runs inside a trial: its seeds, each a training of its own."""
+"""What runs in a trial's process: one training per seed."""

@@ -1,4 +1,4 @@
-"""One seed of a trial under Ray Train: a controller and workers of its own, which end with the trial's process."""
+"""One seed of a trial under Ray Train, with its own controller and workers, which end with the trial's process."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from siclip_platform.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from siclip.training.loop import Reporter
 
-_Figures = tuple[int, Mapping[str, float]]
+_Report = tuple[int, Mapping[str, float]]
 
 
 def train_with_ray(
     recipe: Recipe, reporter: Reporter, checkpoint: Path | None, *, storage: str, worker_cpus: float
 ) -> None:
-    """A `Run` of `siclip_platform.search.trial.seed_run`.
+    """A `Run` of `siclip_platform.search.trial.seed_run` under Ray Train.
 
-    The same recipe in the same ``storage`` goes on from its last checkpoint.
+    The same recipe in the same ``storage`` resumes from its last checkpoint. The trial's process must not be reused:
+    the thread of a stopped training ends only with the process.
 
-    ``checkpoint`` is not looked at: Ray Train keeps its own while the training runs, and the trial gets the last one.
-    The trial's process must not be reused: what is stopped in the middle ends with it.
+    Args:
+        recipe: what to train.
+        reporter: receives metrics and milestones.
+        checkpoint: not used: Ray Train has its own checkpoints; the last one is moved to the trial at the end.
+        storage: the folder for Ray Train's state.
+        worker_cpus: CPUs of the worker.
     """
     from siclip_platform.training.ray_train import TrainedModel, run_with_ray_train
 
-    told: queue.SimpleQueue[_Figures | BaseException | TrainedModel] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[_Report | BaseException | TrainedModel] = queue.SimpleQueue()
 
     def work() -> None:
         try:
@@ -37,24 +42,25 @@ def train_with_ray(
                 recipe,
                 name=recipe.hash,
                 storage=Path(storage),
-                log=lambda step, metrics: told.put((step, metrics)),
+                log=lambda step, metrics: reports.put((step, metrics)),
                 worker_cpus=worker_cpus,
             )
-            told.put(trained)
+            reports.put(trained)
         except BaseException as error:
-            told.put(error)
+            reports.put(error)
 
+    # A thread of its own, because the reporter blocks between milestones and Ray Train must not wait for it.
     threading.Thread(target=work, daemon=True, name="ray-train").start()
-    while not isinstance(figures := told.get(), TrainedModel):
-        if isinstance(figures, BaseException):
-            raise figures
-        step, metrics = figures
+    while not isinstance(report := reports.get(), TrainedModel):
+        if isinstance(report, BaseException):
+            raise report
+        step, metrics = report
         if not _evaluated(metrics):
             reporter.log(step, metrics)
         elif step < recipe.training.steps:
             reporter.milestone(step, metrics, None)
-    source = figures.checkpoint
-    reporter.milestone(recipe.training.steps, _evaluated(figures.metrics), lambda path: _move(source, path))
+    source = report.checkpoint
+    reporter.milestone(recipe.training.steps, _evaluated(report.metrics), lambda path: _move(source, path))
     shutil.rmtree(Path(storage) / recipe.hash, ignore_errors=True)
 
 

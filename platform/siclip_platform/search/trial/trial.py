@@ -1,4 +1,4 @@
-"""What runs in a trial's process: one training for each seed, in step with each other, and their mean to Tune."""
+"""What runs in a trial's process: one training per seed, in step with each other; their mean goes to Ray Tune."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.search.trial.seed_run import Lane, Milestone, Run
+from siclip_platform.search.trial.seed_run import Milestone, Run, SeedRun
 from siclip_platform.training.in_process import run_recipe
 from siclip_platform.training.memory import give_back_memory
 
@@ -22,7 +22,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class TrialDiverged(RuntimeError):
-    """A figure that the study compares is not a finite number."""
+    """The metric that the study compares is not a finite number."""
 
 
 def run_trial(
@@ -33,52 +33,71 @@ def run_trial(
     seeds: tuple[int, ...],
     run: Run | None = None,
 ) -> None:
-    """Tune's function: train ``values`` around a recipe with each of ``seeds``; report at every evaluation.
+    """Ray Tune's function: train a setting with each seed and report at every evaluation.
 
-    Before it starts, the driver may leave ``folder/replay/TUNE_ID.json``: for a seed, the milestones that are known
-    already and a checkpoint to go on from. A report holds the means, ``step``, ``cost/seconds`` and under ``seeds``
-    each seed's own figures since the last report. With ``until`` in that file the trial ends after so many steps, and
-    one that runs out of memory is not started once more; ``save_every``: a checkpoint is written as often.
+    A report has the mean metrics, ``step``, ``cost/seconds``, under ``seeds`` each seed's metrics and history since
+    the last report, and under ``notes`` events such as a retry.
+
+    Before the trial starts, the driver may write ``folder/replay/TUNE_ID.json`` with, per seed, the ``milestones``
+    that are known already and a ``checkpoint`` to resume from. Two more keys are a population's: ``until``, the step
+    at which the trial ends (and a training that runs out of memory is not retried), and ``save_every``, the steps
+    between checkpoints.
+
+    Args:
+        values: the setting, by dotted recipe path.
+        recipe_json: the study's starting recipe.
+        folder: the study's folder; the ids of a diverging training's batches are written there.
+        metric: what the study compares.
+        seeds: one training each.
+        run: the training; by default the recipe's own in this process.
 
     Raises:
-        TrialDiverged: ``metric`` is not finite; the report with it has been made.
+        TrialDiverged: ``metric`` is not finite; it has been reported.
     """
     recipe = Recipe.model_validate_json(recipe_json).updated(values)
-    place = Path(folder) / CHECKPOINTS / tune.get_context().get_trial_id()
-    known = _known(Path(folder))
+    checkpoints = Path(folder) / CHECKPOINTS / tune.get_context().get_trial_id()
+    known = _read_known(Path(folder))
     if "save_every" in known:
         recipe = recipe.updated({"training.checkpoint_every": known["save_every"]})
     run = run or partial(run_recipe, outputs=Path(folder))
-    lanes = [_lane(recipe, seed, run, place, known) for seed in seeds]
+    seed_runs = [_seed_run(recipe, seed, run, checkpoints, known) for seed in seeds]
     try:
-        for moments in zip(*lanes, strict=True):
-            result: dict[str, Any] = _mean(moments) | {
-                "step": moments[0].step,
-                "seeds": {str(lane.seed): moment.figures() for lane, moment in zip(lanes, moments, strict=True)},
-                "notes": {key: value for lane in lanes for key, value in lane.notes.items()},
+        for milestones in zip(*seed_runs, strict=True):
+            step = milestones[0].step
+            result: dict[str, Any] = _mean(milestones) | {
+                "step": step,
+                "seeds": {
+                    str(each.seed): milestone.report() for each, milestone in zip(seed_runs, milestones, strict=True)
+                },
+                "notes": {key: value for each in seed_runs for key, value in each.notes.items()},
             }
             tune.report(result)
             if not math.isfinite(result.get(metric, 0.0)):
-                raise TrialDiverged(f"{metric} is {result[metric]} at step {moments[0].step}")
-            if moments[0].step >= known.get("until", math.inf):
+                raise TrialDiverged(f"{metric} is {result[metric]} at step {step}")
+            if step >= known.get("until", math.inf):
                 return
     finally:
-        for lane in lanes:
-            lane.close()
-        lanes.clear()
+        for each in seed_runs:
+            each.close()
+        # The process is reused: without this, the next trial would find the memory still occupied.
+        seed_runs.clear()
         give_back_memory()
 
 
-def _lane(recipe: Recipe, seed: int, run: Run, place: Path, known: Mapping[str, Any]) -> Lane:
+def _seed_run(recipe: Recipe, seed: int, run: Run, folder: Path, known: Mapping[str, Any]) -> SeedRun:
     replay = known.get(str(seed), {})
-    checkpoint = Path(replay["checkpoint"]) if replay.get("checkpoint") else None
-    return Lane(
-        recipe.updated({"training.seed": seed}), seed, run, place, checkpoint,
-        [Milestone(**moment) for moment in replay.get("milestones", [])], again="until" not in known,
-    )  # fmt: skip
+    return SeedRun(
+        recipe.updated({"training.seed": seed}),
+        seed,
+        run,
+        folder,
+        checkpoint=Path(replay["checkpoint"]) if replay.get("checkpoint") else None,
+        known=[Milestone(**milestone) for milestone in replay.get("milestones", [])],
+        retries="until" not in known,
+    )
 
 
-def _known(folder: Path) -> dict[str, Any]:
+def _read_known(folder: Path) -> dict[str, Any]:
     file = folder / REPLAY / f"{tune.get_context().get_trial_id()}.json"
     if not file.is_file():
         return {}
@@ -86,8 +105,8 @@ def _known(folder: Path) -> dict[str, Any]:
     return known
 
 
-def _mean(moments: tuple[Milestone, ...]) -> dict[str, float]:
-    """Means of the figures that all seeds have; of the seconds the sum."""
-    shared = set.intersection(*(set(moment.metrics) for moment in moments))
-    sums = {key: sum(moment.metrics[key] for moment in moments) for key in sorted(shared)}
-    return {key: total if key == SECONDS else total / len(moments) for key, total in sums.items()}
+def _mean(milestones: tuple[Milestone, ...]) -> dict[str, float]:
+    """Means of the metrics that all seeds have; seconds are summed."""
+    shared = set.intersection(*(set(milestone.metrics) for milestone in milestones))
+    sums = {key: sum(milestone.metrics[key] for milestone in milestones) for key in sorted(shared)}
+    return {key: total if key == SECONDS else total / len(milestones) for key, total in sums.items()}

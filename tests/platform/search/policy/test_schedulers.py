@@ -1,4 +1,4 @@
-"""Schedulers on our step: where they judge, what they stop, and what is refused."""
+"""Schedulers on our step: when they judge a trial, which trials they stop, and what they refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from siclip.errors import UserError
 from siclip_platform.metrics import METRICS
-from siclip_platform.search.policy.schedulers import make_scheduler, rung_of, rungs
+from siclip_platform.search.policy.schedulers import make_scheduler, rungs
 from siclip_platform.simulation.simulator import SimulatedTrial
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.parsing import parse_space
@@ -39,7 +39,7 @@ class NoController:
 
 
 def run(scheduler: TrialScheduler, curves: list[dict[int, float]]) -> list[int]:
-    """The step at which each trial ends, one after the other."""
+    """The step at which each trial ends; the trials run one after the other."""
     ends = []
     for number, curve in enumerate(curves):
         trial: Any = SimulatedTrial(str(number), {}, [])
@@ -74,44 +74,40 @@ def test_rungs(options: dict[str, Any], steps: int, expected: list[int]) -> None
 
 
 def test_a_trial_is_judged_at_the_rungs(space: SearchSpace) -> None:
-    """Of trials that come one by one, ASHA stops those below the top half at the first rung they reach."""
+    """Of trials that run one by one, ASHA stops those below the top half at the first rung they reach."""
     asha = make_scheduler(config("asha", min_steps=8, reduction_factor=2), space, steps=48)
     assert run(asha, flat(0.5, 0.1, 0.2, 0.9)) == [48, 8, 8, 48]
 
 
-def test_a_trial_may_fall_back_at_a_later_rung(space: SearchSpace) -> None:
+def test_a_trial_can_be_stopped_at_a_later_rung(space: SearchSpace) -> None:
     asha = make_scheduler(config("asha", min_steps=8, reduction_factor=2), space, steps=48)
     late = dict.fromkeys(range(4, 16, 4), 0.8) | dict.fromkeys(range(16, 49, 4), 0.2)
     assert run(asha, [*flat(0.5), late]) == [48, 16]
 
 
-def test_hyperband_spares_some_trials_the_first_rung(space: SearchSpace) -> None:
+def test_hyperbands_brackets_start_at_different_rungs_and_follow_from_the_seed(space: SearchSpace) -> None:
     scores = flat(*(0.9 - 0.01 * number for number in range(60)))  # each worse than all before
     options = config("hyperband", min_steps=4, reduction_factor=3)
     ends = [run(make_scheduler(options, space, steps=48, seed=7), scores) for _ in range(2)]
     assert ends[0] == ends[1], "brackets follow from the seed"
-    assert {4, 12, 36} <= set(ends[0]), "brackets begin at different rungs"
+    assert {4, 12, 36} <= set(ends[0]), "brackets start at different rungs"
     assert ends[0] != run(make_scheduler(options, space, steps=48, seed=8), scores)
 
 
-def test_the_median_rule(space: SearchSpace) -> None:
+def test_the_median_rule_stops_a_trial_below_the_median_of_the_others(space: SearchSpace) -> None:
     median = make_scheduler(config("median", min_steps=8, min_trials=3), space, steps=48)
     assert run(median, flat(0.5, 0.4, 0.6, 0.45, 0.55)) == [48, 48, 48, 8, 48]
 
 
-def test_none_stops_nothing(space: SearchSpace) -> None:
+def test_no_scheduler_stops_no_trial(space: SearchSpace) -> None:
     scheduler = make_scheduler(config("none"), space, steps=48)
     assert isinstance(scheduler, FIFOScheduler) and run(scheduler, flat(0.9, 0.1)) == [48, 48]
 
 
-def test_what_cannot_be_is_refused(space: SearchSpace) -> None:
+def test_schedulers_that_cannot_work_are_refused(space: SearchSpace) -> None:
     with pytest.raises(UserError, match="min_steps 48 leaves none of a trial's 48 steps"):
         make_scheduler(config("asha", min_steps=48), space, steps=48)
     several = parse_space(SPACE + "objectives: {cost/seconds: min}\n", "t.yaml", METRICS, None)
     with pytest.raises(UserError, match="several objectives and scheduler asha"):
         make_scheduler(config("asha"), several, steps=48)
     assert isinstance(make_scheduler(several.scheduler, several, steps=48), FIFOScheduler)
-
-
-def test_rung_of_a_step() -> None:
-    assert [rung_of([8, 16, 48], step) for step in (4, 8, 12, 16, 47, 48)] == [None, 8, 8, 16, 16, 48]

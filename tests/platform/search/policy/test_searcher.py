@@ -230,7 +230,7 @@ def test_a_lost_storage_is_named(space: SearchSpace, database: Path, tmp_path: P
     search.save(str(tmp_path / "searcher.pkl"))
     database.unlink()
     fresh = make(space, None)
-    with pytest.raises(UserError, match="'s' is not in its storage"):
+    with pytest.raises(UserError, match="'s' is no longer in its storage"):
         fresh.restore(str(tmp_path / "searcher.pkl"))
 
 

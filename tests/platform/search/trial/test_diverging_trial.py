@@ -38,7 +38,7 @@ def test_the_ids_of_a_diverging_trial_are_in_the_studys_folder(
         {"training.batch_size": BATCH, "training.evaluate_every": 2, "training.max_skipped_steps": 2}
     )
     values = {"distil_from": [str(tmp_path / "broken.pt")]}
-    with pytest.raises(TrainingDiverged, match=r"the ids of their pairs are in .*-diverged-at-1\.csv"):
+    with pytest.raises(TrainingDiverged, match=r"the ids of their samples are in .*-diverged-at-1\.csv"):
         trial.run_trial(values, recipe.model_dump_json(), str(tmp_path / "study"), "validation/x", (SEED,))
     assert outside_tune == []
     trained = recipe.updated(values | {"training.seed": SEED})

@@ -1,4 +1,4 @@
-"""``python -m siclip_platform``: the same as ``siclip-platform``."""
+"""``python -m siclip_platform`` is ``siclip-platform``."""
 
 from siclip_platform.cli import main
 

@@ -1,4 +1,4 @@
-"""What a person sees while long work runs: one line per part, on a terminal with bars, else as plain text."""
+"""Progress of long work: bars on a terminal, else a line of text at the start and the end of each task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.table import Table
 
 
 class Task:
-    """One part of the work: so many units, and a note such as the best value so far."""
+    """One part of the work, with a number of units and a note such as the best value so far."""
 
     def __init__(self, display: Display, title: str, total: int | None) -> None:
         self.display = display
@@ -29,12 +29,12 @@ class Task:
         self.id = display.progress.add_task(title, total=total, note="") if display.progress else None
 
     def progress(self, done: int, total: int) -> None:
-        """Units done of a total that is only now known."""
+        """Set the finished units, and a total that was not known before."""
         if self.display.progress and self.id is not None:
             self.display.progress.update(self.id, completed=done, total=total)
 
     def update(self, done: int | None = None, note: str | None = None) -> None:
-        """Units done in all, and the note."""
+        """Set the finished units (all, not the increment) and the note; None leaves the value."""
         if self.display.progress and self.id is not None:
             self.display.progress.update(self.id, completed=done)
             if note is not None:
@@ -42,7 +42,7 @@ class Task:
 
 
 class Display:
-    """Shows tasks. On a terminal they are live bars; elsewhere each is a line at its start and its end."""
+    """Shows tasks: as live bars on a terminal, elsewhere as a line at the start and at the end of each."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=False)
@@ -51,7 +51,7 @@ class Display:
 
     @contextmanager
     def live(self) -> Iterator[Display]:
-        """Show bars for the time of the block, if the console is a terminal."""
+        """Show bars during the block, if the console is a terminal."""
         if not self.console.is_terminal:
             yield self
             return
@@ -72,7 +72,7 @@ class Display:
 
     @contextmanager
     def task(self, title: str, total: int | None = None) -> Iterator[Task]:
-        """A part of the work; it counts as finished when the block ends without an error."""
+        """Show a task; it is finished when the block ends without an error."""
         if not self.progress:
             self.say(f"{title} …")
         task = Task(self, title, total)
@@ -84,9 +84,10 @@ class Display:
             self.say(f"{title}: done in {seconds:.0f} s")
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         with self._lock:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, table: Table) -> None:
+        """Print a table."""
         self.console.print(table)

@@ -1,4 +1,4 @@
-"""Names of the metrics an evaluation reports, as a search space, a progress display and a report use them."""
+"""Names of the metrics of an evaluation, as used by search spaces, the progress display and reports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ METRICS: tuple[str, ...] = tuple(
 
 
 def metric_name(key: str) -> str:
-    """A stored metric key → its name: MLflow refuses ``@``, so ``recall@1`` is stored ``recall_at_1``."""
+    """A key in MLflow → the metric's name: MLflow refuses ``@``, so ``recall@1`` is stored as ``recall_at_1``."""
     return re.sub(r"_at_(\d+)$", r"@\1", key)
 
 
 def stored_key(name: str) -> str:
-    """A metric's name → the key that MLflow stores it under."""
+    """A metric's name → its key in MLflow."""
     return name.replace("@", "_at_")
 
 

@@ -21,33 +21,36 @@ if TYPE_CHECKING:
     from siclip_platform.storage import AnyPath
 
 DEFAULT_CACHE = Path("runs/evaluate")
-"""Of an evaluation of several sets, which may be stopped half-way."""
+"""For an evaluation of several sets, which may be interrupted and resumed."""
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint, file or URI, or open_clip:NAME:TAG.")],
+    model: Annotated[str, typer.Argument(help="A checkpoint (file or URI), or open_clip:NAME:TAG.")],
     recipe: RecipeOption = None,
     preset: PresetOption = None,
     data: Annotated[
         str | None,
-        typer.Option(help="The folder of the sets; without --suite, of the one set, or the URI of a dataset."),
+        typer.Option(help="The folder of the sets; without --suite, the folder of one set or the URI of a dataset."),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Measured beside the model; default: the recipe's.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A model to measure too; default: the recipe's teacher.")
+    ] = None,
     changes: SetOption = None,
     suite: Annotated[
-        str | None, typer.Option(help="datacomp (the 38 sets), or names of sets or folders, by commas.")
+        str | None, typer.Option(help="datacomp (38 sets), or names of sets or folders, separated by commas.")
     ] = None,
-    split: Annotated[str, typer.Option(help="A split of the sets.")] = "test",
-    compare: Annotated[list[str] | None, typer.Option(help="A further model; may stand several times.")] = None,
+    split: Annotated[str, typer.Option(help="The split of the sets.")] = "test",
+    compare: Annotated[list[str] | None, typer.Option(help="Another model; may be given several times.")] = None,
     pair_matching: Annotated[
-        bool, typer.Option("--pair-matching", help="Also judge and re-rank with the model's pair-matching head.")
+        bool, typer.Option("--pair-matching", help="Also score and re-rank with the model's pair-matching head.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="How many candidates that head re-ranks.")] = 16,
+    top: Annotated[int, typer.Option(min=1, help="The number of candidates that the head re-ranks.")] = 16,
     cost: Annotated[bool, typer.Option("--cost", help="Also measure size, latency and memory.")] = False,
-    resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=0, help="Resamples of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option(help="Keeps finished sets and class embeddings; of several sets: runs/evaluate.")
+        Path | None,
+        typer.Option(help="Folder for finished sets and class embeddings; default for several sets: runs/evaluate."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure finished sets again.")] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="Also log to this MLflow store.")] = None,
@@ -55,10 +58,10 @@ def evaluate(
 ) -> None:
     """Zero-shot classification, retrieval and composition of a model, with confidence intervals.
 
-    A recipe stands for its dataset and its teacher.
+    A recipe gives its dataset and its teacher.
 
-    A checkpoint of ours on a dataset of ours alone: retrieval R@1/5/10 both ways, and how often a caption beats every
-    false one.
+    Without a teacher and without further options, a checkpoint of this project on one of its datasets gets retrieval
+    R@1/5/10 in both directions, and how often the true caption beats all false ones.
     """
     from rich.console import Console
 
@@ -69,20 +72,20 @@ def evaluate(
     from siclip_platform.evaluation.show import show
     from siclip_platform.storage import as_path
 
-    wanted = recipe_beside(recipe, preset, data, teacher, changes)
-    data = wanted.data.path if wanted else data
-    teacher = wanted.teacher if wanted else teacher
+    loaded = recipe_beside(recipe, preset, data, teacher, changes)
+    data = loaded.data.path if loaded else data
+    teacher = loaded.teacher if loaded else teacher
     if data is None:
         raise UserError("name the folder of the sets with --data, or a recipe with --recipe")
     models = [model, *(compare or []), *([teacher] if teacher else [])]
     if len(set(models)) != len(models):
         raise UserError("the same model is named twice: name another with --compare")
-    where = as_path(data)
-    plain = suite is None and len(models) == 1 and not (pair_matching or cost or cache or tracking_uri)
-    if plain and not model.startswith("open_clip:") and (where / "manifest.json").is_file():
-        _print_metrics(model, where, split, as_json)
+    folder = as_path(data)
+    is_simple = suite is None and len(models) == 1 and not (pair_matching or cost or cache or tracking_uri)
+    if is_simple and not model.startswith("open_clip:") and (folder / "manifest.json").is_file():
+        _print_metrics(model, folder, split, as_json)
         return
-    found = find_sets(suite, where)
+    found = find_sets(suite, folder)
     cache = cache or (DEFAULT_CACHE if len(found) > 1 else None)
     subjects = _prepare(models, pair_matching, top, cache, tracking_uri)
     sampling = Sampling(resamples=resamples, seed=seed)
@@ -94,7 +97,7 @@ def evaluate(
     else:
         show(result, costs, Console(highlight=False), confidence=sampling.confidence)
     if tracking_uri:
-        record(tracking_uri, result, costs, data=where, split=split, suite=suite or where.name)
+        record(tracking_uri, result, costs, data=folder, split=split, suite=suite or folder.name)
     _refuse_half_done(result)
 
 
@@ -112,7 +115,11 @@ def _print_metrics(checkpoint: str, data: AnyPath, split: str, as_json: bool) ->
 def _prepare(
     models: list[str], pair_matching: bool, top: int, cache: Path | None, tracking_uri: str | None
 ) -> list[Subject]:
-    """Everything that can be wrong with the models and the store is found before anything is measured."""
+    """Open the models and check the store, so that errors are reported before anything is measured.
+
+    Raises:
+        UserError: a model or the store cannot be used.
+    """
     import torch
 
     from siclip.evaluation.classification import ClassEmbeddings
@@ -133,7 +140,7 @@ def _prepare(
     for name in models:
         encoder = open_model(name, device)
         if pair_matching and name.startswith(OPEN_CLIP):
-            raise UserError(f"{name} has no pair-matching head: leave out --pair-matching or the model")
+            raise UserError(f"{name} has no pair-matching head: omit --pair-matching or the model")
         with local_copy(name) if pair_matching else nullcontext() as path:
             head = load_pair_head(path) if path else None
         subjects.append(Subject(encoder, ClassEmbeddings(encoder, cache), head, top))
@@ -148,7 +155,7 @@ def _measure(
     sampling: Sampling,
     kept: KeptResults | None,
 ) -> SuiteResult:
-    """Measure the sets and say of each how it ended."""
+    """Measure the sets and print the state of each when it is finished."""
     from rich.console import Console
 
     from siclip.evaluation.suite import suite_sets
@@ -158,12 +165,10 @@ def _measure(
 
     def progress(each: SetResult) -> None:
         if len(found) > 1:
-            console.print(f"{each.name}: {'kept from an earlier run' if each.kept else each.state}")
+            console.print(f"{each.name}: {'reused from an earlier run' if each.kept else each.state}")
 
     whole = suite is not None and suite_sets(suite) is not None
-    return run_suite(
-        subjects, found, split=split, suite=whole, sampling=sampling, progress=progress, kept=kept
-    )  # fmt: skip
+    return run_suite(subjects, found, split=split, suite=whole, sampling=sampling, progress=progress, kept=kept)
 
 
 def _costs(subjects: list[Subject]) -> dict[str, Cost]:
@@ -174,9 +179,9 @@ def _costs(subjects: list[Subject]) -> dict[str, Cost]:
 
 
 def _refuse_half_done(result: SuiteResult) -> None:
-    """Whoever runs this in a script must see that something was not measured; what is missing was listed."""
+    """Fail if a set could not be measured, so that scripts notice; sets that are missing were listed before."""
     failed = [each.name for each in result.sets if each.state == "failed"]
     if failed:
-        raise UserError(f"{len(failed)} sets could not be measured: {', '.join(failed)}; the reasons stand above")
+        raise UserError(f"{len(failed)} sets could not be measured: {', '.join(failed)}; the reasons are above")
     if not any(each.state == "measured" for each in result.sets):
-        raise UserError("none of the sets is there: name their folder with --data")
+        raise UserError("none of the sets was found: name their folder with --data")

@@ -99,11 +99,11 @@ def test_bad_input_ends_with_a_message(
 ) -> None:
     cases = {
         ("missing.pt", "--suite", "datacomp"): "missing.pt does not exist",
-        (nano_teacher, "--pair-matching"): "holds no training state",
+        (nano_teacher, "--pair-matching"): "has no training state",
         (nano_teacher, "--compare", nano_teacher): "named twice",
         (nano_teacher, "--compare", "open_clip:ViT-B-32"): "open_clip:NAME:TAG",
         (nano_teacher, "--compare", "open_clip:ViT-B-32:nothing"): "ViT-B-32",
-        (nano_teacher, "--suite", "38"): "none of the sets is there",
+        (nano_teacher, "--suite", "38"): "none of the sets was found",
         (nano_teacher, "--split", "other"): "no split 'other'",
     }
     for arguments, message in cases.items():

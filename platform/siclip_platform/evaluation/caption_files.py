@@ -34,6 +34,7 @@ def find_annotations(folder: Path) -> Path | None:
         for base in (folder, folder / "annotations"):
             found = sorted(base.glob(pattern))
             if found:
+                # MSCOCO's folder has the annotations of the training images too
                 return next((path for path in found if "train" not in path.stem), found[0])
     return None
 
@@ -107,6 +108,7 @@ def _flickr_tokens(annotations: Path, split: str) -> Captions:
 def _only(captions: Captions, names: Iterable[str], chosen: Path) -> Captions:
     kept: Captions = {}
     for name in names:
+        # Flickr30k's lists of splits name files without their extension
         file = name if name in captions else f"{name}.jpg"
         if file not in captions:
             raise UserError(f"{chosen} names {name}, which has no captions in the annotation file: remove the line")
@@ -116,6 +118,7 @@ def _only(captions: Captions, names: Iterable[str], chosen: Path) -> Captions:
 
 def _locate(folder: Path, name: str) -> Path | None:
     for images in IMAGE_FOLDERS:
+        # annotations may name a sub-folder that the download does not have
         for relative in (name, Path(name).name):
             path = folder / images / relative
             if path.is_file():

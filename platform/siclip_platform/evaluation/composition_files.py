@@ -71,6 +71,7 @@ class _Builder:
 
     def add(self, entry: dict[str, Any], category: str) -> None:
         """Add an item of any of the formats; its own category overrides the given one."""
+        # each of Winoground's two images has the other one's caption as its false one
         if WINOGROUND in entry:
             captions = [self._text(entry[f"caption_{side}"]) for side in (0, 1)]
             category = str(entry.get("collapsed_tag") or entry.get("tag") or category)
@@ -130,6 +131,7 @@ def _cut(content: bytes, box: tuple[int, ...]) -> bytes:
     cut = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content)) as image:
+            # PNG, since another JPEG compression would change the pixels
             image.convert("RGB").crop((x, y, x + width, y + height)).save(cut, "PNG")
     except (OSError, ValueError, SyntaxError):
         return content

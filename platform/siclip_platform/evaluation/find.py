@@ -104,6 +104,7 @@ def open_set(found: Found, split: str) -> list[Data]:
     """
     folder = found.folder
     assert folder is not None
+    # other layouts are recognized by their files, which only a local folder can list at once
     if isinstance(folder, RemotePath) or (folder / MANIFEST).is_file():
         return [part for part in read_dataset(folder, split) if part is not None]
     if (folder / split / SHARDS).is_file():

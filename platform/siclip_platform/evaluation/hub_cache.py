@@ -32,6 +32,7 @@ def find_arrow(folder: Path, split: str) -> list[Path]:
     Raises:
         UserError: the folder has several versions of the split, or none.
     """
+    # ``map`` and ``filter`` write cache-*.arrow
     found = sorted({*folder.rglob(f"*-{split}.arrow"), *folder.rglob(f"*-{split}-*-of-*.arrow")})
     if not found:
         raise UserError(f"{folder} has no *-{split}.arrow: download the set again, or name another split")
@@ -55,6 +56,7 @@ def read_hub_cache(folder: Path, files: list[Path]) -> RetrievalData:
     def samples() -> Iterator[EvaluationSample]:
         count = 0
         for file in files:
+            # mapped: the files are several GB
             with pa.memory_map(str(file)) as source:
                 for batch in pa.ipc.open_stream(source):
                     for row in batch.select(COLUMNS).to_pylist():

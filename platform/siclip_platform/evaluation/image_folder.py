@@ -47,7 +47,8 @@ def read_image_folder(folder: Path, split: str, set_name: str) -> Classification
 def _class_folders(folder: Path, split: str) -> list[Path]:
     base = folder / split if (folder / split).is_dir() else folder
     folders = sorted(each for each in base.iterdir() if each.is_dir() and not each.name.startswith("."))
-    if all(each.name.isdecimal() for each in folders):  # as in ImageNetV2, where class 2 precedes class 10
+    # ImageNetV2's folders are numbers: class 2 precedes class 10
+    if all(each.name.isdecimal() for each in folders):
         folders.sort(key=lambda each: int(each.name))
     return folders
 

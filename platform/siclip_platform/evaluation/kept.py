@@ -25,6 +25,7 @@ from siclip_platform.storage.hashing import canonical_hash
 
 VERSION = "1"
 """Raise it whenever the same model and files give other results."""
+# they decide how images are decoded and resized, and what the models compute
 LIBRARIES = ("siclip-platform", "torch", "torchvision", "open_clip_torch", "pillow")
 
 
@@ -96,10 +97,12 @@ def _files(folder: Any) -> str:
         return read_manifest(folder).hash
     digest = hashlib.sha256()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()  # os.walk visits them in this order, so the hash does not depend on the disk's
+        # os.walk visits them in this order, so the hash does not depend on the disk's
+        folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            state = path.stat() if path.exists() else None  # a symbolic link may be broken
+            # a symbolic link may be broken
+            state = path.stat() if path.exists() else None
             line = f"{path.relative_to(folder)}\0{state and (state.st_size, state.st_mtime_ns)}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

@@ -65,7 +65,7 @@ class Measured:
 
     Attributes:
         statistics: metric → a function of the samples.
-        units: the number of samples that are resampled together: images, items or cues.
+        units: how many images, items, pairs or cues the bootstrap resamples.
         keys: names the samples, to pair the results of two models.
         unreadable: keys of the images that could not be read.
         prompts: the source of class names and templates.
@@ -104,6 +104,7 @@ def measure(subject: Subject, data: Data, known: SuiteSet | None) -> Measured:
 
 def _classification(subject: Subject, data: ClassificationData, encoded: Encoded, known: SuiteSet | None) -> Measured:
     classes = subject.classes.of(data.classnames, data.templates)
+    # with NaN the metrics would be wrong and look valid
     check_finite(classes, f"{subject.encoder.name} on the class names of {data.where}")
     if data.multilabel:
         targets = _stacked(encoded, data.where)
@@ -115,6 +116,7 @@ def _classification(subject: Subject, data: ClassificationData, encoded: Encoded
     check_labels(labels, data.classnames, data.where)
     outcome = classify(encoded.images, classes, labels)
     statistics = outcome.statistics()
+    # three of the 38 sets are compared by metrics that others do not have
     if known and known.metric == "F1-macro_all":
         statistics |= outcome.macro_f1()
     if known and known.groups is not None:
@@ -126,7 +128,8 @@ def _classification(subject: Subject, data: ClassificationData, encoded: Encoded
 def _retrieval(subject: Subject, data: RetrievalData, encoded: Encoded) -> Measured:
     texts, owner = caption_index(encoded.samples, data.where)
     text = _texts(subject, texts, data.where)
-    device = subject.encoder.device  # ranking all pairs is fast on a GPU
+    # ranking all pairs is fast on a GPU
+    device = subject.encoder.device
     statistics = retrieve(encoded.images.to(device), text.to(device), owner).statistics()
     if subject.head is not None:
         reranked = rerank_retrieval(encoded.images, text, owner, subject.head, subject.top)
@@ -136,7 +139,8 @@ def _retrieval(subject: Subject, data: RetrievalData, encoded: Encoded) -> Measu
 
 def _composition(subject: Subject, data: CompositionData, encoded: Encoded) -> Measured:
     index_of = {position: index for index, position in enumerate(encoded.positions)}
-    together = 2 if data.winoground else 1  # a pair of Winoground counts only if both of its images can be read
+    # a pair of Winoground counts only if both of its images can be read
+    together = 2 if data.winoground else 1
     groups = [data.items[first : first + together] for first in range(0, len(data.items), together)]
     readable = [group for group in groups if all(item.image in index_of for item in group)]
     items = [CompositionItem(index_of[item.image], item.true, item.false) for group in readable for item in group]

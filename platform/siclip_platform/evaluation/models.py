@@ -36,7 +36,8 @@ def _open_clip(name: str, tag: str, label: str, device: torch.device) -> Encoder
     try:
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # parsers and downloads raise errors of many types
+    # parsers and downloads raise errors of many types
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"open_clip cannot load {name!r} with {tag!r}: {reason}; see open_clip.list_pretrained() for names and "

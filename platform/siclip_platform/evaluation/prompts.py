@@ -107,6 +107,7 @@ def _lines(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     lines = tuple(line.strip() for line in _text(path).splitlines())
+    # editors end files with empty lines; one between names would shift all labels after it
     while lines and not lines[-1]:
         lines = lines[:-1]
     if not lines or "" in lines:
@@ -132,6 +133,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _text(path: Path) -> str:
     try:
+        # some editors write a byte order mark, which would become part of the first name
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None

@@ -48,6 +48,7 @@ def flat_metrics(result: SuiteResult, model: str) -> dict[str, float]:
         if not math.isnan(interval.value)
     }
     mean = result.averages.get(model)
+    # an average over fewer sets is not comparable with published ones
     if mean and mean.over == mean.of:
         flat[f"eval/average_{mean.of}_sets"] = mean.value
     return flat

@@ -47,6 +47,7 @@ def run_suite(
     for each in found:
         earlier = kept.find(each) if kept and each.folder else None
         result = earlier or _run_set(subjects, each, split, sampling, alone=len(found) == 1)
+        # a set that failed or is missing is tried again by the next run
         if kept and not earlier and result.state == "measured":
             kept.keep(each, result)
         progress(result)
@@ -104,10 +105,12 @@ def _measure_part(
         result.metrics.setdefault(subject.encoder.name, {}).update(drawn)
     first = outcomes[0]
     for subject, outcome in zip(subjects[1:], outcomes[1:], strict=True):
+        # every model skips the same unreadable images, so this happens only if files change during the run
         if outcome.keys != first.keys:
             raise UserError(f"{data.where}: the models were not measured on the same samples; did files change?")
         drawn = paired_differences(first.statistics, outcome.statistics, first.units, **options)  # type: ignore[arg-type]
         result.differences.setdefault(subject.encoder.name, {}).update(drawn)
+    # a Parquet dataset has two parts, with the same images
     result.units = max(result.units, first.units)
     result.captions = max(result.captions, first.captions)
     result.unreadable = tuple(dict.fromkeys((*result.unreadable, *first.unreadable)))

@@ -171,7 +171,8 @@ def encode_samples(
         for chunk, pixels in InBackground(_prepared(encoder, iter(samples), decode, batch, pool)):
             good = [index for index, value in enumerate(pixels) if value is not None]
             unreadable += [sample.key for sample, value in zip(chunk, pixels, strict=True) if value is None]
-            readable += [replace(chunk[index], image=b"") for index in good]  # a set's files need not fit in memory
+            # without the bytes, since all files of a set may not fit in memory
+            readable += [replace(chunk[index], image=b"") for index in good]
             positions += [count + index for index in good]
             count += len(chunk)
             if good:

@@ -95,6 +95,7 @@ def _sample(shard: Path, key: str, parts: dict[str, bytes], task: str) -> Evalua
     try:
         if task == "retrieval":
             return EvaluationSample(full_key, image, texts=tuple(parts["txt"].decode().splitlines()))
+        # a pickle in a published set could run code
         array = np.load(io.BytesIO(parts["npy"]), allow_pickle=False) if "npy" in parts else None
         if task == "multilabel":
             if array is None:

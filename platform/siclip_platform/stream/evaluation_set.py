@@ -58,6 +58,7 @@ def load_evaluation_set(
     )
 
 
+# trials in one process evaluate on the same samples, and decoding them takes seconds
 @lru_cache(maxsize=4)
 def _load_evaluation(
     folder: AnyPath,
@@ -74,6 +75,7 @@ def _load_evaluation(
     rows = _chosen(table, limit, subset_seed).to_pylist()
     texts = [_original(row["captions"]) for row in rows]
     negatives = [list(json.loads(row["meta"] or "{}").get("negatives", {}).values()) for row in rows]
+    # one tensor needs the same number for every sample
     counts = {len(captions) for captions in negatives}
     tokens = None
     if len(counts) == 1 and counts != {0}:
@@ -87,6 +89,7 @@ def _chosen(table: pa.Table, limit: int, subset_seed: int | None) -> pa.Table:
     """At most ``limit`` rows (0: all), in their order."""
     if subset_seed is None or not 0 < limit < table.num_rows:
         return table.slice(0, limit or None)
+    # sorted, so that the samples keep the order of the split
     drawn = np.random.default_rng(subset_seed).choice(table.num_rows, limit, replace=False)
     return table.take(pa.array(np.sort(drawn)))
 

@@ -96,6 +96,7 @@ def tasks_of(stream: Stream, ranges: Iterator[Range]) -> Iterator[list[Range]]:
 
 def _position_of(stream: Stream, count: int, start: int, stop: int) -> int:
     """The first position start < p ≤ stop before which the first source has given ``count`` samples, else stop."""
+    # a binary search: the counts never decrease
     low, high = start, stop
     while low < high:
         middle = (low + high) // 2
@@ -120,6 +121,7 @@ def ray_dataset(stream: Stream, tasks: Sequence[Sequence[Range]], nodes: Mapping
             yield stream.columns(start, stop, windows)
 
     context = DataContext.get_current()
+    # tasks end in any order; batches must not
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # from_items needs no read tasks of its own; the numbers index ``tasks``

@@ -74,9 +74,11 @@ class StreamSource:
         rows = sum(group.rows for group in groups)
         if not rows:
             raise UserError(f"split {split!r} of dataset {folder} has no samples: name a dataset that has some")
+        # one more than there are groups: the last is the end
         starts = accumulate((group.rows for group in groups), initial=0)
         first_rows = {(group.shard, group.index): start for group, start in zip(groups, starts, strict=False)}
         try:
+            # first_rows counts all rows all the same: stored features are in the order of the whole split
             kept = first_samples(groups, limit) if limit else groups
         except UserError as error:
             raise UserError(f"split {split!r} of dataset {folder}: {error}") from None

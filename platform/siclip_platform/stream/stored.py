@@ -49,6 +49,7 @@ class StoredGroup:
         crop = chosen_crop(seed, epoch, sample_id, self.crops)
         boxes = self._columns["boxes"][row].values.to_numpy(zero_copy_only=False).reshape(-1, 4)
         top, left, height, width = (int(number) for number in boxes[crop])
+        # one binary value has the K vectors of a row's crops
         image = _numbers(self._columns["image"][row]).reshape(self.crops, -1)[crop]
         text = _numbers(self._columns["text"][row].values[caption])
         return StoredPair(

@@ -111,6 +111,7 @@ class Stream:
     def cursor(self, position: int) -> Cursor:
         """Return the state of the stream before the sample at a position, for a checkpoint."""
         first = self.sources[0].order
+        # what decides which samples follow: a run resumes only if it is unchanged
         settings = {
             "groups": [[[g.shard, g.index, g.rows] for g in source.order.groups] for source in self.sources],
             "window": first.window_groups,
@@ -137,6 +138,7 @@ class Stream:
         def load(source: int, window: Window) -> LoadedWindow:
             return LoadedWindow(self.sources[source], window, fields, self.captions, self.unique_batch)
 
+        # a batch may span two windows of a source; a third is the one that is loaded ahead
         return Windows(load, kept=(3 if ahead else 2) * len(self.sources), ahead=ahead)
 
     def samples(self, start: int, stop: int, windows: Windows) -> list[Sample]:
@@ -190,6 +192,7 @@ class Stream:
         }
 
     def _check_windows(self) -> None:
+        # the recipe allows unique captions with a single source only
         if not self.unique_batch:
             return
         order = self.sources[0].order

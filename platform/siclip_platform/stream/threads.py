@@ -62,12 +62,13 @@ class ThreadedBatches(Iterator[Batch]):
             raise StopIteration
         images, chunks = self._pending.popleft()
         try:
-            made = [chunk.result() for chunk in chunks]
+            parts = [chunk.result() for chunk in chunks]
         except BaseException:
             self.close()
             raise
+        # before the columns are joined, so that the threads have work meanwhile
         self._fill()
-        columns = {name: np.concatenate([part[name] for part in made]) for name in made[0] if name != "images"}
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "images"}
         return Batch.from_arrays({"images": images} | columns).staged()
 
     def close(self) -> None:
@@ -77,6 +78,7 @@ class ThreadedBatches(Iterator[Batch]):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __del__(self) -> None:
+        # a training that fails drops its batches half-way; the threads must not outlive them
         self.close()
 
     def _fill(self) -> None:
@@ -93,6 +95,7 @@ class ThreadedBatches(Iterator[Batch]):
                     self._windows,
                     images[first - start : first - start + CHUNK],
                 )
+                # an empty share needs one chunk too, for its columns
                 for first in range(start, max(stop, start + 1), CHUNK)
             ]
             self._pending.append((images, chunks))

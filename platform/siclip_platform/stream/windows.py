@@ -70,13 +70,14 @@ class Rows:
         self._columns = [group.columns for group in read]
         self._captions = [group.captions for group in read]
         self._stored = [group.stored for group in read if group.stored is not None]
+        # the window's row at which each row group starts
         self._starts = np.cumsum([0, *(group.rows for group in window.groups)])
 
     def __getitem__(self, row: int) -> Sample:
-        # which row group of the window, and the row's index in it
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         group, columns = self.window.groups[which], self._columns[which]
         index = row - int(self._starts[which])
+        # a view of Arrow's memory: decoders read it without a copy
         image = columns.get("image")
         return Sample(
             id=columns["id"][index].as_py(),
@@ -145,6 +146,7 @@ class LoadedWindow:
         shuffled = source.order.rows_of(window)
         if not self.unique:
             return shuffled
+        # of the windows before only ids and captions are read, so that reading can start anywhere
         before = {int(i) for ids in _tails_before(source, window, self.policy, self.unique) for i in ids}
         captions = self.rows.caption_ids(shuffled, self.policy)
         return shuffled[arranged(captions, window.position, self.unique, before)]
@@ -173,6 +175,7 @@ class Windows:
         self.load = load
         self.kept = kept
         self.ahead = ahead
+        # guards the map alone: a window is loaded outside of it, so that others can be found meanwhile
         self._lock = threading.Lock()
         self._found: OrderedDict[tuple[int, int, int], Future[LoadedWindow]] = OrderedDict()
 
@@ -195,6 +198,7 @@ class Windows:
                 return known, False
             future: Future[LoadedWindow] = Future()
             self._found[key] = future
+            # a thread that still waits for a removed window has its future
             while len(self._found) > self.kept:
                 self._found.popitem(last=False)
             return future, True
@@ -202,7 +206,8 @@ class Windows:
     def _fill(self, future: Future[LoadedWindow], source: int, window: Window) -> None:
         try:
             loaded = self.load(source, window)
-            _ = loaded.order  # computed by the loading thread, not by the first of those that wait for it
+            # computed here, in the loading thread, and not by the first one that waits for the window
+            _ = loaded.order
             future.set_result(loaded)
         except BaseException as error:
             future.set_exception(error)

@@ -45,6 +45,7 @@ class Budgeted:
         if self.max_share >= 1:
             return dict(self.evaluate(model))
         step, trained = self.now()
+        # the share that evaluations will have after this one
         expected = self.spent + self.longest
         share = expected / (expected + trained) if expected else 0.0
         if share > self.max_share and step != self.last_step:

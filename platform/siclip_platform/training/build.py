@@ -118,6 +118,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     """
     model = recipe_model(recipe)
     teacher = read_model(recipe.teacher) if recipe.teacher else None
+    # otherwise the mismatch would appear only in the regression, after the data has been opened
     if recipe.model.block_regression_steps and teacher is not None:
         check_blocks(model, teacher.config)
     return make_trainer(
@@ -146,6 +147,7 @@ def prepare(recipe: Recipe) -> Prepared:
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     stream = _training_stream(recipe, trainer)
+    # so that checkpoints store the position in the data
     trainer.cursor_of = stream.cursor
     budgeted = Budgeted(
         validate,
@@ -162,6 +164,7 @@ def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:
     data = recipe.data
     if not data.trunk_cache:
         return stream
+    # a shared trunk's features are in the cache; any other teacher would need the images
     for teacher in getattr(trainer.teacher, "teachers", [trainer.teacher]):
         if isinstance(teacher, ModelTeacher) and not all(teacher.shares.values()):
             raise UserError(

@@ -45,7 +45,9 @@ def identity(recipe: Recipe) -> str:
         UserError: the dataset or a teacher cannot be read.
     """
     tree = recipe.model_dump(mode="json")
+    # how many tasks read, and where, does not change what is read
     tree["data"] |= {"concurrent_reads": None, "reader": None, "reader_nodes": None, **_data_hashes(recipe)}
+    # with a cache features are rounded once more; its path has no effect
     tree["data"]["trunk_cache"] = tree["data"]["trunk_cache"] is not None
     tree["training"]["checkpoint_every"] = None
     tree["teacher"] = weights_hash(recipe.teacher) if recipe.teacher else None

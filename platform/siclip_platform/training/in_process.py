@@ -62,8 +62,10 @@ def run_recipe(
         with nullcontext(checkpoint) if isinstance(checkpoint, Path) else checkpoint as path:
             resume(trainer, path)
     costs = prepared.costs()
+    # a resumed run logs them again: its reporter is a new one
     reporter.log(0, costs)
     regress_blocks(recipe, prepared, reporter)
+    # after block regression, which every worker computes on whole batches
     if workers() > 1:
         _share_weights(trainer)
     first = workers() == 1 or dist.get_rank() == 0
@@ -81,7 +83,8 @@ def regress_blocks(recipe: Recipe, prepared: Prepared, reporter: Reporter) -> No
     teacher = read_model(recipe.teacher).to(trainer.device)
     batches = prepared.batches(0, steps * size)
     first = next(batches)
-    trainer.probe(first)  # finds the micro-batch of a whole step; fitting one block at a time needs less memory
+    # finds the micro-batch of a whole step; fitting one block at a time needs less memory
+    trainer.probe(first)
     losses = fit_blocks(
         trainer.model,
         teacher,

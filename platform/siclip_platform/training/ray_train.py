@@ -75,9 +75,11 @@ def run_with_ray_train(
 
     _check_workers(recipe, workers)
     check_reader_nodes(recipe.data.reader_nodes)
+    # for all workers or for none: a batch that different devices share would not be computed the same way
     use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     resources = {"CPU": worker_cpus} | ({"GPU": 1} if use_gpu else {})
     queue = Queue(actor_options=_on_driver_node())
+    # a single worker returns after a final failure, which ends the run
     failures = Queue(actor_options=_on_driver_node()) if workers > 1 else None
     trainer = TorchTrainer(
         train_worker,
@@ -91,6 +93,7 @@ def run_with_ray_train(
         run_config=RunConfig(
             name=name,
             **_storage(checkpoints or storage),
+            # resuming needs the last one only
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=3),
         ),

@@ -56,6 +56,7 @@ class _TrainReporter:
         self.started = time.perf_counter()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        # run_recipe logs the costs at step 0, also when it resumes
         if step == 0:
             self.costs |= {name: value for name, value in metrics.items() if name.startswith("cost/")}
         if self.first:
@@ -73,6 +74,7 @@ class _TrainReporter:
         if save is None:
             ray.train.report({"step": step, **metrics, **costs})
             return
+        # report copies the folder before it returns
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder) / CHECKPOINT)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
@@ -89,6 +91,7 @@ class _Share:
         self.recipe = recipe
         self.share = (rank, workers)
         self._early: Iterator[Batch] | None = None
+        # a trunk cache may have to be built first, and needs the model
         if early and not recipe.data.trunk_cache:
             training = recipe.training
             stream = Stream.of(recipe, recipe_model(recipe))
@@ -126,6 +129,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     failures = config["failures"]
+    # raising again would make Ray Train use up its retries
     if failures is not None and not failures.empty():
         return
     try:

@@ -28,6 +28,7 @@ def teacher_source(recipe: Recipe) -> Teacher | None:
     if not recipe.data.teacher_embeddings:
         return _combined([load_teacher(name) for name in recipe.distil_from])
     stored = _stored(recipe)
+    # naming the teacher as well is harmless if it is the same, and a mistake otherwise
     if recipe.distil_from:
         named = _combined([load_teacher(name) for name in recipe.distil_from])
         assert named is not None
@@ -51,6 +52,7 @@ def check_teachers_are_used(recipe: Recipe) -> None:
     for name, given in (("distil_from", recipe.distil_from), ("data.teacher_embeddings", embeddings)):
         if given and not needed:
             raise UserError(f"{name} has no effect: {unused}; set one of {weights} above 0, or remove it")
+    # a student may inherit from a teacher without being distilled from it
     other = "distil_from" if recipe.distil_from else "data.teacher_embeddings" if embeddings else None
     if recipe.teacher and not recipe.model.inherit and (other or not needed):
         why = f"{other} names what to distil from" if other else unused

@@ -108,7 +108,7 @@ def test_each_set_is_named_once(tmp_path: Path, suite: str, problem: str) -> Non
     ("name", "content", "problem"),
     [
         ("classnames.txt", b"caf\xe9\ndog\n", "classnames.txt is not UTF-8"),
-        ("zeroshot_classification_templates.txt", b"a photo of a {}\n", r"need \{c\} where the class name goes"),
+        ("zeroshot_classification_templates.txt", b"a photo of a {}\n", r"need \{c\} in place of the class name"),
         ("zeroshot_classification_prompts.json", b'["a cat"]', "is not an object of prompts"),
         (
             "zeroshot_classification_prompts.json",

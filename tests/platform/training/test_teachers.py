@@ -150,7 +150,7 @@ def test_a_diverging_run_writes_the_ids_of_its_batches(recipe: Recipe, tmp_path:
     save_checkpoint(tmp_path / "broken.pt", broken)
     changes = {"distil_from": [str(tmp_path / "broken.pt")], "training.max_skipped_steps": 2}
     diverging = recipe.updated(changes)
-    with pytest.raises(TrainingDiverged, match=r"up to step 1; the ids of their pairs are in .*-diverged-at-1\.csv"):
+    with pytest.raises(TrainingDiverged, match=r"up to step 1; the ids of their samples are in .*-diverged-at-1\.csv"):
         run_recipe(diverging, Losses(), outputs=tmp_path / "out")
     (file,) = (tmp_path / "out").iterdir()
     assert file.name.startswith(diverging.hash)

@@ -164,9 +164,11 @@ def _build(
             progress(done, total)
 
     shards = {part.path: kept.get(part.path) or _write(part, count) for part in parts}
+    # left by a killed build, or by one with another shard size
     for path in {*folder.glob("*.safetensors"), *folder.glob(TEMPORARY)} - shards.keys():
-        path.unlink()  # left by a killed build
+        path.unlink()
     images, texts = (tuple(shards[p.path] for p in parts if p.source is source) for source in sources)
+    # written last: a folder without it is not a cache
     manifest = CacheManifest(key=key, images=images, texts=texts)
     write_text_atomically(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
     return TrunkCache(folder, manifest)

@@ -68,6 +68,7 @@ def open_trunk_cache(folder: Path, *, verify: bool = False) -> TrunkCache:
     Raises:
         UserError: there is no manifest (an interrupted build has none), or a shard does not agree with it.
     """
+    # a worker that gets the pickled cache may have another working directory
     folder = folder.absolute()
     path = folder / MANIFEST
     remedy = "build the cache again: its complete shards are kept"

@@ -31,6 +31,7 @@ def trunk_hash(model: Clip) -> str:
     for tower in (model.image_encoder, model.text_encoder):
         for index, module in enumerate(tower.trunk_modules()):
             for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                # counts forward passes in train mode and has no effect on the output
                 if not name.endswith("num_batches_tracked"):
                     digest.update(f"|{index} {name} {tuple(tensor.shape)} {tensor.dtype}|".encode())
                     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -76,6 +76,7 @@ def image_source(
     def trunk(pixels: Tensor) -> Tensor:
         return model.image_encoder.trunk(to_float_images(pixels.to(device)))
 
+    # one pass gives the grid of the attention stage, which depends on the image size
     shape = trunk(torch.zeros(1, key.image_size, key.image_size, 3, dtype=torch.uint8)).shape[1:]
     return FeatureSource("images", dataset.rows(split) * augmentations, augmentations, shape, inputs, trunk)
 
@@ -105,6 +106,7 @@ def random_crop(image: Pixels, size: int, seed: int) -> Pixels:
     """
     from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
+    # torchvision draws from the global generator and takes no other
     crop = RandomResizedCrop(size, scale=TRAIN_SCALE, interpolation=InterpolationMode.BILINEAR)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -129,6 +131,7 @@ def _rows(
     """``id``, ``image`` and, with ``crops``, ``boxes`` of the samples start ≤ i < stop of a split, in file order."""
     position = 0
     for shard, (entry, path) in enumerate(zip(dataset.entries(split), dataset.shards(split), strict=True)):
+        # the manifest's counts show which shards need not be opened
         if position + entry.rows <= start or position >= stop:
             position += entry.rows
             continue

@@ -91,6 +91,7 @@ class CachedStream:
         for first, last in shares(batch_size, start, stop, rank, workers):
             columns = self.columns(first, last, windows)
             text_rows = texts.find(columns["caption_ids"])
+            # shards that were exchanged keep their number of rows, but not their ids
             for what, found, ids in (
                 ("samples", images.ids[columns["image_rows"]], columns["image_ids"]),
                 ("captions", texts.ids[text_rows], columns["caption_ids"]),

@@ -62,12 +62,12 @@ class Problems:
             for inner, text in explain(error, None, None):
                 self.add(text, *loc, *inner)
 
-    def validated(self, kind: Any, value: Any, *loc: str | int, context: Any = None) -> Any:
-        """The value as ``kind`` reads it, in strict mode; None, with its problems noted, if it is refused."""
+    def validated(self, annotation: Any, value: Any, *loc: str | int, context: Any = None) -> Any:
+        """The value as ``annotation`` reads it, in strict mode; None, with its problems noted, if it is refused."""
         try:
-            return TypeAdapter(kind).validate_python(value, strict=True, context=context)
+            return TypeAdapter(annotation).validate_python(value, strict=True, context=context)
         except ValidationError as error:
-            for inner, text in explain(error, kind, value):
+            for inner, text in explain(error, annotation, value):
                 self.add(text, *loc, *inner)
         return None
 
@@ -85,8 +85,8 @@ def refusal(text: str) -> PydanticCustomError:
     return PydanticCustomError("problem", "{text}", {"text": text})
 
 
-def explain(error: ValidationError, kind: Any, tree: Any) -> list[tuple[Loc, str]]:
-    """Path and sentence of each problem for which ``kind``, a model or an annotation, refused ``tree``.
+def explain(error: ValidationError, annotation: Any, tree: Any) -> list[tuple[Loc, str]]:
+    """Path and sentence of each problem for which an annotation, such as a model, refused ``tree``.
 
     A missing key is reported at its mapping, unless an unknown key there is a misspelling of it. The messages that
     the members of a union give for one value are joined.
@@ -96,15 +96,15 @@ def explain(error: ValidationError, kind: Any, tree: Any) -> list[tuple[Loc, str
     missing: dict[Loc, list[str]] = defaultdict(list)
     unknown: dict[Loc, list[str]] = defaultdict(list)
     for item in error.errors(include_url=False):
-        at = _locate(item["loc"], kind, tree, is_ours=item["type"] == "problem")
+        at = _locate(item["loc"], annotation, tree, is_ours=item["type"] == "problem")
         key = item["loc"][-1] if item["loc"] else ""
         if item["type"] == "missing" and isinstance(key, str):
             missing[at.loc].append(key)
         elif item["type"] == "extra_forbidden":
             unknown[at.loc[:-1]].append(str(key))
-            found.append(((*at.loc, KEY), _unknown_key(str(key), _models(at.parent), kind)))
+            found.append(((*at.loc, KEY), _unknown_key(str(key), _models(at.parent), annotation)))
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            found.append(_wrong_tag(item, at.loc, at.kind))
+            found.append(_wrong_tag(item, at.loc, at.annotation))
         elif at.is_member and item["type"] not in ("value_error", "missing"):
             alternatives[at.loc].append(item["msg"])
             found.append((at.loc, f"{short(item['input'])} does not fit: "))
@@ -125,16 +125,16 @@ def _joined(alternatives: list[str]) -> str:
 class _Location:
     """Where an error is in the tree, and what the model has there."""
 
-    def __init__(self, kind: Any) -> None:
+    def __init__(self, annotation: Any) -> None:
         self.loc: Loc = ()
-        self.kind = kind
+        self.annotation = annotation
         self.parent: Any = None
         self.is_member = False  # the error is that of one member of a union
 
 
-def _locate(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Location:
+def _locate(loc: Loc, annotation: Any, tree: Any, *, is_ours: bool) -> _Location:
     """The path of an error: pydantic's own without the names of the members of unions, which no file has."""
-    at, node = _Location(kind), tree
+    at, node = _Location(annotation), tree
     for part in loc:
         at.is_member = False
         is_inside = (isinstance(node, dict) and part in node) or (
@@ -142,10 +142,10 @@ def _locate(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Location:
         )
         if is_inside:
             node = node[part]
-            at.parent, at.kind = at.kind, _inside(at.kind, part)
+            at.parent, at.annotation = at.annotation, _inside(at.annotation, part)
             at.loc = (*at.loc, part)
-        elif (member := _member(at.kind, str(part))) is not None:
-            at.kind = member
+        elif (member := _member(at.annotation, str(part))) is not None:
+            at.annotation = member
         elif is_ours or part == KEY:
             node = None
             at.loc = (*at.loc, part)
@@ -154,43 +154,43 @@ def _locate(loc: Loc, kind: Any, tree: Any, *, is_ours: bool) -> _Location:
     return at
 
 
-def _parts(kind: Any) -> list[Any]:
+def _parts(annotation: Any) -> list[Any]:
     """The members of a union, or the annotation itself."""
-    origin = get_origin(kind)
+    origin = get_origin(annotation)
     if origin is Annotated:
-        return _parts(get_args(kind)[0])
+        return _parts(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [part for member in get_args(kind) for part in _parts(member)]
-    return [kind]
+        return [part for member in get_args(annotation) for part in _parts(member)]
+    return [annotation]
 
 
-def _models(kind: Any) -> list[type[BaseModel]]:
-    return [part for part in _parts(kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
-def _inside(kind: Any, part: str | int) -> Any:
+def _inside(annotation: Any, part: str | int) -> Any:
     """The annotation of what is at a key or an index; None where it is not known."""
-    for model in _models(kind):
+    for model in _models(annotation):
         if part in model.model_fields:
             return model.model_fields[str(part)].annotation
-    for member in _parts(kind):
+    for member in _parts(annotation):
         arguments = get_args(member)
         if arguments and get_origin(member) in (dict, list, tuple):
             return arguments[1] if get_origin(member) is dict else arguments[0]
     return None
 
 
-def _member(kind: Any, tag: str) -> type[BaseModel] | None:
+def _member(annotation: Any, tag: str) -> type[BaseModel] | None:
     """The model in a union that pydantic calls so: by its discriminator's value or by its class."""
-    for model in _models(kind):
+    for model in _models(annotation):
         literals = [field.annotation for field in model.model_fields.values() if _is_literal(field.annotation)]
         if tag == model.__name__ or any(tag in get_args(literal) for literal in literals):
             return model
     return None
 
 
-def _is_literal(kind: Any) -> bool:
-    return get_origin(kind) is Literal
+def _is_literal(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal
 
 
 def _unknown_key(key: str, models: list[type[BaseModel]], root: Any) -> str:
@@ -208,8 +208,8 @@ def _unknown_key(key: str, models: list[type[BaseModel]], root: Any) -> str:
     return f"unknown key {key!r}{hint or takes}"
 
 
-def _leaves(kind: Any, prefix: str = "") -> Iterator[str]:
-    for model in _models(kind):
+def _leaves(annotation: Any, prefix: str = "") -> Iterator[str]:
+    for model in _models(annotation):
         for name, field in model.model_fields.items():
             if _models(field.annotation):
                 yield from _leaves(field.annotation, f"{prefix}{name}.")
@@ -217,9 +217,11 @@ def _leaves(kind: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{name}"
 
 
-def _wrong_tag(item: ErrorDetails, loc: Loc, kind: Any) -> tuple[Loc, str]:
+def _wrong_tag(item: ErrorDetails, loc: Loc, annotation: Any) -> tuple[Loc, str]:
     key = str(item["ctx"]["discriminator"]).strip("'")
-    tags = list(dict.fromkeys(tag for model in _models(kind) for tag in get_args(model.model_fields[key].annotation)))
+    tags = list(
+        dict.fromkeys(tag for model in _models(annotation) for tag in get_args(model.model_fields[key].annotation))
+    )
     keys = list(item["input"]) if isinstance(item["input"], dict) else []
     if key in keys:
         return (*loc, key), _unknown_value(item["input"][key], tags)
@@ -237,12 +239,12 @@ def _unknown_value(value: Any, choices: list[str]) -> str:
 
 def _sentence(item: ErrorDetails) -> str:
     """The sentence for an error that is neither about keys nor about the members of a union."""
-    kind, value = item["type"], item["input"]
-    if kind == "literal_error":
+    error_type, value = item["type"], item["input"]
+    if error_type == "literal_error":
         return _unknown_value(value, choices_of(item))
-    if kind in WRONG_SHAPE:
-        return WRONG_SHAPE[kind]
-    if isinstance(value, list | dict) and kind.endswith("_type"):
+    if error_type in WRONG_SHAPE:
+        return WRONG_SHAPE[error_type]
+    if isinstance(value, list | dict) and error_type.endswith("_type"):
         return "a list or a mapping; write one value"
     sentences = {
         "missing": "has too few items; add what is missing",
@@ -250,7 +252,7 @@ def _sentence(item: ErrorDetails) -> str:
         "value_error": str(item.get("ctx", {}).get("error")),
         "string_type": f"{short(value)} is not text; write a word, in quotes if need be",
     }
-    return sentences.get(kind, f"{short(value)} does not fit: {item['msg']}; change it")
+    return sentences.get(error_type, f"{short(value)} does not fit: {item['msg']}; change it")
 
 
 def choices_of(item: ErrorDetails) -> list[str]:

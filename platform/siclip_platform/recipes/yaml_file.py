@@ -97,7 +97,7 @@ class Document:
         return self._lines[loc][1]
 
     def note(self, loc: Loc, text: str, line: int | None = None) -> None:
-        """Add a problem, with its remedy, unless what is there could not be read in the first place."""
+        """Add a problem, with its remedy, unless the value there could not be read."""
         if not any(loc[:length] in self._unread for length in range(len(loc) + 1)):
             self.problems.append((self.line_of(loc) if line is None else line, loc, text))
 
@@ -120,16 +120,16 @@ class Document:
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
-                found: dict[str, Any] = {}
-                self._fill(found, node, loc)
-                return found
+                values: dict[str, Any] = {}
+                self._fill(values, node, loc)
+                return values
             for index, item in enumerate(node.value):
                 self._lines[(*loc, index)] = (_line(item), _line(item))
             return [self._read(item, (*loc, index)) for index, item in enumerate(node.value)]
         finally:
             self._open.discard(id(node))
 
-    def _fill(self, found: dict[str, Any], node: yaml.MappingNode, loc: Loc, *, merged: bool = False) -> None:
+    def _fill(self, values: dict[str, Any], node: yaml.MappingNode, loc: Loc, *, merged: bool = False) -> None:
         """Add the entries of a mapping; those that ``<<`` merges in give way to the mapping's own."""
         own: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -143,21 +143,21 @@ class Document:
                 self.note((*loc, key), f"given twice, first in line {own[key]}; remove one", line)
                 continue
             own[key] = line
-            if merged and key in found:
+            if merged and key in values:
                 continue
             self._lines[(*loc, key)] = (line, _line(value_node))
-            found[key] = self._read(value_node, (*loc, key))
+            values[key] = self._read(value_node, (*loc, key))
         for key_node, value_node in node.value:
             if key_node.tag == MERGE:
-                self._merge(found, value_node, loc)
+                self._merge(values, value_node, loc)
 
-    def _merge(self, found: dict[str, Any], node: yaml.Node, loc: Loc) -> None:
+    def _merge(self, values: dict[str, Any], node: yaml.Node, loc: Loc) -> None:
         for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(part, yaml.MappingNode) or id(part) in self._open:
                 self.note(loc, "<< takes an alias of a mapping, or a list of them; write that", _line(node))
                 continue
             self._open.add(id(part))
-            self._fill(found, part, loc, merged=True)
+            self._fill(values, part, loc, merged=True)
             self._open.discard(id(part))
 
     def _key(self, node: yaml.Node, loc: Loc) -> str | None:
@@ -208,7 +208,7 @@ def read_model(
     Args:
         text: the file's text.
         where: the file's name, for messages.
-        model: what the file holds.
+        model: of the file.
         remedy: what to do about a text that is empty or not YAML at all.
         strict: take values only as they are written; False: also as pydantic converts them.
         context: for the model's validators.
@@ -224,7 +224,9 @@ def read_model(
     if document.problems or read is None:
         ordered = sorted(document.problems, key=lambda problem: problem[0])
         raise UserError(
-            "\n".join(f"{where}:{line}: {f'{dotted(loc)}: ' if loc else ''}{said}" for line, loc, said in ordered)
+            "\n".join(
+                f"{where}:{line}: {f'{dotted(loc)}: ' if loc else ''}{problem}" for line, loc, problem in ordered
+            )
         )
     return read
 
@@ -245,7 +247,9 @@ def parse_value(text: str, where: str) -> Any:
         return text
     if document.problems:
         raise UserError(
-            "\n".join(f"{where}: {f'{dotted(loc)}: ' if loc else ''}{said}" for _, loc, said in document.problems)
+            "\n".join(
+                f"{where}: {f'{dotted(loc)}: ' if loc else ''}{problem}" for _, loc, problem in document.problems
+            )
         )
     return document.value
 

@@ -17,11 +17,11 @@ from siclip_platform.recipes.fields import path_problem, read_value
 from siclip_platform.recipes.problems import closest, refusal, short
 
 CheckValue = Callable[[str, Any], str | None]
-"""(recipe path, value) → why the value is wrong, or None; asked about values that the recipe's field accepts."""
+"""(recipe path, value) → why the value is wrong, or None; called for values that the recipe's field accepts."""
 
 
 class FilePart(Config):
-    """Base of the models of files: defaults are taken as they are, for they are not what a file has."""
+    """Base of the models of files: defaults are not validated."""
 
     model_config = ConfigDict(validate_default=False)
 
@@ -44,7 +44,7 @@ class Checks:
         return [metric for metric in self.metrics if not metric.startswith("test/")]
 
     def fit(self, path: str, value: Any) -> Any:
-        """The value as the recipe's field holds it, for example 1 as 1.0; any value for a path that is no field.
+        """The value as the recipe's field holds it, for example 1 as 1.0. Without a field, the value itself.
 
         Raises:
             PydanticCustomError: it is a list or a mapping, or the field or ``check_value`` refuses it.

@@ -83,7 +83,7 @@ class _Around:
 
 
 class _Entry(FilePart):
-    """A parameter in the file, but for its values."""
+    """The part of a parameter's entry that all distributions share."""
 
     distribution: Distribution
     when: tuple[Condition, ...] = ()
@@ -268,7 +268,7 @@ class _SpaceFile(FilePart):
         return self
 
     def space(self) -> SearchSpace:
-        # Schedulers compare trials by one figure, so several objectives run without one unless the file names it.
+        # Schedulers compare trials by one metric, so with several objectives the default is none.
         scheduler = self.scheduler or SchedulerConfig(name="none" if self.objectives else "asha")
         return SearchSpace(
             name=self.name,

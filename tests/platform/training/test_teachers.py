@@ -13,7 +13,6 @@ from siclip.checkpoints.formats import load_model, save_checkpoint
 from siclip.errors import UserError
 from siclip.models import create_model
 from siclip.teachers import ModelTeacher, StoredTeacher, TeacherEnsemble
-from siclip.training.diverged import TrainingDiverged
 from siclip.training.loop import Save
 from siclip.training.step import fitted_tokens
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
@@ -141,27 +140,6 @@ def test_a_control_inherits_from_its_teacher_without_distillation(recipe: Recipe
 
 def test_a_trial_whose_weights_are_all_0_loads_no_teacher(recipe: Recipe) -> None:
     assert build_trainer(recipe.updated({"distil_from": ["nowhere.pt"], **OFF})).teacher is None
-
-
-def test_a_diverging_run_writes_the_ids_of_its_batches(recipe: Recipe, tmp_path: Path) -> None:
-    broken = load_model(str(recipe.teacher))
-    with torch.no_grad():
-        broken.text_encoder.projection_layer.fill_(float("nan"))
-    save_checkpoint(tmp_path / "broken.pt", broken)
-    changes = {"distil_from": [str(tmp_path / "broken.pt")], "training.max_skipped_steps": 2}
-    diverging = recipe.updated(changes)
-    with pytest.raises(TrainingDiverged, match=r"up to step 1; the ids of their samples are in .*-diverged-at-1\.csv"):
-        run_recipe(diverging, Losses(), outputs=tmp_path / "out")
-    (file,) = (tmp_path / "out").iterdir()
-    assert file.name.startswith(diverging.hash)
-    rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
-    batches = prepare(diverging).batches(0, 32)
-    expected = [
-        [str(step), str(image), str(caption)]
-        for step, batch in enumerate(batches)
-        for image, caption in zip(batch.image_ids.tolist(), batch.caption_ids.tolist(), strict=True)
-    ]
-    assert rows == expected and len(rows) == 32
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
-def test_what_is_written_is_opened_again(tmp_path: Path) -> None:
+def test_a_written_dataset_is_opened(tmp_path: Path) -> None:
     manifest = build(tmp_path / "cats")
     dataset = open_dataset(tmp_path / "cats")
     assert dataset.manifest == manifest
@@ -58,7 +58,7 @@ def test_what_is_written_is_opened_again(tmp_path: Path) -> None:
     ]
 
 
-def test_an_entry_says_what_is_on_disk(tmp_path: Path) -> None:
+def test_an_entry_describes_the_file(tmp_path: Path) -> None:
     entry = write_shard(rows(7), tmp_path / "a.parquet", 3)
     payload = (tmp_path / "a.parquet").read_bytes()
     assert entry.path == "a.parquet"
@@ -73,7 +73,7 @@ def test_a_refused_shard_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hash_follows_contents_and_not_the_place(tmp_path: Path) -> None:
+def test_the_hash_depends_on_the_content_and_not_on_the_path(tmp_path: Path) -> None:
     manifest = build(tmp_path / "cats")
     expected = hashlib.sha256(
         json.dumps(json.loads((tmp_path / "cats/manifest.json").read_text()), sort_keys=True)
@@ -87,13 +87,13 @@ def test_hash_follows_contents_and_not_the_place(tmp_path: Path) -> None:
     assert manifest.model_copy(update={"recipe": {"seed": 1}}).hash != expected
 
 
-def test_unknown_split_lists_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_split_lists_the_existing_ones(tmp_path: Path) -> None:
     build(tmp_path / "cats")
     with pytest.raises(UserError, match=r"no split 'val': it has train, test"):
         open_dataset(tmp_path / "cats").shards("val")
 
 
-def test_missing_folder_file_and_foreign_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_folder_a_file_and_a_foreign_folder_have_their_own_messages(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
     assert "does not exist" in refusal(tmp_path / "nowhere")

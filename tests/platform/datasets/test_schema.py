@@ -19,14 +19,14 @@ def table(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), pa.schema([field.with_nullable(True) for field in SCHEMA]))
 
 
-def test_the_schema_itself_and_another_order_pass() -> None:
+def test_the_schema_is_valid_in_any_order() -> None:
     other = pa.schema(list(SCHEMA)[::-1], metadata={"a": "b"})
     assert other != SCHEMA
     assert validate_schema(SCHEMA, "here") is None
     assert validate_schema(other, "here") is None
 
 
-def test_every_wrong_column_is_named_with_place_and_remedy() -> None:
+def test_every_wrong_column_is_named_with_table_and_remedy() -> None:
     fields = [field for field in SCHEMA if field.name != "meta"]
     fields[2] = pa.field("width", pa.int64())
     with pytest.raises(UserError) as error:
@@ -47,7 +47,7 @@ def test_captions_as_plain_strings_are_mistyped() -> None:
         validate_schema(SCHEMA.set(index, pa.field("captions", pa.list_(pa.string()))), "here")
 
 
-def test_good_rows_pass_also_in_several_chunks_and_slices() -> None:
+def test_good_rows_are_valid_also_in_chunks_and_slices() -> None:
     two = table(row(), row(id="b", captions=row()["captions"] * 2))
     chunked = pa.concat_tables([two, table(row(id="c"))])
     assert chunked.column("id").num_chunks == 2
@@ -78,7 +78,7 @@ CAPTION = {"text": "a cat", "source": "original", "model": None}
         ({"captions": [{**CAPTION, "source": None}]}, "caption source neither"),
     ],
 )
-def test_a_bad_row_is_found_behind_good_ones(changes: dict[str, Any], problem: str) -> None:
+def test_a_bad_row_is_found_among_good_ones(changes: dict[str, Any], problem: str) -> None:
     rows = [row(), row(id="b", captions=[CAPTION] * 3), row(**{"id": "c", **changes}), row(id="d")]
     with pytest.raises(UserError) as error:
         validate_table(table(*rows), "the table")

@@ -1,4 +1,4 @@
-"""Sidecars follow their dataset row by row, and are refused where they do not."""
+"""Sidecars have the rows of their dataset, and are refused if they differ."""
 
 from __future__ import annotations
 
@@ -32,13 +32,9 @@ def dataset(folder: Path, seed: int = 0) -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for shard, rows in enumerate(ROWS):
-        samples = [
-            {
-                "id": f"{shard}/{row}", "image": b"x", "width": 1, "height": 1, "category": None, "meta": None,
-                "captions": [{"text": "a", "source": "original", "model": None}],
-            }
-            for row in range(rows)
-        ]  # fmt: skip
+        captions = [{"text": "a", "source": "original", "model": None}]
+        sample = {"image": b"x", "width": 1, "height": 1, "captions": captions, "category": None, "meta": None}
+        samples = [{"id": f"{shard}/{row}", **sample} for row in range(rows)]
         table = pa.Table.from_pylist(samples, SCHEMA)
         entries.append(write_shard(table, folder / f"train-{shard}.parquet", row_group_size=2))
     write_manifest(folder, Manifest(name="d", version="1", recipe={"seed": seed}, splits={"train": entries}))
@@ -73,7 +69,7 @@ def sidecar(data: Dataset, name: str = "one") -> Path:
     return folder
 
 
-def test_a_row_group_holds_what_belongs_to_the_datasets(tmp_path: Path) -> None:
+def test_a_row_group_has_the_rows_of_the_datasets(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     sidecar(data)
     opened: Sidecar = pickle.loads(pickle.dumps(open_sidecar(data, "captions", "one")))
@@ -97,12 +93,12 @@ def _another_dataset(data: Dataset, folder: Path) -> Dataset:
     return dataset(data.folder, seed=1)
 
 
-def _cut(data: Dataset, folder: Path) -> None:
+def _truncated(data: Dataset, folder: Path) -> None:
     shard = folder / "train-1.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
 
 
-def _gone(data: Dataset, folder: Path) -> None:
+def _missing(data: Dataset, folder: Path) -> None:
     (folder / "train-1.parquet").unlink()
 
 
@@ -113,7 +109,7 @@ def _regrouped(data: Dataset, folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(tree))
 
 
-def _one_shard_less(data: Dataset, folder: Path) -> None:
+def _one_shard_fewer(data: Dataset, folder: Path) -> None:
     tree = json.loads((folder / "manifest.json").read_text())
     del tree["splits"]["train"][1]
     (folder / "manifest.json").write_text(json.dumps(tree))
@@ -136,15 +132,15 @@ def _moved(data: Dataset, folder: Path) -> None:
     ("damage", "message"),
     [
         (_another_dataset, "was built for the dataset with manifest"),
-        (_cut, "bytes, but its manifest lists"),
-        (_gone, "is missing"),
+        (_truncated, "bytes, but its manifest lists"),
+        (_missing, "is missing"),
         (_regrouped, r"row groups of \[3, 2\] rows"),
-        (_one_shard_less, "does not list the shards"),
+        (_one_shard_fewer, "does not list the shards"),
         (_no_manifest, "no finished captions 'one'"),
         (_moved, "rename the folder back"),
     ],
 )
-def test_what_does_not_follow_the_dataset_is_refused(
+def test_a_sidecar_that_differs_from_the_dataset_is_refused(
     tmp_path: Path, damage: Callable[[Dataset, Path], Dataset | None], message: str
 ) -> None:
     data = dataset(tmp_path)
@@ -154,12 +150,12 @@ def test_what_does_not_follow_the_dataset_is_refused(
         open_sidecar(data, "captions", "one")
 
 
-def test_names_and_splits_that_do_not_exist(tmp_path: Path) -> None:
+def test_unknown_names_and_splits_are_refused(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     sidecar(data)
     with pytest.raises(UserError, match="it has one"):
         open_sidecar(data, "captions", "two")
     with pytest.raises(UserError, match="is not a valid name"):
         open_sidecar(data, "captions", "../one")
-    with pytest.raises(UserError, match="nothing for split 'test'"):
+    with pytest.raises(UserError, match="has no split 'test'"):
         open_sidecar(data, "captions", "one").shards("test")

@@ -1,4 +1,4 @@
-"""Data, checkpoints and MLflow's files on a real S3-compatible server, on loopback."""
+"""Datasets, checkpoints and MLflow's artifacts in buckets of a local S3 server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECRET = "a-secret-of-the-store"
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
-    """A boto3 client of a server that the environment names, with the buckets ``data`` and ``runs``."""
+    """A boto3 client of a server with the buckets ``data`` and ``runs``; the environment names the server."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -67,7 +67,7 @@ def keys(store: Any, bucket: str, prefix: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def remote(store: Any, digits: Path, nano_teacher: Path) -> Recipe:
-    """A recipe whose dataset and teacher lie in the store."""
+    """A recipe whose dataset and teacher are in the store."""
     push_dataset(digits, "s3://data/digits")
     copy_file(nano_teacher, as_path("s3://data/teachers/nano.pt"))
     changes = {
@@ -88,15 +88,17 @@ def local(remote: Recipe, digits: Path, nano_teacher: Path) -> Recipe:
 
 
 class Record:
+    """Records the losses and validation metrics of a training, and saves its last checkpoint."""
+
     def __init__(self, folder: Path, last: int = 12) -> None:
         self.folder = folder
         self.last = last
-        self.figures: dict[int, dict[str, float]] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         kept = {k: v for k, v in metrics.items() if k.startswith(("train/loss", "validation/"))}
         if kept:
-            self.figures.setdefault(step, {}).update(kept)
+            self.metrics.setdefault(step, {}).update(kept)
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         self.log(step, metrics)
@@ -106,7 +108,7 @@ class Record:
 
 @pytest.fixture(scope="module")
 def trained(local: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """The recipe trained in this process from the local folder."""
+    """The metrics of the recipe trained in this process from the local folder."""
     record = Record(tmp_path_factory.mktemp("local"))
     threads = torch.get_num_threads()
     run_recipe(local, record)
@@ -114,7 +116,7 @@ def trained(local: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Record:
     return record
 
 
-def test_training_from_the_store_is_the_same_to_the_last_bit(
+def test_training_from_the_store_is_bit_identical(
     remote: Recipe, local: Recipe, trained: Record, tmp_path: Path
 ) -> None:
     assert verify_dataset("s3://data/digits") == []
@@ -123,8 +125,8 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
     threads = torch.get_num_threads()
     run_recipe(remote, record)
     torch.set_num_threads(threads)
-    assert sorted(record.figures) == list(range(1, 13))
-    assert record.figures == trained.figures
+    assert sorted(record.metrics) == list(range(1, 13))
+    assert record.metrics == trained.metrics
 
     there = as_path("s3://runs/models/end.pt")
     copy_file(tmp_path / "end.pt", there)
@@ -135,7 +137,7 @@ def test_training_from_the_store_is_the_same_to_the_last_bit(
 
 @pytest.mark.long
 @pytest.mark.chaos
-def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
+def test_a_killed_worker_resumes_from_the_checkpoint_in_the_bucket(
     store: Any, remote: Recipe, trained: Record, tmp_path: Path, own_ray: None
 ) -> None:
     runs, seen = as_path("s3://runs/study/train"), Record(tmp_path)
@@ -146,16 +148,18 @@ def test_a_killed_worker_goes_on_from_the_checkpoint_in_the_bucket(
         seen.log(step, metrics)
         if "train/loss" in metrics:
             steps.append(step)
-            if steps.count(9) == 1 and step == 9:  # the report of step 4 has been taken: that of 8 waited for it
+            # At step 9 the checkpoint of step 4 is stored: the report of step 8 waited for it.
+            if steps.count(9) == 1 and step == 9:
                 _kill_workers()
 
     done = run_with_ray_train(remote, name="run", storage=tmp_path / "train", log=log, checkpoints=runs)
-    assert 9 in steps and steps.count(1) == 1  # it did not begin anew
-    assert seen.figures == trained.figures
+    assert 9 in steps and steps.count(1) == 1  # resumed, not restarted from scratch
+    assert seen.metrics == trained.metrics
     ours, theirs = load_model(trained.folder / "end.pt").state_dict(), load_model(done.checkpoint).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     kept = [name for name in keys(store, "runs", "study/train/run") if name.endswith("checkpoint.pt")]
-    key = max(kept)  # what the killed worker wrote last may be there too: Ray Train had not heard of it
+    # The last checkpoint of the killed worker may be there too, although Ray Train never received its report.
+    key = max(kept)
     with local_copy(f"s3://runs/{key}") as path:
         assert read_checkpoint(path)["training"]["step"] == 12
     assert not list((tmp_path / "train").rglob("*.pt"))
@@ -170,16 +174,14 @@ def _kill_workers() -> None:
 
 @pytest.mark.long
 @pytest.mark.chaos
-def test_a_killed_job_goes_on_where_nothing_of_it_is_left(
-    store: Any, remote: Recipe, local: Recipe, tmp_path: Path
-) -> None:
+def test_a_killed_job_resumes_without_its_folder(store: Any, remote: Recipe, local: Recipe, tmp_path: Path) -> None:
     changes = {"training.steps": 200, "training.checkpoint_every": 5, "training.evaluate_every": 0}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(remote.updated(changes).model_dump(mode="json")))
     job = [sys.executable, str(ROOT / "jobs" / "train_siclip.py"), "--checkpoints", "s3://runs/jobs"]
     first, second = tmp_path / "first", tmp_path / "second"
-    begin = [*job, "--recipe", str(tmp_path / "recipe.yaml"), "--artifacts", "s3://runs/files", "--out", str(first)]
-    with (tmp_path / "first.log").open("wb") as said:
-        process = subprocess.Popen(begin, stdout=said, stderr=said, start_new_session=True)
+    start = [*job, "--recipe", str(tmp_path / "recipe.yaml"), "--artifacts", "s3://runs/files", "--out", str(first)]
+    with (tmp_path / "first.log").open("wb") as log:
+        process = subprocess.Popen(start, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + 900
         while not any(key.endswith("checkpoint.pt") for key in keys(store, "runs", "jobs/train/train/")):
             assert process.poll() is None and time.monotonic() < until, (tmp_path / "first.log").read_text()
@@ -204,12 +206,12 @@ def test_a_killed_job_goes_on_where_nothing_of_it_is_left(
 
     client = mlflow.MlflowClient(f"sqlite:///{second}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("siclip").experiment_id])
-    steps = [figure.step for figure in client.get_metric_history(run.info.run_id, "train/loss")]
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert min(steps) > 5 and max(steps) == 200
     assert SECRET.encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_mlflow_keeps_files_and_models_in_the_bucket(
+def test_mlflow_stores_files_and_models_in_the_bucket(
     store: Any, nano_teacher: Path, tmp_path: Path, mlflow_database: bytes
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(mlflow_database)
@@ -241,7 +243,7 @@ def test_mlflow_keeps_files_and_models_in_the_bucket(
     assert SECRET.encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
-def test_what_is_wrong_with_a_store_is_told_within_seconds(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_of_a_store_are_reported_within_seconds(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no dataset at s3://nowhere/digits"):
         evaluate_checkpoint("s3://data/teachers/nano.pt", "s3://nowhere/digits", "test")
     with pytest.raises(UserError, match=r"there is no file s3://data/teachers/none.pt"):

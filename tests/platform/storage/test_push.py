@@ -1,4 +1,4 @@
-"""`data push` and `data verify` with captions and embeddings, and a store that fails while it is read."""
+"""`data push` and `data verify` with captions and embeddings, and a store that fails during reading."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBERS = pa.schema([pa.field("image", pa.float32(), nullable=False)])
 
 
 def embed(folder: Path, value: float) -> list[Path]:
-    """Embeddings ``e`` of the training split, all numbers the same; their shards."""
+    """Write embeddings ``e`` of the training split, all numbers equal to ``value``; return their shards."""
     dataset, beside = open_dataset(folder), folder / "embeddings" / "e"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -58,30 +58,33 @@ def embedded(digits: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def store() -> Iterator[RemotePath]:
     memory = fsspec.filesystem("memory")
-    where = as_path("memory://pushes/digits")
-    assert isinstance(where, RemotePath)
-    yield where
+    path = as_path("memory://pushes/digits")
+    assert isinstance(path, RemotePath)
+    yield path
     if memory.exists("/pushes"):
         memory.rm("/pushes", recursive=True)
 
 
-def test_other_embeddings_of_the_same_size_never_lie_under_a_new_manifest(embedded: Path, store: RemotePath) -> None:
+def test_other_embeddings_of_the_same_size_are_never_kept_under_a_new_manifest(
+    embedded: Path, store: RemotePath
+) -> None:
     push_dataset(embedded, store)
     sizes = [path.stat().st_size for path in sorted((embedded / "embeddings/e").glob("*.parquet"))]
     shards = embed(embedded, 2.0)
     assert [path.stat().st_size for path in shards] == sizes
-    with pytest.raises(UserError, match=r"memory://pushes/digits/embeddings/e holds other embeddings"):
+    with pytest.raises(UserError, match=r"memory://pushes/digits/embeddings/e contains other embeddings"):
         push_dataset(embedded, store)
     assert verify_dataset(store) == []
 
-    (store / "embeddings/e/manifest.json").unlink()  # as an upload of the first leaves it that was killed
+    # As after a killed upload of the first embeddings.
+    (store / "embeddings/e/manifest.json").unlink()
     push_dataset(embedded, store)
     for shard in shards:
         assert (store / "embeddings" / "e" / shard.name).read_bytes() == shard.read_bytes()
     assert verify_dataset(store) == []
 
 
-def test_a_damaged_file_of_the_same_size_is_found_and_sent_anew(embedded: Path, store: RemotePath) -> None:
+def test_a_damaged_file_of_the_same_size_is_found_and_sent_again(embedded: Path, store: RemotePath) -> None:
     push_dataset(embedded, store)
     there = [store / "train-00000.parquet", store / "embeddings/e/train-00001.parquet"]
     for path in there:
@@ -94,18 +97,18 @@ def test_a_damaged_file_of_the_same_size_is_found_and_sent_anew(embedded: Path, 
     assert verify_dataset(store) == []
 
 
-def test_damage_beside_a_dataset_is_named(embedded: Path) -> None:
+def test_damaged_embeddings_are_reported(embedded: Path) -> None:
     path = embedded / "embeddings/e/train-00000.parquet"
     path.unlink()
-    said = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["data", "verify", str(embedded)])
-    assert said.exit_code == 1 and f"{path} cannot be read: No such file" in said.output
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["data", "verify", str(embedded)])
+    assert result.exit_code == 1 and f"{path} cannot be read: No such file" in result.output
     manifest = embedded / "embeddings/e/manifest.json"
     manifest.write_text("{}")
     assert [damage.path for damage in verify_dataset(embedded)] == [manifest]
 
 
 class FailingFileSystem(MemoryFileSystem):
-    """Files of ``memory://`` that can be found, and a store that does not give the bytes of Parquet files."""
+    """The files of ``memory://``, in a store that lists them but fails to deliver Parquet files."""
 
     protocol = "failing"
     error: OSError = OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 28")
@@ -145,24 +148,24 @@ class Failing:
 
 @pytest.fixture
 def failing(embedded: Path, store: RemotePath) -> RemotePath:
-    """The dataset in a store that does not give what Parquet files hold."""
+    """The dataset in a store that fails to deliver Parquet files."""
     push_dataset(embedded, store)
     fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
-    where = as_path("failing://pushes/digits")
-    assert isinstance(where, RemotePath)
-    return where
+    path = as_path("failing://pushes/digits")
+    assert isinstance(path, RemotePath)
+    return path
 
 
-def test_a_store_that_fails_while_it_is_read_is_no_damage(failing: RemotePath) -> None:
-    for ask in (open_dataset, verify_dataset):
-        with pytest.raises(StoreError, match=r"train-00000.parquet: no server answers at") as told:
-            ask(failing)
-        assert "build the dataset again" not in str(told.value)
+def test_a_failure_of_the_store_is_not_reported_as_damage(failing: RemotePath) -> None:
+    for read in (open_dataset, verify_dataset):
+        with pytest.raises(StoreError, match=r"train-00000.parquet: no server answers at") as error:
+            read(failing)
+        assert "build the dataset again" not in str(error.value)
     with pytest.raises(StoreError, match=r"train-00000.parquet: no server answers"):
         (failing / "train-00000.parquet").read_bytes()
 
 
-def test_bytes_that_are_no_parquet_file_in_a_store_are_damage(embedded: Path, store: RemotePath) -> None:
+def test_a_file_in_a_store_that_is_not_parquet_is_damaged(embedded: Path, store: RemotePath) -> None:
     push_dataset(embedded, store)
     path = store / "train-00000.parquet"
     path.write_bytes(bytes(path.stat().st_size))
@@ -170,36 +173,36 @@ def test_bytes_that_are_no_parquet_file_in_a_store_are_damage(embedded: Path, st
     assert damage.path == path and "not a readable Parquet file" in damage.problem
 
 
-def test_a_message_of_ours_is_told_once() -> None:
-    with pytest.raises(UserError, match=r"^nosuch://a cannot be opened") as told:
+def test_an_unknown_scheme_is_reported_once() -> None:
+    with pytest.raises(UserError, match=r"^nosuch://a cannot be opened") as error:
         as_path("nosuch://a/b").stat()  # type: ignore[union-attr]
-    assert str(told.value).count("nosuch://a") == 1
+    assert str(error.value).count("nosuch://a") == 1
 
 
-def test_each_shard_of_a_store_is_asked_about_once(
+def test_the_status_of_each_shard_in_a_store_is_requested_once(
     embedded: Path, store: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_dataset(embedded, store)
-    asked: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
     own = RemotePath.stat
 
     def stat(self: RemotePath) -> object:
-        asked[self.key] += 1
+        requests[self.key] += 1
         return own(self)
 
     monkeypatch.setattr(RemotePath, "stat", stat)
     StreamSource.of(store, "train", 0, 4)
     shards = [f"digits/{path.name}" for path in sorted(embedded.glob("*.parquet"))]
-    assert asked == Counter(shards)
+    assert requests == Counter(shards)
     dataset = open_dataset(store)
-    asked.clear()
+    requests.clear()
     open_sidecar(dataset, "embeddings", "e")
-    assert asked == Counter(f"digits/embeddings/e/{path.name}" for path in dataset.shards("train"))
+    assert requests == Counter(f"digits/embeddings/e/{path.name}" for path in dataset.shards("train"))
 
 
-def test_a_store_is_opened_once_however_many_files_are_named() -> None:
+def test_a_store_is_opened_once_for_any_number_of_files() -> None:
     before = open_filesystem.cache_info().currsize
     for number in range(50):
-        where = as_path(f"memory://rows/{number}.jpg?width={number}")
-        assert isinstance(where, RemotePath) and where.path.endswith(f"{number}.jpg?width={number}")
+        path = as_path(f"memory://rows/{number}.jpg?width={number}")
+        assert isinstance(path, RemotePath) and path.path.endswith(f"{number}.jpg?width={number}")
     assert open_filesystem.cache_info().currsize <= before + 1

@@ -1,4 +1,4 @@
-"""``siclip-platform data``: one module a command."""
+"""``siclip-platform data``: one module per command."""
 
 from siclip_platform.cli.data import build, caption, embed, import_, inspect, push, verify
 from siclip_platform.cli.data.group import app

@@ -12,13 +12,13 @@ from siclip_platform.cli.data.group import app
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(help="Where to build; a finished dataset there is kept.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the dataset; a finished one is reused.")],
     train_scenes: Annotated[int, typer.Option(min=1)] = 12_000,
     validation_scenes: Annotated[int, typer.Option(min=1)] = 500,
     test_scenes: Annotated[int, typer.Option(min=1)] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")] = None,
-    verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: start one.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show Ray's output.")] = False,
 ) -> None:
     """Build digit scenes: real handwritten digits in generated scenes with captions."""
     from siclip_platform.cluster.connect import Needs, ray_cluster

@@ -13,32 +13,39 @@ from siclip_platform.cli.data.precision import Precision
 
 
 class NumbersChoice(StrEnum):
+    """Values of ``--numbers``."""
+
     bf16 = "bf16"
     int8 = "int8"
 
 
 @app.command()
 def embed(
-    dataset: Annotated[Path, typer.Argument(help="The dataset's folder; it is not written to.")],
-    name: Annotated[str, typer.Option(help="Of the embeddings: they go to DATASET/embeddings/NAME.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder of the dataset; its own files are not changed.")],
+    name: Annotated[str, typer.Option(help="Name of the embeddings; written to DATASET/embeddings/NAME.")],
     teacher: Annotated[str, typer.Option(help="A checkpoint or open_clip:NAME:TAG.")],
-    augmentations: Annotated[int, typer.Option(min=1, help="Crops of each image.")] = 1,
-    crop_scale: Annotated[float, typer.Option(help="Least share of the area in a crop; 1: the middle square.")] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of the crops.")] = 0,
+    augmentations: Annotated[int, typer.Option(min=1, help="Crops per image.")] = 1,
+    crop_scale: Annotated[
+        float, typer.Option(help="Minimum share of the area in a crop; 1: the centre square.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="Seed of the crops.")] = 0,
     image_size: Annotated[
-        int | None, typer.Option(help="The student's, if not the teacher's own: the teacher resizes from it.")
+        int | None,
+        typer.Option(help="The student's image size, from which the teacher resizes; default: the teacher's."),
     ] = None,
-    numbers: Annotated[NumbersChoice, typer.Option()] = NumbersChoice.bf16,
-    captions: Annotated[list[str] | None, typer.Option(help="Captions beside the dataset; repeatable.")] = None,
-    disk_budget: Annotated[str | None, typer.Option(help="Refuse to take more, for example 500GB.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Repeatable; default: all.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts that the teacher gets together.")] = 256,
+    numbers: Annotated[NumbersChoice, typer.Option(help="Number format on disk.")] = NumbersChoice.bf16,
+    captions: Annotated[
+        list[str] | None, typer.Option(help="Captions beside the dataset to embed too; repeatable.")
+    ] = None,
+    disk_budget: Annotated[str | None, typer.Option(help="Refuse to write more, for example 500GB.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split to embed; repeatable; default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per call of the teacher.")] = 256,
     precision: Annotated[Precision, typer.Option()] = Precision.fp32,
-    actors: Annotated[int, typer.Option(min=0, help="Copies of the teacher; 0: one for each GPU, or one.")] = 0,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")] = None,
-    verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
+    actors: Annotated[int, typer.Option(min=0, help="Copies of the teacher; 0: one per GPU, or one.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: start one.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show Ray's output.")] = False,
 ) -> None:
-    """Write a teacher's embeddings beside a dataset. Started again after a stop, it goes on."""
+    """Write a teacher's embeddings beside a dataset. A stopped command resumes when it is repeated."""
     from siclip_platform.cluster.connect import Needs, ray_cluster
     from siclip_platform.datasets.derived.actors import actor_pool, parse_settings
     from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
@@ -65,7 +72,7 @@ def embed(
     display = Display()
     for part, size in plan.bytes.items():
         display.say(f"{part:>16}  {size / 1e9:12.6f} GB")
-    display.say(f"{'in all':>16}  {sum(plan.bytes.values()) / 1e9:12.6f} GB")
+    display.say(f"{'total':>16}  {sum(plan.bytes.values()) / 1e9:12.6f} GB")
     plan.check(budget)
     cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)
     with cluster, display.live(), display.task("embeddings") as task:

@@ -1,12 +1,12 @@
-"""The command group that the modules beside this one add to."""
+"""The command group; the other modules of this package add its commands."""
 
 from __future__ import annotations
 
 import typer
 
-app = typer.Typer(help="Build, import, check and look at datasets.", no_args_is_help=True)
+app = typer.Typer(help="Build, import, verify and inspect datasets.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Build, import, check and look at datasets."""
+    """Build, import, verify and inspect datasets."""

@@ -1,4 +1,4 @@
-"""``siclip-platform data import``: pairs of others as a dataset."""
+"""``siclip-platform data import``: foreign image–caption pairs as a dataset."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from siclip_platform.cli.data.group import app
 
 
 class LayoutChoice(StrEnum):
+    """Values of ``--layout``."""
+
     webdataset = "webdataset"
     parquet = "parquet"
     list = "list"
@@ -21,34 +23,36 @@ class LayoutChoice(StrEnum):
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A file or folder; a path or a URI such as s3://bucket/cc12m.")],
-    dest: Annotated[Path, typer.Argument(help="The dataset's folder; an interrupted import there goes on.")],
-    layout: Annotated[LayoutChoice | None, typer.Option(help="Default: what the files tell.")] = None,
-    name: Annotated[str | None, typer.Option(help="The dataset's name; default: the source's.")] = None,
-    split: Annotated[str, typer.Option(help="Where the source names no splits.")] = "train",
-    validation_share: Annotated[float, typer.Option(help="Of the rows, chosen by their ids.")] = 0.0,
-    size: Annotated[int, typer.Option(min=16, help="Shorter side of an image, at most.")] = 256,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 90,
+    source: Annotated[str, typer.Argument(help="A file or folder, by path or URI such as s3://bucket/cc12m.")],
+    dest: Annotated[Path, typer.Argument(help="Folder of the dataset; an interrupted import resumes.")],
+    layout: Annotated[LayoutChoice | None, typer.Option(help="Default: by the names of the files.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset; default: the source's.")] = None,
+    split: Annotated[str, typer.Option(help="Split of rows whose source names none.")] = "train",
+    validation_share: Annotated[float, typer.Option(help="Share of the rows that go to validation, by id.")] = 0.0,
+    size: Annotated[int, typer.Option(min=16, help="Maximum shorter side of a stored image.")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 90,
     min_side: Annotated[int, typer.Option(min=1, help="Images with a shorter side are rejected.")] = 32,
     max_pixels: Annotated[int, typer.Option(min=1, help="Images with more are not decoded.")] = 89_478_485,
-    drop_duplicates: Annotated[bool, typer.Option(help="Keep one of images with the same bytes.")] = False,
+    drop_duplicates: Annotated[bool, typer.Option(help="Keep only the first of images with the same bytes.")] = False,
     near_duplicates: Annotated[
         int | None,
-        typer.Option(min=0, max=8, help="Keep one of images whose pHash differs in so many bits or fewer."),
+        typer.Option(
+            min=0, max=8, help="Keep only the first of images whose pHash differs in at most this many bits."
+        ),
     ] = None,
     max_bad_share: Annotated[float, typer.Option(min=0, max=1, help="Stop above this share of bad rows.")] = 0.01,
-    image_column: Annotated[str | None, typer.Option(help="Bytes or path of the image.")] = None,
-    caption_column: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    id_column: Annotated[str | None, typer.Option()] = None,
-    category_column: Annotated[str | None, typer.Option()] = None,
-    prefix_ids: Annotated[bool, typer.Option(help="Put the file's name before ids that repeat among files.")] = False,
-    shard_rows: Annotated[int, typer.Option(min=1)] = 10_000,
-    row_group_rows: Annotated[int, typer.Option(min=1)] = 250,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: one of our own.")] = None,
-    verbose: Annotated[bool, typer.Option(help="Show what Ray says.")] = False,
+    image_column: Annotated[str | None, typer.Option(help="Column with the bytes or the path of the image.")] = None,
+    caption_column: Annotated[list[str] | None, typer.Option(help="Column with captions; repeatable.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column with the id.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column with the category.")] = None,
+    prefix_ids: Annotated[bool, typer.Option(help="Prefix ids with the file's name, if files repeat ids.")] = False,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Maximum rows per shard.")] = 10_000,
+    row_group_rows: Annotated[int, typer.Option(min=1, help="Rows per row group.")] = 250,
+    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: start one.")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show Ray's output.")] = False,
 ) -> None:
-    """Import img2dataset's or other WebDataset shards, Parquet, lists of paths and captions, image folders, or saved
-    Hugging Face datasets. What cannot be used goes to DEST/ledger.parquet with its reason."""
+    """Import WebDataset shards (of img2dataset or others), Parquet, lists of paths and captions, image folders, or
+    saved Hugging Face datasets. DEST/ledger.parquet lists rejected rows with their reasons."""
     from siclip_platform.cluster.connect import Needs, ray_cluster
     from siclip_platform.datasets.importing.images import ImageRules
     from siclip_platform.datasets.importing.ingest import import_dataset
@@ -58,11 +62,15 @@ def import_(
     from siclip_platform.display import Display
 
     config = ImportConfig(
-        split=split, validation_share=validation_share, prefix_ids=prefix_ids,
+        split=split,
+        validation_share=validation_share,
+        prefix_ids=prefix_ids,
         images=ImageRules(size=size, quality=quality, min_side=min_side, max_pixels=max_pixels),
-        drop_duplicates=drop_duplicates, near_duplicates=near_duplicates,
-        shard_rows=shard_rows, row_group_rows=row_group_rows,
-    )  # fmt: skip
+        drop_duplicates=drop_duplicates,
+        near_duplicates=near_duplicates,
+        shard_rows=shard_rows,
+        row_group_rows=row_group_rows,
+    )
     columns = ColumnNames(
         image=image_column, caption=tuple(caption_column or ()), id=id_column, category=category_column
     )

@@ -1,4 +1,4 @@
-"""``siclip-platform data inspect``: what a dataset holds, in numbers and pictures."""
+"""``siclip-platform data inspect``: statistics of a dataset, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from siclip_platform.cli.data.group import app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from siclip_platform.datasets.tools.inspect import SplitSummary
+    from siclip_platform.datasets.tools.inspect import SplitStatistics
 
 
 @app.command()
 def inspect(
-    folder: Annotated[str, typer.Argument(help="A dataset: a folder or a URI.")],
+    folder: Annotated[str, typer.Argument(help="Folder or URI of a dataset.")],
     sheet: Annotated[Path | None, typer.Option(help="Write images with their captions as one HTML file.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="On the sheet.")] = 48,
-    split: Annotated[str | None, typer.Option(help="For the sheet; default: the first.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Number of images on the sheet.")] = 48,
+    split: Annotated[str | None, typer.Option(help="Split of the sheet; default: the first.")] = None,
 ) -> None:
     """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet."""
     from siclip_platform.datasets.manifest import open_dataset
@@ -46,13 +46,13 @@ def inspect(
         display.say(str(sheet))
 
 
-def _table(split: str, summary: SplitSummary) -> Table:
+def _table(split: str, summary: SplitStatistics) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    each = f", {summary.bytes / summary.rows:,.0f} a row" if summary.rows else ""
+    each = f", {summary.bytes / summary.rows:,.0f} per row" if summary.rows else ""
     title = f"{split}: {summary.rows:,} rows in {summary.shards:,} shards, {summary.bytes:,} bytes{each}"
-    table = Table("", "least", "median", "mean", "95 %", "most", title=title, title_justify="left")
+    table = Table("", "min", "median", "mean", "95 %", "max", title=title, title_justify="left")
     for name, spread in summary.spreads.items():
         values = (spread.low, spread.median, spread.mean, spread.p95, spread.high)
         table.add_row(name, *(f"{value:,.1f}".removesuffix(".0") for value in values))

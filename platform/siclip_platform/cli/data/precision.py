@@ -1,4 +1,4 @@
-"""The number format that a model computes in."""
+"""Number formats in which a model computes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,7 @@ from enum import StrEnum
 
 
 class Precision(StrEnum):
+    """Values of ``--precision``."""
+
     fp32 = "fp32"
     bf16 = "bf16"

@@ -1,4 +1,4 @@
-"""``siclip-platform data push``: a finished dataset to object storage."""
+"""``siclip-platform data push``: upload a finished dataset."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from siclip_platform.cli.data.group import app
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="A finished dataset.")],
-    dest: Annotated[str, typer.Argument(help="Where to, for example s3://bucket/cc12m.")],
-    read_back: Annotated[bool, typer.Option(help="Read everything there and compare checksums.")] = True,
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished dataset.")],
+    dest: Annotated[str, typer.Argument(help="Path or URI to upload to, for example s3://bucket/cc12m.")],
+    read_back: Annotated[bool, typer.Option(help="Read the uploaded files and compare checksums.")] = True,
 ) -> None:
-    """Upload a dataset with its captions and embeddings; started again after a stop, it goes on."""
+    """Upload a dataset with its captions and embeddings. A stopped upload resumes when it is repeated."""
     from siclip_platform.datasets.tools.push import push_dataset
     from siclip_platform.datasets.tools.verify import verify_dataset
     from siclip_platform.display import Display
@@ -33,4 +33,4 @@ def push(
         display.say(f"damaged: {file.problem}")
     if damage:
         raise typer.Exit(1)
-    display.say(f"{pushed.dest}: {pushed.sent} of {pushed.files} files sent, {pushed.bytes:,} bytes in all")
+    display.say(f"{pushed.dest}: {pushed.sent} of {pushed.files} files sent, {pushed.bytes:,} bytes in total")

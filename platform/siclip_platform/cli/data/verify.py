@@ -1,4 +1,4 @@
-"""``siclip-platform data verify``: a dataset against its manifest."""
+"""``siclip-platform data verify``: compare a dataset with its manifest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from siclip_platform.cli.data.group import app
 
 
 @app.command()
-def verify(folder: Annotated[str, typer.Argument(help="A dataset: a folder or a URI.")]) -> None:
-    """Read a dataset whole and compare every file's SHA-256 with the manifest; exit code 1 if one differs."""
+def verify(folder: Annotated[str, typer.Argument(help="Folder or URI of a dataset.")]) -> None:
+    """Read all files of a dataset and compare their SHA-256 with the manifest; exit code 1 if one differs."""
     from siclip_platform.datasets.manifest import open_dataset
     from siclip_platform.datasets.tools.verify import verify_dataset
     from siclip_platform.display import Display
@@ -25,4 +25,4 @@ def verify(folder: Annotated[str, typer.Argument(help="A dataset: a folder or a 
         raise typer.Exit(1)
     dataset = open_dataset(folder)
     rows = sum(dataset.rows(split) for split in dataset.split_names)
-    display.say(f"{dataset.folder}: {rows:,} rows as the manifest {dataset.hash} says")
+    display.say(f"{dataset.folder}: {rows:,} rows match the manifest {dataset.hash}")

@@ -1,1 +1,1 @@
-"""Digit scenes: the embedded default dataset, drawn and captioned by a seed."""
+"""Digit scenes, the default dataset: glyphs, scenes, their composition into images, and the build."""

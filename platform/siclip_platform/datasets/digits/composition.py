@@ -1,4 +1,4 @@
-"""Digit scenes as rows and tables: where things stand, their pixels, captions and meta. No Ray, no files."""
+"""Digit scenes as rows and tables: positions, pixels, captions and meta. Pure functions without Ray or files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 
 SPLITS = ("train", "validation", "test")
 SIDE_SHARE = {"small": 0.27, "big": 0.46}  # of the image's side
-GAP = 2  # pixels between the two boxes, at least
-MISALIGNMENT = 0.1  # of the image's side, between the centres on the axis that the relation does not name
+GAP = 2  # minimum distance of the two boxes, in pixels
+MISALIGNMENT = 0.1  # of the image's side; maximum distance of the centres across the relation's axis
 
 
 class DigitScenesConfig(Config):
-    """How many scenes, and how they are drawn and stored."""
+    """Number of scenes per split, and how they are drawn and stored."""
 
     train_scenes: int = Field(12_000, ge=1)
     validation_scenes: int = Field(500, ge=1, le=10_000)
@@ -51,7 +51,7 @@ class DigitScenesConfig(Config):
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """Scenes ``start`` to ``stop`` (exclusive) of a split, shard ``index`` of it."""
+    """Shard ``index`` of a split, with the scenes ``start`` ≤ k < ``stop``."""
 
     config: DigitScenesConfig
     split: str
@@ -73,29 +73,23 @@ def shard_specs(config: DigitScenesConfig) -> list[ShardSpec]:
 
 
 def compose_shard(spec: ShardSpec) -> pa.Table:
-    """The scenes of one shard, in order; pure."""
+    """Return the scenes of a shard, in order."""
     rows = [compose_scene(spec.config, spec.split, number) for number in range(spec.start, spec.stop)]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
 def compose_scene(config: DigitScenesConfig, split: str, number: int) -> dict[str, Any]:
-    """One row of `SCHEMA`. ``meta`` holds the attributes, ``held_out`` and, outside train, ``negatives``."""
+    """Return one row of `SCHEMA`; ``meta`` has the attributes, ``held_out`` and, outside train, ``negatives``."""
     rng = random_stream(config.seed, f"{split} scene", number)
     scene = _describe(config.seed, split, number, rng)
-    boxes = _place(scene, config.image_size, rng)
+    boxes = _boxes(scene, config.image_size, rng)
     instances = [int(rng.choice(split_instances(config.seed)[split][thing.digit])) for thing in scene.things]
     background = int(rng.integers(8, 49))
     image = _draw(scene, boxes, instances, background, config.image_size)
     meta: dict[str, Any] = {
         "relation": scene.relation,
         "things": [
-            {
-                "digit": thing.digit,
-                "colour": thing.colour,
-                "size": thing.size,
-                "instance": instance,
-                "box": box,
-            }
+            {"digit": thing.digit, "colour": thing.colour, "size": thing.size, "instance": instance, "box": box}
             for thing, instance, box in zip(scene.things, instances, boxes, strict=True)
         ],
         "background": background,
@@ -117,7 +111,7 @@ def compose_scene(config: DigitScenesConfig, split: str, number: int) -> dict[st
 
 
 def _combinations(seed: int, split: str) -> frozenset[Combination]:
-    """What a split may show: test everything, the others only what is not held out."""
+    """Return the combinations of a split: all in test, only those that are not held out in the others."""
     return ALL_COMBINATIONS if split == "test" else ALL_COMBINATIONS - held_out_combinations(seed)
 
 
@@ -128,15 +122,15 @@ def _order(seed: int, split: str) -> npt.NDArray[np.int64]:
 
 
 def _describe(seed: int, split: str, number: int, rng: np.random.Generator) -> Scene:
-    """Validation and test take each distinct scene once at most, train draws them with replacement."""
+    """Validation and test use each distinct scene at most once; train draws with replacement."""
     scenes = distinct_scenes(_combinations(seed, split))
     index = rng.integers(len(scenes)) if split == "train" else _order(seed, split)[number]
     scene = scenes[index]
     return scene.inverse if rng.integers(2) else scene
 
 
-def _place(scene: Scene, image_size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Boxes [x, y, side] of first and second: apart along the relation's axis, level on the other."""
+def _boxes(scene: Scene, image_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Return boxes [x, y, side] of first and second: apart along the relation's axis, nearly aligned on the other."""
     sides = [round(image_size * SIDE_SHARE[thing.size]) for thing in scene.things]
     low, high = (0, 1) if scene.relation in ("left of", "above") else (1, 0)
     slack = image_size - sum(sides) - GAP
@@ -160,7 +154,7 @@ def _place(scene: Scene, image_size: int, rng: np.random.Generator) -> list[list
 def _draw(
     scene: Scene, boxes: list[list[int]], instances: list[int], background: int, image_size: int
 ) -> npt.NDArray[np.uint8]:
-    """RGB (image_size, image_size, 3)."""
+    """Return RGB pixels (image_size, image_size, 3)."""
     canvas = np.full((image_size, image_size, 3), background, dtype=np.float32)
     for thing, (x, y, side), instance in zip(scene.things, boxes, instances, strict=True):
         mask = coverage(instance, side)[:, :, None]

@@ -1,9 +1,9 @@
-"""Digit scenes, the embedded default dataset: real handwriting in generated scenes with templated captions.
+"""Digit scenes, the default dataset: real handwritten digits in generated scenes with templated captions.
 
-A scene is two digits on a dark ground, one left of, right of, above or below the other. It says nothing about
-quality on photographs. Splits share no handwritten instance; some (digit, colour) combinations occur in test
-alone; no two scenes of validation, and no two of test, have the same description. Everything about scene k of
-a split follows from (seed, split, k), so the result does not depend on how the work is spread.
+A scene is two digits on a dark background, one left of, right of, above or below the other. Results on it do not
+predict quality on photographs. The splits share no handwritten instance, some (digit, colour) combinations occur only
+in test, and no two scenes of validation or of test have the same description. (seed, split, k) determine scene k of a
+split, so the dataset does not depend on the distribution of the work.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ __all__ = [
 ]
 
 NAME = "digit-scenes"
-VERSION = "1"  # raise it whenever the same config gives other bytes
-BUILDING = ".building"  # lies in the folder from a build's first moment until its manifest is written
+VERSION = "1"  # increase it when the same config gives other bytes
+BUILDING = ".building"  # lock file; exists from the start of a build until its manifest is written
 
 
 def digit_scenes_recipe(config: DigitScenesConfig) -> dict[str, Any]:
-    """The ``recipe`` in the manifest: the config and the combinations that only test shows."""
+    """Return the manifest's ``recipe``: the config, and the combinations that occur only in test."""
     held_out = sorted([digit, colour] for digit, colour in held_out_combinations(config.seed))
     return {"config": config.model_dump(mode="json"), "held_out": held_out}
 
@@ -62,27 +62,30 @@ def build_digit_scenes(
 ) -> Dataset:
     """Build the dataset in ``folder`` with Ray Data, one task per shard; Ray must be initialised.
 
-    A folder that already holds it is returned as it is. The manifest is written last: after a killed build
-    there is none, and calling again starts over. A second caller waits for the first. On a cluster every node
-    must see ``folder``.
+    A finished dataset in the folder is reused. The manifest is written last: a killed build leaves none, and another
+    call starts from scratch. A second caller waits for the first. On a cluster every node must see ``folder``.
 
     Args:
+        folder: of the dataset.
+        config: of the scenes.
         progress: called in this process with (scenes written, all scenes).
 
     Raises:
-        UserError: ``folder`` cannot be written, or holds another dataset or foreign files.
+        UserError: ``folder`` cannot be written, or contains another dataset or foreign files.
     """
     folder = folder.absolute()
     recipe = digit_scenes_recipe(config)
     if (folder / MANIFEST).exists():
         return _existing(folder, recipe)
     with _claimed(folder):
-        if (folder / MANIFEST).exists():  # another process has built it meanwhile
+        # Another process may have built the dataset while this one waited for the lock.
+        if (folder / MANIFEST).exists():
             return _existing(folder, recipe)
         specs = shard_specs(config)
         entries = _write_shards(folder, specs, progress)
+        # Files of a killed build, perhaps with other shards.
         for leftover in set(_own_files(folder)) - {folder / name for name in entries}:
-            leftover.unlink()  # of a killed build
+            leftover.unlink()
         splits: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
         for spec in specs:
             splits[spec.split].append(entries[spec.file_name])
@@ -95,8 +98,8 @@ def _existing(folder: Path, recipe: dict[str, Any]) -> Dataset:
     found = dataset.manifest
     if (found.name, found.version, found.recipe) != (NAME, VERSION, recipe):
         raise UserError(
-            f"{folder} holds the dataset {found.name!r} (version {found.version}) of another recipe "
-            f"{json.dumps(found.recipe)}: name another folder, or delete this one to build {NAME!r} there"
+            f"{folder} contains the dataset {found.name!r} (version {found.version}) of another recipe "
+            f"{json.dumps(found.recipe)}: name another folder, or delete this one to build {NAME!r} in it"
         )
     return dataset
 
@@ -108,7 +111,7 @@ def _own_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder for one build at a time; something foreign in it is left alone and refused."""
+    """Hold the folder for one build at a time; refuse a folder with foreign files."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +131,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 def _write_shards(
     folder: Path, specs: list[ShardSpec], progress: Callable[[int, int], None] | None
 ) -> dict[str, ShardEntry]:
-    """File name → entry. The specs travel as their numbers: a Ray Data row holds plain values only."""
+    """Write the shards with Ray Data and return file name → entry."""
     import ray.data
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +141,7 @@ def _write_shards(
 
     total = sum(spec.stop - spec.start for spec in specs)
     done = 0
+    # Rows of Ray Data have plain values only, so a spec is passed by its index.
     items = [{"spec": number} for number in range(len(specs))]
     entries: dict[str, ShardEntry] = {}
     for row in ray.data.from_items(items, override_num_blocks=len(items)).map(write).iter_rows():

@@ -1,4 +1,4 @@
-"""What a digit scene says: two things in a relation, its captions, and captions that are false for it."""
+"""A digit scene: two things in a relation, its captions, and captions that are false for it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ ALL_COMBINATIONS: frozenset[Combination] = frozenset((digit, colour) for digit i
 
 @dataclass(frozen=True)
 class Thing:
+    """A digit with a colour and a size."""
+
     digit: int
     colour: str
     size: str
@@ -45,7 +47,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """``first`` is ``relation`` ``second``. The two differ in digit and in colour."""
+    """``first`` is ``relation`` (for example "left of") ``second``. They differ in digit and in colour."""
 
     first: Thing
     second: Thing
@@ -61,7 +63,7 @@ class Scene:
 
     @property
     def inverse(self) -> Scene:
-        """The same scene told from the other thing."""
+        """The same scene described from the other thing."""
         return Scene(self.second, self.first, INVERSE[self.relation])
 
     @property
@@ -80,14 +82,14 @@ class Scene:
 
 @cache
 def held_out_combinations(seed: int) -> frozenset[Combination]:
-    """One digit for each colour, all different: these never occur in train and validation."""
+    """Return one digit for each colour, all different; these never occur in train and validation."""
     digits = random_stream(seed, "held out").permutation(10)
     return frozenset((int(digit), colour) for digit, colour in zip(digits, COLOURS, strict=False))
 
 
 @cache
 def distinct_scenes(combinations: frozenset[Combination]) -> tuple[Scene, ...]:
-    """Every scene of these combinations once: no two are equal or each other's inverse."""
+    """Return every scene of these combinations once: no two are equal or inverse to each other."""
     things = [Thing(digit, colour, size) for digit, colour in sorted(combinations) for size in SIZES]
     return tuple(
         Scene(first, second, relation)
@@ -99,9 +101,9 @@ def distinct_scenes(combinations: frozenset[Combination]) -> tuple[Scene, ...]:
 
 
 def negatives(scene: Scene, rng: np.random.Generator, combinations: frozenset[Combination]) -> dict[str, str]:
-    """Attribute → a caption of the original's template that differs in that attribute alone, and is false.
+    """Return attribute → a false caption that differs from the original caption only in that attribute.
 
-    The digit and colour put in are new to the scene and taken from ``combinations``.
+    A replaced digit or colour does not occur in the scene, and its combination is in ``combinations``.
     """
     first, second = scene.first, scene.second
     digits = {first.digit, second.digit}
@@ -135,5 +137,5 @@ def negatives(scene: Scene, rng: np.random.Generator, combinations: frozenset[Co
 
 
 def random_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The same arguments always give the same stream, in any process and order of calls."""
+    """Return a generator that depends only on the arguments, not on the process or the order of calls."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])

@@ -1,1 +1,1 @@
-"""Looking after a dataset: verify, inspect, push, contact sheets, summaries."""
+"""Tools for datasets: verify, inspect, push, contact sheets, summaries."""

@@ -1,4 +1,4 @@
-"""Images of a dataset with their captions on one HTML page that needs nothing else."""
+"""Images of a dataset with their captions on one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -40,7 +40,14 @@ ul.captions { margin: .25rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
 
 
 def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Write the page of rows of a dataset, whole or not at all. Everything in it is escaped."""
+    """Write the page, completely or not at all. All text is escaped.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        note: a paragraph below the title.
+        rows: of the dataset.
+    """
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     shown = [{**row, "picture": _thumbnail(row["image"])} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,7 @@ def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[s
 
 
 def _thumbnail(data: bytes) -> str:
-    """A data URI of a JPEG of `SIDE` px at most."""
+    """Return a data URI of a JPEG whose sides are at most `SIDE` pixels."""
     image = Image.fromarray(decode_image(data))
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers, without decoding an image."""
+"""Statistics of a dataset, without decoding images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siclip_platform.storage import AnyPath
 
 @dataclass
 class Spread:
-    """Smallest, median, mean, 95th percentile and largest of a number."""
+    """Minimum, median, mean, 95th percentile and maximum of a number."""
 
     low: float
     median: float
@@ -37,8 +37,17 @@ class Spread:
 
 
 @dataclass
-class SplitSummary:
-    """``sources``: captions by source and model (``original``, ``synthetic: coca_ViT-L-14``)."""
+class SplitStatistics:
+    """Statistics of one split.
+
+    Attributes:
+        rows: number of rows.
+        bytes: size of the shards.
+        shards: number of shards.
+        captions: number of captions.
+        sources: captions by source and model (``original``, ``synthetic: coca_ViT-L-14``).
+        spreads: quantity → its distribution.
+    """
 
     rows: int
     bytes: int
@@ -48,8 +57,8 @@ class SplitSummary:
     spreads: dict[str, Spread] = field(default_factory=dict)
 
 
-def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
-    """Rows, bytes, captions by source; spreads of words and characters a caption, captions an image, and sides."""
+def summarize_split(dataset: Dataset, split: str) -> SplitStatistics:
+    """Compute the statistics of a split: sizes, captions by source, caption lengths and numbers, image sides."""
     sources: Counter[str] = Counter()
     numbers: dict[str, list[Any]] = {}
     for path in dataset.shards(split):
@@ -60,16 +69,16 @@ def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
         for source, model in zip(pc.struct_field(flat, "source").to_pylist(), models.to_pylist(), strict=True):
             sources[f"{source}: {model}" if model else source] += 1
         found = {
-            "words a caption": pc.add(pc.count_substring(texts, " "), 1),
-            "characters a caption": pc.utf8_length(texts),
-            "captions an image": pc.list_value_length(captions),
+            "words per caption": pc.add(pc.count_substring(texts, " "), 1),
+            "characters per caption": pc.utf8_length(texts),
+            "captions per image": pc.list_value_length(captions),
             "shorter side": pc.min_element_wise(table["width"], table["height"]),
             "longer side": pc.max_element_wise(table["width"], table["height"]),
         }
         for name, values in found.items():
             numbers.setdefault(name, []).append(np.asarray(values))
     entries = dataset.entries(split)
-    return SplitSummary(
+    return SplitStatistics(
         rows=dataset.rows(split),
         bytes=sum(entry.bytes for entry in entries),
         shards=len(entries),
@@ -80,7 +89,7 @@ def summarize_split(dataset: Dataset, split: str) -> SplitSummary:
 
 
 def ledger_counts(folder: AnyPath) -> dict[str, int]:
-    """Rejected rows by reason; empty where there is no ledger."""
+    """Return the rejected rows by reason; empty without a ledger."""
     path = folder / LEDGER
     if not path.is_file():
         return {}
@@ -89,18 +98,18 @@ def ledger_counts(folder: AnyPath) -> dict[str, int]:
 
 
 def sample_rows(dataset: Dataset, split: str, count: int) -> Iterator[dict[str, Any]]:
-    """``count`` rows spread evenly over a split, always the same."""
-    wanted = np.unique(np.linspace(0, max(dataset.rows(split) - 1, 0), min(count, dataset.rows(split))).astype(int))
+    """Yield ``count`` rows evenly spread over a split, always the same."""
+    chosen = np.unique(np.linspace(0, max(dataset.rows(split) - 1, 0), min(count, dataset.rows(split))).astype(int))
     before = 0
     for path, entry in zip(dataset.shards(split), dataset.entries(split), strict=True):
-        here = [int(row) - before for row in wanted if before <= row < before + entry.rows]
+        here = [int(row) - before for row in chosen if before <= row < before + entry.rows]
         before += entry.rows
         if here:
             yield from _rows(path, here)
 
 
 def _rows(path: AnyPath, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """Rows of one shard; only their row groups are read."""
+    """Yield rows of a shard; only their row groups are read."""
     with parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):

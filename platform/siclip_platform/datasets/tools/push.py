@@ -1,4 +1,4 @@
-"""A finished dataset into object storage: files first, each manifest after what it lists, the dataset's own last."""
+"""Upload of a finished dataset: each manifest after the files that it lists, the dataset's own manifest last."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ SENDERS = 4
 
 @dataclass(frozen=True)
 class Pushed:
-    """What lies at ``dest`` now: files and their bytes, and how many of the files were sent by this call."""
+    """An uploaded dataset.
+
+    Attributes:
+        dest: where it is.
+        files: number of its files.
+        sent: files sent by this call.
+        bytes: size of all files.
+    """
 
     dest: AnyPath
     files: int
@@ -29,21 +36,26 @@ class Pushed:
 
 @dataclass(frozen=True)
 class _File:
-    """A file by its path in the dataset; ``sha256`` as its manifest has it, None of a manifest."""
+    """A file by its path in the dataset, with the SHA-256 in its manifest; None for a manifest."""
 
     path: str
     sha256: str | None = None
 
 
 def push_dataset(folder: Path, dest: str | AnyPath, progress: Callable[[int, int], None] | None = None) -> Pushed:
-    """Upload a dataset, its ledger and what lies finished beside it; what is there with the same bytes is kept.
+    """Upload a dataset, its ledger and its finished captions and embeddings; files with the same bytes are kept.
 
-    A put is whole or not at all, and a reader finds no dataset before its manifest, which comes last: so a killed
-    upload leaves nothing that could be mistaken for one, and the next goes on.
+    Each file is written completely or not at all, and the dataset's manifest is written last. A killed upload
+    therefore leaves no dataset that could be read, and another call resumes it.
+
+    Args:
+        folder: of the dataset.
+        dest: path or URI.
+        progress: called with (files done, all files).
 
     Raises:
-        UserError: the dataset is damaged, another one, or other captions or embeddings of a name, lie at ``dest``, or
-            that cannot be written.
+        UserError: the dataset is damaged, ``dest`` contains another dataset or other captions or embeddings of the
+            same name, or ``dest`` cannot be written.
     """
     dataset, target = open_dataset(folder.absolute()), as_path(dest)
     check_writable(target, "DEST")
@@ -69,7 +81,7 @@ def push_dataset(folder: Path, dest: str | AnyPath, progress: Callable[[int, int
 
 
 def _files(dataset: Dataset) -> Iterator[_File]:
-    """Manifests behind what they list, the dataset's own at the end."""
+    """Yield the files in upload order: manifests after the files that they list, the dataset's own last."""
     ledger = dataset.manifest.recipe.get("ledger")
     if ledger:
         yield _File(ledger["path"], ledger["sha256"])
@@ -87,15 +99,15 @@ def _listed(splits: dict[str, list[ShardEntry]], folder: str) -> Iterator[_File]
 
 
 def _refuse_other(manifest: str, source: Path, target: AnyPath) -> None:
-    """What lies under a manifest and what replaces it would be read mixed while the second is on its way."""
+    """Refuse to replace another manifest: during the upload a reader would get a mixture of old and new files."""
     there = target / manifest
     if there.is_file() and there.read_bytes() != (source / manifest).read_bytes():
         what = "another dataset" if manifest == MANIFEST else f"other {manifest.partition('/')[0]}"
-        raise UserError(f"{there.parent} holds {what}: name another place, or remove what lies there first")
+        raise UserError(f"{there.parent} contains {what}: name another destination, or delete those files first")
 
 
 def _send(file: _File, source: Path, target: AnyPath) -> bool:
-    """Whether it had to be sent."""
+    """Upload a file unless it is there with the same bytes; return whether it was sent."""
     here, there = source / file.path, target / file.path
     try:
         same_size = file.sha256 is not None and there.stat().st_size == here.stat().st_size
@@ -104,7 +116,7 @@ def _send(file: _File, source: Path, target: AnyPath) -> bool:
     except FileNotFoundError:
         pass
     if file.sha256 is not None and sha256_of(here) != file.sha256:
-        raise UserError(f"{here} has other bytes than its manifest says: siclip-platform data verify {source}")
+        raise UserError(f"{here} differs from the SHA-256 in its manifest: run siclip-platform data verify {source}")
     if isinstance(there, Path):
         there.parent.mkdir(parents=True, exist_ok=True)
     copy_file(here, there)

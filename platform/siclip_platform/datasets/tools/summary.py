@@ -1,7 +1,7 @@
-"""The small artifact that lets a report show the data without having it: ``data_summary.json`` of a run.
+"""The artifact ``data_summary.json`` of a run, from which a report shows the data without access to it.
 
-`summarize_dataset` makes it from a dataset, and with a checkpoint from what the model retrieves in it; a run logs it
-(`TrackedRun.artifact`), and the report of any machine reads it from the store.
+`summarize_dataset` computes it from a dataset, and with a checkpoint from what the model retrieves. A run logs it
+(`TrackedRun.artifact`), and a report on any machine reads it from the tracking store.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ _IMAGE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 class SplitSummary(Config):
-    """Of one split: sizes, and its captions counted on the rows of up to `POOL` of them."""
+    """Sizes of one split, and statistics of the captions of its first `POOL` rows.
+
+    Attributes:
+        rows: number of rows.
+        shards: number of shards.
+        bytes: size of the shards.
+        captions_per_image: mean.
+        words_mean: words per caption.
+        distinct_share: share of distinct captions.
+        sources: captions by source.
+    """
 
     rows: int = Field(ge=0)
     shards: int = Field(ge=0)
@@ -44,12 +54,20 @@ class SplitSummary(Config):
 
 
 class RetrievedCaption(Config):
+    """A caption that a model found; ``right``: it is one of the image's own."""
+
     caption: str
     right: bool
 
 
 class ExampleSummary(Config):
-    """An image as a small JPEG, its captions, and the captions of other images that a model found nearest."""
+    """An example image.
+
+    Attributes:
+        image: data URI of a small JPEG.
+        captions: its own.
+        retrieved: the captions that a model found nearest.
+    """
 
     image: str
     captions: tuple[str, ...]
@@ -64,8 +82,18 @@ class ExampleSummary(Config):
 
 
 class DataSummary(Config):
-    """``rejected``: reason → rows that the import left out. ``pool``: captions that were
-    searched for ``retrieved``, 0 without a model."""
+    """Summary of a dataset.
+
+    Attributes:
+        name: of the dataset.
+        version: of the code that built it.
+        hash: of its manifest.
+        recipe: of its manifest.
+        splits: sizes and captions.
+        rejected: reason → rows that the import rejected.
+        examples: images with captions.
+        pool: number of captions searched for ``retrieved``; 0 without a model.
+    """
 
     name: str
     version: str
@@ -78,19 +106,19 @@ class DataSummary(Config):
 
 
 def read_summary(text: str | None) -> DataSummary | str | None:
-    """The summary; None if there is none; a sentence if it cannot be read."""
+    """Parse a summary; None without text, a sentence for the report if it cannot be read."""
     if not text:
         return None
     try:
         return DataSummary.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "(file)"
-        return f"The run's {NAME} cannot be read: {place}: {first['msg']}."
+        field = ".".join(map(str, first["loc"])) or "(file)"
+        return f"The run's {NAME} cannot be read: {field}: {first['msg']}."
 
 
 def write_summary(summary: DataSummary, folder: Path) -> Path:
-    """Write ``folder/data_summary.json``, the file that a run logs."""
+    """Write ``folder/data_summary.json``, which a run logs, and return its path."""
     path = folder / NAME
     path.write_text(json.dumps(summary.model_dump(mode="json"), ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -104,11 +132,16 @@ def summarize_dataset(
     examples: int = 6,
     rejected: Mapping[str, int] | None = None,
 ) -> DataSummary:
-    """Sizes and captions of every split, and ``examples`` images of ``split``.
+    """Summarize a dataset; reads at most the first shard of each split.
 
-    With ``checkpoint`` each image comes with the `TOP` captions that the model finds nearest among the first captions
-    of the split's first `POOL` rows; half of the examples are images whose own caption is not the nearest, where
-    there are such. Reads at most the first shard of a split.
+    Args:
+        dataset: to summarize.
+        checkpoint: a model. Each example then has the `TOP` captions that the model finds nearest among the first
+            captions of the split's first `POOL` rows. Up to half of the examples are images whose own caption is not
+            the nearest.
+        split: of the examples.
+        examples: their number.
+        rejected: reason → rows; default: from the ledger beside the dataset.
 
     Raises:
         UserError: there is no such split, or the checkpoint cannot be read.
@@ -129,7 +162,7 @@ def summarize_dataset(
 
 
 def _rejected(dataset: Dataset) -> dict[str, int]:
-    """Reason → rows in the ledger that an import left beside the dataset."""
+    """Count the rows of the ledger beside an imported dataset by reason."""
     from siclip_platform.datasets.parquet import read_table
 
     path = dataset.folder / LEDGER
@@ -165,7 +198,7 @@ def _split(dataset: Dataset, split: str) -> SplitSummary:
 
 
 def _choose(order: Sequence[Sequence[int]] | None, rows: int, examples: int) -> list[int]:
-    """Evenly over the rows; with a model half from those it gets wrong."""
+    """Choose rows evenly; with a model half of them from those whose own caption is not the nearest."""
     if order is None:
         return sorted({index * rows // max(1, examples) for index in range(min(examples, rows))})
     wrong = [index for index in range(rows) if order[index][0] != index]
@@ -175,7 +208,7 @@ def _choose(order: Sequence[Sequence[int]] | None, rows: int, examples: int) -> 
 
 
 def _retrieve(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[list[int]]:
-    """For each row the rows whose first caption is nearest to its image, by the model."""
+    """Return for each row the rows whose first captions are nearest to its image, by the model."""
     import torch
 
     from siclip.checkpoints.formats import load_model

@@ -1,4 +1,4 @@
-"""A dataset and what lies beside it against their manifests, to the byte."""
+"""Comparison of all files of a dataset, its captions and its embeddings with their manifests."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ Check = Callable[[], "Damage | None"]
 
 
 class Damage(NamedTuple):
-    """A file of the dataset and what is wrong with it."""
+    """A damaged file and its problem."""
 
     path: AnyPath
     problem: str
 
 
 def verify_dataset(folder: str | AnyPath, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
-    """Read every shard, the ledger where there is one, and the finished captions and embeddings beside the dataset,
-    and compare with their manifests; damage in this order.
+    """Read every file and compare its SHA-256 with the manifests.
+
+    Args:
+        folder: path or URI.
+        progress: called with (files done, all files).
+
+    Returns:
+        The damaged files: shards, then the ledger, then captions and embeddings.
 
     Raises:
-        UserError: there is no readable manifest of the dataset.
+        UserError: the dataset has no readable manifest.
         StoreError: the store does not answer or refuses.
     """
-    where = as_path(folder).absolute()
-    dataset = Dataset(where, read_manifest(where))
+    root = as_path(folder).absolute()
+    dataset = Dataset(root, read_manifest(root))
     checks = list(_checks(dataset))
     found = []
     with ThreadPoolExecutor(READERS) as readers:
@@ -85,4 +91,4 @@ def _file_damage(path: AnyPath, sha256: str) -> Damage | None:
         return Damage(path, f"{path} cannot be read: {error.strerror or error}")
     if found == sha256:
         return None
-    return Damage(path, f"{path} has other bytes (SHA-256 {found[:12]}…) than the manifest says ({sha256[:12]}…)")
+    return Damage(path, f"{path} has SHA-256 {found[:12]}…, but its manifest lists {sha256[:12]}…")

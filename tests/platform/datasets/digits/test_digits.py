@@ -1,4 +1,4 @@
-"""Digit scenes, checked from the outside: captions are parsed back and pixels are looked at."""
+"""Digit scenes, checked independently of their code: captions are parsed, and digits are located in the pixels."""
 
 from __future__ import annotations
 
@@ -40,25 +40,27 @@ class Thing(NamedTuple):
     digit: int
 
 
-class Said(NamedTuple):
+class Description(NamedTuple):
     first: Thing
     relation: str
     second: Thing
 
     @property
-    def from_the_other(self) -> Said:
-        return Said(self.second, INVERSE[self.relation], self.first)
+    def inverted(self) -> Description:
+        return Description(self.second, INVERSE[self.relation], self.first)
 
 
-def parse(caption: str) -> Said:
+def parse(caption: str) -> Description:
     thing = r"a (small|big) (\w+) (\w+)"
     match = re.fullmatch(f"{thing} (left of|right of|above|below) {thing}", caption)
     assert match, caption
     size, colour, word, relation, size2, colour2, word2 = match.groups()
-    return Said(Thing(size, colour, NUMBERS.index(word)), relation, Thing(size2, colour2, NUMBERS.index(word2)))
+    return Description(
+        Thing(size, colour, NUMBERS.index(word)), relation, Thing(size2, colour2, NUMBERS.index(word2))
+    )
 
 
-def parse_other_template(caption: str) -> Said:
+def parse_other_template(caption: str) -> Description:
     match = re.fullmatch(
         r"there is a (small|big) (\w+) in (\w+) (left of|right of|over|under) "
         r"(?:a|an) (\w+) that is (small|big) and (\w+)",
@@ -67,7 +69,9 @@ def parse_other_template(caption: str) -> Said:
     assert match, caption
     size, word, colour, relation, word2, size2, colour2 = match.groups()
     relation = {"over": "above", "under": "below"}.get(relation, relation)
-    return Said(Thing(size, colour, NUMBERS.index(word)), relation, Thing(size2, colour2, NUMBERS.index(word2)))
+    return Description(
+        Thing(size, colour, NUMBERS.index(word)), relation, Thing(size2, colour2, NUMBERS.index(word2))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +84,14 @@ def splits() -> dict[str, list[dict[str, Any]]]:
     for split in rows.values():
         for row in split:
             row["meta"] = json.loads(row["meta"])
-            row["said"] = parse(row["captions"][0]["text"])
+            row["described"] = parse(row["captions"][0]["text"])
     return rows
 
 
 def combinations(rows: list[dict[str, Any]]) -> set[tuple[int, str]]:
-    return {(thing.digit, thing.colour) for row in rows for thing in (row["said"].first, row["said"].second)}
+    return {
+        (thing.digit, thing.colour) for row in rows for thing in (row["described"].first, row["described"].second)
+    }
 
 
 @pytest.mark.slow  # importing scikit-learn takes seconds
@@ -110,7 +116,7 @@ def test_shards_cover_every_scene_once() -> None:
     ]
 
 
-def test_a_scene_follows_from_seed_split_and_number_alone() -> None:
+def test_a_scene_depends_only_on_seed_split_and_number() -> None:
     resharded = SMALL.model_copy(update={"shard_rows": 7, "train_scenes": 20, "test_scenes": 9})
     other_seed = SMALL.model_copy(update={"seed": 1})
     for split in ("train", "validation", "test"):
@@ -135,11 +141,11 @@ def test_splits_share_no_handwritten_instance(splits: dict[str, list[dict[str, A
     assert sorted(every) == list(range(1797))
 
 
-def test_held_out_combinations_occur_in_test_alone(splits: dict[str, list[dict[str, Any]]]) -> None:
+def test_held_out_combinations_occur_only_in_test(splits: dict[str, list[dict[str, Any]]]) -> None:
     held_out = {(digit, colour) for digit, colour in digit_scenes_recipe(SMALL)["held_out"]}
     assert len(held_out) == 6
     many = [compose_scene(SMALL, "train", number) for number in range(300, 900)]
-    train = [{"said": parse(row["captions"][0]["text"])} for row in many] + splits["train"]
+    train = [{"described": parse(row["captions"][0]["text"])} for row in many] + splits["train"]
     assert combinations(train) | held_out == {(digit, colour) for digit in range(10) for colour in PAINT}
     assert not combinations(train) & held_out
     assert not combinations(splits["validation"]) & held_out
@@ -151,19 +157,19 @@ def test_held_out_combinations_occur_in_test_alone(splits: dict[str, list[dict[s
 def test_captions_agree_with_meta_and_each_other(splits: dict[str, list[dict[str, Any]]]) -> None:
     relations = set()
     for row in splits["train"] + splits["test"]:
-        said = row["said"]
+        described = row["described"]
         assert [caption["source"] for caption in row["captions"]] == ["original", "synthetic", "synthetic"]
         assert [caption["model"] for caption in row["captions"]] == [None, "template", "template"]
-        assert parse(row["captions"][1]["text"]) == said.from_the_other
-        assert parse_other_template(row["captions"][2]["text"]) == said
-        assert ("an eight" in row["captions"][2]["text"]) == (said.second.digit == 8)
-        for thing, meta in zip((said.first, said.second), row["meta"]["things"], strict=True):
+        assert parse(row["captions"][1]["text"]) == described.inverted
+        assert parse_other_template(row["captions"][2]["text"]) == described
+        assert ("an eight" in row["captions"][2]["text"]) == (described.second.digit == 8)
+        for thing, meta in zip((described.first, described.second), row["meta"]["things"], strict=True):
             assert thing == (meta["size"], meta["colour"], meta["digit"])
-        assert row["meta"]["relation"] == said.relation
-        assert row["category"] == f"{said.first.digit}-{said.second.digit}"
-        assert said.first.digit != said.second.digit
-        assert said.first.colour != said.second.colour
-        relations.add(said.relation)
+        assert row["meta"]["relation"] == described.relation
+        assert row["category"] == f"{described.first.digit}-{described.second.digit}"
+        assert described.first.digit != described.second.digit
+        assert described.first.colour != described.second.colour
+        relations.add(described.relation)
     assert relations == set(INVERSE)
 
 
@@ -177,87 +183,87 @@ def test_captions_are_short_for_the_text_tower(splits: dict[str, list[dict[str, 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_no_two_scenes_of_a_split_have_the_same_description(split: str) -> None:
     config = DigitScenesConfig(image_size=32)
-    said = [
+    described = [
         parse(compose_scene(config, split, number)["captions"][0]["text"]) for number in range(config.scenes(split))
     ]
-    assert len({min(one, one.from_the_other) for one in said}) == len(said)
+    assert len({min(one, one.inverted) for one in described}) == len(described)
 
 
 def test_each_negative_differs_in_one_attribute_and_is_false(splits: dict[str, list[dict[str, Any]]]) -> None:
     assert all("negatives" not in row["meta"] for row in splits["train"])
     changed = {"digit": set(), "colour": set(), "size": set()}  # type: dict[str, set[int]]
     for row in splits["validation"] + splits["test"]:
-        said = row["said"]
+        described = row["described"]
         negatives = {name: parse(text) for name, text in row["meta"]["negatives"].items()}
         assert set(negatives) == {"digit", "colour", "swapped_colours", "relation", "size"}
         for negative in negatives.values():
-            assert negative not in (said, said.from_the_other)
-        for attribute, places in changed.items():
+            assert negative not in (described, described.inverted)
+        for attribute, positions in changed.items():
             negative = negatives[attribute]
-            assert negative.relation == said.relation
-            differing = [n for n in (0, 2) if negative[n] != said[n]]
+            assert negative.relation == described.relation
+            differing = [n for n in (0, 2) if negative[n] != described[n]]
             assert len(differing) == 1
-            before, after = said[differing[0]], negative[differing[0]]
+            before, after = described[differing[0]], negative[differing[0]]
             assert isinstance(before, Thing)
             assert isinstance(after, Thing)
             assert before._replace(**{attribute: getattr(after, attribute)}) == after
-            other = said[2 - differing[0]]
+            other = described[2 - differing[0]]
             assert isinstance(other, Thing)
             if attribute != "size":
                 assert getattr(after, attribute) != getattr(other, attribute)
-            places.add(differing[0])
-        assert negatives["relation"] == said._replace(relation=INVERSE[said.relation])
-        assert negatives["swapped_colours"] == Said(
-            said.first._replace(colour=said.second.colour),
-            said.relation,
-            said.second._replace(colour=said.first.colour),
+            positions.add(differing[0])
+        assert negatives["relation"] == described._replace(relation=INVERSE[described.relation])
+        assert negatives["swapped_colours"] == Description(
+            described.first._replace(colour=described.second.colour),
+            described.relation,
+            described.second._replace(colour=described.first.colour),
         )
-    assert all(places == {0, 2} for places in changed.values())
+    assert all(positions == {0, 2} for positions in changed.values())
 
 
 def ink_of(image: npt.NDArray[np.uint8], colours: list[str]) -> list[npt.NDArray[np.intp]]:
-    """Pixels (N, 2) as (y, x) of each colour: those far from the ground, by the direction in which they lie."""
-    ground = np.median(image.reshape(-1, 3), axis=0)
-    away = image - ground
-    paints = np.array([PAINT[colour] for colour in colours]) - ground
+    """Return for each colour the pixels (N, 2), as (y, x), far from the background in that colour's direction."""
+    background = np.median(image.reshape(-1, 3), axis=0)
+    away = image - background
+    paints = np.array([PAINT[colour] for colour in colours]) - background
     nearest = (away @ (paints / np.linalg.norm(paints, axis=1, keepdims=True)).T).argmax(axis=2)
     far = np.abs(away).max(axis=2) > 100
     return [np.argwhere((nearest == number) & far) for number in range(len(colours))]
 
 
 @pytest.mark.parametrize("image_size", [32, 64, 96])
-def test_pixels_show_what_the_caption_says(image_size: int) -> None:
+def test_pixels_show_the_scene_of_the_caption(image_size: int) -> None:
     config = DigitScenesConfig(image_size=image_size)
     heights: dict[str, list[int]] = {"small": [], "big": []}
     for number in range(150):
         row = compose_scene(config, "test", number)
-        said = parse(row["captions"][0]["text"])
+        described = parse(row["captions"][0]["text"])
         image = decode_image(row["image"])
         assert image.shape == (row["height"], row["width"], 3) == (image_size, image_size, 3)
-        first, second = ink_of(image, [said.first.colour, said.second.colour])
+        first, second = ink_of(image, [described.first.colour, described.second.colour])
         assert min(len(first), len(second)) > image_size / 4, number
         (y1, x1), (y2, x2) = np.median(first, axis=0), np.median(second, axis=0)
-        along, across = (x1 - x2, y1 - y2) if said.relation in ("left of", "right of") else (y1 - y2, x1 - x2)
-        assert (along < 0) == (said.relation in ("left of", "above")), number
+        along, across = (x1 - x2, y1 - y2) if described.relation in ("left of", "right of") else (y1 - y2, x1 - x2)
+        assert (along < 0) == (described.relation in ("left of", "above")), number
         assert abs(along) > abs(across), number
-        for thing, meta in zip((said.first, said.second), json.loads(row["meta"])["things"], strict=True):
+        for thing, meta in zip((described.first, described.second), json.loads(row["meta"])["things"], strict=True):
             heights[thing.size].append(meta["box"][2])
-            ink = first if thing is said.first else second
+            ink = first if thing is described.first else second
             extent = np.percentile(ink[:, 0], 98) - np.percentile(ink[:, 0], 2)
-            middle = 0.29 * image_size
-            assert (extent > middle) == (thing.size == "big"), (number, extent)
+            threshold = 0.29 * image_size
+            assert (extent > threshold) == (thing.size == "big"), (number, extent)
     assert min(heights["big"]) > 1.5 * max(heights["small"])
 
 
-def test_boxes_lie_inside_apart_and_level(splits: dict[str, list[dict[str, Any]]]) -> None:
+def test_boxes_are_inside_the_image_apart_and_aligned(splits: dict[str, list[dict[str, Any]]]) -> None:
     for row in splits["train"] + splits["test"]:
         one, two = (np.array(thing["box"][:2]) for thing in row["meta"]["things"])
         side1, side2 = (thing["box"][2] for thing in row["meta"]["things"])
         assert min(*one, *two) >= 0
         assert max(*(one + side1), *(two + side2)) <= 64
-        axis = 0 if row["said"].relation in ("left of", "right of") else 1
+        axis = 0 if row["described"].relation in ("left of", "right of") else 1
         before, after, side = (one, two, side1) if one[axis] < two[axis] else (two, one, side2)
         assert before[axis] + side < after[axis]
-        assert (before is one) == (row["said"].relation in ("left of", "above"))
+        assert (before is one) == (row["described"].relation in ("left of", "above"))
         centres = one[1 - axis] + side1 / 2, two[1 - axis] + side2 / 2
         assert abs(centres[0] - centres[1]) <= 0.1 * 64 + 1

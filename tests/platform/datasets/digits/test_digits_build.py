@@ -1,4 +1,4 @@
-"""Building digit scenes: what is kept, what is refused, and that Ray Data changes nothing."""
+"""Building digit scenes: reuse, refusals, and the same bytes with and without Ray Data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = SMALL.model_copy(update={"train_scenes": 30, "validation_scenes": 5, "tes
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The builder with its Ray Data step replaced by a plain loop; counts its calls."""
+    """Replace the Ray Data step of the build by a loop; return the number of shards of each call."""
     calls: list[int] = []
 
     def write(folder: Path, specs: Any, progress: Any) -> dict[str, ShardEntry]:
@@ -41,7 +41,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_built_folder_is_returned_and_another_recipe_refused(tmp_path: Path, without_ray: list[int]) -> None:
+def test_a_finished_build_is_reused_and_another_recipe_is_refused(tmp_path: Path, without_ray: list[int]) -> None:
     built = build_digit_scenes(tmp_path / "a", TINY)
     assert build_digit_scenes(tmp_path / "a", TINY).hash == built.hash
     assert without_ray == [5]
@@ -53,7 +53,7 @@ def test_a_built_folder_is_returned_and_another_recipe_refused(tmp_path: Path, w
     assert open_dataset(tmp_path / "a").hash == built.hash
 
 
-def test_foreign_files_are_refused_and_left_alone(tmp_path: Path, without_ray: list[int]) -> None:
+def test_foreign_files_are_refused_and_kept(tmp_path: Path, without_ray: list[int]) -> None:
     (tmp_path / "train-00000.parquet").write_text("mine")
     with pytest.raises(UserError, match="is not empty and not a dataset"):
         build_digit_scenes(tmp_path, TINY)
@@ -62,7 +62,9 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path: Path, without_ray: l
         build_digit_scenes(tmp_path / "train-00000.parquet", TINY)
 
 
-def test_a_killed_build_is_no_dataset_and_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_leaves_no_manifest_and_restarts_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = TINY.model_copy(update={"train_scenes": 50})
 
     def die(folder: Path, specs: Any, progress: Any) -> dict[str, ShardEntry]:

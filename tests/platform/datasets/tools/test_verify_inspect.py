@@ -1,4 +1,4 @@
-"""``data verify`` and ``data inspect``, from the command line."""
+"""The commands ``data verify`` and ``data inspect``."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_whole_dataset_is_verified(imported: Path) -> None:
+def test_an_undamaged_dataset_is_verified(imported: Path) -> None:
     code, output = invoke("verify", str(imported))
     assert code == 0
-    assert f"90 rows as the manifest {open_dataset(imported).hash} says" in output
+    assert f"90 rows match the manifest {open_dataset(imported).hash}" in output
 
 
 @pytest.mark.parametrize("name", ["train-00002-000.parquet", "ledger.parquet"])
-def test_a_flipped_bit_names_the_damaged_file_alone(imported: Path, tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_reports_only_the_damaged_file(imported: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(imported, tmp_path / "d")
     data = bytearray((tmp_path / "d" / name).read_bytes())
     data[len(data) // 3] ^= 1
@@ -57,7 +57,7 @@ def test_a_flipped_bit_names_the_damaged_file_alone(imported: Path, tmp_path: Pa
     assert re.findall(r"damaged: .*/(\S+?\.parquet)", output) == [name]
 
 
-def test_every_damaged_shard_is_named(imported: Path, tmp_path: Path) -> None:
+def test_every_damaged_shard_is_reported(imported: Path, tmp_path: Path) -> None:
     shutil.copytree(imported, tmp_path / "d")
     (tmp_path / "d/train-00000-000.parquet").unlink()
     with (tmp_path / "d/train-00003-000.parquet").open("ab") as file:
@@ -69,7 +69,7 @@ def test_every_damaged_shard_is_named(imported: Path, tmp_path: Path) -> None:
     assert output.count("damaged:") == 2
 
 
-def test_inspect_shows_what_the_ledger_and_the_shards_hold(imported: Path, tmp_path: Path) -> None:
+def test_inspect_shows_the_ledger_and_the_shards(imported: Path, tmp_path: Path) -> None:
     code, output = invoke("inspect", str(imported), "--sheet", str(tmp_path / "sheet.html"), "--images", "7")
     assert code == 0
     assert "train: 90 rows in 5 shards" in output
@@ -81,7 +81,7 @@ def test_inspect_shows_what_the_ledger_and_the_shards_hold(imported: Path, tmp_p
 
 
 class Page(HTMLParser):
-    """Tags that were opened, and the text between them."""
+    """The opening tags of a page, and the text between them."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -98,21 +98,21 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """Rows whose captions are markup, of two sources."""
+    """A dataset whose captions, from two sources, contain markup."""
     buffer = io.BytesIO()
     Image.new("RGB", (600, 300), (200, 30, 30)).save(buffer, "PNG")
     captions = [
         {"text": '"><script>alert(1)</script>', "source": "original", "model": None},
         {"text": "two words", "source": "synthetic", "model": "[bold]coca<b>"},
     ]
-    rows = [{"id": f"{n}</div>", "image": buffer.getvalue(), "width": 600, "height": 300, "captions": captions}
-            for n in range(9)]  # fmt: skip
+    row = {"image": buffer.getvalue(), "width": 600, "height": 300, "captions": captions}
+    rows = [{"id": f"{n}</div>", **row} for n in range(9)]
     entry = write_shard(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "train-0.parquet", 2)
     write_manifest(tmp_path, Manifest(name="<i>", version="1", recipe={}, splits={"train": [entry]}))
     return tmp_path
 
 
-def test_a_sheet_shows_captions_and_never_runs_them(hostile: Path) -> None:
+def test_a_sheet_escapes_captions(hostile: Path) -> None:
     code, output = invoke("inspect", str(hostile), "--sheet", str(hostile / "sheet.html"))
     assert code == 0
     assert "original 9; synthetic: [bold]coca<b> 9" in output
@@ -124,12 +124,12 @@ def test_a_sheet_shows_captions_and_never_runs_them(hostile: Path) -> None:
         assert image.size == (224, 112)
 
 
-def test_numbers_of_a_split_are_those_of_its_captions(hostile: Path) -> None:
+def test_the_statistics_of_a_split_are_those_of_its_captions(hostile: Path) -> None:
     summary = summarize_split(open_dataset(hostile), "train")
     spreads = summary.spreads
     assert (summary.rows, summary.captions) == (9, 18)
-    assert (spreads["words a caption"].low, spreads["words a caption"].high) == (1, 2)
-    assert spreads["characters a caption"].mean == (27 + 9) / 2
+    assert (spreads["words per caption"].low, spreads["words per caption"].high) == (1, 2)
+    assert spreads["characters per caption"].mean == (27 + 9) / 2
     assert (spreads["shorter side"].median, spreads["longer side"].median) == (300, 600)
     ids = [row["id"] for row in sample_rows(open_dataset(hostile), "train", 3)]
     assert ids == ["0</div>", "4</div>", "8</div>"]

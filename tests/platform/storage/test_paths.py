@@ -1,4 +1,4 @@
-"""Places by path or URI: one interface, no credentials in it, and errors that name the URI."""
+"""Local paths and URIs: one interface, no credentials in URIs, and errors that name the URI."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training.build import recipe_model
 
 
-def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
+def test_a_path_stays_local_and_a_uri_keeps_its_slashes_and_options() -> None:
     assert as_path("data/digits") == Path("data/digits")
     assert as_path("file:///data/digits") == Path("/data/digits")
     assert as_path(Path("/data/my digits").as_uri()) == Path("/data/my digits")
@@ -46,7 +46,7 @@ def test_a_path_stays_a_path_and_a_uri_keeps_its_slashes_and_options() -> None:
         "abfs://:hidden@account.dfs.core.windows.net/data",
     ],
 )
-def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+def test_credentials_in_a_uri_are_refused_and_not_printed(uri: str) -> None:
     with pytest.raises(UserError, match=r"credentials in the URI.*in the environment") as refused:
         as_path(uri)
     assert "hidden" not in str(refused.value) and "AKIAKEY" not in str(refused.value)
@@ -56,7 +56,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "path"),
+    ("uri", "expected"),
     [
         ("memory://storage/a", "/storage/a/b.csv"),
         ("local:///data/a", "/data/a/b.csv"),
@@ -64,28 +64,28 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         ("https://host:8080/a", "https://host:8080/a/b.csv"),
     ],
 )
-def test_the_path_on_a_filesystem_of_fsspec_is_fsspecs_own(uri: str, path: str) -> None:
-    where = as_path(uri) / "b.csv"
-    assert isinstance(where, RemotePath) and where.path == path
-    assert fsspec.core.url_to_fs(f"{uri}/b.csv")[1] == path
+def test_the_path_in_a_filesystem_of_fsspec_is_that_of_fsspec(uri: str, expected: str) -> None:
+    path = as_path(uri) / "b.csv"
+    assert isinstance(path, RemotePath) and path.path == expected
+    assert fsspec.core.url_to_fs(f"{uri}/b.csv")[1] == expected
 
 
-def test_a_query_of_a_file_is_its_and_not_the_servers() -> None:
-    where = as_path("https://host/a/b.jpg?width=3")
-    assert isinstance(where, RemotePath) and where.path == "https://host/a/b.jpg?width=3"
+def test_a_query_is_part_of_the_file_outside_pyarrows_schemes() -> None:
+    path = as_path("https://host/a/b.jpg?width=3")
+    assert isinstance(path, RemotePath) and path.path == "https://host/a/b.jpg?width=3"
     signed = as_path("https://host/b.jpg?signature=hidden", signed=True)
     assert isinstance(signed, RemotePath) and "hidden" in signed.path and "hidden" not in signed.shown
     with pytest.raises(UserError, match="chain of URIs"):
         as_path("zip://a.zip::s3://bucket/b.zip")
 
 
-def test_two_commands_that_look_whether_a_folder_can_be_written_do_not_meet(tmp_path: Path) -> None:
+def test_two_checks_for_write_access_do_not_interfere(tmp_path: Path) -> None:
     (tmp_path / ".siclip-write-check").mkdir()
     check_writable(tmp_path, "--out")
     assert [path.name for path in tmp_path.iterdir()] == [".siclip-write-check"]
 
 
-def test_options_that_s3_has_not_are_refused() -> None:
+def test_unknown_options_of_s3_are_refused() -> None:
     with pytest.raises(UserError, match="s3://bucket/data has no option 'endpoint': there are region, scheme"):
         as_path("s3://bucket/data?endpoint=localhost")
     with pytest.raises(UserError, match="names no bucket"):
@@ -93,7 +93,7 @@ def test_options_that_s3_has_not_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "remedy"),
+    ("problem", "remedy"),
     [
         ("AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation", "no such bucket"),
         ("AWS Error ACCESS_DENIED during HeadObject operation", "refuses the credentials"),
@@ -101,8 +101,8 @@ def test_options_that_s3_has_not_are_refused() -> None:
         ("something else\nand more", "cannot be used: something else"),
     ],
 )
-def test_what_a_store_says_is_told_with_a_remedy(said: str, remedy: str) -> None:
-    message = explain("s3://bucket/data?endpoint_override=host:1", OSError(said))
+def test_errors_of_a_store_are_explained_with_a_remedy(problem: str, remedy: str) -> None:
+    message = explain("s3://bucket/data?endpoint_override=host:1", OSError(problem))
     assert message.startswith("s3://bucket/data?endpoint_override=host:1") and remedy in message
 
 
@@ -122,17 +122,17 @@ def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeyp
 
 @pytest.fixture
 def pushed(digits: Path) -> RemotePath:
-    """The digit scenes in a store."""
-    where = as_path("memory://storage/digits")
-    assert isinstance(where, RemotePath)
+    """The digit scenes, uploaded to a store."""
+    path = as_path("memory://storage/digits")
+    assert isinstance(path, RemotePath)
     memory = fsspec.filesystem("memory")
     if memory.exists("/storage"):
         memory.rm("/storage", recursive=True)
-    push_dataset(digits, where)
-    return where
+    push_dataset(digits, path)
+    return path
 
 
-def test_a_pushed_dataset_is_the_same_and_damage_is_found(digits: Path, pushed: RemotePath) -> None:
+def test_an_uploaded_dataset_is_the_same_and_damage_is_found(digits: Path, pushed: RemotePath) -> None:
     here, there = open_dataset(digits), open_dataset(pushed)
     assert there.hash == here.hash
     assert verify_dataset(pushed) == []
@@ -156,20 +156,20 @@ def test_a_pushed_dataset_is_the_same_and_damage_is_found(digits: Path, pushed: 
 
 
 def test_the_command_uploads_and_reads_back(digits: Path, pushed: RemotePath) -> None:
-    said = CliRunner().invoke(app, ["data", "push", str(digits), "memory://storage/again"])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, ["data", "push", str(digits), "memory://storage/again"])
+    assert result.exit_code == 0, result.output
     count = len(list(digits.iterdir()))
-    assert f"memory://storage/again: {count} of {count} files sent" in said.output
+    assert f"memory://storage/again: {count} of {count} files sent" in result.output
     assert open_dataset("memory://storage/again").hash == open_dataset(digits).hash
 
 
 def test_another_dataset_is_not_overwritten(digits: Path, pushed: RemotePath) -> None:
     (pushed / "manifest.json").write_bytes(b"{}")
-    with pytest.raises(UserError, match="holds another dataset"):
+    with pytest.raises(UserError, match="contains another dataset"):
         push_dataset(digits, pushed)
 
 
-def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: RemotePath) -> None:
+def test_a_stream_from_a_store_equals_the_local_one(digits: Path, pushed: RemotePath) -> None:
     recipe = read_recipe(None, "digits-teacher", str(pushed), None, ["training.batch_size=40"])
     assert recipe.data.path == str(pushed)
     local = recipe.updated({"data.path": str(digits)})
@@ -180,23 +180,23 @@ def test_the_stream_of_a_store_is_that_of_the_folder(digits: Path, pushed: Remot
         assert one.images.equal(other.images) and one.tokens.equal(other.tokens)
 
 
-def test_a_fetched_file_is_a_copy_and_errors_name_the_uri(tmp_path: Path) -> None:
-    where = as_path("memory://storage/models/a.pt")
-    with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), local_copy(where):
+def test_a_local_copy_is_cached_and_errors_name_the_uri(tmp_path: Path) -> None:
+    remote = as_path("memory://storage/models/a.pt")
+    with pytest.raises(UserError, match=r"there is no file memory://storage/models/a.pt"), local_copy(remote):
         pass
     (tmp_path / "a.pt").write_bytes(b"weights")
-    copy_file(tmp_path / "a.pt", where)
-    with local_copy(str(where)) as path:
+    copy_file(tmp_path / "a.pt", remote)
+    with local_copy(str(remote)) as path:
         assert path.read_bytes() == b"weights" and path.suffix == ".pt"
-    with local_copy(str(where)) as again:
+    with local_copy(str(remote)) as again:
         assert again == path
-    with pytest.raises(UserError, match=r"^memory://storage/models/a.pt is empty$"), local_copy(where) as path:
+    with pytest.raises(UserError, match=r"^memory://storage/models/a.pt is empty$"), local_copy(remote) as path:
         raise UserError(f"{path} is empty")
     with local_copy(tmp_path / "a.pt") as path:
         assert path == tmp_path / "a.pt"
 
 
-def test_what_writes_beside_a_dataset_needs_a_folder(pushed: RemotePath) -> None:
+def test_writing_beside_a_dataset_requires_a_local_folder(pushed: RemotePath) -> None:
     with pytest.raises(UserError, match=r"is in a store.*data push"):
         _ = open_dataset(pushed).local_folder
     with pytest.raises(UserError, match=r"there is no dataset at memory://storage/none: it has no manifest.json"):

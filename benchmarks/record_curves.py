@@ -30,6 +30,7 @@ from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import load_space
+from siclip_platform.storage.atomic import replacing
 
 LINES = "curves.jsonl"
 TEACHER = "teacher.pt"
@@ -176,9 +177,8 @@ class _KeepLast:
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Any) -> None:
         if save is not None:
-            temporary = self.checkpoint.with_suffix(".tmp")
-            save(temporary)
-            temporary.replace(self.checkpoint)
+            with replacing(self.checkpoint) as temporary:
+                save(temporary)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ that was interrupted goes on with what is missing, and several studies in one fo
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.recipes.presets import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage.locking import claim
 from siclip_platform.tracking import git_commit
 
 RUNS = "runs.jsonl"
@@ -171,15 +171,14 @@ def open_store(folder: Path) -> Iterator[RunStore]:
     """
     try:
         (folder / TEACHERS).mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        held = f"another study is at work in {folder}: wait for it, or name another folder"
+        lock = claim(folder / ".lock", held)
     except OSError as error:
         raise UserError(f"cannot work in {folder}: {error}; name a folder that can be written") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        except BlockingIOError:
-            raise UserError(f"another study is at work in {folder}: wait for it, or name another folder") from None
+    try:
         yield RunStore(folder)
+    finally:
+        lock.release()
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -1,4 +1,4 @@
-"""Looking into a model: what it is made of, how alike its attention blocks are, and what they could share."""
+"""Model diagnostics: its structure and cost, the similarity of its attention blocks, and what they could share."""
 
 from siclip.diagnostics.describe import describe_model
 from siclip.diagnostics.divergence import AttentionDivergence, attention_divergence, jensen_shannon_divergence

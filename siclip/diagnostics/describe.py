@@ -1,8 +1,9 @@
-"""What a model costs, stage by stage: parameters, multiply-adds, activation memory, and what of it trains.
+"""The cost of a model by stage: parameters, trainable parameters, multiply-adds and activation memory.
 
-The stages of the image tower, in order: ``stem``, ``stage 0`` …, the last one in two parts, ``stage n downsample``
-(with the position encoding) and ``stage n blocks``, ``final conv``, ``projection``. Of the text tower: ``embedding``
-(with the positions), ``first RepMixer``, ``blocks``, ``last RepMixer``, ``projection`` (with the final norm).
+Stages of the image tower, in order: ``stem``, ``stage 0`` …, the last stage in two parts, ``stage n downsample``
+(with the position encoding) and ``stage n blocks``, then ``final conv`` and ``projection``. Stages of the text tower:
+``embedding`` (with the positions), ``first RepMixer``, ``blocks``, ``last RepMixer``, ``projection`` (with the final
+norm).
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ Tower = Literal["image", "text", "both"]
 
 @dataclass(frozen=True)
 class StageDescription:
-    """One stage, or the sum of several; shared weights are counted once.
+    """One stage, or the sum of several. Within a stage, shared weights are counted once.
 
-    ``parameters`` and ``trainable_parameters``: train form. ``reparameterized_parameters``: the deployable model.
-    ``multiply_adds``: of the deployable model, for one sample; matrix products and convolutions only.
-    ``activation_bytes``: what one more sample in the batch adds to the memory that autograd keeps for the backward
-    pass, train form under bf16 autocast.
+    Attributes:
+        parameters, trainable_parameters: of the train form.
+        reparameterized_parameters: of the deployable model.
+        multiply_adds: of the deployable model for one sample; matrix products and convolutions only.
+        activation_bytes: memory that autograd keeps for the backward pass per additional sample in the batch, in
+            train form under bf16 autocast.
     """
 
     tower: Tower
@@ -46,7 +49,7 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """The stages of both towers in order, and the logit scale, which belongs to both."""
+    """The stages of both towers in order, then the logit scale, which has the tower ``both``."""
 
     stages: tuple[StageDescription, ...]
 
@@ -56,18 +59,18 @@ class ModelDescription:
 
     @property
     def total(self) -> StageDescription:
-        """The sum over everything: multiply-adds and memory are those of one pair."""
+        """The sum over everything; multiply-adds and memory are those of one image and one text."""
         return _sum(self.stages, "both", "total")
 
 
 def describe_model(model: Clip) -> ModelDescription:
-    """Measure a model on its device; what trains is what ``requires_grad`` says. The model stays as it is.
+    """Measure a model on its device, without changing it. Parameters with ``requires_grad`` count as trainable.
 
-    Multiply-adds are counted on the reparameterized model in eval mode at batch 1. Activation memory is measured
-    as the trainer runs: train form, channels-last, bf16 autocast, frozen weights without gradients. It is the
-    difference between batches of 3 and 2, so what does not grow with the batch cancels: the parameters, and the
-    bf16 copies of them that autocast makes. A storage that several operations keep counts once, in the first stage
-    that keeps it. The normalisation of the embeddings and the loss are not part of a tower.
+    Multiply-adds are counted on the reparameterized model in eval mode at batch size 1. Activation memory is measured
+    as in the trainer: train form, channels-last, bf16 autocast, frozen weights without gradients. It is the
+    difference between batches of 3 and 2, so that everything independent of the batch cancels: the parameters, and
+    the bf16 copies of them that autocast makes. A storage saved by several operations counts once, in the first stage
+    that saves it. The normalisation of the embeddings and the loss belong to no tower.
     """
     trained = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
     deployable = model.reparameterize()
@@ -107,7 +110,7 @@ def _sum(stages: Iterable[StageDescription], tower: Tower, name: str) -> StageDe
 
 
 class _Stage:
-    """A stage's modules, and its parameters outside them; it begins when a module in it is called."""
+    """A stage's modules, and its parameters outside of them; the stage begins when one of its modules is called."""
 
     def __init__(self, tower: Tower, name: str, *parts: nn.Module) -> None:
         self.tower = tower
@@ -147,6 +150,7 @@ def _text_stages(tower: TextTower) -> list[_Stage]:
 def _multiply_adds(model: Clip) -> list[int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         operations = _by_stage(model, batch=1, reading=counter.get_total_flops)
+    # The counter counts a multiply-add as two operations.
     return [count // 2 for count in operations]
 
 
@@ -157,9 +161,9 @@ def _saved_bytes(model: Clip, batch: int) -> list[int]:
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Inside the block, ``total`` is the bytes of the distinct storages that autograd has saved so far.
+    """Inside the block, ``total`` is the number of bytes in distinct storages that autograd has saved so far.
 
-    Views of one storage count once, at its full size; parameters and inputs that are saved count too.
+    Views of one storage count once, at its full size. Saved parameters and inputs are included.
     """
 
     def __init__(self) -> None:
@@ -170,13 +174,15 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._storages:
-            self._storages[storage.data_ptr()] = storage  # kept alive, so that the address stays its own
+            # Kept alive, so that its address is not given to another storage.
+            self._storages[storage.data_ptr()] = storage
             self.total += storage.nbytes()
-        return tensor.detach()  # an output that keeps itself would be a cycle
+        # Detached, because an output that saves itself would be a reference cycle.
+        return tensor.detach()
 
 
 def _by_stage(model: Clip, batch: int, reading: Callable[[], int]) -> list[int]:
-    """Run both towers on a batch, and split the growth of ``reading`` by the stage that was running."""
+    """Run both towers on a batch and attribute the growth of ``reading`` to the stage that was running."""
     stages = _stages(model)
     amounts = [0] * len(stages)
     current, before = 0, reading()
@@ -190,7 +196,8 @@ def _by_stage(model: Clip, batch: int, reading: Callable[[], int]) -> list[int]:
     image, text = model.config.image, model.config.text
     device = model.logit_scale.device
     images = torch.zeros(batch, 3, image.image_size, image.image_size, device=device)
-    tokens = torch.arange(batch * text.context_length, device=device).view(batch, -1) % text.vocab_size  # no padding
+    # Different texts without padding: equal tokens at the end would be computed once for the batch.
+    tokens = torch.arange(batch * text.context_length, device=device).view(batch, -1) % text.vocab_size
     with ExitStack() as hooks:
         for index, stage in enumerate(stages):
             for module in stage.parts.modules():

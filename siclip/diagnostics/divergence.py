@@ -1,8 +1,8 @@
-"""How alike the attention of a model's blocks is: Jensen-Shannon divergence (Lin 1991, IEEE TIT 37(1), eq. 4.1).
+"""The similarity of a model's attention maps: Jensen-Shannon divergence (Lin 1991, IEEE TIT 37(1), eq. 4.1).
 
-Used on a teacher, to propose what a student's blocks may share, and in training, to watch that a shared pair stays
-close. A low divergence alone proves nothing: near-uniform maps are all alike. So the same figure of non-adjacent
-pairs and the maps' entropy stand beside it.
+Used on a teacher to propose which blocks of a student may share weights, and during training to monitor whether
+sharing pairs stay close. A low divergence alone proves nothing, because all near-uniform maps are similar. It is
+therefore reported with the divergence of non-adjacent pairs and the entropy of the maps.
 
 Shapes: B batch, H heads, T tokens, n attention blocks of a tower.
 """
@@ -27,11 +27,13 @@ from siclip.models.text_tower import MultiHeadAttention, TransformerBlock
 
 @dataclass(frozen=True)
 class AttentionDivergence:
-    """The attention of a tower's n blocks, compared pair by pair: means over samples, heads and query rows.
+    """Pairwise comparison of the attention of a tower's n blocks: means over samples, heads and query rows.
 
-    pairs: (n, n), symmetric with a zero diagonal: Jensen-Shannon divergence of two blocks' maps in nats, 0 to ln 2.
-    entropy_share: (n,), the entropy of each block's maps divided by ln T; 1 is uniform attention.
-    samples: how many were looked at.
+    Attributes:
+        pairs: (n, n), symmetric with a zero diagonal: Jensen-Shannon divergence of two blocks' maps in nats, 0 to
+            ln 2.
+        entropy_share: (n,), the entropy of each block's maps divided by ln T; 1 is uniform attention.
+        samples: number of samples measured.
     """
 
     pairs: tuple[tuple[float, ...], ...]
@@ -40,17 +42,17 @@ class AttentionDivergence:
 
     @property
     def adjacent(self) -> tuple[float, ...]:
-        """Blocks 0 and 1, 1 and 2, …: n − 1 values."""
+        """The divergence of blocks 0 and 1, 1 and 2, …: n − 1 values."""
         return tuple(self.pairs[i][i + 1] for i in range(len(self.pairs) - 1))
 
     @property
     def adjacent_mean(self) -> float | None:
-        """None for a single block."""
+        """The mean of `adjacent`; None for a single block."""
         return _mean(self.adjacent)
 
     @property
     def non_adjacent_mean(self) -> float | None:
-        """The baseline that a low adjacent value is held against; None below three blocks."""
+        """The mean over non-adjacent pairs, the baseline for adjacent ones; None below three blocks."""
         return _mean([value for i, row in enumerate(self.pairs) for value in row[i + 2 :]])
 
 
@@ -58,13 +60,15 @@ def jensen_shannon_divergence(p: Tensor, q: Tensor) -> Tensor:
     """½·KL(p ‖ m) + ½·KL(q ‖ m) in nats with m = ½(p + q).
 
     Args:
-        p, q: (…, T) distributions in the last dimension, broadcastable. Zeros are fine.
+        p, q: distributions over the last dimension, (…, T), broadcastable. Zeros are allowed.
 
     Returns:
-        (…), fp32, in [0, ln 2]: 0 where p equals q, ln 2 where they never overlap.
+        (…), fp32, in [0, ln 2]: 0 if p equals q, ln 2 if they do not overlap.
     """
-    p, q = p.double(), q.double()  # of rows that hardly differ, fp32 would leave rounding alone
-    middle = (0.5 * (p + q)).clamp_min(torch.finfo(torch.float64).tiny)  # where both are 0, 0·ln 0 = 0 is wanted
+    # For rows that hardly differ, an fp32 result would be rounding error only.
+    p, q = p.double(), q.double()
+    # The bound is for entries where both are 0, which must contribute 0·ln 0 = 0 and not 0/0.
+    middle = (0.5 * (p + q)).clamp_min(torch.finfo(torch.float64).tiny)
     terms: Tensor = torch.xlogy(p, p / middle) + torch.xlogy(q, q / middle)
     return (0.5 * terms.sum(dim=-1)).clamp(0.0, math.log(2)).float()
 
@@ -73,7 +77,7 @@ def attention_map(block: nn.Module, x: Tensor) -> Tensor:
     """softmax(Q_h K_hᵀ/√d) of an attention or SAS-P block for its input ``x``: (B, H, T, T), in fp32.
 
     Raises:
-        TypeError: a block of another kind.
+        TypeError: a block of another type.
     """
     if isinstance(block, SasPBlock):
         return block.attention_map(x)
@@ -89,23 +93,24 @@ def attention_map(block: nn.Module, x: Tensor) -> Tensor:
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
         return attention_matrix(query, key)
     raise TypeError(
-        f"no attention map for a {type(block).__name__}: a block is a SasPBlock, a TransformerBlock "
-        "or timm's AttentionBlock"
+        f"no attention map for a {type(block).__name__}: expected a SasPBlock, a TransformerBlock or timm's "
+        "AttentionBlock"
     )
 
 
 @torch.no_grad()
 def attention_divergence(model: Clip, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, AttentionDivergence]:
-    """Compare the attention blocks of each tower, ``image`` and ``text``, on batches of pairs.
+    """Compare the attention blocks of each tower, ``image`` and ``text``.
 
-    The model computes in eval mode and without autocast; its mode is put back. The maps of one batch and one tower
-    are held at a time, n·B·H·T² floats.
+    The model runs in eval mode without autocast; its mode is restored. The maps of one batch and one tower are in
+    memory at a time, n·B·H·T² floats.
 
     Args:
-        batches: images (B, 3, size, size) in [0, 1] and token ids (B, T), on any device; one batch is enough.
+        model: the model.
+        batches: images (B, 3, size, size) in [0, 1] and token ids (B, T), on any device; at least one batch.
 
     Raises:
-        UserError: there is no sample.
+        UserError: there are no samples.
     """
     sums: dict[str, Tensor] = {}
     samples, device = 0, model.logit_scale.device
@@ -116,13 +121,13 @@ def attention_divergence(model: Clip, batches: Iterable[tuple[Tensor, Tensor]]) 
             for tower, batch_sums in _tower_sums(model, features).items():
                 sums[tower] = sums.get(tower, 0) + batch_sums
     if samples == 0:
-        raise UserError("attention_divergence was given no sample: pass at least one batch of (images, tokens)")
+        raise UserError("attention_divergence got no samples: pass at least one batch of (images, tokens)")
     return {tower: _divergence(total / samples, samples) for tower, total in sums.items()}
 
 
 @torch.no_grad()
 def features_divergence(model: Clip, features: TrunkFeatures) -> dict[str, AttentionDivergence]:
-    """`attention_divergence` of one batch whose trunk outputs are at hand, as they are in training."""
+    """`attention_divergence` of one batch from its trunk outputs, which are available during training."""
     samples = len(features.image)
     with eval_mode(model), torch.autocast(features.image.device.type, enabled=False):
         sums = _tower_sums(model, TrunkFeatures(features.image.float(), features.text.float()))
@@ -135,7 +140,7 @@ def _tower_sums(model: Clip, features: TrunkFeatures) -> dict[str, Tensor]:
 
 
 def _maps(blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Every block's map; by hand and not by hooks, so that one module may stand in several places."""
+    """Every block's map. Computed without hooks, so that one module may occur several times in a tower."""
     maps: list[Tensor] = []
     before: nn.Module | None = None
     for block in blocks:

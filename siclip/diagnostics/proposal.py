@@ -1,4 +1,4 @@
-"""From the divergence of attention maps to the sharing patterns worth a trial, and what each saves."""
+"""Sharing patterns worth a trial, proposed from the divergence of attention maps, and the parameters they save."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ Pairs = tuple[tuple[float, ...], ...]
 class Proposal:
     """A pattern and the evidence for it.
 
-    within: mean divergence in nats over the pairs of blocks that would share.
-    below_baseline: whether that is below the mean of the non-adjacent pairs; None where a tower has none.
+    Attributes:
+        pattern: the sharing pattern.
+        within: mean divergence, in nats, over the pairs of blocks that would share.
+        below_baseline: whether ``within`` is below the mean of the non-adjacent pairs; None if the tower has none.
     """
 
     pattern: SharingPattern
@@ -31,10 +33,10 @@ class Proposal:
 
 
 def propose_sharing(divergence: AttentionDivergence) -> tuple[Proposal, ...]:
-    """Patterns of shared queries and keys, from the most careful to the one that shares all: n − 1 for n blocks.
+    """Patterns of shared queries and keys, from the one that shares least to the one that shares all.
 
-    Groups of neighbouring blocks are merged one boundary at a time, always the one with the lowest mean divergence
-    between the members of its two groups (average linkage); of equal ones the first.
+    There are n − 1 for n blocks. Groups of adjacent blocks are merged one pair at a time: the pair with the lowest
+    mean divergence between its members (average linkage), the first of equal ones.
     """
     groups = [[block] for block in range(len(divergence.pairs))]
     proposals = []
@@ -47,10 +49,12 @@ def propose_sharing(divergence: AttentionDivergence) -> tuple[Proposal, ...]:
 
 
 def parameters_saved(config: ModelConfig, tower: Tower, pattern: SharingPattern) -> int:
-    """Parameters that a pattern takes off a model with SAS-P blocks in this tower, against sharing nothing.
+    """Parameters that a pattern saves, compared with SAS-P blocks that share nothing. No memory is allocated.
 
-    ``config`` may be of a model with attention blocks: the tower is then counted with SAS-P blocks in their place.
-    Nothing is allocated.
+    Args:
+        config: if the tower has attention blocks, it is counted with SAS-P blocks instead.
+        tower: the tower to which the pattern applies.
+        pattern: the pattern.
     """
     return _parameters(config, tower, "none") - _parameters(config, tower, str(pattern))
 

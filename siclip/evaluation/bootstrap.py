@@ -1,7 +1,7 @@
 """Bootstrap confidence intervals (Efron 1979, percentile method), paired when two models are compared.
 
-A metric is a function of the indices of the samples it is computed on. One resampling serves all metrics of a set,
-and of every model measured on it, so differences are paired sample by sample.
+A metric is a function of the indices of the samples on which it is computed. All metrics of a set, and all models
+measured on it, use the same resamples, so that differences are paired by sample.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Statistic = Callable[[npt.NDArray[np.int64]], float]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its confidence interval."""
+    """A metric's value and its confidence interval."""
 
     value: float
     low: float
@@ -28,9 +28,14 @@ class Interval:
 def intervals(
     statistics: Mapping[str, Statistic], units: int, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Each metric over ``units`` samples, with the percentile interval of ``resamples`` draws with replacement.
+    """The metrics of a set with percentile intervals.
 
-    Draws on which a metric is not defined (not a number) are left out of its interval.
+    Args:
+        statistics: the metrics by name.
+        units: number of samples.
+        resamples: number of draws with replacement. Draws on which a metric is nan are excluded from its interval.
+        confidence: of the intervals.
+        seed: of the draws.
     """
     everything = np.arange(units)
     drawn: dict[str, list[float]] = {name: [] for name in statistics}
@@ -49,7 +54,7 @@ def paired_differences(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """second − first of the metrics that both have, on the same draws of the same samples."""
+    """``second − first`` for the metrics that both have, on the same resamples; arguments as `intervals`."""
 
     def difference(name: str) -> Statistic:
         return lambda chosen: second[name](chosen) - first[name](chosen)

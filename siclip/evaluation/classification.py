@@ -1,6 +1,6 @@
-"""Zero-shot classification as CLIP_benchmark and DataComp measure it.
+"""Zero-shot classification as in CLIP_benchmark and DataComp.
 
-Shapes: N images, C classes, D embed_dim. Ties as in `siclip.evaluation.ranks`.
+Shapes: N images, C classes, D embed_dim. Ties are handled as in `siclip.evaluation.ranks`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from siclip.evaluation.ranks import Floats, Ints, Ranks, rank_candidates
 
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
 """Prompts with ``{c}`` for the class name, or whole prompts for each class name."""
-PLACE = "{c}"
+PLACEHOLDER = "{c}"
 SHOWN = 5
 
 
@@ -32,24 +32,24 @@ def prompts_of(classname: str, templates: Templates) -> list[str]:
     """The prompts of one class.
 
     Raises:
-        UserError: no prompts for this class, or a template without ``{c}``.
+        UserError: there are no prompts for this class, or a template lacks ``{c}``.
     """
     if isinstance(templates, Mapping):
         if not templates.get(classname):
             raise UserError(f"there are no prompts for class {classname!r}: add them to the prompt file")
         return list(templates[classname])
-    wrong = [template for template in templates if PLACE not in template]
+    wrong = [template for template in templates if PLACEHOLDER not in template]
     if wrong or not templates:
         raise UserError(
-            f"templates need {PLACE} where the class name goes: {wrong[0] if wrong else 'there are none'!r}"
+            f"templates need {PLACEHOLDER} in place of the class name: {wrong[0] if wrong else 'there are none'!r}"
         )
-    return [template.replace(PLACE, classname) for template in templates]
+    return [template.replace(PLACEHOLDER, classname) for template in templates]
 
 
 def class_embeddings(
     encode_texts: Callable[[Sequence[str]], Tensor], classnames: Sequence[str], templates: Templates
 ) -> Tensor:
-    """(C, D): for each class the mean of its prompts' unit embeddings, on the unit sphere again."""
+    """(C, D): per class the normalised mean of its prompts' unit embeddings (arXiv 2103.00020, section 3.1.4)."""
     prompts = [prompts_of(name, templates) for name in classnames]
     embedded = encode_texts([prompt for own in prompts for prompt in own])
     means = [part.mean(dim=0) for part in torch.split(embedded, [len(own) for own in prompts])]
@@ -57,9 +57,12 @@ def class_embeddings(
 
 
 class ClassEmbeddings:
-    """`class_embeddings` of one model, each computed once; with a folder, once for all runs.
+    """Cached `class_embeddings` of one model.
 
-    A file there is named by a hash of the model's weights and the prompts.
+    Args:
+        encoder: the model.
+        folder: caches them across runs, in files named by a hash of the model's weights and a hash of the prompts;
+            None: in memory only.
     """
 
     def __init__(self, encoder: Encoder, folder: Path | None = None) -> None:
@@ -69,6 +72,7 @@ class ClassEmbeddings:
         self._model = fingerprint(encoder) if folder else ""
 
     def of(self, classnames: Sequence[str], templates: Templates) -> Tensor:
+        """The embeddings (C, D) of a set of classes."""
         prompts = templates if isinstance(templates, Mapping) else list(templates)
         key = hashlib.sha256(json.dumps([list(classnames), prompts], default=list).encode()).hexdigest()[:16]
         if key not in self._held:
@@ -91,7 +95,14 @@ class ClassEmbeddings:
 
 @dataclass(frozen=True)
 class Classified:
-    """Outcome on N images with one label each. ``predicted``: (N,) the first of the best classes."""
+    """The result on N images with one label each.
+
+    Attributes:
+        labels: (N,).
+        predicted: (N,), the first of the classes with the highest score.
+        ranks: of the labels.
+        classes: C.
+    """
 
     labels: Ints
     predicted: Ints
@@ -99,7 +110,7 @@ class Classified:
     classes: int
 
     def statistics(self) -> dict[str, Statistic]:
-        """``acc1``, ``acc5`` (with 5 classes or more) and ``mean_per_class_recall``, over the labels seen."""
+        """``acc1``, ``acc5`` (with at least 5 classes) and ``mean_per_class_recall`` over the labels that occur."""
         first = self.ranks.hits(1)
         found: dict[str, Statistic] = {"acc1": lambda units: float(first[units].mean())}
         if self.classes >= 5:
@@ -109,39 +120,51 @@ class Classified:
         return found
 
     def macro_f1(self) -> dict[str, Statistic]:
-        """WILDS' ``F1-macro_all``: F1 averaged over the classes that occur as labels."""
+        """WILDS' ``F1-macro_all`` (arXiv 2012.07421): F1 averaged over the classes that occur as labels."""
         return {"F1-macro_all": lambda units: macro_f1(self.labels[units], self.predicted[units])}
 
     def worst_group(self, name: str, groups: Ints, k: int = 1) -> dict[str, Statistic]:
-        """Accuracy at k in the group where it is lowest. groups: (N,) integers from 0."""
+        """Accuracy at k in the group where it is lowest.
+
+        Args:
+            name: of the metric.
+            groups: (N,) integers from 0.
+            k: of the accuracy.
+        """
         hits = self.ranks.hits(k)
         return {name: lambda units: float(_group_means(hits, groups, units).min())}
 
 
 def classify(image: Tensor, classes: Tensor, labels: Ints) -> Classified:
-    """image: (N, D) and classes: (C, D), unit embeddings. labels: (N,)."""
+    """Classify images by their most similar class.
+
+    Args:
+        image: unit embeddings (N, D).
+        classes: unit embeddings (C, D).
+        labels: (N,).
+    """
     predicted = torch.cat([(part @ classes.T).argmax(dim=1) for part in torch.split(image, 4096)])
     ranks = rank_candidates(image, classes, torch.from_numpy(labels).unsqueeze(1).to(image.device))
     return Classified(labels, predicted.cpu().numpy(), ranks, len(classes))
 
 
-def check_labels(labels: Ints, classnames: Sequence[str], place: str) -> None:
-    """Every label is the index of a class name.
+def check_labels(labels: Ints, classnames: Sequence[str], where: str) -> None:
+    """Check that every label is the index of a class name.
 
     Raises:
-        UserError: one is not.
+        UserError: a label is not; the message starts with ``where``.
     """
     wrong = np.unique(labels[(labels < 0) | (labels >= len(classnames))])
     if len(wrong):
         shown = ", ".join(map(str, wrong[:SHOWN])) + (", …" if len(wrong) > SHOWN else "")
         raise UserError(
-            f"{place}: labels {shown} have no class name, there are {len(classnames)} (labels 0 to "
-            f"{len(classnames) - 1}): one name a line in the order of the labels"
+            f"{where}: labels {shown} have no class name, there are {len(classnames)} (labels 0 to "
+            f"{len(classnames) - 1}): write one name per line in the order of the labels"
         )
 
 
 def macro_f1(labels: Ints, predicted: Ints) -> float:
-    """F1 of each class that occurs as a label, averaged."""
+    """The mean F1 over the classes that occur as labels."""
     size = int(max(labels.max(), predicted.max())) + 1
     right = np.bincount(labels[labels == predicted], minlength=size)
     both = np.bincount(labels, minlength=size) + np.bincount(predicted, minlength=size)
@@ -150,9 +173,13 @@ def macro_f1(labels: Ints, predicted: Ints) -> float:
 
 
 def multilabel_statistics(scores: Floats, targets: Ints) -> dict[str, Statistic]:
-    """``mean_average_precision`` as CLIP_benchmark has it, and the 11-point one of VOC 2007.
+    """``mean_average_precision`` as in CLIP_benchmark, and the 11-point version of VOC 2007.
 
-    scores: (N, C). targets: (N, C) 0 or 1. A class without a positive counts 0. Equal scores stand at one threshold.
+    A class without a positive counts as 0. Equal scores have one threshold.
+
+    Args:
+        scores: (N, C).
+        targets: (N, C), 0 or 1.
     """
 
     def mean(precision: Callable[[Floats, Floats], float]) -> Statistic:
@@ -169,7 +196,7 @@ def multilabel_statistics(scores: Floats, targets: Ints) -> dict[str, Statistic]
 
 
 def _precision_recall(scores: Floats, targets: Ints) -> tuple[Floats, Floats]:
-    """At each distinct score from the highest; no entries where there is no positive."""
+    """Precision and recall at each distinct score in descending order; empty without a positive."""
     positives = int(targets.sum())
     if not positives:
         return np.zeros(0), np.zeros(0)
@@ -185,6 +212,7 @@ def _average_precision(precision: Floats, recall: Floats) -> float:
 
 def _eleven_points(precision: Floats, recall: Floats) -> float:
     points = np.linspace(0, 1, 11)
+    # The tolerance is for recalls that equal a point except for rounding.
     return float(np.mean([precision[recall >= point - 1e-12].max(initial=0.0) for point in points]))
 
 

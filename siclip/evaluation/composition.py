@@ -1,6 +1,6 @@
-"""Composition: is an image closer to its true caption than to a close false one?
+"""Compositionality: is an image closer to its true caption than to a similar false one?
 
-The kinds of false captions are those of the file (swap_att, replace_obj, …). Ties count as chance.
+The kinds of false captions (swap_att, replace_obj, …) come from the evaluation set. Ties count as chance.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from siclip.evaluation.bootstrap import Statistic
 from siclip.evaluation.ranks import Floats, Ints, ranks_of_scores
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""Unit embeddings (M, D) of images and (M, D) of captions → (M,) how well they match."""
+"""Unit embeddings of images (M, D) and of captions (M, D) → a score (M,) of how well they match."""
 
 
 def cosine(image: Tensor, text: Tensor) -> Tensor:
+    """The `Score` of unit embeddings (M, D) by their inner product."""
     return (image * text).sum(dim=-1)
 
 
 @dataclass(frozen=True)
 class CompositionItem:
-    """An image (index), its true caption (index) and for each kind its false captions (indices)."""
+    """An image, its true caption, and its false captions by kind; all as indices."""
 
     image: int
     true: int
@@ -35,15 +36,19 @@ class CompositionItem:
 def composition_statistics(
     items: Sequence[CompositionItem], image: Tensor, text: Tensor, score: Score = cosine, prefix: str = ""
 ) -> dict[str, Statistic]:
-    """Metrics as functions of the items looked at.
+    """Metrics as functions of the indices of items.
 
-    ``accuracy_KIND``: the true caption beats all false ones of that kind, over the items that have some.
-    ``accuracy``: the mean over kinds. ``beats_all_negatives``: it beats those of every kind, over the items
-    that have one; an item without false captions counts nowhere.
+    - ``accuracy_KIND``: share of items whose true caption scores above all false ones of that kind.
+    - ``accuracy``: the mean over kinds.
+    - ``beats_all_negatives``: share of items whose true caption scores above all false captions.
+
+    An item without false captions (of a kind) is excluded.
 
     Args:
-        image, text: (I, D), (T, D) unit embeddings that the items' indices point into.
-        score: what judges a pair; the cosine, or a pair-matching head.
+        items: the set.
+        image, text: unit embeddings (I, D) and (T, D), to which the items' indices refer.
+        score: scores a pair: the cosine, or a pair-matching head.
+        prefix: of the metric names.
     """
     kinds = sorted({kind for item in items for kind, _ in item.false})
     right = {kind: np.full(len(items), np.nan) for kind in kinds}
@@ -73,10 +78,10 @@ def winoground_statistics(
     score: Score = cosine,
     prefix: str = "",
 ) -> dict[str, Statistic]:
-    """Text, image and group score of Winoground (arXiv 2204.03162), over pairs of items that swap their captions.
+    """Text, image and group score of Winoground (arXiv 2204.03162), over pairs of items with swapped captions.
 
-    Text: for both images the own caption scores higher. Image: for both captions the own image does. Group: both.
-    As there, a tie is wrong.
+    Text: both images score higher with their own caption. Image: both captions score higher with their own image.
+    Group: both. As in the paper, a tie is wrong. Arguments as `composition_statistics`.
     """
     outcome = np.zeros((3, len(items)))
     for index, (first, second) in enumerate(items):
@@ -94,20 +99,23 @@ def winoground_statistics(
 
 
 def jaccard_statistics(cues: Sequence[tuple[Tensor, Tensor, Ints]]) -> dict[str, Statistic]:
-    """WinoGAViL (arXiv 2207.12576) as DataComp measures it: Jaccard index of the associated images and as many
-    most similar ones; ``jaccard_score_10-12`` over the cues with ten candidates or more.
+    """WinoGAViL (arXiv 2207.12576) as in DataComp.
+
+    The score of a cue with m associated images is the Jaccard index of these and the m most similar candidates.
+    ``avg_jaccard_score`` is over all cues, ``jaccard_score_5-6`` over those with at most 6 candidates and
+    ``jaccard_score_10-12`` over those with at least 10.
 
     Args:
-        cues: for each the cue's embedding (D,), its candidates' (n, D) and which of them are associated (n,).
-            Ties go to the later candidates, as a stable ascending sort leaves them.
+        cues: for each cue its embedding (D,), those of its candidates (n, D), and which are associated (n,). Ties go
+            to the later candidates, because the reference sorts ascending and stably.
     """
     sizes = np.array([len(right) for _, _, right in cues])
     scores = np.empty(len(cues))
     for index, (text, candidates, right) in enumerate(cues):
-        wanted = set(np.flatnonzero(right).tolist())
+        associated = set(np.flatnonzero(right).tolist())
         similarity = (candidates * text).sum(dim=-1).numpy()
-        chosen = set(np.argsort(similarity, kind="stable")[-len(wanted) :].tolist())
-        scores[index] = len(wanted & chosen) / len(wanted | chosen)
+        chosen = set(np.argsort(similarity, kind="stable")[-len(associated) :].tolist())
+        scores[index] = len(associated & chosen) / len(associated | chosen)
 
     def mean(of: np.ndarray) -> Statistic:
         return lambda units: _mean_of_known(np.where(of, scores, np.nan)[units])

@@ -1,4 +1,4 @@
-"""What a model costs to run, beside MobileCLIP-S0 in the same run."""
+"""The cost of running a model, relative to MobileCLIP-S0 measured in the same run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ REFERENCE = "mobileclip-s0"
 
 @dataclass(frozen=True)
 class Cost:
-    """``parameters``: of the deployed model. ``multiply_adds``: of one image and one text, matrix products and
-    convolutions only. ``milliseconds``: median time of one batch of images and of as many texts, by batch size.
-    ``times_reference``: median over the rounds of that time divided by MobileCLIP-S0's in the same round, with the
-    lowest and the highest. ``peak_bytes``: the most memory used, on a GPU by the model's run, else by the process.
+    """The measured cost of a model.
+
+    Attributes:
+        parameters: of the deployed model.
+        multiply_adds: of one image and one text; matrix products and convolutions only.
+        milliseconds: batch size → median time of a batch of images and a batch of texts.
+        times_reference: batch size → median, minimum and maximum over the rounds of that time divided by
+            MobileCLIP-S0's in the same round.
+        peak_bytes: peak memory: on a GPU since the measurement began, otherwise of the process.
     """
 
     parameters: int
@@ -36,13 +41,19 @@ class Cost:
 
 
 def reference(device: torch.device) -> Encoder:
-    """MobileCLIP-S0 in its deployed form, with random weights: they change nothing about its time."""
+    """MobileCLIP-S0 in its deployed form, with random weights, which do not affect its speed."""
     return ClipEncoder(create_model(REFERENCE), REFERENCE, device)
 
 
 @torch.no_grad()
 def measure_cost(encoder: Encoder, against: Encoder, *, rounds: int = 5) -> Cost:
-    """Measure, the two models in turns; the first round warms up and is not counted."""
+    """Measure a model and a reference alternately.
+
+    Args:
+        encoder: the model.
+        against: the reference.
+        rounds: number of measurements; one more round before them warms up.
+    """
     model, image, text, tokens = encoder.towers()
     pixels = torch.zeros(1, 3, *encoder.image_size, device=encoder.device)
     with FlopCounterMode(display=False) as counter:
@@ -53,9 +64,9 @@ def measure_cost(encoder: Encoder, against: Encoder, *, rounds: int = 5) -> Cost
     ratios: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for batch in BATCHES:
         run, other = _runner(encoder, batch), _runner(against, batch)
-        for turn in range(rounds + 1):
+        for round_index in range(rounds + 1):
             own, theirs = _seconds(run, encoder.device), _seconds(other, against.device)
-            if turn:
+            if round_index:
                 times[batch].append(own)
                 ratios[batch].append(own / theirs)
     return Cost(
@@ -69,11 +80,13 @@ def measure_cost(encoder: Encoder, against: Encoder, *, rounds: int = 5) -> Cost
 
 @torch.no_grad()
 def latency(model: Clip, device: torch.device, *, rounds: int = 5) -> float:
-    """Milliseconds: the median time of one image and one text in the model's deployed form.
+    """Median time in milliseconds of one image and one text, in the model's deployed form.
 
-    No random number is drawn. What else runs on the machine counts; `measure_cost` gives a ratio that bears it.
+    The random state is not changed. Other load on the machine affects the result; the ratio of `measure_cost` is
+    robust to it.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # new convolutions draw their weights
+    # The fused convolutions draw initial weights.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         run = _runner(ClipEncoder(model, "model", device), 1)
     return 1000 * statistics.median([_seconds(run, device) for _ in range(rounds + 1)][1:])
 

@@ -1,6 +1,6 @@
-"""One interface over the models that can be measured: ours, and any of open_clip's.
+"""One interface to the models that can be evaluated: siclip models and any open_clip model.
 
-Everything is fp32 and in eval mode. Images are Pillow ones and go through the model's own preprocessing.
+Everything runs in fp32 and eval mode. Images are Pillow images and pass through the model's own preprocessing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEXTS_AT_ONCE = 256
 
 
 class Encoder(Protocol):
-    """Gives unit embeddings."""
+    """Computes unit embeddings."""
 
     name: str
     device: torch.device
@@ -33,13 +33,13 @@ class Encoder(Protocol):
         """An image of any size and mode → (3, height, width) for this model."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, height, width), prepared → (B, D) on the unit sphere, on the CPU."""
+        """Prepared images (B, 3, height, width) → unit embeddings (B, D) on the CPU."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts → (len(texts), D) on the unit sphere, on the CPU."""
+        """Texts → unit embeddings (len(texts), D) on the CPU."""
 
     def towers(self) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
-        """The model, its image and text encoding of tensors, and the token ids of one text."""
+        """The model, its functions that encode images and token ids, and the token ids of one text."""
 
 
 class _Base(ABC):
@@ -70,7 +70,7 @@ class _Base(ABC):
 
 
 class ClipEncoder(_Base):
-    """A model of ours, its branches fused where they are not yet: the form that is deployed."""
+    """A siclip model in its deployed form, with all branches fused."""
 
     def __init__(self, model: Clip, name: str, device: torch.device) -> None:
         super().__init__(model.reparameterize(), name, device)
@@ -84,7 +84,15 @@ class ClipEncoder(_Base):
 
 
 class OpenClipEncoder(_Base):
-    """An open_clip model with the preprocessing and the tokenizer that open_clip gives it."""
+    """An open_clip model with its own preprocessing and tokenizer.
+
+    Args:
+        model: the model.
+        transform: its preprocessing for evaluation.
+        tokenizer: its tokenizer.
+        name: of the model.
+        device: on which it runs.
+    """
 
     def __init__(
         self,
@@ -105,7 +113,7 @@ class OpenClipEncoder(_Base):
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """16 hex digits of the SHA-256 of the model's weights, form and tokenizer: what embeddings are cached under."""
+    """16 hex digits of the SHA-256 of a model's weights, modules and tokenizer: a key for cached embeddings."""
     model, _, _, tokens = encoder.towers()
     digest = hashlib.sha256(f"{model!r} {tokens.tolist()}".encode())
     for name, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Encode an evaluation set and measure it."""
+"""Encode an evaluation set and compute its metrics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from siclip.models.fused_trunk import fused_trunk
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """N pairs and, where the dataset has them, K false captions per image.
+    """N images with one caption each and, if the dataset has them, K false captions per image.
 
-    images: (N, height, width, 3) uint8. tokens: (N, T). negatives: (N, K, T) or None.
+    Attributes:
+        images: (N, height, width, 3) uint8.
+        tokens: token ids (N, T).
+        negatives: token ids (N, K, T) of the false captions, or None.
     """
 
     images: Tensor
@@ -29,9 +32,15 @@ class EvaluationSet:
 
 @torch.no_grad()
 def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128) -> dict[str, float]:
-    """Retrieval recall and, with negatives, ``beats_all_negatives``; in fp32, the model's mode is kept.
+    """Retrieval recall and, with negatives, ``beats_all_negatives``, computed in fp32.
 
-    ``chunk``: images, or texts, that are encoded at a time. A frozen image trunk runs folded, as it does in training.
+    A frozen image trunk runs in folded form, as in training.
+
+    Args:
+        model: its mode is preserved.
+        data: the set.
+        device: of the model.
+        chunk: number of images or texts encoded at a time.
     """
     with eval_mode(model):
         pixels = torch.split(data.images, chunk)

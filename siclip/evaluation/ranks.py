@@ -1,9 +1,9 @@
-"""Ranks with ties: how many wrong candidates beat the right one, and what that is worth.
+"""Ranks with ties: how many wrong candidates score above the right one, and the metrics derived from that.
 
-Ties are broken at random and every figure is the expected value of that, so a model that gives every candidate the
-same score gets chance. Where there are no ties it is the usual count. A score that is not a number is the lowest.
+Every metric is its expected value under random tie-breaking, so that a model with the same score for every candidate
+is at chance. Without ties it is the usual count. A nan score is the lowest.
 
-Shapes: Q queries, N candidates, P right answers at most of one query, D dimensions.
+Shapes: Q queries, N candidates, P right answers of a query at most, D dimensions.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+# 128 MiB of fp32 scores per chunk of queries.
 SCORES_AT_ONCE = 2**25
 NONE = -1
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each of Q queries, by the score of its best right answer.
+    """For each of Q queries, counts relative to the score of its best right answer.
 
-    greater: wrong candidates with a higher score. tied: wrong ones with the same. right: right ones with the same,
-    at least 1.
+    Attributes:
+        greater: (Q,), wrong candidates with a higher score.
+        tied: (Q,), wrong candidates with the same score.
+        right: (Q,), right answers with the same score, at least 1.
     """
 
     greater: Ints
@@ -38,7 +41,8 @@ class Ranks:
         return len(self.greater)
 
     def hits(self, k: int) -> Floats:
-        """(Q,): the probability that a right answer is among the first k, 0 or 1 where nothing ties."""
+        """(Q,): the probability that a right answer is among the first k; 0 or 1 without ties."""
+        # 1 − C(tied, left) / C(tied + right, left): all positions left for the tied group go to wrong candidates.
         left = np.clip(k - self.greater, 0, self.tied + self.right)
         certain = np.where(left > self.tied, 1.0, 0.0)
         unsure = (left > 0) & (left <= self.tied)
@@ -57,21 +61,27 @@ class Ranks:
         values = 1 / (self.greater + 1.0)
         for row in np.flatnonzero(self.tied):
             tied, right = int(self.tied[row]), int(self.right[row])
-            places = np.arange(1, tied + 2)
-            chance = np.exp(_log_choose(tied + right - places, right - 1) - _log_choose(tied + right, right))
-            values[row] = (chance / (self.greater[row] + places)).sum()
+            # The probability of each position, in the tied group, of the first right answer.
+            positions = np.arange(1, tied + 2)
+            chance = np.exp(_log_choose(tied + right - positions, right - 1) - _log_choose(tied + right, right))
+            values[row] = (chance / (self.greater[row] + positions)).sum()
         return values
 
     @classmethod
     def joined(cls, parts: list[Ranks]) -> Ranks:
+        """The ranks of all parts in order."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def ranks_of_scores(scores: Tensor, right: Tensor) -> Ranks:
-    """Ranks from whole rows of scores (Q, N). right: (Q, P) indices of right answers, padded with -1.
+    """Ranks from complete rows of scores.
+
+    Args:
+        scores: (Q, N).
+        right: (Q, P) indices of right answers, padded with -1.
 
     Raises:
-        ValueError: a query without a right answer.
+        ValueError: a query has no right answer.
     """
     if not bool((right >= 0).any(dim=1).all()):
         raise ValueError("every query needs a right answer")
@@ -85,11 +95,15 @@ def ranks_of_scores(scores: Tensor, right: Tensor) -> Ranks:
 
 
 def rank_candidates(queries: Tensor, candidates: Tensor, right: Tensor) -> Ranks:
-    """Rank N candidates by their inner product with each of Q queries, a chunk of queries at a time.
+    """Rank N candidates by their inner product with each of Q queries, for a chunk of queries at a time.
 
-    queries: (Q, D). candidates: (N, D). right: (Q, P) indices into the candidates, padded with -1. The whole Q × N
-    matrix is never held; a chunk is at most 2**25 scores. Candidates with the same embedding always tie, however
-    a matrix product rounds.
+    At most 2**25 scores are in memory. Candidates with the same embedding always tie, even where a matrix product
+    rounds them differently.
+
+    Args:
+        queries: (Q, D).
+        candidates: (N, D).
+        right: (Q, P) indices of candidates, padded with -1.
     """
     twins = _first_of_equals(candidates)
     rows = max(1, SCORES_AT_ONCE // max(1, len(candidates)))
@@ -103,22 +117,21 @@ def rank_candidates(queries: Tensor, candidates: Tensor, right: Tensor) -> Ranks
 
 
 def _count_rows(mask: Tensor) -> Ints:
-    """How many are True in each row; numpy counts bytes ten times faster than torch sums them."""
+    """Number of True entries per row. On the CPU by numpy, which is ten times as fast as torch's sum."""
     if mask.device.type != "cpu":
         return np.asarray(mask.sum(dim=1).cpu().numpy(), np.int64)
     return np.asarray(np.count_nonzero(mask.numpy(), axis=1), np.int64)
 
 
 def _first_of_equals(rows: Tensor) -> Tensor | None:
-    """For each row the index of the first row equal to it; None if all are different.
+    """For each row the index of the first row equal to it; None if all rows are different.
 
-    Rows are told apart by hashes of their bytes, so that no copy of them is sorted; only those that share one are
-    compared.
+    Only rows whose bytes have the same hash are compared, so that no copy of all rows has to be sorted.
     """
     array = np.ascontiguousarray(rows.cpu().numpy())
     hashes = np.fromiter((hash(row.tobytes()) for row in array), np.int64, len(array))
-    _, place, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    shared = np.flatnonzero(counts[place] > 1)
+    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    shared = np.flatnonzero(counts[group] > 1)
     if not len(shared):
         return None
     keys = array[shared].view(np.dtype((np.void, array.itemsize * array.shape[1]))).ravel()
@@ -129,6 +142,6 @@ def _first_of_equals(rows: Tensor) -> Tensor | None:
 
 
 def _log_choose(n: Any, k: Any) -> Any:
-    """The logarithm of n over k."""
+    """The logarithm of the binomial coefficient n over k, by torch because numpy has no lgamma."""
     above, below = torch.from_numpy(np.asarray(n, np.float64)), torch.from_numpy(np.asarray(k, np.float64))
     return (torch.lgamma(above + 1) - torch.lgamma(below + 1) - torch.lgamma(above - below + 1)).numpy()

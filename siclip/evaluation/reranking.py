@@ -1,4 +1,4 @@
-"""The pair-matching head as a second opinion: it re-ranks what the cosine puts first.
+"""Re-ranking with the pair-matching head: it reorders the candidates that the cosine ranks first.
 
 Shapes: Q queries, N candidates, P right answers, D embed_dim.
 """
@@ -23,7 +23,7 @@ QUERIES_AT_ONCE = 256
 
 
 def load_pair_head(path: Path | str) -> PairMatchingHead:
-    """The pair-matching head in a checkpoint's training state, in eval mode.
+    """The pair-matching head from a checkpoint's training state, in eval mode.
 
     Raises:
         UserError: the file has no training state, or its run trained without pair matching.
@@ -36,10 +36,10 @@ def load_pair_head(path: Path | str) -> PairMatchingHead:
         if name.startswith(PREFIX)
     }
     if not state:
-        why = "was trained without pair matching" if training else "holds no training state"
+        why = "was trained without pair matching" if training else "has no training state"
         raise UserError(
-            f"{path} {why}, so there is no pair-matching head to judge with: train with loss.pair_matching above 0 "
-            "and name the checkpoint that training wrote, or leave the head out"
+            f"{path} {why}, so it has no pair-matching head: train with loss.pair_matching above 0 and name the "
+            "checkpoint that the training wrote, or evaluate without the head"
         )
     head = PairMatchingHead("product" if "weight" in state else "mlp", checkpoint_config(content, path).embed_dim)
     head.load_state_dict(state)
@@ -50,17 +50,25 @@ def load_pair_head(path: Path | str) -> PairMatchingHead:
 def rerank(
     queries: Tensor, candidates: Tensor, right: Tensor, head: PairMatchingHead, *, top: int, queries_are_images: bool
 ) -> Ranks:
-    """Ranks after the head has put the ``top`` candidates by cosine into its own order; the others stay behind them.
+    """Ranks after the head has reordered the ``top`` candidates by cosine; the other candidates follow them.
 
-    queries: (Q, D). candidates: (N, D). right: (Q, P) indices, padded with -1. Where equal cosines meet the cut, a
-    fixed random order of the candidates decides who is in.
+    Among equal cosines at the cut-off, a fixed random order of the candidates decides.
+
+    Args:
+        queries: (Q, D).
+        candidates: (N, D).
+        right: (Q, P) indices of right answers, padded with -1.
+        head: the pair-matching head.
+        top: number of candidates per query that the head scores.
+        queries_are_images: otherwise the queries are texts.
     """
     plain = rank_candidates(queries, candidates, right)
     top = min(top, len(candidates))
+    # Ties at the cut-off must not be decided by the order of the candidates, which often follows the queries.
     shuffled = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
-    place = torch.empty_like(shuffled)
-    place[shuffled] = torch.arange(len(shuffled))
-    own = torch.where(right >= 0, place[right.clamp(min=0)], right)
+    position = torch.empty_like(shuffled)
+    position[shuffled] = torch.arange(len(shuffled))
+    own = torch.where(right >= 0, position[right.clamp(min=0)], right)
     mixed, parts = candidates[shuffled], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, start + QUERIES_AT_ONCE)
@@ -72,7 +80,7 @@ def rerank(
 def rerank_retrieval(
     image: Tensor, text: Tensor, image_of_text: Tensor, head: PairMatchingHead, top: int
 ) -> Retrieval:
-    """`siclip.evaluation.retrieval.retrieve`, both directions re-ranked; shapes as there."""
+    """`siclip.evaluation.retrieval.retrieve` with both directions re-ranked; shapes are the same."""
     captions = captions_of_images(image_of_text, len(image))
     return Retrieval(
         rerank(text, image, image_of_text.unsqueeze(1), head, top=top, queries_are_images=False),
@@ -97,10 +105,11 @@ def _by_head(
     logits = (head(mine, other) if queries_are_images else head(other, mine)).view(count, top)
     is_right = (found.unsqueeze(2) == right.unsqueeze(1)).any(dim=2)
     kept = is_right.any(dim=1).numpy()
-    places = torch.where(is_right, torch.arange(top), -1).sort(dim=1, descending=True).values
-    places[~is_right.any(dim=1)] = 0  # any place will do: these keep their plain rank
-    new = ranks_of_scores(logits, places)
-    # A right answer that ties at the cut and was left out stands behind all that were taken.
+    columns = torch.where(is_right, torch.arange(top), -1).sort(dim=1, descending=True).values
+    # Any index is valid here: rows without a right answer among the top keep their plain rank.
+    columns[~is_right.any(dim=1)] = 0
+    new = ranks_of_scores(logits, columns)
+    # A right answer that ties at the cut-off and was not selected ranks behind all that were.
     passed = np.clip(top - plain.greater[rows], 0, plain.tied[rows])
     behind = Ranks(plain.greater[rows] + passed, plain.tied[rows] - passed, plain.right[rows])
     names = ("greater", "tied", "right")

@@ -1,7 +1,8 @@
-"""Retrieval and composition metrics on unit embeddings.
+"""Retrieval and compositionality metrics on unit embeddings.
 
-Shapes: I images, T captions, N pairs, K false captions per image, D embed_dim. Ties as in `siclip.evaluation.ranks`:
-expected values under random tie-breaking, so constant embeddings score chance.
+Shapes: I images, T captions, N samples, K false captions per image, D embed_dim. Ties are handled as in
+`siclip.evaluation.ranks`: metrics are expected values under random tie-breaking, so that constant embeddings are at
+chance.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ DIRECTIONS = ("image_retrieval", "text_retrieval")
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What the search found. ``image_retrieval``: each caption looks for its image. ``text_retrieval``: each image
-    looks for any of its captions. ``image_of_text``: (T,) the image of each caption.
+    """Ranks in both directions.
+
+    Attributes:
+        image_retrieval: for each caption, the rank of its image.
+        text_retrieval: for each image, the rank of its best caption.
+        image_of_text: (T,), the image of each caption.
     """
 
     image_retrieval: Ranks
@@ -31,10 +36,10 @@ class Retrieval:
     image_of_text: Ints
 
     def statistics(self, prefix: str = "") -> dict[str, Statistic]:
-        """Metrics as functions of the images looked at, for `siclip.evaluation.bootstrap`.
+        """Metrics as functions of the indices of images, for `siclip.evaluation.bootstrap`.
 
-        Recall@1/5/10, ``mrr`` and ``median_rank`` of both directions, and ``mean_recall@1``. A resampled image takes
-        all its captions along; what is searched stays whole.
+        Recall@1/5/10, ``mrr`` and ``median_rank`` of both directions, and ``mean_recall@1``. Captions are resampled
+        with their image; the candidates are always the complete set.
         """
         texts = captions_of_images(torch.from_numpy(self.image_of_text), len(self.text_retrieval)).numpy()
         image = _direction(self.image_retrieval, f"{prefix}image_retrieval", texts)
@@ -44,10 +49,15 @@ class Retrieval:
 
 
 def retrieve(image: Tensor, text: Tensor, image_of_text: Tensor | None = None) -> Retrieval:
-    """Search both ways, in chunks. image: (I, D). text: (T, D). image_of_text: (T,) index, or None where T = I.
+    """Search in both directions, in chunks.
+
+    Args:
+        image: (I, D).
+        text: (T, D).
+        image_of_text: (T,), index of each caption's image; None: caption i describes image i.
 
     Raises:
-        ValueError: an image without a caption.
+        ValueError: an image has no caption.
     """
     owner = torch.arange(len(text)) if image_of_text is None else image_of_text.cpu()
     owner = owner.to(image.device)
@@ -64,31 +74,36 @@ def retrieval_metrics(image: Tensor, text: Tensor, image_of_text: Tensor | None 
 
 
 def values(statistics: Mapping[str, Statistic], units: int) -> dict[str, float]:
-    """The figures of the whole set."""
+    """The values of metrics on the whole set of ``units`` samples."""
     everything = np.arange(units)
     return {name: statistic(everything) for name, statistic in statistics.items()}
 
 
 def captions_of_images(image_of_text: Tensor, images: int) -> Tensor:
-    """(images, P) indices of each image's captions in order, padded with -1."""
+    """(images, P): indices of each image's captions in order, padded with -1."""
     counts = torch.bincount(image_of_text, minlength=images)
     order = torch.argsort(image_of_text, stable=True)
-    place = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[image_of_text[order]]
+    column = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[image_of_text[order]]
     captions = torch.full((images, int(counts.max())), NONE, device=order.device)
-    captions[image_of_text[order], place] = order
+    captions[image_of_text[order], column] = order
     return captions
 
 
 def true_caption_ranks(image: Tensor, text: Tensor, negatives: Tensor) -> Ranks:
-    """The caption's rank among itself and the false ones. image, text: (N, D). negatives: (N, K, D)."""
+    """The rank of each true caption among itself and the image's false captions.
+
+    Args:
+        image, text: (N, D).
+        negatives: false captions (N, K, D).
+    """
     captions = torch.cat([text.unsqueeze(1), negatives], dim=1)
-    # One sum per score, not a matrix product: equal captions get equal scores whatever their place.
+    # One sum per score instead of a matrix product, whose rounding depends on the position: equal captions must tie.
     scores = (image.unsqueeze(1) * captions).sum(dim=-1)
     return ranks_of_scores(scores, torch.zeros(len(image), 1, dtype=torch.int64, device=image.device))
 
 
 def beats_all_negatives(image: Tensor, text: Tensor, negatives: Tensor) -> float:
-    """Share of images that are closer to their caption than to every false one; shapes as `true_caption_ranks`."""
+    """Share of images that are closer to their caption than to every false one; arguments as `true_caption_ranks`."""
     return float(true_caption_ranks(image, text, negatives).hits(1).mean())
 
 

@@ -1,7 +1,7 @@
-"""DataComp's 38 evaluation sets (arXiv 2304.14108): name, folder and the metric that enters the average.
+"""DataComp's 38 evaluation sets (arXiv 2304.14108): name, folder and the metric that is averaged.
 
-From DataComp's ``tasklist.yml`` and its evaluators. FairFace and UTKFace, which that list has beside them, enter no
-average and are not here.
+From DataComp's ``tasklist.yml`` and its evaluators. FairFace and UTKFace, which are also in that list, are not part
+of the average and are omitted here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ DATACOMP = "datacomp"
 
 @dataclass(frozen=True)
 class SuiteSet:
-    """One set. ``key``: DataComp's name of the task; ``name``: its last part, ours for folders and metrics.
+    """One evaluation set.
 
-    ``metric``: what DataComp averages. ``classes``: how many class names it must have, 0 where it has none.
-    ``groups``: column of the metadata (``.npy`` beside each image) whose groups the worst-group metric compares;
-    ``groups_at``: the k of its accuracy. ``aliases``: further folder names. ``images``: how many a retrieval set has.
+    Attributes:
+        key: DataComp's name of the task.
+        title: for tables.
+        metric: the metric that DataComp averages.
+        classes: required number of class names; 0 if the task has none.
+        task: how it is evaluated.
+        groups: column of the metadata (a ``.npy`` file per image) that the worst-group metric groups by.
+        groups_at: k of the worst-group accuracy.
+        aliases: further folder names.
+        images: number of images of a retrieval set.
     """
 
     key: str
@@ -38,11 +45,12 @@ class SuiteSet:
 
     @property
     def name(self) -> str:
+        """Our name in folders and metrics: the last part of the key, or a retrieval set's first alias."""
         return self.aliases[0] if self.task == "retrieval" else self.key.rpartition("/")[2]
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Folder names to look for, in order: DataComp's, CLIP_benchmark's, the plain one."""
+        """Folder names to try, in order: DataComp's, CLIP_benchmark's, the plain name, the aliases."""
         dashed = self.key.removeprefix("fairness/").removeprefix("retrieval/").removeprefix("misc/").replace("/", "-")
         return tuple(dict.fromkeys((f"wds_{dashed}_test", f"wds_{dashed}", dashed, self.name, *self.aliases)))
 
@@ -107,7 +115,14 @@ SETS: tuple[SuiteSet, ...] = (
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of the main metrics of ``over`` of ``of`` sets; ``missing``: the names of the others."""
+    """The mean of the main metrics.
+
+    Attributes:
+        value: the mean.
+        over: number of sets measured.
+        of: number of sets in the suite.
+        missing: names of the sets that were not measured.
+    """
 
     value: float
     over: int
@@ -116,23 +131,23 @@ class Average:
 
     @property
     def title(self) -> str:
-        """``38-set average`` with all 38, else over how many."""
+        """``38-set average`` if all 38 were measured, otherwise ``average over N of 38``."""
         whole = self.over == self.of
         return f"{self.of}-set average" if whole else f"average over {self.over} of {self.of}"
 
 
 def suite_sets(names: str) -> tuple[SuiteSet, ...] | None:
-    """The sets of a suite by name; None for a name that is no suite."""
+    """The sets of a suite by name; None if there is no such suite."""
     return SETS if names in (DATACOMP, str(len(SETS))) else None
 
 
 def find_set(name: str) -> SuiteSet | None:
-    """One of the 38 by its name or DataComp's key; None for any other."""
+    """One of the 38 sets by our name or DataComp's key; None if there is no such set."""
     return next((found for found in SETS if name in (found.name, found.key)), None)
 
 
 def suggestion(name: str) -> str:
-    """For an error message: the closest known name."""
+    """The closest known name as the end of an error message; empty if none is close."""
     close = get_close_matches(name, [found.name for found in SETS], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -142,6 +157,7 @@ def average(main_metrics: Mapping[str, float], sets: tuple[SuiteSet, ...] = SETS
 
     Args:
         main_metrics: set name → the value of its ``metric``.
+        sets: the suite.
 
     Raises:
         UserError: none of the sets was measured.

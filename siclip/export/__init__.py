@@ -1,4 +1,4 @@
-"""Exports of a model, each refused unless its outputs are the model's within 1e-4."""
+"""Exports of a model. An export is refused unless its outputs equal the model's within 1e-4."""
 
 from siclip.export.check import Exported
 from siclip.export.official import export_official

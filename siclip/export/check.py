@@ -1,4 +1,4 @@
-"""What every export shares: a new place that takes its name only when all went well, and the comparison.
+"""Shared by all exports: an output path that appears only after success, and the comparison of outputs.
 
 Shapes: B batch, S image size, T context length, D embed_dim.
 """
@@ -21,31 +21,38 @@ from siclip.errors import UserError
 from siclip.models.clip import Clip
 
 Encode = Callable[[Tensor], Tensor]
+# Relative to the largest value: far above fp32 rounding through the network, far below any wrong weight.
 LIMIT = 1e-4
+# 1 is a special case for exporters, 2 is the batch of the traced example, 7 is neither.
 BATCHES = (1, 2, 7)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """``files`` that were written, and the largest relative difference of their outputs from the model's."""
+    """The result of an export.
+
+    Attributes:
+        files: the files written.
+        largest_difference: of their outputs from the model's, relative to the largest value.
+    """
 
     files: tuple[Path, ...]
     largest_difference: float
 
 
 @contextmanager
-def new_place(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file or a folder at; it becomes ``path`` when the block ends without an error.
+def new_output(path: Path) -> Iterator[Path]:
+    """A temporary path for a file or folder, which is renamed to ``path`` when the block ends without an error.
 
     Raises:
-        UserError: ``path`` exists, or its parent is not a folder that can be written.
+        UserError: ``path`` exists, or its parent is not a writable folder.
     """
     if path.exists():
-        raise UserError(f"{path} exists and is not overwritten: remove it or choose another name")
+        raise UserError(f"{path} exists and is not overwritten: delete it or choose another name")
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise UserError(f"cannot write in {path.parent}: {error.strerror}; make the folder first") from None
+        raise UserError(f"cannot write in {path.parent}: {error.strerror}; create the folder first") from None
     try:
         yield temporary / path.name
         (temporary / path.name).rename(path)
@@ -54,31 +61,31 @@ def new_place(path: Path) -> Iterator[Path]:
 
 
 def sample_images(config: ModelConfig, batch: int) -> Tensor:
-    """Smooth random images (B, 3, S, S) in [0, 1], the same at every call."""
+    """Smooth random images (B, 3, S, S) in [0, 1], the same in every call."""
     coarse = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
     return F.interpolate(coarse, size=(config.image.image_size,) * 2, mode="bilinear")
 
 
 def sample_tokens(config: ModelConfig, batch: int) -> Tensor:
-    """Random token ids (B, T), the same at every call: from the shortest text to the longest, end, padding."""
+    """Random token ids (B, T), the same in every call: texts from the shortest to the longest, end, padding."""
     length, vocabulary = config.text.context_length, config.text.vocab_size
     generator = torch.Generator().manual_seed(batch)
     tokens = torch.randint(vocabulary, (batch, length), generator=generator)
     ends = torch.linspace(1, length - 1, batch).long()[:, None]
-    places = torch.arange(length)
-    return tokens.masked_fill(places == ends, vocabulary - 1).masked_fill(places > ends, 0)
+    positions = torch.arange(length)
+    return tokens.masked_fill(positions == ends, vocabulary - 1).masked_fill(positions > ends, 0)
 
 
 def largest_difference(model: Clip, encode_image: Encode, encode_text: Encode, what: str) -> float:
     """The largest of max|expected − found| / max|expected| over both towers and batches of 1, 2 and 7.
 
     Args:
-        model: gives what is expected, (B, D); in eval mode, on the CPU.
-        encode_image, encode_text: what was exported, from the same inputs.
-        what: names the export in the error.
+        model: computes the expected embeddings (B, D); in eval mode, on the CPU.
+        encode_image, encode_text: run the export on the same inputs.
+        what: names the export in the error message.
 
     Raises:
-        UserError: the difference is above 1e-4 or not a number, or a shape differs.
+        UserError: the difference is above 1e-4 or nan, or a shape differs.
     """
     towers = (
         ("image", sample_images, model.encode_image, encode_image),
@@ -93,6 +100,7 @@ def largest_difference(model: Clip, encode_image: Encode, encode_text: Encode, w
             difference = float("inf")
             if found.shape == expected.shape:
                 difference = float((expected - found).abs().max() / expected.abs().max())
+            # Written so that nan is refused too.
             if not difference <= LIMIT:
                 raise UserError(
                     f"{what} is refused, nothing was written: the {name} embeddings of a batch of {batch} differ "

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from siclip.checkpoints.formats import load_checkpoint
 from siclip.checkpoints.layouts import to_official
 from siclip.errors import UserError
-from siclip.export.check import Exported, largest_difference, new_place
+from siclip.export.check import Exported, largest_difference, new_output
 from siclip.models.clip import Clip
 
 
@@ -19,15 +19,16 @@ def export_official(model: Clip, path: Path | str) -> Exported:
     """Write the model's weights in train form under the official names, as ``.pt`` or ``.safetensors``.
 
     Raises:
-        UserError: SAS-P blocks, which the official layout does not have; another suffix; the file exists; or,
-            read back, its outputs differ from those of ``model`` by more than 1e-4 of the largest.
+        UserError: the model has SAS-P blocks, which the official layout does not have; the suffix is another one; the
+            file exists; or the outputs after reading it back differ from the model's by more than 1e-4 of the largest
+            value.
     """
     path = Path(path)
     if path.suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{path}: an official state dict is written as .pt or .safetensors, name the file so")
+        raise UserError(f"{path}: an official state dict is a .pt or .safetensors file, choose one of these suffixes")
     reference = copy.deepcopy(model).cpu().eval()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in to_official(reference).items()}
-    with new_place(path) as temporary:
+    with new_output(path) as temporary:
         if path.suffix == ".pt":
             torch.save(state, temporary)
         else:

@@ -1,4 +1,4 @@
-"""ONNX: one graph per tower, reparameterized, of any batch size.
+"""ONNX: one reparameterized graph per tower, for any batch size.
 
 ``image.onnx``: ``images`` (B, 3, S, S) float32 in [0, 1] → ``embeddings`` (B, D), not normalised.
 ``text.onnx``: ``tokens`` (B, T) int64 → ``embeddings`` (B, D), not normalised.
@@ -15,27 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from siclip.errors import UserError
-from siclip.export.check import Encode, Exported, largest_difference, new_place, sample_images, sample_tokens
+from siclip.export.check import Encode, Exported, largest_difference, new_output, sample_images, sample_tokens
 from siclip.models.clip import Clip
 
-_LARGEST_BYTES = 2**31 - 2**20  # protobuf's 2 GiB, with room for the graph
+# Protobuf's limit of 2 GiB, minus 1 MiB for the graph.
+_LARGEST_BYTES = 2**31 - 2**20
 
 
 def export_onnx(model: Clip, folder: Path | str) -> Exported:
-    """Write ``image.onnx`` and ``text.onnx`` into a new ``folder``, each with its weights inside.
+    """Write ``image.onnx`` and ``text.onnx``, each with its weights inside, into a new ``folder``.
 
-    onnxruntime runs them at batch 1, 2 and 7 before they get their name. Their metadata (``siclip.…``) hold the
-    model's config, preprocessing, tokenization and logit scale.
+    They are verified with onnxruntime at batch sizes 1, 2 and 7 before the folder appears. Their metadata
+    (``siclip.…``) contain the model's config, preprocessing, tokenization and logit scale.
 
     Raises:
-        UserError: the folder exists, a tower is above 2 GiB, or its outputs differ from those of ``model`` in
-            eval mode by more than 1e-4 of the largest; then nothing is left behind.
+        UserError: the folder exists, a tower is above 2 GiB, or its outputs differ from the model's in eval mode by
+            more than 1e-4 of the largest value. Nothing is left behind then.
     """
     folder = Path(folder)
     reference = copy.deepcopy(model).cpu().eval()
     deployable = reference.reparameterize()
     names = ("image.onnx", "text.onnx")
-    with new_place(folder) as temporary:
+    with new_output(folder) as temporary:
         temporary.mkdir()
         image, text = (temporary / name for name in names)
         _write_graph(image, deployable.image_encoder, "images", sample_images(model.config, 2), _metadata(model))
@@ -68,7 +69,7 @@ def _write_graph(path: Path, tower: nn.Module, input_name: str, example: Tensor,
 
 
 def _clear_notes(model: Any) -> None:
-    """Remove the exporter's notes: they hold stack traces, with the paths of this machine."""
+    """Remove the exporter's notes, which contain stack traces with local paths."""
     graph = model.graph
     for noted in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         noted.ClearField("metadata_props")
@@ -106,7 +107,7 @@ def _metadata(model: Clip) -> dict[str, str]:
 
 
 def _runner(path: Path) -> Encode:
-    """The graph as a function, run by onnxruntime on the CPU."""
+    """A function that runs the graph with onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
-"""open_clip's form of our models: a config, a state dict, and a model that open_clip's tools take.
+"""Our models in open_clip's form: a config, a state dict, and a model that open_clip's tools accept.
 
-open_clip itself can build neither the ``mct`` text tower nor SAS-P blocks, so ``open_clip.create_model`` refuses
-the folder; `load_open_clip` reads it.
+open_clip itself can build neither the ``mct`` text tower nor SAS-P blocks, so ``open_clip.create_model`` refuses an
+exported folder; `load_open_clip` reads it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from siclip.checkpoints.formats import load_checkpoint
 from siclip.checkpoints.layouts import to_open_clip
 from siclip.config import ImageTowerConfig, ModelConfig
 from siclip.errors import UserError
-from siclip.export.check import Exported, largest_difference, new_place
+from siclip.export.check import Exported, largest_difference, new_output
 from siclip.models.clip import Clip
 from siclip.models.image_tower import ImageTower
 
-# The names that open_clip looks for in a folder.
+# File names that open_clip expects in a folder.
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 class _Visual(TimmModel):
-    """open_clip's adapter of a timm network, around the network of our image tower."""
+    """open_clip's adapter for timm networks, around the network of our image tower."""
 
     def __init__(self, tower: ImageTower, image_size: int) -> None:
+        # Not TimmModel's own initialiser, which would build a network.
         nn.Module.__init__(self)
         self.image_size = (image_size, image_size)
         self.trunk = tower.model
@@ -45,7 +46,7 @@ class _Visual(TimmModel):
 
 
 class _OpenClip(CustomTextCLIP):
-    """open_clip's two-tower model around our towers, which it takes over."""
+    """open_clip's two-tower model around the modules of ``model``, which it changes."""
 
     def __init__(self, model: Clip) -> None:
         nn.Module.__init__(self)
@@ -61,11 +62,11 @@ class _OpenClip(CustomTextCLIP):
 
 
 def to_open_clip_model(model: Clip) -> CustomTextCLIP:
-    """A copy of ``model`` as an `open_clip.CustomTextCLIP`, in eval mode, on the same device.
+    """A copy of ``model`` as an `open_clip.CustomTextCLIP`, in eval mode and on the same device.
 
     It has ``encode_image`` and ``encode_text`` (both with ``normalize=``), ``forward``, ``logit_scale``,
-    ``context_length`` and ``visual.preprocess_cfg``; the state dict has the names ``visual.trunk.*`` and
-    ``text.*``. Blocks that share weights still do.
+    ``context_length`` and ``visual.preprocess_cfg``. Names in the state dict are ``visual.trunk.*`` and ``text.*``.
+    Weights that are shared stay shared.
     """
     return _OpenClip(copy.deepcopy(model)).eval()
 
@@ -73,17 +74,17 @@ def to_open_clip_model(model: Clip) -> CustomTextCLIP:
 def export_open_clip(model: Clip, folder: Path | str) -> Exported:
     """Write ``open_clip_config.json`` and ``open_clip_model.safetensors`` into a new ``folder``.
 
-    Weights are in train form; what blocks share is written once per block, as others do not know our patterns.
-    ``model_cfg.siclip`` of the config rebuilds the model.
+    Weights are in train form. Shared weights are written once per block, because other programs do not know sharing
+    patterns. ``model_cfg.siclip`` in the config is the complete model config.
 
     Raises:
-        UserError: the folder exists; or, read back, its outputs differ from those of ``model`` by more than 1e-4
-            of the largest; then nothing is left behind.
+        UserError: the folder exists, or the outputs after reading it back differ from the model's by more than 1e-4
+            of the largest value. Nothing is left behind then.
     """
     folder = Path(folder)
     reference = copy.deepcopy(model).cpu().eval()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in to_open_clip(reference).items()}
-    with new_place(folder) as temporary:
+    with new_output(folder) as temporary:
         temporary.mkdir()
         (temporary / CONFIG_FILE).write_text(json.dumps(_config(model.config), indent=2) + "\n")
         save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -93,10 +94,10 @@ def export_open_clip(model: Clip, folder: Path | str) -> Exported:
 
 
 def load_open_clip(folder: Path | str) -> CustomTextCLIP:
-    """The model that `export_open_clip` wrote, as `to_open_clip_model` gives it.
+    """Load the model that `export_open_clip` wrote, in the form of `to_open_clip_model`.
 
     Raises:
-        UserError: no such folder, a config that is not of a model of ours, or weights of another model.
+        UserError: there is no such folder, the config is not of a siclip model, or the weights are of another model.
     """
     file = Path(folder) / CONFIG_FILE
     try:
@@ -135,7 +136,7 @@ def _config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _vision(config: ImageTowerConfig) -> dict[str, Any]:
-    """The image tower as open_clip can build it: only MobileCLIP-S0's is a network of timm's."""
+    """The image tower as open_clip can build it: only MobileCLIP-S0's is a timm network."""
     same = {"image_size": config.image_size, "layer_scale": config.layer_scale}
     if config != ImageTowerConfig().model_copy(update=same):
         return {"image_size": config.image_size}

@@ -1,7 +1,8 @@
-"""Starting SAS-P blocks by regression: each learns the output of the teacher's block in its place.
+"""Initialising SAS-P blocks by regression: each learns the output of the teacher's block at the same depth.
 
-**ours**: arXiv 2411.14789 leaves the new blocks to distillation at the embeddings. Distilling hidden states layer by
-layer is TinyBERT's (arXiv 1909.10351); here each block is given the teacher's input, so that none waits for another.
+**ours**: arXiv 2411.14789 trains the new blocks only through distillation of the embeddings. Layer-by-layer
+distillation of hidden states is from TinyBERT (arXiv 1909.10351). Here each block receives the teacher's input, so
+that no block depends on the training of another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from siclip.models.clip import Clip
 
 
 def check_blocks(student: ModelConfig, teacher: ModelConfig) -> None:
-    """Whether every SAS-P block has a block of the teacher to learn from.
+    """Check that every SAS-P block has a block of the teacher to learn from.
 
     Raises:
         UserError: the student has no SAS-P blocks, or the teacher's blocks differ in number or width.
@@ -30,13 +31,13 @@ def check_blocks(student: ModelConfig, teacher: ModelConfig) -> None:
         "text": [(config.text.layers, config.text.width) for config in (student, teacher)],
     }
     if not any(getattr(student, tower).block == "sasp" for tower in shapes):
-        raise UserError(f"{student.name!r} has no SAS-P blocks to start by regression: take a siclip model")
+        raise UserError(f"{student.name!r} has no SAS-P blocks to initialise by regression: use a siclip model")
     for tower, (ours, theirs) in shapes.items():
         if getattr(student, tower).block == "sasp" and ours != theirs:
             raise UserError(
-                f"block regression pairs each SAS-P block with one of the teacher: the {tower} tower of "
-                f"{student.name!r} has {ours[0]} blocks {ours[1]} wide, that of {teacher.name!r} {theirs[0]} blocks "
-                f"{theirs[1]} wide; name a teacher with as many, or leave the regression out"
+                f"block regression pairs each SAS-P block with a block of the teacher: the {tower} tower of "
+                f"{student.name!r} has {ours[0]} blocks of width {ours[1]}, that of {teacher.name!r} {theirs[0]} "
+                f"blocks of width {theirs[1]}; name a teacher with the same number and width, or omit the regression"
             )
 
 
@@ -49,22 +50,25 @@ def fit_blocks(
     precision: Precision = "fp32",
     micro_batch_size: int = 0,
 ) -> list[float]:
-    """Fit every SAS-P block of the student to its teacher's block, in place, one Adam step per batch.
+    """Fit every SAS-P block of the student to its teacher's block, in place, with one Adam step per batch.
 
-    Block l is given the teacher's input to block l, and its loss is the mean squared distance to the teacher's
-    output of block l, divided by that output's variance: 1 is as good as its mean. Only parameters of SAS-P blocks
-    that are not frozen are stepped, shared ones once on the sum of their blocks' losses; the BatchNorms among them
-    take the statistics of what is computed together. Nothing else of either model changes, no random number is drawn.
+    Block l receives the teacher's input to block l. Its loss is the mean squared distance to the teacher's output of
+    block l, divided by the variance of that output: a loss of 1 is as good as predicting its mean. Only the unfrozen
+    parameters of SAS-P blocks are updated, shared ones once on the sum of their blocks' losses. BatchNorms in these
+    blocks use the statistics of the samples computed together. Nothing else in either model changes, and no random
+    number is drawn.
 
     Args:
-        student, teacher: on the same device; their modes are kept.
-        learning_rate: above that of training, for a regression is meant to be short; 1e-2 was unstable on siclip-s0.
-        precision: bf16 runs under autocast. fp16 is taken as fp32: without a gradient scaler it would underflow.
-        micro_batch_size: pairs whose activations are held at a time, 0: all; the gradients are the batch's but for
-            the statistics of BatchNorms, which are each piece's own.
+        student, teacher: on the same device; their modes are preserved.
+        batches: with images.
+        learning_rate: higher than in training, because a regression is meant to be short; 1e-2 was unstable on
+            siclip-s0.
+        precision: bf16 runs under autocast. fp16 is treated as fp32: without a gradient scaler it would underflow.
+        micro_batch_size: samples whose activations are in memory at a time; 0: all. The gradients are those of the
+            whole batch, except that BatchNorms use each part's statistics.
 
     Returns:
-        The mean loss of the blocks, per batch, before that batch's step.
+        For each batch the mean loss of the blocks before that batch's step.
 
     Raises:
         UserError: as `check_blocks`, every SAS-P block is frozen, or a batch has no images.
@@ -83,8 +87,8 @@ def fit_blocks(
     try:
         for batch in batches:
             optimizer.zero_grad()
-            pieces = _Pieces(student, teacher, batch.to(device), precision, micro_batch_size)
-            each = [loss.item() for loss in pieces.losses()]
+            parts = _BatchInParts(student, teacher, batch.to(device), precision, micro_batch_size)
+            each = [loss.item() for loss in parts.losses()]
             optimizer.step()
             losses.append(sum(each) / len(each))
     finally:
@@ -94,12 +98,12 @@ def fit_blocks(
     return losses
 
 
-class _Pieces:
-    """The losses of a batch: the teacher's features are held for one block, activations for one piece of it."""
+class _BatchInParts:
+    """The losses of a batch. In memory are the teacher's features of one block and the activations of one part."""
 
     def __init__(self, student: Clip, teacher: Clip, batch: Batch, precision: Precision, micro: int) -> None:
         if batch.images is None:
-            raise UserError("block regression runs the teacher's own trunk: its batches need images")
+            raise UserError("block regression runs the teacher's trunk, so its batches need images")
         self.student, self.teacher = student, teacher
         self.micro = micro or len(batch)
         device = batch.tokens.device.type
@@ -110,7 +114,7 @@ class _Pieces:
         }
 
     def losses(self) -> Iterator[Tensor]:
-        """The loss of each SAS-P block, its gradient already added."""
+        """The loss of each SAS-P block, after its gradient was added."""
         for tower, blocks, teacher_blocks in _towers(self.student, self.teacher):
             features = self.trunk[tower]
             for block, teacher_block in zip(blocks, teacher_blocks, strict=True):
@@ -119,12 +123,13 @@ class _Pieces:
                 features = target
 
     def _loss(self, block: nn.Module, features: Tensor, target: Tensor) -> Tensor:
+        # Of the whole batch, so that the parts' losses sum to the batch's mean.
         scale = 1 / (target.float().var() * target.numel())
         total = torch.zeros((), device=target.device)
-        for rows, wanted in zip(torch.split(features, self.micro), torch.split(target, self.micro), strict=True):
+        for rows, expected in zip(torch.split(features, self.micro), torch.split(target, self.micro), strict=True):
             with self.autocast():
                 output = block(rows)
-            loss = F.mse_loss(output.float(), wanted.float(), reduction="sum") * scale
+            loss = F.mse_loss(output.float(), expected.float(), reduction="sum") * scale
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
@@ -136,7 +141,7 @@ class _Pieces:
 
 
 def _towers(student: Clip, teacher: Clip) -> Iterator[tuple[str, Iterable[nn.Module], Iterable[nn.Module]]]:
-    """Name, SAS-P blocks and the teacher's blocks of each tower that has SAS-P blocks."""
+    """For each tower with SAS-P blocks: its name, its blocks and the teacher's blocks."""
     for tower in ("image", "text"):
         if getattr(student.config, tower).block == "sasp":
             yield tower, getattr(student, f"{tower}_encoder").blocks, getattr(teacher, f"{tower}_encoder").blocks

@@ -1,4 +1,4 @@
-"""Statistics for BatchNorms that have seen no data: those of a whole batch, whatever is held at a time."""
+"""Statistics for BatchNorms that have seen no data: those of a whole batch, computed by micro-batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ Statistics = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def calibrate(model: Clip, batch: Batch, micro_batch_size: int = 0) -> None:
-    """Give the BatchNorms that train and have seen no data the statistics of the batch of all workers.
+    """Set the statistics of BatchNorms that train and have seen no data to those of the batch of all workers.
 
-    One use of a BatchNorm after the other, in the order in which data flows: a pass over all micro-batches sums up
-    its input, with every use before it at its own statistics already. So the result is that of the joined batch to
-    rounding, and no more than a micro-batch is held. One that several blocks share takes the mean over its uses.
+    The uses of BatchNorms are handled one at a time, in the order of the data flow. For each, a pass over all
+    micro-batches sums up its input, while every earlier use already has its statistics. The result is therefore that
+    of the joined batch up to rounding, with only one micro-batch in memory. A BatchNorm that several blocks share
+    gets the mean over its uses.
+
+    Args:
+        model: on the device of the batch.
+        batch: of this worker.
+        micro_batch_size: samples computed at a time, at most `TRUNK_CHUNK`; 0: `TRUNK_CHUNK`.
     """
     norms = [
         norm
@@ -51,13 +57,13 @@ def _seen(norm: Norm) -> int | None:
 
 
 class _Reached(Exception):
-    """The use whose input was asked for: what comes after it need not be computed."""
+    """Ends a forward pass at the BatchNorm whose input was needed; the rest need not be computed."""
 
 
 def _next_use(
     model: Clip, batch: Batch, features: TrunkFeatures | None, size: int, found: dict[Norm, list[Statistics]]
 ) -> bool:
-    """Find the statistics of the first use that has none; False where all have them."""
+    """Compute the statistics of the first use that has none; False if all have them."""
     sums = _Sums()
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
@@ -76,18 +82,18 @@ def _next_use(
 
 @contextmanager
 def _watching(found: dict[Norm, list[Statistics]], sums: _Sums) -> Iterator[None]:
-    """Each use runs in eval mode at its own statistics; at the first that has none the input is summed up."""
+    """Each use runs in eval mode with its own statistics; at the first without statistics the input is summed up."""
     modes = {norm: norm.training for norm in found}
     uses = dict.fromkeys(found, 0)
 
-    def look(norm: Norm, inputs: tuple[Tensor]) -> None:
-        number, uses[norm] = uses[norm], uses[norm] + 1
-        if number == len(found[norm]):
+    def before_use(norm: Norm, inputs: tuple[Tensor]) -> None:
+        use, uses[norm] = uses[norm], uses[norm] + 1
+        if use == len(found[norm]):
             sums.add(norm, inputs[0])
             raise _Reached
-        _set(norm, found[norm][number])
+        _set(norm, found[norm][use])
 
-    hooks = [norm.register_forward_pre_hook(look) for norm in found]
+    hooks = [norm.register_forward_pre_hook(before_use) for norm in found]
     for norm in found:
         norm.eval()
     try:
@@ -100,14 +106,17 @@ def _watching(found: dict[Norm, list[Statistics]], sums: _Sums) -> Iterator[None
 
 
 class _Sums:
-    """Count, sum and sum of squares of a BatchNorm's input in fp64, over micro-batches and workers."""
+    """Count, sum and sum of squares of a BatchNorm's input over micro-batches and workers.
+
+    In fp64, because the variance is a difference of two large sums.
+    """
 
     def __init__(self) -> None:
         self.norm: Norm | None = None
         self.totals: list[Tensor] = []
 
     def add(self, norm: Norm, values: Tensor) -> None:
-        """``values``: channels are the last dimension where the norm says so (``channels_last``), else the second."""
+        """Add an input. Its channels are the last dimension if the norm has ``channels_last``, else the second."""
         self.norm = norm
         channel = values.dim() - 1 if getattr(norm, "channels_last", False) else 1
         rows = values.double().movedim(channel, -1).flatten(0, -2)
@@ -120,6 +129,7 @@ class _Sums:
             dist.all_reduce(total)
         count, summed, squares = total
         mean = summed / count
+        # Clamped because rounding can make the variance negative; unbiased like BatchNorm's running variance.
         return mean, (squares / count - mean.square()).clamp(min=0) * count / (count - 1)
 
 

@@ -1,4 +1,4 @@
-"""A run whose loss or gradient stays not finite, and the pairs that it was given."""
+"""Diverged runs, whose loss or gradient stays non-finite, and the samples of the skipped steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from siclip.training.workers import joined
 
 @dataclass(frozen=True)
 class SkippedBatch:
-    """The ids, in order, of the pairs of all workers in a step that was skipped."""
+    """The ids, in order, of the samples of all workers in a skipped step."""
 
     step: int
     image_ids: tuple[int, ...]
@@ -25,7 +25,7 @@ class SkippedBatch:
 
     @classmethod
     def of(cls, step: int, batch: Batch) -> SkippedBatch:
-        """Every worker must call it: their ids are gathered."""
+        """From this worker's batch. Every worker must call it, because their ids are gathered."""
 
         def numbers(ids: Tensor) -> tuple[int, ...]:
             return tuple(joined([ids]).tolist())
@@ -33,7 +33,7 @@ class SkippedBatch:
         return cls(step, numbers(batch.image_ids), numbers(batch.caption_ids))
 
     def as_plain(self) -> tuple[Any, ...]:
-        """For a checkpoint: numbers and lists."""
+        """As numbers and lists, for a checkpoint."""
         return self.step, list(self.image_ids), list(self.caption_ids)
 
     @classmethod
@@ -43,9 +43,9 @@ class SkippedBatch:
 
 
 class TrainingDiverged(RuntimeError):
-    """Loss or gradient were not finite for ``max_skipped_steps`` steps in a row; ``batches`` are those of the row.
+    """Loss or gradient were not finite for ``max_skipped_steps`` consecutive steps.
 
-    It can be pickled, so that it reaches another process with its batches.
+    It can be pickled, so that it reaches another process with its ``batches``, those of the skipped steps.
     """
 
     def __init__(self, message: str, batches: Iterable[SkippedBatch] = ()) -> None:
@@ -54,9 +54,12 @@ class TrainingDiverged(RuntimeError):
 
 
 def write_ids(error: TrainingDiverged, path: Path) -> TrainingDiverged:
-    """Write every pair of the skipped batches as CSV: step, image_id, caption_id. Returns the exception to raise.
+    """Write the samples of the skipped batches as CSV with columns step, image_id and caption_id.
 
-    That one names the file, which is written under another name and renamed.
+    The file is written atomically, under a temporary name that is then renamed.
+
+    Returns:
+        The exception to raise, whose message names the file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", newline="") as file:
@@ -66,4 +69,4 @@ def write_ids(error: TrainingDiverged, path: Path) -> TrainingDiverged:
             pairs = zip(batch.image_ids, batch.caption_ids, strict=True)
             writer.writerows((batch.step, image, caption) for image, caption in pairs)
     temporary.replace(path)
-    return TrainingDiverged(f"{error}; the ids of their pairs are in {path}", error.batches)
+    return TrainingDiverged(f"{error}; the ids of their samples are in {path}", error.batches)

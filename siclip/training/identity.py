@@ -1,4 +1,4 @@
-"""What a training state belongs to: going on with another model, loss, teacher or freezing would be another run."""
+"""The identity of a training run: a state may only be resumed with the same model, loss, teacher and freezing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from siclip.data.cursor import Cursor, check_cursor
 from siclip.errors import UserError
 
 STATE = {"step", "skipped", "diverging", "micro_batch_size", "card", "seconds", "identity", "averaging"}
-"""What every training state has."""
+"""Keys that every training state has."""
 
 
 def identity(
     training: TrainingConfig, model: ModelConfig, loss: LossConfig, frozen: Collection[str], teacher: str
 ) -> dict[str, Any]:
-    """Plain values by name. ``frozen``: parameters that do not train at the start. ``teacher``: its identity."""
+    """The identity of a run as plain values.
+
+    Args:
+        training, model, loss: configs of the run.
+        frozen: names of the parameters that do not train at the start.
+        teacher: the teacher's identity.
+    """
     return {
         "training": training.model_dump(mode="json"),
         "model": model.model_dump(mode="json"),
@@ -27,17 +33,20 @@ def identity(
 
 
 def check_state(state: Mapping[str, Any], here: Mapping[str, Any], cursor: Cursor | None) -> None:
-    """Whether a checkpoint's training state can be continued by a run of the identity ``here``.
+    """Check that a run can resume from a checkpoint's training state.
 
-    ``cursor``: where its data begin, None where nothing is known of them.
+    Args:
+        state: the training state.
+        here: identity of the run that is to resume.
+        cursor: the start of its data; None if unknown.
 
     Raises:
-        UserError: it lacks something, is of another run or of other data.
+        UserError: a key is missing, or the state is of another run or other data.
     """
     if lacks := STATE - state.keys():
         raise UserError(
-            f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, an earlier version wrote it: it can "
-            "be a teacher, but not be continued"
+            f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, because an earlier version wrote it: "
+            "it can be used as a teacher, but not resumed"
         )
     check_same(*(begun(one, state["step"]) for one in (state["identity"], here)))
     if cursor is not None and state.get("cursor"):
@@ -45,17 +54,17 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], cursor: Curso
 
 
 def begun(run: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """An identity without the stages of the loss schedule that are to come after ``step`` steps: they may change."""
+    """An identity without the stages of the loss schedule from ``step`` on, which may still change."""
     loss = dict(run.get("loss") or {})
     loss["schedule"] = [stage for stage in loss.get("schedule", ()) if stage["step"] < step]
     return {**run, "loss": loss}
 
 
 def check_same(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Whether a training state is of this run.
+    """Check that a training state is of this run.
 
     Raises:
-        UserError: it names every field that differs, with both values.
+        UserError: the message lists every field that differs, with both values.
     """
     differences = []
     for part, here in ours.items():
@@ -70,8 +79,8 @@ def check_same(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             differences.append(f"{part} {there!r} there, {here!r} here")
     if differences:
         raise UserError(
-            f"the checkpoint is of another run: {'; '.join(differences)}. Continue it with what it was begun with, "
-            "or take it as a teacher"
+            f"the checkpoint is of another run: {'; '.join(differences)}. Resume it with the settings it was started "
+            "with, or use it as a teacher"
         )
 
 

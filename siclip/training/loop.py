@@ -1,4 +1,4 @@
-"""The training loop. It talks to the outside through one small `Reporter`; it knows nothing of Ray."""
+"""The training loop. Its only interface to the outside is a small `Reporter`; it does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -24,20 +24,32 @@ Evaluate = Callable[[Clip], Mapping[str, float]]
 
 
 class Reporter(Protocol):
-    """Where a run's figures go. Names carry a prefix: ``train/…`` or that of the evaluation."""
+    """Receives a run's metrics. Names have a prefix: ``train/…``, ``cost/…`` or that of the evaluation."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Figures of a training step, every ``log_every`` steps."""
+        """Metrics of a training step, every ``log_every`` steps and after the last one."""
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
-        """An evaluation was made, or a checkpoint is due, which ``save`` writes to a path."""
+        """An evaluation was done or a checkpoint is due.
+
+        Args:
+            step: number of completed steps.
+            metrics: of the evaluation; empty if there was none.
+            save: writes a checkpoint to a path; None if none is due.
+        """
 
 
 def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Evaluate | None = None) -> None:
-    """Train from where the trainer stands to its last step.
+    """Train from the trainer's current step to its last one.
+
+    Args:
+        trainer: new or resumed.
+        batches: the data.
+        reporter: receives metrics and checkpoints.
+        evaluate: measures the model every ``evaluate_every`` steps and after the last one; None: no evaluation.
 
     Raises:
-        TrainingDiverged: loss or gradient were not finite in ``max_skipped_steps`` steps in a row.
+        TrainingDiverged: loss or gradient were not finite for ``max_skipped_steps`` consecutive steps.
         RuntimeError: the data ended before the last step.
     """
     config = trainer.config
@@ -46,13 +58,14 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
     clock = _Clock(config.batch_size, trainer.training_seconds)
     start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
     for batch in clock.waiting(batches(start, stop)):
-        figures = trainer.train_step(batch)
+        metrics = trainer.train_step(batch)
         clock.count()
         step = trainer.step
         trainer.training_seconds = clock.total()
         last = step == config.steps
         if last or step % config.log_every == 0:
-            values = {f"train/{name}": _number(value) for name, value in figures.items()}
+            # Reading the values waits for the device, so this belongs to the training time.
+            values = {f"train/{name}": _number(value) for name, value in metrics.items()}
             with clock.paused():
                 values |= {f"train/{name}": value for name, value in trainer.diagnose(batch).items()}
             costs = clock.read()
@@ -62,22 +75,25 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
         saves = last or _due(step, config.checkpoint_every)
         if evaluates or saves:
             with clock.paused():
-                metrics = evaluate(trainer.result) if evaluates and evaluate else {}
-                reporter.milestone(step, metrics, _saver(trainer, reporter) if saves else None)
+                evaluation = evaluate(trainer.result) if evaluates and evaluate else {}
+                reporter.milestone(step, evaluation, _saver(trainer, reporter) if saves else None)
         if last:
             return
     raise RuntimeError(f"the data ended at step {trainer.step} of {config.steps}")
 
 
 def resume(trainer: Trainer, path: Path) -> None:
-    """Take over weights and training state from a checkpoint that `train` saved; nothing of one that is refused.
+    """Load weights and training state from a checkpoint that `train` saved. An error leaves the trainer unchanged.
 
     Raises:
-        UserError: the file cannot be read or is of another run, with what differs.
+        UserError: the file cannot be read, has no training state or is of another run; the message lists the
+            differences.
     """
     training = read_checkpoint(path)["training"]
     if training is None:
-        raise UserError(f"{path} holds a model without training state: it can be a teacher, but not be continued")
+        raise UserError(
+            f"{path} contains a model without training state: it can be used as a teacher, but not resumed"
+        )
     try:
         trainer.check_state(training)
     except UserError as error:
@@ -103,8 +119,11 @@ def _saver(trainer: Trainer, reporter: Reporter) -> Save:
 
 
 class _Clock:
-    """Training time without evaluations and the wait for a first batch, that of earlier sessions included, and
-    throughput and share of waiting for data since the last reading."""
+    """Measures training time, throughput and the share of time spent waiting for data.
+
+    Training time includes earlier sessions and excludes evaluations and the wait for the first batch. Throughput and
+    waiting are since the last `read`.
+    """
 
     def __init__(self, batch_size: int, earlier_seconds: float) -> None:
         self.batch_size = batch_size
@@ -115,7 +134,7 @@ class _Clock:
         self.since = time.perf_counter()
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; what each lets wait is counted, the first one on its own: there reading has only begun."""
+        """The batches, with the wait for each counted; the first wait, when reading has only started, separately."""
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -139,14 +158,14 @@ class _Clock:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.before += seconds
-        figures = {
+        metrics = {
             "train/samples_per_second": self.steps * self.batch_size / seconds,
             "train/data_wait_share": min(1.0, self.waited / seconds),
             "cost/training_seconds": self.before,
             "cost/first_batch_seconds": self.first_batch or 0.0,
         }
         self.steps, self.waited = 0, 0.0
-        return figures
+        return metrics
 
     def paused(self) -> _Pause:
         return _Pause(self)

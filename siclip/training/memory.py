@@ -1,4 +1,4 @@
-"""What fits on the device."""
+"""What fits into the device's memory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from siclip.errors import UserError
 
 
 def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device: torch.device) -> int:
-    """The largest of batch_size, batch_size/2, batch_size/4, … whose step ``run(size)`` fits in the memory.
+    """The largest of batch_size, batch_size/2, batch_size/4, … that fits into the device's memory.
 
-    Each size is run once, on a real batch; an out-of-memory error is caught, the cache emptied and the size halved.
-    On the CPU memory is not the limit and cannot be tested without being killed: the whole batch.
+    Each size is run once; after an out-of-memory error the cache is emptied and the size halved. On the CPU the
+    whole batch is returned without a test, because running out of memory would kill the process.
+
+    Args:
+        run: runs a step with a micro-batch size.
+        batch_size: the largest candidate.
+        device: on which ``run`` computes.
 
     Raises:
-        UserError: not even the smallest fits.
+        UserError: not even the smallest size fits.
     """
     if not is_limited(device):
         return batch_size
@@ -31,20 +36,21 @@ def find_micro_batch_size(run: Callable[[int], object], batch_size: int, device:
         try:
             run(size)
         except torch.OutOfMemoryError:
-            pass  # until here the error's traceback holds what was computed: emptying the cache would free nothing
+            pass
         else:
             return size
+        # After the except block: inside it the traceback keeps the tensors alive, and nothing would be freed.
         torch.cuda.empty_cache()
         if size % 2:
             raise UserError(
-                f"no micro-batch of {batch_size} pairs fits: {size} is too large for {device} and cannot be halved; "
-                "take a batch_size with more factors of 2, or a smaller model"
+                f"no micro-batch of {batch_size} samples fits: {size} is too large for {device} and cannot be "
+                "halved; choose a batch_size with more factors of 2, or a smaller model"
             )
         size //= 2
 
 
 def with_longest_captions(batch: Batch) -> Batch:
-    """The batch with captions that fill the context and have nothing in common: those take the most memory."""
+    """The batch with random captions that fill the context: the case that needs the most memory."""
     end = batch.tokens.max()
     tokens = torch.randint_like(batch.tokens, max(1, int(end)))
     tokens[:, -1] = end
@@ -55,12 +61,12 @@ def with_longest_captions(batch: Batch) -> Batch:
 
 
 def is_limited(device: torch.device) -> bool:
-    """Whether too large a step ends in an error that can be caught."""
+    """Whether a step that is too large raises an error that can be caught."""
     return device.type != "cpu"
 
 
 def card_name(device: torch.device) -> str:
-    """What a micro-batch size was found on."""
+    """Identifies the device on which a micro-batch size was measured: name and bytes of memory of a GPU."""
     if device.type != "cuda":
         return device.type
     properties = torch.cuda.get_device_properties(device)
@@ -69,7 +75,10 @@ def card_name(device: torch.device) -> str:
 
 @contextmanager
 def moments_held(optimizer: torch.optim.AdamW) -> Iterator[None]:
-    """Inside, the memory is taken that AdamW's two moments will need, where its first step has not made them yet."""
+    """Inside the block, reserve the memory of AdamW's two moments for parameters that do not have them yet.
+
+    AdamW allocates them in its first step, after the micro-batch size was measured.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
     held = [torch.empty_like(p) for p in parameters for _ in ("exp_avg", "exp_avg_sq")]
     try:
@@ -79,11 +88,12 @@ def moments_held(optimizer: torch.optim.AdamW) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that the device held for tensors; on the CPU the most that this process was given."""
+    """Peak memory in bytes: of tensors on a CUDA device, on the CPU of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # of this program alone; getrusage counts what the process was before it became this one
+    # Not getrusage where avoidable: its peak includes the process before exec, such as a large parent that forked.
+    if status.exists():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
     import resource
 

@@ -1,4 +1,4 @@
-"""What a run tells about its blocks while it trains: gains, and how alike their attention is."""
+"""Metrics of the blocks during training: gains, and the divergence of their attention."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from siclip.diagnostics.divergence import features_divergence
 from siclip.models.clip import Clip
 from siclip.models.sasp import SasPBlock
 
+# Bounds the cost of a diagnosis: the maps of a tower's blocks are in memory, each SAMPLES·H·T² floats.
 SAMPLES = 32
 _GAINS = ("alpha", "beta", "gamma", "beta_sa", "beta_ff")
 
 
 def gains(model: Clip) -> dict[str, float]:
-    """``gain/TOWER/BLOCK/NAME``: the mean over heads of α, β, γ, and β_SA, β_FF, of every SAS-P block."""
+    """``gain/TOWER/BLOCK/NAME`` for every SAS-P block: the means over heads of α, β and γ, and β_SA and β_FF."""
     names, values = [], []
     for tower in TOWERS:
         for index, block in enumerate(getattr(model, f"{tower}_encoder").blocks):
@@ -23,13 +24,16 @@ def gains(model: Clip) -> dict[str, float]:
                 for gain in _GAINS:
                     names.append(f"gain/{tower}/{index}/{gain}")
                     values.append(getattr(block, gain).detach().float().mean())
+    # One transfer from the device for all values.
     return dict(zip(names, torch.stack(values).tolist(), strict=True)) if values else {}
 
 
 def divergences(model: Clip, features: TrunkFeatures) -> dict[str, float]:
-    """``divergence/TOWER/I-J``: Jensen-Shannon divergence in nats of adjacent pairs and of those that share weights.
+    """``divergence/TOWER/I-J``: Jensen-Shannon divergence in nats, for adjacent blocks and blocks that share weights.
 
-    On the first `SAMPLES` samples of a batch, whose trunk outputs ``features`` are.
+    Args:
+        model: the model.
+        features: trunk outputs of a batch, of which the first `SAMPLES` samples are used.
     """
     found = features_divergence(model, features[:SAMPLES])
     return {

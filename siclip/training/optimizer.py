@@ -1,4 +1,4 @@
-"""AdamW, which parameters decay, the learning-rate schedule, and the moving average of the weights."""
+"""AdamW, the choice of parameters that decay, the learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from siclip.models.clip import Clip
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices and kernels: gains, biases, norms, layer and logit scales go without."""
+    """Whether a parameter has weight decay: matrices and kernels only, not gains, biases, norms or scales."""
     return sum(size > 1 for size in parameter.shape) >= 2 and not name.endswith("bias")
 
 
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainingConfig, later: Collection[str] = ()
 ) -> torch.optim.AdamW:
-    """AdamW over what is trained, in two groups: with and without decay; fused.
+    """Fused AdamW over the parameters that train, in two groups: with and without decay.
 
-    ``later``: names that do not train yet but will. AdamW passes over a parameter without a gradient: it neither
-    moves nor decays, and its moments and bias correction start with its first gradient.
+    Args:
+        named_parameters: of model and objective.
+        config: learning rate, weight decay and betas.
+        later: names of frozen parameters that will train later. AdamW skips a parameter without a gradient: it
+            neither moves nor decays, and its moments and bias correction start with its first gradient.
     """
     trained = [(name, p) for name, p in named_parameters if p.requires_grad or name in later]
     groups = [
@@ -39,10 +42,10 @@ def make_optimizer(
 
 @torch.no_grad()
 def same_layout(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give gradients and moments the memory layout of their parameter, before a step.
+    """Convert gradients and moments to the memory layout of their parameter, before a step.
 
-    The fused step goes through all of them in the order of memory: on the CPU it does not look at strides, on a GPU
-    it refuses. Reduced gradients and moments of a checkpoint from another device may lie otherwise.
+    The fused step traverses all of them in memory order. On the CPU it ignores strides; on a GPU it raises an error
+    if they differ. Reduced gradients, and moments of a checkpoint from another device, may have another layout.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -61,7 +64,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The rate of step 0 ≤ step < steps: linear warm-up, then a cosine to 0 at ``steps``."""
+    """The learning rate of step 0 ≤ step < steps: linear warm-up, then a cosine to 0 at ``steps``."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
@@ -69,6 +72,6 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def moving_average(model: Clip, decay: float) -> swa_utils.AveragedModel:
-    """The exponential moving average of a model's weights and buffers, beginning at what they are now."""
+    """An exponential moving average of a model's weights and buffers that starts at their current values."""
     averaging = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)

@@ -1,4 +1,4 @@
-"""From configs to a trainer that is ready for its first step."""
+"""Build a trainer from configs, ready for its first step."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ def make_trainer(
     distil_from: Teacher | None = None,
     device: torch.device | None = None,
 ) -> Trainer:
-    """Seed, build, inherit, and put the trainer on its device (the best one here if none is given).
+    """Seed, build the student, inherit weights, and create the trainer on its device.
 
-    ``teacher``: what the student inherits from and, unless ``distil_from`` names another source, is distilled from.
-    The teacher's forward pass is left out when no loss part needs it: then it is inherited from alone, as in the
-    control of a distilled run. ``freeze``: what of the inherited weights does not train (see
-    `siclip.checkpoints.inherit.freeze_inherited`), for good or until ``training.thaw_step``.
+    Args:
+        model, loss, training: configs of the run.
+        teacher: the model that the student inherits from and, without ``distil_from``, is distilled from. If no loss
+            part needs a teacher, only its weights are used, as in the control of a distilled run.
+        inherit_weights: initialise the student from ``teacher``.
+        freeze: which inherited weights do not train (see `siclip.checkpoints.inherit.freeze_inherited`), permanently
+            or until ``training.thaw_step``.
+        distil_from: another source to distil from.
+        device: default: CUDA if available, otherwise the CPU.
 
     Raises:
-        UserError: a part needs a teacher and there is none, or none needs ``distil_from``; the teacher takes other
-            input or is another model; or there is nothing to train, or nothing to thaw.
+        UserError: a part needs a teacher and there is none; ``distil_from`` is given and no part needs it; the
+            teacher has other inputs or another structure; or there is nothing to train or to thaw.
     """
     if training.threads:
         torch.set_num_threads(training.threads)
@@ -43,13 +48,14 @@ def make_trainer(
         raise UserError(f"{what} needs a teacher: name its checkpoint in the recipe's 'teacher'")
     if distil_from is not None and not loss.needs_teacher:
         raise UserError(
-            "distil_from names a teacher, and no part of the loss looks at one: set loss.feature_distillation, "
-            "loss.contrastive_relational or loss.interactive_contrastive above 0, or leave distil_from out"
+            "distil_from names a teacher, but no part of the loss uses one: set loss.feature_distillation, "
+            "loss.contrastive_relational or loss.interactive_contrastive above 0, or omit distil_from"
         )
     if teacher is not None:
         _check_inputs(model, teacher.config)
     for source_model in _models_of(distil_from):
         _check_inputs(model, source_model.config)
+    # Nothing since seeding has drawn a random number, so the weights depend only on the seed and the config.
     student = Clip(model)
     frozen: tuple[str, ...] = ()
     if inherit_weights and teacher is not None:
@@ -61,14 +67,14 @@ def make_trainer(
 
 
 def _models_of(source: Teacher | None) -> list[Clip]:
-    """The models of ours among a source's teachers."""
+    """The siclip models among a source's teachers."""
     if isinstance(source, TeacherEnsemble):
         return [model for teacher in source.teachers for model in _models_of(teacher)]
     return [source.model] if isinstance(source, ModelTeacher) else []
 
 
 def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:
-    """Both see the same batch, so both must take the same images and tokens; a student may cut them shorter."""
+    """Both receive the same batch, so both must take the same images and tokens; a student may truncate texts."""
     longest = max(student.text.context_length, teacher.text.context_length)
     pairs = {
         "image size": (student.image.image_size, teacher.image.image_size),
@@ -79,5 +85,5 @@ def _check_inputs(student: ModelConfig, teacher: ModelConfig) -> None:
         if ours != theirs:
             raise UserError(
                 f"the teacher {teacher.name!r} has another {what} ({theirs}) than {student.name!r} ({ours}): "
-                "name a teacher that takes the same input"
+                "name a teacher with the same input"
             )

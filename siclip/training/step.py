@@ -1,15 +1,15 @@
 """One exact step: micro-batches, gradient caching, several workers.
 
-The loss sees all embeddings of the batch; the device holds the activations of one micro-batch. The computation is
-cut at the embeddings (gradient caching, GradCache, arXiv 2101.06983): encode everything, compute the loss and its
-gradient with respect to the embeddings, then encode each micro-batch again with a graph and let that gradient flow
-back. The last micro-batch keeps its graph from the first time, so a batch of one is encoded once. With several
-workers the embeddings are gathered before the loss, so that each worker sees the global batch, and gradients are
-summed after it.
+The loss uses all embeddings of the batch, while only the activations of one micro-batch are in memory. The graph is
+cut at the embeddings (gradient caching, GradCache, arXiv 2101.06983): encode everything without a graph, compute the
+loss and its gradient with respect to the embeddings, then encode each micro-batch again with a graph and propagate
+that gradient. The last micro-batch keeps its graph from the first encoding, so that a batch of one micro-batch is
+encoded once. With several workers the embeddings are gathered before the loss, so that each worker sees the global
+batch, and gradients are summed after it.
 
-Exact where encoding a pair does not depend on the other pairs, that is with every BatchNorm in eval mode.
+This is exact if the encoding of a sample does not depend on the other samples: every BatchNorm is in eval mode.
 
-Shapes: B pairs of this worker, m of a micro-batch, W workers, D embed_dim.
+Shapes: B samples of this worker, D embed_dim.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ Autocast = Callable[[], AbstractContextManager[object]]
 class Step:
     """How a batch is computed.
 
-    ``micro_batch_size``: pairs whose activations are held at a time; 0 means all. ``autocast`` opens the context
-    that encoding runs in; the loss is always fp32. ``compiled_head`` stands for ``model.head``.
+    Attributes:
+        micro_batch_size: samples whose activations are in memory at a time; 0: all.
+        autocast: opens the context in which encoding runs; the loss is always fp32.
+        compiled_head: replaces ``model.head``.
     """
 
     model: Clip
@@ -55,10 +57,18 @@ class Step:
         progress: float = 0.0,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> dict[str, Tensor]:
-        """Add the gradients of a batch to every trained parameter's ``grad``; returns the objective's figures.
+        """Add the gradients of a batch to the ``grad`` of every parameter that trains.
 
-        ``scale`` is what a gradient scaler does to the loss. The random state that a stochastic layer draws from
-        is the same in both encodings.
+        Stochastic layers see the same random state in both encodings.
+
+        Args:
+            batch: of this worker.
+            generator: for the miners of pair matching.
+            progress: share of the training completed, 0 to 1.
+            scale: a gradient scaler's scaling of the loss.
+
+        Returns:
+            The scalars of the objective.
         """
         with self.autocast():
             features = trunk_features(self.model, batch) if self.model.trunk_is_frozen() else None
@@ -70,6 +80,7 @@ class Step:
         self._encode_without_graph(others)
         self._encode(last)
         parts, image, text = self._loss(chunks, teacher, generator, progress, scale)
+        # Last chunk first: its graph is already in memory and is freed before another one is built.
         for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
             if chunk is not last:
                 with chunk.random_state.replayed():
@@ -81,10 +92,10 @@ class Step:
 
     @torch.no_grad()
     def _encode_without_graph(self, chunks: list[_Chunk]) -> None:
-        """The embeddings of all micro-batches but the last, whose graph is kept.
+        """Compute the embeddings of all micro-batches except the last, whose graph is kept.
 
-        Heads whose trunk has run take as many pairs at a time as the trunk does: without a graph they need little
-        memory. That is undone where something in them draws random numbers, for these are drawn by micro-batch.
+        If the trunk has already run, the heads take as many samples at a time as the trunk, because without a graph
+        they need little memory. This is undone if a head draws random numbers, which must be drawn by micro-batch.
         """
         if chunks and self._takes_more_at_a_time(chunks[0]):
             before = _RandomState(chunks[0].batch.tokens.device)
@@ -100,7 +111,7 @@ class Step:
             self._encode(chunk)
 
     def _takes_more_at_a_time(self, chunk: _Chunk) -> bool:
-        """Whether it saves time and, with no BatchNorm that looks at the other pairs, changes nothing."""
+        """Whether larger chunks save time and change nothing: no BatchNorm uses the statistics of the chunk."""
         norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
         return (
             chunk.features is not None
@@ -110,22 +121,22 @@ class Step:
         )
 
     def _encode(self, chunk: _Chunk) -> None:
-        """The student's embeddings of a micro-batch."""
+        """Compute the student's embeddings of a micro-batch."""
         with self.autocast():
             features = chunk.features or trunk_features(self.model, chunk.batch)
             head = self.compiled_head or self.model.head
             chunk.image, chunk.text = head(features, fitted_tokens(self.model, chunk.batch))
 
     def _targets(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings | None:
-        """The teacher's embeddings, `TRUNK_CHUNK` pairs at a time: without gradient larger pieces cost no memory."""
+        """The teacher's embeddings, computed for `TRUNK_CHUNK` samples at a time."""
         if self.teacher is None:
             return None
-        rows = [slice(start, start + TRUNK_CHUNK) for start in range(0, len(batch), TRUNK_CHUNK)]
-        pieces = [self.teacher.embed(batch[some], features[some] if features else None) for some in rows]
+        slices = [slice(start, start + TRUNK_CHUNK) for start in range(0, len(batch), TRUNK_CHUNK)]
+        chunks = [self.teacher.embed(batch[rows], features[rows] if features else None) for rows in slices]
         return Embeddings(
-            image=torch.cat([piece.image for piece in pieces]),
-            text=torch.cat([piece.text for piece in pieces]),
-            logit_scale=pieces[0].logit_scale,
+            image=torch.cat([chunk.image for chunk in chunks]),
+            text=torch.cat([chunk.text for chunk in chunks]),
+            logit_scale=chunks[0].logit_scale,
         )
 
     def _loss(
@@ -136,7 +147,7 @@ class Step:
         progress: float,
         scale: Callable[[Tensor], Tensor],
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The figures, and the gradients of the loss with respect to this worker's embeddings, (B, D) each."""
+        """The objective's scalars, and the gradients of the loss for this worker's embeddings, (B, D) each."""
         image, text = (joined(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
         teacher = None
         if targets is not None:
@@ -153,22 +164,25 @@ class Step:
 
 
 _TOWERS = ("image", "text")
+# Samples computed at a time without a graph; bounds the memory of a frozen trunk and of the teacher.
 TRUNK_CHUNK = 128
 
 
 def trunk_features(model: Clip, batch: Batch) -> TrunkFeatures:
-    """The trunk's output for a batch: stored with it, or computed from its images and tokens.
+    """The trunk's output for a batch: stored in the batch, or computed from its images and tokens.
 
-    A frozen trunk runs on `TRUNK_CHUNK` pairs at a time, without gradient: it needs no more memory than that. Its
-    image part is the folded one (`siclip.models.fused_trunk`).
+    A frozen trunk runs on `TRUNK_CHUNK` samples at a time without gradient, its image part in folded form
+    (`siclip.models.fused_trunk`).
 
     Raises:
-        UserError: the batch has stored features and the trunk trains.
+        UserError: the batch has stored features but the trunk trains.
     """
     frozen = model.trunk_is_frozen()
     if batch.features is not None:
         if not frozen:
-            raise UserError("stored trunk features are of a frozen trunk, this one trains: freeze it or use images")
+            raise UserError(
+                "stored trunk features require a frozen trunk, but this one trains: freeze it or use images"
+            )
         return _as_computed(batch.features)
     assert batch.images is not None
     tokens = fitted_tokens(model, batch)
@@ -176,15 +190,15 @@ def trunk_features(model: Clip, batch: Batch) -> TrunkFeatures:
         return model.trunk(to_float_images(batch.images), tokens)
     chunks = zip(torch.split(batch.images, TRUNK_CHUNK), torch.split(tokens, TRUNK_CHUNK), strict=True)
     with torch.no_grad():
-        pieces = [
+        features = [
             (fused_trunk(model.image_encoder, to_float_images(images)), model.text_encoder.trunk(ids))
             for images, ids in chunks
         ]
-    return TrunkFeatures(*(torch.cat(tower) for tower in zip(*pieces, strict=True)))
+    return TrunkFeatures(*(torch.cat(tower) for tower in zip(*features, strict=True)))
 
 
 def _as_computed(stored: TrunkFeatures) -> TrunkFeatures:
-    """Stored bf16 features in the type and memory layout that the trunk would have given."""
+    """Stored bf16 features in the type and memory layout of the trunk's output."""
     image, text = stored.image, stored.text
     if not torch.is_autocast_enabled(image.device.type):
         image, text = image.float(), text.float()
@@ -192,12 +206,12 @@ def _as_computed(stored: TrunkFeatures) -> TrunkFeatures:
 
 
 def fitted_tokens(model: Clip, batch: Batch) -> Tensor:
-    """The batch's token ids, cut to the model's context where that is shorter."""
+    """The batch's token ids, truncated to the model's context length if that is shorter."""
     return fit_context(batch.tokens, min(batch.tokens.shape[1], model.config.text.context_length))
 
 
 class _Chunk:
-    """A micro-batch on its way through a step; ``features`` where the trunk is frozen and has run already."""
+    """A micro-batch on its way through a step; with ``features`` if the trunk is frozen and has already run."""
 
     def __init__(self, batch: Batch, features: TrunkFeatures | None) -> None:
         self.batch = batch
@@ -207,14 +221,14 @@ class _Chunk:
 
     @classmethod
     def joining(cls, chunks: list[_Chunk]) -> _Chunk:
-        """One of all their pairs, for the head: tokens and trunk features alone."""
+        """A chunk of all their samples, for the head: it has only tokens and trunk features."""
         tokens, ids = (torch.cat([getattr(c.batch, name) for c in chunks]) for name in ("tokens", "image_ids"))
         features = [chunk.features for chunk in chunks if chunk.features]
         towers = (torch.cat([getattr(f, tower) for f in features]) for tower in _TOWERS)
         return cls(Batch(None, tokens, ids, ids), TrunkFeatures(*towers))
 
     def share(self, chunks: list[_Chunk]) -> None:
-        """Give each its embeddings."""
+        """Distribute the embeddings to the chunks that were joined."""
         sizes = [len(chunk.batch) for chunk in chunks]
         for chunk, image, text in zip(
             chunks, torch.split(self.image, sizes), torch.split(self.text, sizes), strict=True
@@ -222,19 +236,19 @@ class _Chunk:
             chunk.image, chunk.text = image, text
 
     def forget(self) -> None:
-        """Let go of what the next micro-batch needs the memory for."""
+        """Free the memory that the next micro-batch needs."""
         self.features = None
         self.image = self.text = torch.empty(0)
 
 
 def _grouped(chunks: list[_Chunk]) -> Iterator[list[_Chunk]]:
-    """As many in each group as come to `TRUNK_CHUNK` pairs."""
+    """Groups of chunks with at most `TRUNK_CHUNK` samples each."""
     count = TRUNK_CHUNK // len(chunks[0].batch)
     return (chunks[start : start + count] for start in range(0, len(chunks), count))
 
 
 class _RandomState:
-    """The random state of CPU and device now, to be replayed."""
+    """A snapshot of the random state of CPU and device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -242,7 +256,7 @@ class _RandomState:
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def is_now(self) -> bool:
-        """Whether nothing was drawn since."""
+        """Whether no random number was drawn since the snapshot."""
         now = _RandomState(self.device)
         return torch.equal(self.cpu, now.cpu) and (
             self.cuda is None or now.cuda is None or torch.equal(self.cuda, now.cuda)
@@ -261,7 +275,7 @@ class _RandomState:
 
 
 def _flow_back(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Backward from embeddings; those of a tower without anything to train have no graph."""
+    """Backward from embeddings; those of a tower without trained parameters have no graph."""
     with_graph = [(embeddings, gradient) for embeddings, gradient in gradients if embeddings.requires_grad]
     if with_graph:
         torch.autograd.backward([e for e, _ in with_graph], [g for _, g in with_graph])

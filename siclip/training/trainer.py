@@ -1,4 +1,4 @@
-"""One optimizer step after the other, and everything a checkpoint needs to go on exactly."""
+"""Optimizer steps, and the training state that a checkpoint needs to resume exactly."""
 
 from __future__ import annotations
 
@@ -36,17 +36,23 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """A model, its teacher and objective, the optimizer, and the number of steps done.
+    """A model, its teacher and objective, the optimizer, and the number of completed steps.
 
-    A step depends only on the state and the batch: the miner's generator is seeded by (seed, step), so a run
-    continued from a checkpoint computes what the uninterrupted run would have.
+    A step depends only on the state and the batch: the miner's generator is seeded by (seed, step), so a run resumed
+    from a checkpoint computes what the uninterrupted run would have computed.
 
-    ``frozen`` names the parameters that weight inheritance froze: after ``config.thaw_step`` steps they train too,
-    and their BatchNorms with them.
+    Args:
+        model: the student.
+        teacher: None without distillation.
+        loss: of the objective.
+        config: of the training.
+        device: the model, teacher and objective are moved to it.
+        frozen: names of the parameters that weight inheritance froze. After ``config.thaw_step`` steps they and
+            their BatchNorms train too.
 
     Raises:
-        UserError: fp16 without a CUDA device, a thaw step with nothing frozen, or a batch computed in pieces with
-            BatchNorms in train mode.
+        UserError: fp16 without a CUDA device, a thaw step with nothing frozen, or a split batch with BatchNorms in
+            train mode.
     """
 
     def __init__(
@@ -59,10 +65,10 @@ class Trainer:
         frozen: Collection[str] = (),
     ) -> None:
         if config.precision == "fp16" and device.type != "cuda":
-            raise UserError("training.precision fp16 needs a CUDA device: take bf16 or fp32 here")
+            raise UserError("training.precision fp16 requires a CUDA device: use bf16 or fp32 here")
         if config.thaw_step and not frozen:
             raise UserError(
-                f"training.thaw_step {config.thaw_step} has nothing to thaw: let the model inherit and freeze "
+                f"training.thaw_step {config.thaw_step} has nothing to thaw: inherit and freeze weights "
                 "(model.inherit true, model.freeze 'inherited' or 'before_sasp'), or set it to 0"
             )
         self.config = config
@@ -84,7 +90,8 @@ class Trainer:
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
         head = torch.compile(self.model.head) if config.compile else None
         self._step = Step(self.model, self.objective, teacher, autocast=self.autocast, compiled_head=head)
-        self.cursor_of: Callable[[int], Cursor] | None = None  # set by who feeds it: where its data stands
+        # Position in samples → data cursor; set by the owner of the data, if the data has cursors.
+        self.cursor_of: Callable[[int], Cursor] | None = None
         self.probes = config.micro_batch_size == "auto"
         self.micro_batch_size = 0 if config.micro_batch_size == "auto" else config.micro_batch_size
         self.step = self.skipped = 0
@@ -94,12 +101,12 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, the time of evaluations and of earlier sessions included."""
+        """Seconds since the run began, including evaluations and earlier sessions."""
         return self._earlier_seconds + time.perf_counter() - self._started
 
     @property
     def result(self) -> Clip:
-        """The model that the run gives: the exponential moving average where there is one."""
+        """The model that the run produces: the exponential moving average if there is one."""
         if self.average is None:
             return self.model
         return cast(Clip, self.average.module)
@@ -107,10 +114,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
         """One optimizer step; returns the loss parts, gradient norms, learning rate and logit scale.
 
-        A step whose gradient is not finite changes no weight and is counted in ``skipped_steps``.
+        A step with a loss or gradient that is not finite changes no weight and is counted in ``skipped_steps``.
 
         Raises:
-            TrainingDiverged: too many such steps in a row; the weights are those of the last finite one.
+            TrainingDiverged: too many such steps in a row; the weights are those of the last finite step.
         """
         self._thaw_when_due()
         batch = batch.to(self.device)
@@ -127,6 +134,7 @@ class Trainer:
         parts = self._gradients(batch, self.micro_batch_size)
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
+        # loss · 0 adds nothing to a finite norm and makes it nan if the loss is not finite: one test for both.
         if not self._update(batch, norms["gradient_norm"] + parts["loss"].detach() * 0):
             restore_statistics(statistics)
             self._stop_if_diverged()
@@ -140,11 +148,13 @@ class Trainer:
     def diagnose(self, batch: Batch) -> dict[str, float]:
         """Gains of the SAS-P blocks and the divergence of their attention, see `siclip.training.monitor`."""
         some = batch[slice(0, SAMPLES)].to(self.device)
-        with eval_mode(self.model):  # looking must not move a BatchNorm's statistics
+        # A diagnosis must not change a BatchNorm's statistics.
+        with eval_mode(self.model):
             return gains(self.model) | divergences(self.model, trunk_features(self.model, some))
 
     def _gradients(self, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
         generator = torch.Generator(device=self.device)
+        # Seed and step in disjoint bits (a seed has 32), so that no two runs share a step's draws.
         generator.manual_seed((self.config.seed << 32) + self.step)
         step = replace(self._step, micro_batch_size=micro_batch_size)
         progress = self.step / self.config.steps
@@ -152,9 +162,10 @@ class Trainer:
         return step.gradients(batch, generator, progress=progress, scale=self.scaler.scale)
 
     def probe(self, batch: Batch) -> None:
-        """With ``micro_batch_size: auto`` and no size found yet, find the one that fits; nothing else changes.
+        """With ``micro_batch_size: auto``, measure the micro-batch size if that is not done yet.
 
-        It is tried with captions as long as the context and with everything trained that ever will be.
+        It is measured with captions that fill the context and with every parameter training that ever will. Apart
+        from the size, no state of the training changes.
         """
         if not self.probes:
             return
@@ -172,7 +183,7 @@ class Trainer:
         self.probes = False
 
     def _update(self, batch: Batch, norm: Tensor | float) -> bool:
-        """Clip and step, or skip where loss or gradient are not finite; returns whether it stepped."""
+        """Clip the gradient and step, or skip the step if ``norm`` is not finite; returns whether it stepped."""
         finite = math.isfinite(float(norm))
         if finite:
             nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
@@ -182,6 +193,7 @@ class Trainer:
             self.skipped += 1
             self.diverging.append(SkippedBatch.of(self.step, batch))
         self.scaler.update()
+        # The same bounds as in open_clip's training.
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
         if self.average is not None and finite:
@@ -192,11 +204,11 @@ class Trainer:
         row = len(self.diverging)
         if row >= self.config.max_skipped_steps:
             raise TrainingDiverged(
-                f"loss or gradient was not finite in {row} steps in a row, up to step {self.step}", self.diverging
+                f"loss or gradient was not finite in {row} consecutive steps, up to step {self.step}", self.diverging
             )
 
     def _gradient_norms(self) -> dict[str, Tensor | float]:
-        """L2 norms of the gradient: of everything, of each tower and of what only training needs."""
+        """L2 norms of the gradient: total, of each tower, and of the logit scale with the objective's parameters."""
         groups = {
             "image": self.model.image_encoder.parameters(),
             "text": self.model.text_encoder.parameters(),
@@ -229,7 +241,7 @@ class Trainer:
         self.thawed = due
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context that encoding runs in."""
+        """The context in which encoding runs."""
         dtype = _AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
@@ -238,12 +250,12 @@ class Trainer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a training state must agree with to be continued here."""
+        """What a training state must match to be resumed here."""
         teacher = "none" if self.teacher is None else self.teacher.identity
         return identity(self.config, self.model.config, self.objective.config, self.frozen, teacher)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the weights of `result`: plain tensors, texts and numbers only."""
+        """The training state beyond the weights of `result`: only plain tensors, strings and numbers."""
         averaging = {"model": self.model.state_dict(), "updates": self.average.n_averaged} if self.average else None
         return {
             "step": self.step,
@@ -261,16 +273,16 @@ class Trainer:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Whether `load_state_dict` takes this state; nothing changes.
+        """Check that `load_state_dict` accepts this state, without changing anything.
 
         Raises:
-            UserError: it lacks something, or is of a run with another training config, model, loss, freezing or
-                teacher.
+            UserError: a key is missing, or the state is of a run with another training config, model, loss, freezing,
+                teacher or data.
         """
         check_state(state, self.identity, self.cursor_of(0) if self.cursor_of else None)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`; the weights of `result` are loaded already.
+        """Resume from a `state_dict`. The weights of `result` must already be loaded into `model`.
 
         Raises:
             UserError: as `check_state`.
@@ -285,6 +297,7 @@ class Trainer:
         self.probes = self.config.micro_batch_size == "auto" and state["card"] != card_name(self.device)
         self.training_seconds, self._earlier_seconds = state["seconds"]["training"], state["seconds"]["total"]
         self._started = time.perf_counter()
+        # The checkpoint's weights are those of the average; the trained ones are in the training state.
         if self.average is not None:
             self.average.module.load_state_dict(self.model.state_dict())
             self.model.load_state_dict(state["averaging"]["model"])

@@ -1,6 +1,6 @@
-"""Several training processes that share a batch: what they gather, and what they sum.
+"""Several training processes that share a batch: gathering of rows, reduction of gradients.
 
-Shapes: B pairs of this worker, W workers.
+Shapes: B samples of this worker, W workers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from siclip.models.clip import Clip
 
 
 def workers() -> int:
-    """Training processes that share a batch."""
+    """Number of training processes that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def joined(pieces: Iterable[Tensor]) -> Tensor:
-    """Rows of all micro-batches, then of all workers in rank order: (W·B, …)."""
-    own = torch.cat(list(pieces)).contiguous()
+def joined(chunks: Iterable[Tensor]) -> Tensor:
+    """Rows of all micro-batches, gathered from all workers in rank order: (W·B, …)."""
+    own = torch.cat(list(chunks)).contiguous()
     if workers() == 1:
         return own
     gathered = [torch.empty_like(own) for _ in range(workers())]
@@ -30,6 +30,7 @@ def joined(pieces: Iterable[Tensor]) -> Tensor:
 
 
 def own_rows(joined: Tensor) -> Tensor:
+    """This worker's rows (B, …) of gathered rows (W·B, …)."""
     if workers() == 1:
         return joined
     return joined.chunk(workers())[dist.get_rank()]
@@ -37,9 +38,10 @@ def own_rows(joined: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reduce_gradients(model: Clip, objective: nn.Module) -> None:
-    """Sum what each worker's own pairs gave to the towers; average what every worker computed in whole.
+    """Sum the towers' gradients over the workers, and average those of the logit scale and the objective.
 
-    A worker without a gradient for a parameter adds zeros; where no worker has one, none gets one.
+    Each worker propagates only its own rows through the towers, but computes the whole loss. A worker without a
+    gradient for a parameter contributes zeros; if no worker has one, the parameter gets none.
     """
     if workers() == 1:
         return
@@ -51,8 +53,9 @@ def reduce_gradients(model: Clip, objective: nn.Module) -> None:
             continue
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         has_one = torch.tensor([float(p.grad is not None) for p in trained], device=grads[0].device)
+        # One all-reduce for everything: its cost is mostly per call.
         flat = torch.cat([*(grad.reshape(-1) for grad in grads), has_one])
         dist.all_reduce(flat)
-        *pieces, holders = torch.split(flat.div_(divisor), [*(grad.numel() for grad in grads), len(trained)])
-        for parameter, summed, held in zip(trained, pieces, (holders > 0).tolist(), strict=True):
-            parameter.grad = summed.view_as(parameter).clone() if held else None
+        *sums, counts = torch.split(flat.div_(divisor), [*(grad.numel() for grad in grads), len(trained)])
+        for parameter, summed, has_gradient in zip(trained, sums, (counts > 0).tolist(), strict=True):
+            parameter.grad = summed.view_as(parameter).clone() if has_gradient else None

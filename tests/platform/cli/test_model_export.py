@@ -82,7 +82,7 @@ def test_open_clip_is_written_and_computes_the_same(tmp_path: Path, student: Pat
         expected = load_model(student).eval().encode_image(images)
         assert torch.equal(load_open_clip(tmp_path / "out").encode_image(images), expected)
     code, _, error = export(student, "out", "--format", "open_clip")
-    assert code == 2 and "out exists and is not overwritten: remove it" in error
+    assert code == 2 and "out exists and is not overwritten: delete it" in error
 
 
 def test_the_official_state_dict_is_written(tmp_path: Path, nano_teacher: Path, export: Export) -> None:

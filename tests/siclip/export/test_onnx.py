@@ -144,9 +144,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_and_no_folder_is_guessed(tmp_path: Path) -> None:
     model = create_model("siclip-nano")
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(UserError, match="mine exists and is not overwritten: remove it"):
+    with pytest.raises(UserError, match="mine exists and is not overwritten: delete it"):
         export_onnx(model, tmp_path / "mine")
-    with pytest.raises(UserError, match=r"cannot write in .*nowhere: .*make the folder"):
+    with pytest.raises(UserError, match=r"cannot write in .*nowhere: .*create the folder"):
         export_onnx(model, tmp_path / "nowhere" / "onnx")
     assert (tmp_path / "mine").read_text() == "mine"
 

@@ -148,7 +148,7 @@ def test_models_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(UserError, match="'mobileclip-nano' has no SAS-P blocks"):
         fit_blocks(teacher, teacher, batches(1))
     deeper = create_model("mobileclip-nano", text={"layers": 5})
-    with pytest.raises(UserError, match=r"text tower of 'siclip-nano' has 4 blocks 96 wide, that of .* 5 blocks"):
+    with pytest.raises(UserError, match=r"text tower of 'siclip-nano' has 4 blocks of width 96, that of .* 5 blocks"):
         fit_blocks(student, deeper, batches(1))
     student.requires_grad_(False)
     with pytest.raises(UserError, match="every SAS-P block of 'siclip-nano' is frozen"):

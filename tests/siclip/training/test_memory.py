@@ -45,6 +45,6 @@ def test_the_micro_batch_is_halved_until_it_fits(
 
 def test_a_batch_that_cannot_be_halved_any_more_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     step, events = device_of(2, monkeypatch)
-    with pytest.raises(UserError, match="no micro-batch of 24 pairs fits: 3 is too large for cuda"):
+    with pytest.raises(UserError, match="no micro-batch of 24 samples fits: 3 is too large for cuda"):
         find_micro_batch_size(step, 24, torch.device("cuda"))
     assert events == [24, [], 12, [], 6, [], 3, []]

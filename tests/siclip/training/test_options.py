@@ -201,7 +201,7 @@ def test_a_finite_step_in_between_resets_the_row() -> None:
     for make in (not_finite, batch, not_finite, batch, not_finite):
         trainer.train_step(make(trainer.step))
     assert trainer.skipped == 3
-    with pytest.raises(TrainingDiverged, match=r"not finite in 2 steps in a row, up to step 5") as raised:
+    with pytest.raises(TrainingDiverged, match=r"not finite in 2 consecutive steps, up to step 5") as raised:
         trainer.train_step(not_finite(5))
     assert [found.image_ids for found in raised.value.batches] == [tuple(range(32, 40)), tuple(range(40, 48))]
 
@@ -213,7 +213,7 @@ def test_the_row_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> None
     save_checkpoint(tmp_path / "3.pt", first.result, first.state_dict())
     resume(second, tmp_path / "3.pt")
     assert second.skipped == 2
-    with pytest.raises(TrainingDiverged, match="in 3 steps in a row, up to step 3"):
+    with pytest.raises(TrainingDiverged, match="in 3 consecutive steps, up to step 3"):
         second.train_step(not_finite(3))
 
 

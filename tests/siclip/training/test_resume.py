@@ -116,7 +116,7 @@ def test_what_an_earlier_version_left_out_is_named(part: str, saved: Path, tmp_p
     content = read_checkpoint(saved)
     del content["training"][part]
     torch.save(content, tmp_path / "old.pt")
-    with pytest.raises(UserError, match=f"lacks {part}, an earlier version wrote it"):
+    with pytest.raises(UserError, match=f"lacks {part}, because an earlier version wrote it"):
         resume(student(), tmp_path / "old.pt")
 
 
@@ -189,7 +189,7 @@ def test_a_diverged_run_holds_and_writes_every_id_of_the_row_of_skipped_batches(
         for step, ids in ((1, range(8, 16)), (2, range(16, 24)), (3, range(24, 32)))
     )
     named = write_ids(error, tmp_path / "ids.csv")
-    assert str(tmp_path / "ids.csv") in str(named) and "in 3 steps in a row, up to step 3" in str(named)
+    assert str(tmp_path / "ids.csv") in str(named) and "in 3 consecutive steps, up to step 3" in str(named)
     with (tmp_path / "ids.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["step", "image_id", "caption_id"]

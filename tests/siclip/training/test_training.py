@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted_then_stops_the_run_and
         trainer.model.image_encoder.blocks[0].beta_sa.fill_(float("nan"))
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     assert trainer.train_step(batch(1))["skipped_steps"] == 1
-    with pytest.raises(TrainingDiverged, match=r"in 2 steps in a row, up to step 2$") as raised:
+    with pytest.raises(TrainingDiverged, match=r"in 2 consecutive steps, up to step 2$") as raised:
         trainer.train_step(batch(2))
     assert [found.step for found in raised.value.batches] == [1, 2]
     for name, p in trainer.model.named_parameters():

@@ -43,13 +43,9 @@ class Problems:
     def __init__(self) -> None:
         self._found: list[InitErrorDetails] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
     def add(self, text: str, *loc: str | int) -> None:
         """Note a problem, with its remedy, at a path below the value that is validated."""
-        error = PydanticCustomError("problem", "{text}", {"text": text})
-        self._found.append(InitErrorDetails(type=error, loc=loc, input=None))
+        self._found.append(InitErrorDetails(type=refusal(text), loc=loc, input=None))
 
     @contextmanager
     def at(self, *loc: str | int) -> Iterator[None]:
@@ -76,12 +72,14 @@ class Problems:
 
         A validator may raise it: pydantic then puts the path of the validated value before each path.
         """
+        # One error with all problems: pydantic stops at the first exception of a validator.
         if self._found:
             raise ValidationError.from_exception_data("file", self._found)
 
 
 def refusal(text: str) -> PydanticCustomError:
     """The error that a validator raises for the whole of its value."""
+    # The text is a value of the template, for it may contain braces.
     return PydanticCustomError("problem", "{text}", {"text": text})
 
 

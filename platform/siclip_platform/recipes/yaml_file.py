@@ -14,6 +14,7 @@ from siclip_platform.recipes.problems import KEY, Loc, dotted, explain, short
 Model = TypeVar("Model", bound=BaseModel)
 TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"
+UNREADABLE = object()
 
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -117,6 +118,7 @@ class Document:
         if node.tag != plain or id(node) in self._open:
             problem = f"the tag {node.tag} cannot be read" if node.tag != plain else "an alias within its own anchor"
             return self._give_up(loc, f"{problem}; write plain YAML")
+        # An alias may point to the node that contains it, which would be read without end.
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -147,6 +149,7 @@ class Document:
                 continue
             self._lines[(*loc, key)] = (line, _line(value_node))
             values[key] = self._read(value_node, (*loc, key))
+        # Merged last: a mapping's own keys override merged ones wherever << is written.
         for key_node, value_node in node.value:
             if key_node.tag == MERGE:
                 self._merge(values, value_node, loc)
@@ -168,7 +171,8 @@ class Document:
         value = self._plain(node)
         if isinstance(value, str) and value and not _is_ambiguous(node):
             return value
-        self.note(loc, f"{where} is {short(value)}, not text; write a word, in quotes if need be", _line(node))
+        shown = node.value if value is UNREADABLE else value
+        self.note(loc, f"{where} is {short(shown)}, not text; write a word, in quotes if need be", _line(node))
         return None
 
     def _scalar(self, node: yaml.ScalarNode, loc: Loc) -> Any:
@@ -176,16 +180,17 @@ class Document:
             remedy = "write a number without leading zeros or colons, or put it in quotes if it is text"
             return self._give_up(loc, f"versions of YAML read {node.value} differently; {remedy}")
         value = self._plain(node)
-        if not isinstance(value, str | int | float | bool | None):
-            return self._give_up(loc, f"{node.value!r} cannot be read; write a number or text")
+        if value is UNREADABLE:
+            return self._give_up(loc, f"{short(node.value)} cannot be read; write a number or text")
         return value
 
     def _plain(self, node: yaml.ScalarNode) -> Any:
-        """The scalar's value; an object of no YAML type if it has none."""
+        """The number, text, truth value or None of a scalar; `UNREADABLE` for anything else."""
         try:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
         except (yaml.YAMLError, ValueError):
-            return NotYaml(_line(node), node.value)
+            return UNREADABLE
+        return value if isinstance(value, str | int | float | bool | None) else UNREADABLE
 
     def _give_up(self, loc: Loc, text: str) -> None:
         self.note(loc, text)

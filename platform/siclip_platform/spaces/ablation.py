@@ -184,6 +184,7 @@ class _AblationFile(FilePart):
     def _read_settings(cls, entries: Any, info: ValidationInfo[Checks]) -> tuple[Setting, ...]:
         if not isinstance(entries, dict):
             raise refusal("not a mapping; write `name: {set: {PATH: VALUE}}` lines")
+        # One by one: a setting may extend only those above it.
         problems = Problems()
         read: dict[str, Setting] = {}
         for name, entry in entries.items():

@@ -50,7 +50,7 @@ class Checks:
             PydanticCustomError: it is a list or a mapping, or the field or ``check_value`` refuses it.
         """
         value = one_value(value)
-        if path_problem(path):
+        if path_problem(path):  # reported at the key; there is no field to ask
             return value
         held, refused = read_value(path, value)
         if refused is None and self.check_value is not None and (reason := self.check_value(path, held)):

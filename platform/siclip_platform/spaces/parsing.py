@@ -137,6 +137,7 @@ class _Range(_Entry):
             raise refusal(f"{value!r} is not whole; write an integer or use uniform")
         if distribution in LOG and value <= 0:
             raise refusal(f"{value!r} is not above 0, as {distribution} requires; raise it")
+        # Stored hashes and Optuna's databases have floats for continuous ranges, also where the file has integers.
         if distribution not in WHOLE:
             value = float(value)
         info.context.checks.fit(info.context.path, value)
@@ -188,6 +189,7 @@ def _bound(text: Any) -> _Bound:
 
 
 def _named(policy: Any) -> Any:
+    # The models have a default name, for spaces without a sampler; a file that configures one must name it.
     if isinstance(policy, dict) and "name" not in policy and not closest("name", policy):
         raise refusal("lacks name; add it")
     return policy
@@ -217,6 +219,7 @@ class _SpaceFile(FilePart):
             raise refusal("not a mapping; write `path: {distribution: …}` lines")
         if not entries:
             raise refusal("empty; name at least one path of the recipe to search")
+        # One by one, not as a dict of models: an entry is checked against its path and the entries above it.
         problems = Problems()
         read: dict[str, Parameter | None] = {}
         for path, entry in entries.items():

@@ -144,6 +144,7 @@ def write_shard(table: pa.Table, path: Path, row_group_size: int) -> ShardEntry:
         UserError: the table does not match the schema (see `validate_table`).
     """
     validate_table(table, f"table for {path}")
+    # One column order and nullability, so that equal rows give equal bytes.
     table = table.select(SCHEMA.names).cast(SCHEMA)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, row_group_size=row_group_size, compression="zstd", compression_level=3)

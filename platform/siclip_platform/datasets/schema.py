@@ -74,6 +74,7 @@ def validate_table(table: pa.Table, where: str) -> None:
     validate_schema(table.schema, where)
     problems = []
     for problem, bad in _row_checks(table):
+        # Null counts as bad, because every check requires a value.
         rows = np.flatnonzero(np.asarray(pc.fill_null(bad, True)))
         if len(rows):
             first = int(rows[0])

@@ -25,6 +25,7 @@ class StoreError(UserError):
     """An object store does not answer or refuses a request, so the state of its files is unknown."""
 
 
+# Cached: a new client opens connections and may ask for the region of the bucket.
 @lru_cache(maxsize=64)
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """Return the pyarrow filesystem of a URI and the path in it. S3 clients have bounded timeouts and retries.

@@ -74,13 +74,13 @@ def caption(
     display = Display()
     cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)
     with cluster, display.live(), display.task("captions") as task:
-        made = caption_dataset(
+        built = caption_dataset(
             dataset, name, config, splits=split or (), pool=actor_pool(actors), progress=task.progress
         )
-    counts = made.counts
+    counts = built.counts
     display.say(
-        f"{made.sidecar.folder}: {counts['kept']:,} captions of {counts['images']:,} images "
+        f"{built.sidecar.folder}: {counts['kept']:,} captions of {counts['images']:,} images "
         f"({counts['generated']:,} generated; dropped: {counts['unusable']:,} by a rule, {counts['near_equal']:,} "
         f"near-equal, {counts['dissimilar']:,} dissimilar; {counts['images_without']:,} images without one); "
-        f"manifest {made.sidecar.hash}"
+        f"manifest {built.sidecar.hash}"
     )

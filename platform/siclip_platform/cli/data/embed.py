@@ -73,11 +73,12 @@ def embed(
     for part, size in plan.bytes.items():
         display.say(f"{part:>16}  {size / 1e9:12.6f} GB")
     display.say(f"{'total':>16}  {sum(plan.bytes.values()) / 1e9:12.6f} GB")
+    # After the table, so that a refusal comes with the sizes of all parts.
     plan.check(budget)
     cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)
     with cluster, display.live(), display.task("embeddings") as task:
-        made = embed_dataset(plan, pool=actor_pool(actors), progress=task.progress)
+        built = embed_dataset(plan, pool=actor_pool(actors), progress=task.progress)
     display.say(
-        f"{made.sidecar.folder}: {made.counts['images']:,} images × {augmentations}, {made.counts['captions']:,} "
-        f"captions; teacher {plan.layout.teacher}, key {plan.layout.key}; manifest {made.sidecar.hash}"
+        f"{built.sidecar.folder}: {built.counts['images']:,} images × {augmentations}, {built.counts['captions']:,} "
+        f"captions; teacher {plan.layout.teacher}, key {plan.layout.key}; manifest {built.sidecar.hash}"
     )

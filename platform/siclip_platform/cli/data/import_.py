@@ -74,6 +74,7 @@ def import_(
     columns = ColumnNames(
         image=image_column, caption=tuple(caption_column or ()), id=id_column, category=category_column
     )
+    # Before Ray starts: problems of the source show within a second.
     found = find_source(source, layout.value if layout else None, columns, shard_rows)
     display = Display()
     cluster = ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose)

@@ -47,7 +47,7 @@ class ShardJob(Config):
 
 
 @dataclass(frozen=True)
-class MadeSidecar:
+class BuiltSidecar:
     """A finished sidecar, and the sums of its tasks' counts."""
 
     sidecar: Sidecar
@@ -65,7 +65,7 @@ def chosen_splits(dataset: Dataset, splits: Sequence[str]) -> list[str]:
     return [split for split in dataset.split_names if not splits or split in splits]
 
 
-def make_sidecar(
+def build_sidecar(
     dataset: Dataset,
     kind: SidecarKind,
     name: str,
@@ -75,7 +75,7 @@ def make_sidecar(
     work: type,
     pool: Pool,
     progress: Progress | None = None,
-) -> MadeSidecar:
+) -> BuiltSidecar:
     """Run ``work`` on every shard and write the manifest; Ray must be initialised unless the pool is ``here``.
 
     After an interruption, a call with the same arguments resumes and gives the same bytes. A finished sidecar is
@@ -101,16 +101,19 @@ def make_sidecar(
         kind=kind, name=name, version=version, dataset=dataset.hash, recipe=dict(recipe), splits=none
     )
     try:
+        # Without parents: the dataset's folder must exist.
         folder.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder.parent}: {error}") from None
+    # Beside the sidecar's folder, because the stage refuses foreign files in it.
     with locked(folder.parent / f".{name}.lock"):
         if not (folder / MANIFEST).exists():
             _run(dataset, folder, requested, work, pool, progress)
-        made = _existing(dataset, kind, requested)
+        built = _existing(dataset, kind, requested)
+        # After the manifest: a process killed between the two leaves a finished sidecar with a plan.
         if (folder / PLAN).exists():
             clear_stage(folder)
-    return made
+    return built
 
 
 def remaining_bytes(folder: Path, total: int) -> int:
@@ -171,7 +174,7 @@ def _run(
     write_sidecar_manifest(folder, requested.model_copy(update={"splits": splits, "recipe": recipe}))
 
 
-def _existing(dataset: Dataset, kind: SidecarKind, requested: SidecarManifest) -> MadeSidecar:
+def _existing(dataset: Dataset, kind: SidecarKind, requested: SidecarManifest) -> BuiltSidecar:
     sidecar = open_sidecar(dataset, kind, requested.name)
     found = sidecar.manifest
     recipe = {key: value for key, value in found.recipe.items() if key != "counts"}
@@ -186,7 +189,7 @@ def _existing(dataset: Dataset, kind: SidecarKind, requested: SidecarManifest) -
             f"{sidecar.folder} contains {kind} that differ in {', '.join(differing)}: choose another --name, or "
             "delete that folder"
         )
-    return MadeSidecar(sidecar, dict(found.recipe["counts"]))
+    return BuiltSidecar(sidecar, dict(found.recipe["counts"]))
 
 
 def _summed(each: Iterator[Mapping[str, int]]) -> dict[str, int]:

@@ -140,6 +140,7 @@ def run_stage(
             if found:
                 _add(found, records, on_record)
         missing = [task for task in tasks if task.name not in records]
+        # Temporary files are only deleted under the lock, when no other run can be writing them.
         if missing:
             for leftover in folder.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
@@ -222,6 +223,7 @@ def _complete(folder: Path, task: Task, work: Work) -> Record:
         OutputFile(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name in output.files
     )
+    # The record comes last: it declares the files complete.
     record = Record(task=task.name, payload=task.digest, files=files, result=output.result)
     write_text_atomically(folder / DONE / f"{task.name}.json", record.model_dump_json())
     return record
@@ -254,6 +256,7 @@ def _run_on_ray(folder: Path, tasks: Sequence[Task], work: Work | type, pool: Po
     import ray.data
 
     items = [{"task": task.model_dump_json()} for task in tasks]
+    # One block per task: Ray schedules, retries and balances blocks.
     rows = ray.data.from_items(items, override_num_blocks=len(items))
     if isinstance(work, type):
         done = rows.map(

@@ -101,6 +101,7 @@ def compose_scene(config: DigitScenesConfig, split: str, number: int) -> dict[st
     captions += [{"text": text, "source": SYNTHETIC, "model": "template"} for text in scene.paraphrases]
     return {
         "id": f"{split}-{number:06d}",
+        # 4:4:4 keeps the colours of thin strokes, which the captions name.
         "image": simplejpeg.encode_jpeg(image, quality=config.jpeg_quality, colorsubsampling="444"),
         "width": config.image_size,
         "height": config.image_size,
@@ -124,6 +125,7 @@ def _order(seed: int, split: str) -> npt.NDArray[np.int64]:
 def _describe(seed: int, split: str, number: int, rng: np.random.Generator) -> Scene:
     """Validation and test use each distinct scene at most once; train draws with replacement."""
     scenes = distinct_scenes(_combinations(seed, split))
+    # A permutation, because draws without replacement must not depend on earlier scenes.
     index = rng.integers(len(scenes)) if split == "train" else _order(seed, split)[number]
     scene = scenes[index]
     return scene.inverse if rng.integers(2) else scene
@@ -134,6 +136,7 @@ def _boxes(scene: Scene, image_size: int, rng: np.random.Generator) -> list[list
     sides = [round(image_size * SIDE_SHARE[thing.size]) for thing in scene.things]
     low, high = (0, 1) if scene.relation in ("left of", "above") else (1, 0)
     slack = image_size - sum(sides) - GAP
+    # Two sorted draws share the free length into the space before, between and after the boxes.
     before, upto = np.sort(rng.integers(0, slack + 1, size=2))
     along = [0, 0]
     along[low] = int(before)

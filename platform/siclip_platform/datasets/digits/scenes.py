@@ -138,4 +138,5 @@ def negatives(scene: Scene, rng: np.random.Generator, combinations: frozenset[Co
 
 def random_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """Return a generator that depends only on the arguments, not on the process or the order of calls."""
+    # crc32 instead of hash(), which Python salts per process.
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])

@@ -63,6 +63,7 @@ def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Dro
         for position, first in zip(*found, strict=True):
             kept[position] = False
             part = int(np.searchsorted(starts, position, side="right")) - 1
+            # Only the parts with duplicates are read with all columns; most parts have none.
             if part not in opened:
                 opened[part] = pq.read_table(keys[part], schema=KEYS_SCHEMA)
             key = opened[part].slice(int(position - starts[part]), 1).to_pylist()[0]
@@ -72,6 +73,7 @@ def find_duplicates(keys: Sequence[Path], config: ImportConfig) -> dict[int, Dro
             row["detail"] = f"{ids[int(first)].as_py()!r} comes first"
             drops[part].ledger.append(row)
 
+    # In this order: a row is dropped for the first reason that applies, and then no longer compared.
     drop(Reason.DUPLICATE_ID, repeated(ids, kept))
     if config.drop_duplicates:
         drop(Reason.DUPLICATE_IMAGE, repeated(table["sha256"], kept))

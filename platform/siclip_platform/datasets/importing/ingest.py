@@ -93,6 +93,7 @@ def import_dataset(
         if not (folder / MANIFEST).exists():
             job.run()
         imported = _existing(folder, job)
+    # Only after the manifest: until then the work folder makes the import resumable.
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return imported
 
@@ -137,6 +138,7 @@ class _Job:
         drops = find_duplicates([self._part("keys", number) for number in range(len(records))], self.config)
         for lost in drops.values():
             self.tally.add(0, lost.reasons)
+        # A generator: its stage runs only when the shards are linked, after the checks below.
         shards = self._without_duplicates(records, drops)
         ledger = self._write_ledger(range(len(records)), drops)
         self.tally.check(self.max_bad_share, self.folder, finished=True)
@@ -149,6 +151,7 @@ class _Job:
             _link(path, self.folder / entry.path)
             splits.setdefault(split, []).append(entry)
         written = sum(entry.rows for entries in splits.values() for entry in entries)
+        # A lost row must never go unnoticed.
         if written != self.tally.written or ledger["rows"] != self.tally.rejected:
             raise RuntimeError(
                 f"{self.tally.read} rows read, but {written} written and {ledger['rows']} in the ledger"
@@ -173,6 +176,7 @@ class _Job:
             try:
                 self.tally.check(self.max_bad_share, self.folder, finished=len(done) == len(tasks))
             except UserError:
+                # The user needs the reasons to decide about the bad rows.
                 self._write_ledger(sorted(done), {})
                 raise
 

@@ -99,6 +99,7 @@ class Tally:
         Raises:
             UserError: the share is larger; the message lists the reasons.
         """
+        # Early in an import a few bad rows are a large share.
         if self.bad <= most * self.read or (self.read < ROWS_BEFORE_STOP and not finished):
             return
         lines = [f"  {reason}: {count:,}" for reason, count in self.reasons.most_common() if reason not in NOT_BAD]

@@ -99,6 +99,7 @@ def import_part(folder: Path, task: Task) -> TaskOutput:
         read += 1
         try:
             row, pixels = make_row(sample, job.config)
+            # Duplicates within a part; those of other parts are found by the second stage.
             if row["id"] in seen:
                 raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
         except Rejection as rejection:
@@ -167,6 +168,7 @@ def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any]
 
 def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
     """Return the 64-bit pHash of imagehash."""
+    # Imported here: it imports scipy, which takes seconds and is rarely needed.
     import imagehash
     from PIL import Image
 
@@ -183,6 +185,7 @@ def _split(row_id: str, job: PartJob) -> str:
     split = job.piece.split or job.config.split
     if split != job.config.split or not job.config.validation_share:
         return split
+    # By the id alone, so that the split does not depend on shards, order or duplicates.
     uniform = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) / 2**64
     return VALIDATION if uniform < job.config.validation_share else split
 
@@ -194,7 +197,7 @@ class _Shards:
         self.folder = folder
         self.job = job
         self.open: dict[str, tuple[int, list[dict[str, Any]]]] = {}
-        self.made: dict[int, tuple[str, ShardEntry]] = {}
+        self.written: dict[int, tuple[str, ShardEntry]] = {}
         self.count = 0
 
     def add(self, split: str, row: dict[str, Any]) -> tuple[int, int]:
@@ -215,10 +218,10 @@ class _Shards:
 
     @property
     def entries(self) -> list[tuple[str, ShardEntry]]:
-        return [self.made[number] for number in range(self.count)]
+        return [self.written[number] for number in range(self.count)]
 
     def _write(self, split: str) -> None:
         number, rows = self.open.pop(split)
         path = self.folder / f"{split}-{self.job.number:05d}-{number:03d}.parquet"
         table = pa.Table.from_pylist(rows, SCHEMA)
-        self.made[number] = (split, write_shard(table, path, self.job.config.row_group_rows))
+        self.written[number] = (split, write_shard(table, path, self.job.config.row_group_rows))

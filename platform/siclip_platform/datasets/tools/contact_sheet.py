@@ -48,6 +48,7 @@ def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[s
         note: a paragraph below the title.
         rows: of the dataset.
     """
+    # Captions of the web are markup of strangers: everything is escaped, nothing may be undefined.
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     shown = [{**row, "picture": _thumbnail(row["image"])} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,7 @@ def summarize_split(dataset: Dataset, split: str) -> SplitStatistics:
         for source, model in zip(pc.struct_field(flat, "source").to_pylist(), models.to_pylist(), strict=True):
             sources[f"{source}: {model}" if model else source] += 1
         found = {
+            # Captions have single spaces, so words are spaces plus one.
             "words per caption": pc.add(pc.count_substring(texts, " "), 1),
             "characters per caption": pc.utf8_length(texts),
             "captions per image": pc.list_value_length(captions),

@@ -28,6 +28,7 @@ THUMBNAIL = 128
 MAX_CAPTION = 400
 POOL = 256
 TOP = 3
+# A summary may come from anyone's run: only images may reach the HTML report.
 _IMAGE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -203,6 +204,7 @@ def _choose(order: Sequence[Sequence[int]] | None, rows: int, examples: int) -> 
         return sorted({index * rows // max(1, examples) for index in range(min(examples, rows))})
     wrong = [index for index in range(rows) if order[index][0] != index]
     right = [index for index in range(rows) if order[index][0] == index]
+    # If there are too few right images, wrong ones fill their places.
     half = wrong[: max(examples // 2, examples - len(right))]
     return [*right[: examples - len(half)], *half]
 

@@ -19,11 +19,11 @@ from siclip_platform.datasets.derived.captions.coca import CoCaCaptioner
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.sidecar_stage import (
-    MadeSidecar,
+    BuiltSidecar,
     Progress,
     ShardJob,
+    build_sidecar,
     chosen_splits,
-    make_sidecar,
     row_groups,
     shard_result,
 )
@@ -44,8 +44,8 @@ def caption_dataset(
     splits: Sequence[str] = (),
     pool: Pool | None = None,
     progress: Progress | None = None,
-) -> MadeSidecar:
-    """Write captions of a dataset. See `make_sidecar` for interrupted and repeated calls.
+) -> BuiltSidecar:
+    """Write captions of a dataset. See `build_sidecar` for interrupted and repeated calls.
 
     The counts are: ``images``; texts ``generated``; of them dropped by a rule (``unusable``), as ``near_equal`` and
     as ``dissimilar``; ``kept``; and images without a kept caption (``images_without``).
@@ -71,12 +71,13 @@ def caption_dataset(
         "device": "cuda" if pool.gpus else "cpu",
         "libraries": {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pyarrow")},
     }
+    # The actors load their own copy; this one was only needed for its name and hash.
     del captioner
     if config.similarity:
         recipe["teacher"] = EmbeddingTeacher(config.similarity.teacher).identity
     arguments = (str(dataset.local_folder), config.model_dump_json(), pool.gpus > 0)
     pool = Pool(cpus=pool.cpus, gpus=pool.gpus, actors=max(pool.actors, 1), arguments=arguments, here=pool.here)
-    return make_sidecar(dataset, "captions", name, VERSION, recipe, chosen, CaptionShard, pool, progress)
+    return build_sidecar(dataset, "captions", name, VERSION, recipe, chosen, CaptionShard, pool, progress)
 
 
 class CaptionShard:
@@ -92,6 +93,7 @@ class CaptionShard:
         job = ShardJob.model_validate(task.payload)
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         path = folder / job.path
+        # Equal bytes on every worker: see `one_thread`.
         with one_thread():
             entry = write_sidecar_shard(path, self._tables(self.folder / job.path, counts), CAPTIONS_SCHEMA)
         return TaskOutput(files=(job.path,), result=shard_result(entry, counts))

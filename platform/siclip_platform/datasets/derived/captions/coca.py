@@ -67,6 +67,7 @@ class CoCaCaptioner:
         self.autocast = config.precision == "bf16"
         self.transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         is_file = Path(config.pretrained).is_file()
+        # A local checkpoint has no public name, so its hash identifies it.
         self.name = f"{name}@{self.hash}" if is_file else f"{name}:{config.pretrained}"
 
     def captions(self, images: Sequence[np.ndarray], ids: Sequence[str], per_image: int) -> list[list[str]]:
@@ -93,10 +94,12 @@ class CoCaCaptioner:
             open_rows = torch.arange(rows, device=self.device)
             for position in range(1, longest + 1):
                 logits = self._next_logits(encoded, image[open_rows], out[open_rows, :position])
+                # The end token is excluded until the caption has its minimum length.
                 if position <= self.sampling.min_tokens:
                     logits[:, end] = -torch.inf
                 chosen = pick(logits, draw[open_rows, position - 1], self.sampling)
                 out[open_rows, position] = chosen
+                # Finished rows leave the batch, so that later steps cost less.
                 open_rows = open_rows[chosen != end]
                 if not len(open_rows):
                     break
@@ -154,6 +157,7 @@ def _registered(model: str) -> str:
     path = Path(model).absolute()
     if not path.is_file():
         raise UserError(f"model config {path} does not exist: name a file in open_clip's format, or a model")
+    # open_clip's registry is global: a second registration of the same file must pass.
     if path.stem in open_clip.list_models() and not _same_file(path):
         raise UserError(f"open_clip already has a model {path.stem!r}: rename the file {path.name}")
     open_clip.add_model_config(path)

@@ -62,6 +62,7 @@ def expected_bytes(layout: EmbeddingLayout, what: Extent) -> dict[str, float]:
         "text embeddings": what.captions * text,
         "crop boxes": crops * BOX_BYTES,
     }
+    # Elements of list columns: four numbers per box, one vector per caption.
     listed = 4 * crops + what.captions
     if layout.numbers == "int8":
         parts["scales"] = (crops + what.captions) * SCALE_BYTES

@@ -25,12 +25,12 @@ from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, UsedCaptions, embedding_table
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.sidecar_stage import (
-    MadeSidecar,
+    BuiltSidecar,
     Progress,
     ShardJob,
+    build_sidecar,
     check_free_space,
     chosen_splits,
-    make_sidecar,
     row_groups,
     shard_result,
 )
@@ -100,10 +100,10 @@ def plan_embedding(folder: Path, name: str, config: EmbedConfig, splits: Sequenc
     return Plan(dataset, name, config, chosen, layout, expected_bytes(layout, what))
 
 
-def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | None = None) -> MadeSidecar:
+def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | None = None) -> BuiltSidecar:
     """Build planned embeddings; the counts are ``images`` and ``captions``.
 
-    See `make_sidecar` for interrupted and repeated calls.
+    See `build_sidecar` for interrupted and repeated calls.
     """
     config, pool = plan.config, pool or Pool(actors=1)
     recipe = {
@@ -116,7 +116,7 @@ def embed_dataset(plan: Plan, *, pool: Pool | None = None, progress: Progress | 
     folder = str(plan.dataset.local_folder)
     arguments = (folder, config.model_dump_json(), plan.layout.model_dump_json(), pool.gpus > 0)
     pool = Pool(cpus=pool.cpus, gpus=pool.gpus, actors=max(pool.actors, 1), arguments=arguments, here=pool.here)
-    return make_sidecar(
+    return build_sidecar(
         plan.dataset, "embeddings", plan.name, VERSION, recipe, plan.splits, EmbedShard, pool, progress
     )
 
@@ -143,6 +143,7 @@ class EmbedShard:
 
     def _tables(self, job: ShardJob, counts: dict[str, int]) -> Iterator[pa.Table]:
         for index, table in enumerate(row_groups(self.folder / job.path, ("id", "image", "captions"))):
+            # Row groups are aligned, so group i of a sidecar has the captions of group i of the shard.
             beside = [sidecar.read(job.split, job.number, index) for sidecar in self.captions]
             columns = [each["captions"].to_pylist() for each in (table, *beside)]
             texts = [[caption["text"] for caption in chain(*row)] for row in zip(*columns, strict=True)]
@@ -153,6 +154,7 @@ class EmbedShard:
     def _table(self, table: pa.Table, texts: list[list[str]]) -> pa.Table:
         """Embed one row group; its crops are decoded batch by batch, to bound the memory."""
         boxes = np.empty((table.num_rows, self.config.augmentations, 4), dtype=np.int32)
+        # A row group may be empty; torch.cat needs at least one tensor.
         image = [torch.empty(0, self.layout.widths[0])]
         size = max(1, self.config.batch_size // self.config.augmentations)
         for first in range(0, table.num_rows, size):

@@ -70,6 +70,7 @@ class EmbeddingTeacher:
         self.widths = self.teacher.widths
         self.precision = precision
         self.teacher.to(self.device)
+        # Teachers expose their scale only with embeddings, so one empty caption is embedded.
         self.logit_scale = float(self._embed(self._no_images(1), self._tokens([""])).logit_scale)
 
     def images(self, pixels: np.ndarray) -> Tensor:

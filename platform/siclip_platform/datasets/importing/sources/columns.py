@@ -89,6 +89,7 @@ def row_sample(
     image = rejected = None
     status = row.get("status")
     try:
+        # img2dataset's column: rows that it could not download have no image.
         if isinstance(status, str) and status != "success" and row.get(columns.image or "") is None:
             raise Rejection(Reason.NOT_DOWNLOADED, f"{status}: {row.get('error_message')}")
         image = image_bytes(row.get(columns.image or ""), read)

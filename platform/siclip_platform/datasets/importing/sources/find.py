@@ -66,6 +66,7 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
     folder = base_folder(path)
     layout = layout or _layout(root, found)
     chosen = [(name, size) for name, size in found if name.lower().endswith(SUFFIXES[layout])]
+    # A list named metadata describes the images beside it; other lists are then something else.
     if layout == "list" and len(chosen) > 1:
         chosen = [item for item in chosen if _is_metadata(item[0])] or chosen
     if not chosen:

@@ -114,6 +114,7 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         for line in self.stream:
             self.bytes += len(line)
+            # Decoding must not fail here: only the row with the bad bytes is rejected.
             yield line.decode("utf-8", errors="surrogateescape")
 
 

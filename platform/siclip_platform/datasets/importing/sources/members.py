@@ -70,6 +70,7 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSampl
                 group = group or _Group(key)
                 _add(group, extension, archive, member)
                 count += 1
+            # Without this check a truncated archive would be imported as a shorter one.
             if not getattr(archive, "ended", False):
                 raise tarfile.ReadError("its end mark is missing")
     except BROKEN_ARCHIVE as error:
@@ -113,6 +114,7 @@ def _add(group: _Group, extension: str, archive: tarfile.TarFile, member: tarfil
     if not member.isreg():
         group.rejected = Rejection(Reason.DAMAGED_ROW, f"member {member.name!r} is no file but a link or a device")
         return
+    # Checked by the header, because a member is read into memory as a whole.
     if member.size > MAX_MEMBER_BYTES:
         detail = f"member {member.name!r} has {member.size} bytes, more than {MAX_MEMBER_BYTES}"
         group.rejected = Rejection(Reason.DECOMPRESSION_BOMB, detail)

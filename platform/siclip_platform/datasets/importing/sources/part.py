@@ -62,6 +62,7 @@ def _samples(root: str, part: SourcePart) -> Iterator[SourceSample]:
     path = posixpath.join(folder, part.name)
 
     def read(name: str) -> bytes:
+        # img2dataset and similar tools store URLs; relative paths refer to the file's folder.
         if "://" in name:
             return read_uri(name)
         return read_file(filesystem, posixpath.join(posixpath.dirname(path), name), decompress=True)

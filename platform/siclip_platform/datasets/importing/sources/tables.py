@@ -82,6 +82,7 @@ def _rows(
     """Yield the rows of a batch; a row with an unreadable value, such as text that is not UTF-8, is rejected."""
     for number in range(batch.num_rows):
         try:
+            # One row at a time: a single invalid value would make the conversion of the batch fail.
             [row] = batch.slice(number, 1).to_pylist()
         except (ValueError, OverflowError) as error:
             rejected = Rejection(Reason.DAMAGED_ROW, f"a value cannot be read: {error}")

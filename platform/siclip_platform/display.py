@@ -47,6 +47,7 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=False)
         self.progress: Progress | None = None
+        # Concurrent trainings print from their threads: lines must not mix.
         self._lock = threading.Lock()
 
     @contextmanager

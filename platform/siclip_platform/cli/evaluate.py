@@ -98,7 +98,7 @@ def evaluate(
         show(result, costs, Console(highlight=False), confidence=sampling.confidence)
     if tracking_uri:
         record(tracking_uri, result, costs, data=folder, split=split, suite=suite or folder.name)
-    _refuse_half_done(result)
+    _fail_if_incomplete(result)
 
 
 def _print_metrics(checkpoint: str, data: AnyPath, split: str, as_json: bool) -> None:
@@ -129,6 +129,7 @@ def _prepare(
     from siclip_platform.storage import local_copy
     from siclip_platform.tracking import check_tracking
 
+    # First of all: opening a model of open_clip may download it.
     local = [name for name in models if not name.startswith(OPEN_CLIP) and "://" not in name]
     missing = [name for name in local if not Path(name).is_file()]
     if missing:
@@ -178,7 +179,7 @@ def _costs(subjects: list[Subject]) -> dict[str, Cost]:
     return {each.encoder.name: measure_cost(each.encoder, against) for each in subjects}
 
 
-def _refuse_half_done(result: SuiteResult) -> None:
+def _fail_if_incomplete(result: SuiteResult) -> None:
     """Fail if a set could not be measured, so that scripts notice; sets that are missing were listed before."""
     failed = [each.name for each in result.sets if each.state == "failed"]
     if failed:

@@ -79,6 +79,7 @@ def plan(
 
     budget = parse_bytes(disk)
     chosen = _recipe(recipe, batch_size, micro_batch_size)
+    # A calibrated machine has no card in the table unless one is named.
     found = find_card(card or "rtx-3090") if card or not calibrate else None
     rows = measure_rows(sample, "train") if sample else RowBytes()
     model = Clip(recipe_model(chosen))

@@ -16,6 +16,7 @@ OLDEST_PYTHON = (3, 11)
 FREE_BYTES = 10 * GIB
 """The least that a study needs for checkpoints, for objects that Ray spills, and for MLflow."""
 FREE_INODES = 100_000
+"""Ray's sessions, Tune's trials and MLflow's artifacts are many small files."""
 OPEN_FILES = 65_536
 """What Ray's documentation recommends; each worker opens hundreds."""
 OBJECT_STORE_SHARE = 0.3
@@ -91,6 +92,7 @@ def locked_versions(lock: str, installed: Mapping[str, str], environment: Mappin
 
 def _pin(line: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     text = line.strip().rstrip("\\").strip()
+    # The lines that follow a pin are its hashes.
     if not text or text.startswith(("#", "--")):
         return None
     try:

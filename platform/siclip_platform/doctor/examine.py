@@ -33,6 +33,7 @@ def examine(out: Path, tracking_uri: str | None) -> Iterator[Finding]:
         out: the folder that runs will write to.
         tracking_uri: the MLflow store; None for the default in ``out``.
     """
+    # In a container the affinity may be smaller than the number of cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield checks.python_version(sys.version_info[:3])
     yield _locked()
@@ -64,6 +65,7 @@ def _token() -> Finding:
 
 
 def _disk(name: str, folder: Path) -> Finding:
+    # The folder may not exist yet: it will be on the file system of its nearest existing parent.
     existing = folder.resolve()
     while not existing.exists():
         existing = existing.parent
@@ -83,6 +85,7 @@ def _store(out: Path, tracking_uri: str | None) -> Finding:
 
     uri = tracking_uri or default_tracking_uri(out)
     path = Path(uri.removeprefix("sqlite:///"))
+    # Connecting would create the file.
     if uri.startswith("sqlite:") and not path.is_file():
         return Finding("MLflow store", "ok", f"{path} will be created by the first run")
     return _answer("MLflow store", lambda: check_tracking(uri), "answers", "correct --tracking-uri, or omit it")

@@ -117,6 +117,7 @@ def _row_groups(table: Path, kind: Modality | None, column: str | None) -> Itera
     if not is_text and not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
         raise UserError(f"column {found!r} of {table} is {type_}: images are binary, texts are strings")
     id_column = next((name for name in ID_COLUMNS if name in schema.names), "")
+    # A row group is the smallest part of a Parquet file that can be read alone.
     for group in range(groups):
         yield InputPart(
             "text" if is_text else "image", parquet=str(table), row_group=group, column=found, id_column=id_column

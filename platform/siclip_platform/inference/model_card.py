@@ -135,4 +135,5 @@ def _table(head: tuple[str, str], rows: Mapping[str, str]) -> list[str]:
 
 
 def _cell(text: str) -> str:
+    # A pipe would end the cell, and < would start HTML.
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -83,6 +83,7 @@ def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds:
     medians = [median(timed[size]) for size in batches]
     each, fixed = np.polyfit(batches, medians, 1)
     spread = max(abs(s - m) / m for size, m in zip(batches, medians, strict=True) for s in timed[size])
+    # Noise can put the intercept below zero.
     return Calibration(
         _name(trainers[batches[0]].device), float(max(fixed, 0.0)), float(each), float(spread), batches
     )

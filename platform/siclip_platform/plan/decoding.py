@@ -27,6 +27,7 @@ def decode_rate(size: int, seconds: float = 1.0) -> float:
         seconds: how long to measure.
     """
     height, width = PICTURE_SIDES[1], PICTURE_SIDES[0]
+    # Smooth with a little noise, like a photograph: pure noise makes larger files, which decode more slowly.
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC

@@ -93,6 +93,7 @@ def make_plan(job: Job, model: Clip) -> Plan:
     """
     work = count_work(job.recipe, model, job.teacher)
     training = job.recipe.training
+    # Rounded up: the card with the most pairs decides.
     batch = math.ceil(training.batch_size / job.cards)
     micro = training.micro_batch_size
     memory = work.memory(batch, min(batch, micro) if isinstance(micro, int) and micro else batch, job.cards)

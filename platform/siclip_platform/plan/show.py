@@ -47,6 +47,7 @@ def machine(plan: Plan) -> str:
 
 def show(plan: Plan) -> None:
     """Print storage, memory and time, the sources of the figures, and what to change."""
+    # A fixed width: in a pipe rich would wrap at 80 columns.
     console = Console(highlight=False, width=110)
     job = plan.job
     console.print(

@@ -59,6 +59,7 @@ def measure_rows(folder: str | AnyPath, split: str) -> RowBytes:
         for group in range(metadata.num_row_groups):
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
+                # The columns of captions are nested: captions.list.element.text.
                 part = chunk.path_in_schema.partition(".")[0]
                 if part in parts:
                     parts[part] += chunk.total_compressed_size

@@ -26,9 +26,10 @@ BACKWARD = 2
 FRAMEWORK_BYTES = 700 * 2**20
 """CUDA context, libraries and the caching allocator's reserve. An assumption."""
 TRUNK_MAPS = 3.375
-"""Working memory of the folded trunk beside fp32 pixels, in bf16 maps of the stem's size (widths[0], size/2, size/2).
+"""Working memory of the folded trunk in addition to fp32 pixels.
 
-1.3 times the tensors that are alive at a time in S0 and in nano. The rest is for the workspace of convolutions.
+Unit: bf16 maps of the stem's size (widths[0], size/2, size/2). It is 1.3 times the tensors that are alive at a time
+in S0 and in nano. The rest is for the workspace of convolutions.
 """
 SIMILARITIES = 14
 """(B, B) fp32 matrices that CLIP, CRD, ICL and PM hold at a time, with their gradients. An upper bound for fewer."""

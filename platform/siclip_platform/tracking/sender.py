@@ -47,6 +47,7 @@ class Sender:
         self._client = client
         self._experiment_id: str | None = None
         self._stop = threading.Event()
+        # A daemon: a request that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-sender")
         self._idle = threading.Condition()
         self._sends: dict[str, Callable[[Event], None]] = {
@@ -67,12 +68,14 @@ class Sender:
 
     @property
     def client(self) -> Any:
+        """The ``MlflowClient``, created on first use."""
         if self._client is None:
             self._client = connect(self.uri)
         return self._client
 
     @property
     def experiment_id(self) -> str:
+        """MLflow's id of the experiment, looked up on first use."""
         if self._experiment_id is None:
             self._experiment_id = experiment_id(self.client, self.experiment, self.artifacts)
         return self._experiment_id
@@ -102,6 +105,7 @@ class Sender:
         while not self._stop.is_set():
             event = self.spool.next()
             if event is None:
+                # Cleared before the count: an event that is added in between sets it again.
                 self.spool.arrived.clear()
                 with self._idle:
                     self._idle.notify_all()
@@ -119,6 +123,7 @@ class Sender:
         from mlflow import MlflowException
 
         try:
+            # Recorded first: if the process is killed now, the event may have arrived.
             self.spool.trying(event)
             self._sends[event.op](event)
         except RunMissing as error:
@@ -137,6 +142,7 @@ class Sender:
             self.reason = _first_line(error)
             return False
         self.reason = ""
+        # `created` marks a create event as sent, in one transaction with the run's id.
         if event.op != "create":
             self.spool.sent(event)
         return True

@@ -67,6 +67,7 @@ class Spool:
                 f"another process is writing to {folder}: wait until it ends, or end it, and start this again",
             )
         self._lock = threading.RLock()
+        # One connection for all threads: every access takes the lock.
         self._data = sqlite3.connect(folder / FILE if folder else ":memory:", check_same_thread=False, timeout=60)
         self._data.execute("PRAGMA journal_mode=WAL")
         # With a write-ahead log, NORMAL loses no event when the process is killed, only when the machine is.

@@ -48,6 +48,7 @@ def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
             ) from None
     elif scheme in ("http", "https"):
         try:
+            # Not with MLflow's client, which would retry for minutes.
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds):
                 pass
         except (urllib.error.URLError, OSError, ValueError) as error:
@@ -111,7 +112,7 @@ def _check_location(experiment: Any, artifacts: str) -> None:
     """An experiment stores all its files at one URI, fixed when it is created."""
     if experiment.artifact_location.rstrip("/") != artifacts.rstrip("/"):
         raise UserError(
-            f"experiment {experiment.name!r} of this store keeps its files at {experiment.artifact_location}, not at "
+            f"experiment {experiment.name!r} in this store has its files at {experiment.artifact_location}, not at "
             f"--artifacts {artifacts}: name a new store with --tracking-uri, or omit --artifacts"
         )
 
@@ -184,6 +185,7 @@ def git_commit() -> str | None:
     if not (checkout / ".git").exists():
         return None
     try:
+        # --exclude: the hash of the commit, not the name of a tag.
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
             cwd=checkout,

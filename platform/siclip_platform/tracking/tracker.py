@@ -54,6 +54,7 @@ class TrackedRun:
         self._spool = tracker.spool
         self._last = self._spool.last_steps(key)
         self._buffer: list[tuple[str, float, int, int]] = []
+        # Lock order: this one, then the spool's.
         self._lock = threading.Lock()
         self._sizes = self._spool.sizes(key)
 
@@ -75,9 +76,11 @@ class TrackedRun:
         now = int(time.time() * 1000)
         for name, value in metrics.items():
             key = stored_key(name)
+            # A restarted trial repeats the steps since its last checkpoint, and MLflow would store them twice.
             if step > self._last.get(key, -1):
                 self._last[key] = step
                 self._buffer.append((key, float(value), now, step))
+        # Half of MLflow's limit, so that most batches are one request.
         if len(self._buffer) >= MAX_METRICS // 2:
             self._put()
 
@@ -147,6 +150,7 @@ class TrackedRun:
         with self._lock:
             if self._sizes.get((op, str(path))) != size:
                 self._sizes[op, str(path)] = size
+                # MLflow shows the value of the highest step, so each change takes the next one.
                 self._add(self._last.get(ARTIFACT_BYTES, -1) + 1, {ARTIFACT_BYTES: float(sum(self._sizes.values()))})
         return {"bytes": size}
 
@@ -165,6 +169,7 @@ class TrackedRun:
             step = int(metrics.get("cost/steps", 0))
             self.log(step, {name: value for name, value in metrics.items() if not math.isnan(value)})
         self.flush()
+        # A resumed study finishes runs again that it had finished before it was killed.
         if self._spool.ended(self.key):
             return
         last = _tags({**tags, "state": state, **({"reason": reason} if reason else {})})
@@ -291,6 +296,7 @@ class Tracker:
         while (found := self.spool.run_id(key)) is None:
             if time.monotonic() > until:
                 raise UserError(f"the MLflow store {self.uri} does not answer: {self.sender.reason}")
+            # Wakes the sender, which waits up to a second for new events.
             self.spool.arrived.set()
             time.sleep(0.01)
         return found

@@ -158,9 +158,12 @@ def test_events_wait_while_the_server_does_not_answer_and_sync_sends_them(
 
     tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s", client=Flaky(uri, stops_answering))
     write_study(tracker, tmp_path / "file.txt")
+    until = time.monotonic() + 60
+    while not tracker.sender.reason and time.monotonic() < until:
+        time.sleep(0.01)
+    assert "connection refused" in tracker.sender.reason
     left = tracker.close(timeout_seconds=0.3)
     assert left > 10
-    assert "connection refused" in tracker.sender.reason
     with pytest.raises(UserError, match="another process is writing"):
         spool = Spool(tmp_path / "s")
         try:

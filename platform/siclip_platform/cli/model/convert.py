@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class How(StrEnum):
-    """Which weights blocks get that did not share before."""
+    """The weights of blocks that newly share."""
 
     AVERAGE = "average"
     FIRST = "first"
@@ -41,6 +41,7 @@ def convert(
     Blocks that no longer share get a copy each, so the model computes the same. Blocks that newly share get the mean
     of their weights, or those of the first: a heuristic start for further training.
     """
+    # Before torch is imported, so that a wrong file name is reported at once.
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config

@@ -45,6 +45,7 @@ def propose_sharing_command(
     from siclip_platform.display import Display
     from siclip_platform.storage.checkpoints import read_model
 
+    # Before the measurement, which takes minutes.
     _check_out(out)
     model = read_model(checkpoint)
     divergences = _probe(model, data, split, samples)

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow
-from mlflow.environment_variables import _EnvironmentVariable
+import mlflow.environment_variables
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|USERNAME|CREDENTIAL")
 MLFLOW_SECRETS = {
     variable.name
     for variable in vars(mlflow.environment_variables).values()
-    if isinstance(variable, _EnvironmentVariable) and variable.type is str and SECRET.search(variable.name)
+    if getattr(variable, "type", None) is str and SECRET.search(variable.name)
 }
 SECRETS = MLFLOW_SECRETS | {
     "AWS_ACCESS_KEY_ID",

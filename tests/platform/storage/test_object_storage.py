@@ -238,7 +238,7 @@ def test_mlflow_stores_files_and_models_in_the_bucket(
     (model,) = [key for key in keys(store, "runs", "mlflow") if key.endswith("model.pt")]
     ours, theirs = load_model(nano_teacher).state_dict(), read_model(f"s3://runs/{model}").state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    with pytest.raises(UserError, match=r"keeps its files at s3://runs/mlflow, not at --artifacts s3://runs/other"):
+    with pytest.raises(UserError, match=r"has its files at s3://runs/mlflow, not at --artifacts s3://runs/other"):
         Tracker(uri, artifacts="s3://runs/other")
     assert SECRET.encode() not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 

@@ -23,6 +23,7 @@ def follow(
         wait: Sleeps for a number of seconds.
     """
     while True:
+        # Monotonic, because the system's clock may be changed while a study runs.
         started = time.monotonic()
         paths = make()
         if not paths.running:

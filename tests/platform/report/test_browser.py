@@ -19,6 +19,7 @@ from siclip_platform.report import write_report
 
 pytestmark = pytest.mark.slow
 EVIL = '<img src=x onerror="document.title=1">' + "=1+1 " + "long" * 60
+# One transparent pixel.
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
     "rkJggg=="
@@ -38,6 +39,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium, or set CHROMIUM to its path")
     with sync_api.sync_playwright() as playwright:
+        # Chromium's sandbox requires privileges that containers lack.
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield made
         made.close()
@@ -81,6 +83,7 @@ class Opened:
         self.page.on("console", lambda message: self.messages.append(message.text))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
+        # Generous, because each page contains plotly's 5 MB of JavaScript.
         self.page.goto(path.as_uri(), timeout=120_000)
         self.plots = self.page.locator(".plot").count()
         self.page.wait_for_function(

@@ -22,6 +22,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> S
     experiment = made.experiment("siclip")
     study = made.study(experiment, "wikd")
     for index, name in enumerate(("one", "two\x1b[31m")):
+        # The names contain a terminal escape sequence and Rich markup.
         params = {
             "loss.pair_matching": index,
             "model.name": "nano",
@@ -35,6 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, mlflow_database: bytes) -> S
 
 
 def run(*arguments: str) -> str:
+    # Wide enough that Rich does not wrap a table.
     found = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(arguments), catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return found.output

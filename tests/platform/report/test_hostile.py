@@ -15,6 +15,7 @@ from report_store import METRIC, Ablation, SyntheticStore, add_ablation
 from siclip_platform.datasets.tools.summary import NAME
 from siclip_platform.report.draw.csv_files import field, write_csv
 
+# HTML, the end of a Markdown cell, code, emphasis, a plotly template, TeX and a lookup.
 EVIL = "<script>alert('x')</script>|`a`\n*b* %{y} $\\frac$ ${jndi}"
 FORMULA = '=HYPERLINK("http://evil.example","x")'
 LONG = "very-long-" * 40
@@ -121,6 +122,7 @@ def test_no_csv_field_is_a_formula(made: Path) -> None:
     for path in files:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
+        # A row of another length would be one that a name has broken.
         assert len({len(row) for row in rows}) == 1, path
         for cell in (cell for row in rows for cell in row):
             assert not cell.startswith(("=", "+", "@", "\t")), (path, cell)

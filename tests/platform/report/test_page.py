@@ -137,6 +137,7 @@ def test_trials_are_ranked_with_their_values(demo: tuple[Page, str]) -> None:
     assert [row[0][1] for row in rows] == ["t0", "t1", "t2", "t3"]
     assert rows[0][0][0] == "t0 (leader)"
     assert demo[0].column("trials", "rank") == ["1", "2", "3", "—"]
+    # Four trials, teacher, best and control.
     total = sum(30.25 + index for index in range(4)) + 180.5 + 61.5 + 44.75
     for index, (row, content) in enumerate(zip(rows, TRIALS.values(), strict=True)):
         assert row[2][0] == content["state"]

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*arguments: str) -> str:
+    # Wide enough that Rich does not wrap a table.
     found = CliRunner(env={"COLUMNS": "140"}).invoke(app, list(arguments), catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return found.output

@@ -154,10 +154,12 @@ def test_an_error_names_what_does_not_exist(store: SyntheticStore, tmp_path: Pat
     missing = tmp_path / "missing.db"
     with pytest.raises(UserError, match=r"no MLflow database at .*missing\.db"):
         write_report(f"sqlite:///{missing}", tmp_path)
+    # MLflow would have created it.
     assert not missing.exists()
     (tmp_path / "other.db").write_text("not a database")
     with pytest.raises(UserError, match="cannot be read"):
         write_report(f"sqlite:///{tmp_path / 'other.db'}", tmp_path)
+    # A file where the folder should be.
     taken = tmp_path / "file"
     taken.write_text("")
     with pytest.raises(UserError, match="cannot write the report"):

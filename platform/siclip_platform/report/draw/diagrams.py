@@ -47,6 +47,7 @@ def sharing_svg(found: SharingPattern, name: str) -> str:
             parts.append(_arc(one, following[0], look(found.assignment[one] + 1).colour))
     for index, (group, letter) in enumerate(zip(found.assignment, letters(found).split(), strict=True)):
         left = 4 + index * (BOX + GAP)
+        # Dashed without fill, so that unshared weights are visible without colour.
         shared = found.assignment.count(group) > 1
         colour = look(group + 1).colour
         fill = f'fill="{colour}" fill-opacity="0.22"' if shared else 'fill="none"'
@@ -63,6 +64,7 @@ def sharing_svg(found: SharingPattern, name: str) -> str:
 
 def _arc(one: int, other: int, colour: str) -> str:
     left, right = (4 + index * (BOX + GAP) + BOX / 2 for index in (one, other))
+    # The farther the block, the higher the arc, so that arcs stay apart.
     height = TOP - 4 - min(24, 10 * (other - one))
     return (
         f'<path d="M{left} {TOP} C{left} {height},{right} {height},{right} {TOP}" fill="none" stroke="{colour}" '

@@ -33,6 +33,7 @@ def _layout(x: str, y: str, height: int) -> Figure:
     return {
         "height": height,
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        # Transparent, so that the page's light or dark background shows through.
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": {**axis, "title": {"text": drawn_text(x, 80)}},
@@ -56,6 +57,7 @@ def _plot(plot: Plot) -> Figure:
             layout[name] |= {
                 "tickvals": list(range(len(ticks))),
                 "ticktext": [drawn_text(tick, 22) for tick in ticks],
+                # plotly would cut symbols at the first and last position in half.
                 "range": [-0.6, len(ticks) - 0.4],
                 "showgrid": False,
             }
@@ -133,6 +135,7 @@ def _band(series: Series, colour: str, name: str) -> list[Figure]:
         for x, low, high in zip(series.x, series.low, series.high, strict=True)
         if None not in (low, high) and math.isfinite(low or 0.0) and math.isfinite(high or 0.0)
     ]
+    # One point has no area to fill.
     if len(edges) < 2:
         return []
     return [

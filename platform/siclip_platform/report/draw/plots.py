@@ -82,6 +82,7 @@ class Plot:
     def rows(self) -> Iterator[list[Value]]:
         """Column names, then one row per point."""
         yield ["series", "label", self.x_label or "x", self.y_label or "y", "low", "high"]
+        # All points: only drawings are thinned.
         for series in self.series:
             for index, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
                 label = series.labels[index] if series.labels else _tick(self, x, y)

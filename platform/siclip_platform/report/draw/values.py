@@ -101,6 +101,7 @@ def seconds_cell(value: float | None) -> Cell:
 def points(name: str, difference: float) -> str:
     """A signed difference of two values of a metric; for shares in percentage points."""
     text = f"{100 * difference:+.1f} points" if is_share(name) else f"{difference:+.4g}"
+    # U+2212 is as wide as the plus sign, so signed columns align, and no line breaks after it.
     return text.replace("-", "−", 1)
 
 
@@ -152,6 +153,7 @@ def parameter_cell(value: str | None) -> Cell:
         number = float(value)
     except ValueError:
         return Cell(value, value)
+    # Integers keep all digits: they may be seeds or sizes.
     if not math.isfinite(number) or value.lstrip("+-").isdigit():
         return Cell(value, number if math.isfinite(number) else None)
     return Cell(short(number), number)

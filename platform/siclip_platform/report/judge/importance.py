@@ -86,6 +86,7 @@ def _distribution(runs: Sequence[Run], path: str, bounds: tuple[float, float] | 
 
     if bounds is None:
         return CategoricalDistribution(sorted({run.params[path] for run in runs}))
+    # The store does not record whether a number was an integer or had a step.
     return FloatDistribution(*bounds, log=is_log(*bounds))
 
 

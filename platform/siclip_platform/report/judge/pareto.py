@@ -13,6 +13,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """
     front: list[int] = []
     best = float("-inf")
+    # By cost, then best first: a point is on the front exactly if it beats every cheaper one.
     for index in sorted(range(len(points)), key=lambda each: (points[each][0], -points[each][1])):
         cost, gain = points[index]
         if gain > best or (front and points[front[-1]] == (cost, gain)):

@@ -143,6 +143,7 @@ def compare_settings(study: Study, metric: str | None = None) -> list[Comparison
     baseline = baseline_of(study, found)
     base = baseline.values(metric) if baseline else {}
     others = [setting for setting in found if setting is not baseline]
+    # NaN for a setting without a pair, so that Holm's correction still counts it.
     differences = {setting.name: paired_difference(setting.values(metric), base) for setting in others}
     raw = [gap.p if (gap := differences[setting.name]) else math.nan for setting in others]
     corrected = dict(zip((setting.name for setting in others), holm(raw), strict=True))

@@ -68,7 +68,7 @@ def find_winner(study: Study) -> Winner:
 def _confirm(
     study: Study, name: str, trial: Run | None, own: list[Run], rivals: list[Run], comparison: Comparison | None
 ) -> Winner:
-    against, others = _rivals(study, own, rivals)
+    against, others = _rivals(study, rivals)
     metric = _metric(study, own, others)
     difference = _difference(own, others, metric)
     status: Status = "not confirmed"
@@ -130,7 +130,7 @@ def _repeated(study: Study, own: Sequence[Run]) -> str | None:
     return found[-1] if found else None
 
 
-def _rivals(study: Study, own: list[Run], rivals: list[Run]) -> tuple[str, list[Run]]:
+def _rivals(study: Study, rivals: list[Run]) -> tuple[str, list[Run]]:
     """What the fresh runs are compared with: the baseline's fresh runs, else its own runs, else the control."""
     if rivals:
         return f"{rivals[0].tag('setting') or 'baseline'} (same fresh seeds)", rivals
@@ -151,6 +151,7 @@ def _metric(study: Study, own: Sequence[Run], others: Sequence[Run]) -> str:
 
 def _difference(own: Sequence[Run], others: Sequence[Run], metric: str) -> Difference | None:
     """Paired by seed where the sides share seeds, else between independent groups."""
+    # A rival without a common seed, such as a control of one run, can only be compared unpaired.
     mine, theirs = ({run.seed: run.value(metric) for run in runs} for runs in (own, others))
     if mine.keys() & theirs.keys() - {None}:
         return paired_difference(

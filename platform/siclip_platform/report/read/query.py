@@ -48,6 +48,7 @@ def read_studies(store: Store, selection: Selection) -> tuple[Study, ...]:
         UserError: An experiment, study, run, tag or search matches nothing; the message lists what exists.
     """
     experiments = store.experiment_ids(selection.experiment)
+    # Newest first: the store returns the oldest first.
     studies = store.search(experiments, "tags.`siclip.kind` = 'study'")[::-1]
     if selection.empty:
         chosen, loose = studies[:1], []
@@ -73,7 +74,8 @@ def find_runs(store: Store, names: Sequence[str], experiment: str | None = None)
 
 
 def _find_run(runs: list[Run], name: str) -> Run:
-    # From exact to loose: an id must win over a run that somebody named like it.
+    # From exact to loose: an id must win over a run that somebody named like it. Prefixes below six characters would
+    # match too many ids.
     tests: tuple[Callable[[Run], bool], ...] = (
         lambda run: run.run_id == name,
         lambda run: len(name) >= 6 and run.run_id.startswith(name),
@@ -217,6 +219,7 @@ def _loose(store: Store, runs: list[Run]) -> Study:
         kind="runs",
         state="completed" if all(run.state == "completed" for run in runs) else "not all completed",
         started=min((run.started for run in runs if run.started), default=None),
+        # Tags that all runs share (commit, dataset) describe the selection as a whole.
         tags={key: value for key, value in first.tags.items() if all(run.tags.get(key) == value for run in runs)}
         | {"siclip.study": "chosen runs"},
     )

@@ -13,6 +13,7 @@ Curve = tuple[tuple[int, float], ...]
 StudyType = Literal["search", "ablation", "runs"]
 MEAN_RECALL = "validation/mean_recall@1"
 TRAIN_LOSS = "train/loss"
+# Shown in this order wherever best, control and teacher are compared.
 HEADLINE = ("test/mean_recall@1", "test/image_retrieval_recall@1", "test/beats_all_negatives")
 
 
@@ -59,6 +60,7 @@ class Run:
     def seed(self) -> int | None:
         """The tag ``siclip.seed``, or without it the recipe's seed."""
         text = self.tag("seed") or self.params.get("training.seed") or ""
+        # Bounded to 64 bits: a tag is text of any length from any store.
         return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
     @property
@@ -129,6 +131,7 @@ class Study:
     @property
     def leaves(self) -> tuple[Run, ...]:
         """Runs that trained: a trial with seed runs is replaced by them."""
+        # A trial with seed runs logs only means over them, which must not count as one more training.
         parents = {run.parent for run in self.seeds}
         alone = tuple(trial for trial in self.trials if trial.run_id not in parents)
         return (*alone, *self.seeds)

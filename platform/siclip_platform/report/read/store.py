@@ -103,6 +103,7 @@ class Store:
     def curve(self, run: Run, metric: str) -> Curve:
         """A metric's history in order of steps; of several values at one step the last logged."""
         history = self.client.get_metric_history(run.run_id, stored_key(metric))
+        # A resumed run may log a step again; the later value counts.
         points = sorted(history, key=lambda point: (point.step, point.timestamp))
         return tuple({point.step: _value(point.value) for point in points}.items())
 
@@ -154,6 +155,7 @@ def _run(item: Any) -> Run:
         experiment_id=item.info.experiment_id,
         name=item.info.run_name or item.info.run_id,
         kind=tags.get("siclip.kind", ""),
+        # MLflow has no status for a pruned run, so the platform records its own.
         state=tags.get("siclip.state") or _STATES.get(status, status),
         started=_time(item.info.start_time),
         ended=_time(item.info.end_time),

@@ -133,6 +133,7 @@ def _plain_interval(metric: str, estimate: Estimate) -> str:
 
 def _forest(study: Study, rows: Sequence[Comparison]) -> list[Plot]:
     """A forest plot: one difference with its interval per line."""
+    # The y axis points up, so the first setting comes last to be at the top.
     known = [row for row in rows if row.difference][::-1]
     if not known:
         return []

@@ -15,7 +15,7 @@ from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import Curve, Run, Study
 
 FRESH_SEEDS = 5  # they detect a gain of 1.7 standard deviations of the paired difference with 80 % power
-FAILED_SHARE = 0.2
+FAILED_SHARE = 0.2  # some failures are normal in a search, such as diverging learning rates
 RISE = 0.02  # of a single run, whose noise is not known: a gain of a fiftieth counts as rising
 OTHERWISE = "Try other data or another teacher: seeds cannot show what those would change."
 
@@ -24,6 +24,7 @@ def next_steps(study: Study) -> list[str]:
     """Sentences of the form ``WHAT: WHY.``, most useful first; empty for runs of no study."""
     if study.type == "runs":
         return []
+    # A study that is unfinished or fails often makes all further advice premature, so these come first.
     steps = [*_unfinished(study), *_failures(study), *_confirm(study), *_separate(study), *_more_seeds(study)]
     return [*steps, *_edges(study), *_rising(study)] or [OTHERWISE]
 
@@ -61,6 +62,7 @@ def _confirm(study: Study) -> list[str]:
 def _separate(study: Study) -> list[str]:
     """Seeds that would separate the leading setting from an indistinguishable one; the pair that needs fewest."""
     winner = find_winner(study)
+    # Only a leader that beats the baseline is worth the compute.
     if study.type != "ablation" or winner.comparison is None or winner.comparison.verdict != "better":
         return []
     values = {setting.name: setting.values(study.metric) for setting in settings(study)}
@@ -126,6 +128,7 @@ def _edges(study: Study) -> list[str]:
 
 
 def _edge(study: Study, trial: Run, path: str) -> str | None:
+    # Of fewer than five values, every other one lies at an end.
     value, bounds = number(trial.params.get(path)), numeric_range(study.trials, path)
     if value is None or bounds is None or len({run.params.get(path) for run in study.trials}) < 5:
         return None

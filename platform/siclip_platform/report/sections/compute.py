@@ -48,6 +48,7 @@ def _totals(study: Study) -> Table:
     ends = [run.ended for run in runs if run.ended]
     starts = [run.started for run in runs if run.started]
     span = (max(ends) - min(starts)).total_seconds() if ends and starts else 0.0
+    # Pruned trials count, because the search has decided about them.
     ended = [run for run in study.trials if run.state in ("completed", "pruned")]
     rows = [
         [Cell("wall time of all runs"), _seconds(total_seconds(runs))],
@@ -89,6 +90,7 @@ def _device_time(runs: tuple[Run, ...]) -> list[list[Cell]]:
 
 def _bytes(runs: tuple[Run, ...]) -> list[list[Cell]]:
     """Bytes summed over runs. Of dataset sizes the largest, because all runs of a study read the same dataset."""
+    # The known quantities come first, also if no run recorded them.
     rows = [[Cell(label), Cell(MISSING)] for label in BYTES.values()]
     positions = {name: index for index, name in enumerate(BYTES)}
     for name in sorted(

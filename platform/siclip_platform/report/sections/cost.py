@@ -44,6 +44,7 @@ def setting_costs(study: Study, winner: Winner) -> tuple[SettingCost | None, Set
 
 
 def _setting_cost(name: str, runs: Sequence[Run]) -> SettingCost:
+    # A run that stopped early costs less, which would make a failing setting look cheap.
     done = [run for run in runs if run.state == "completed"]
     towers = ("cost/parameters_image", "cost/parameters_text")
     sizes = [_mean(run.value(tower) for run in done) for tower in towers]

@@ -94,6 +94,7 @@ def _metric(study: Study) -> Plot | None:
         ]
     else:
         series = _trial_lines(study)
+        # Best last, on top of the others.
         roles = [run for run in (study.control, study.best) if run and run.curves.get(study.metric)]
         trials = sum(bool(run.curves.get(study.metric)) for run in study.trials)
         ends = [plural(trials, "trial"), *_ends(roles, study.metric)] if series else []

@@ -17,6 +17,7 @@ def data(study: Study) -> Section:
     found = read_summary(study.data)
     hashes = sorted({tag for run in (study.run, *study.runs) if (tag := run.tag("dataset_hash"))})
     named = f"Dataset hash: {', '.join(hashes)}." if hashes else "No run records the hash of its dataset."
+    # read_summary returns a sentence if the file is there but cannot be read.
     if found is None:
         missing = f"No run of this study logged {NAME}, so sizes, captions and examples are not shown."
         return Section("data", "Data", [Text(named), Notes([missing])])

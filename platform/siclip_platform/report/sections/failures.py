@@ -32,6 +32,7 @@ def failures(study: Study) -> Section:
 def _reason_class(run: Run) -> str:
     """State and reason with numbers replaced by N, so that reasons that differ only in numbers count together."""
     reason = " ".join((run.tag("reason") or "no reason recorded").split())
+    # Bounded, because a reason may contain a traceback.
     return f"{run.state}: {re.sub(r'[0-9]+', 'N', reason[:120])}"
 
 

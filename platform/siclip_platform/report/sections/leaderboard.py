@@ -115,6 +115,7 @@ def trials(study: Study) -> Table:
 
     def order(trial: Run) -> tuple[bool, float]:
         value = trial.value(study.metric)
+        # False sorts before True, so trials without a value come last in both modes.
         return (value is None, sign * (value or 0.0))
 
     ranked = sorted(study.trials, key=order)
@@ -138,6 +139,7 @@ def trials(study: Study) -> Table:
                 text_cell(trial.run_id),
             ]
         )
+    # A column is sorted as numbers only if every trial has a number in it.
     text = {path for path in paths for trial in ranked if number(trial.params.get(path)) is None}
     columns = [
         "trial",

@@ -30,6 +30,7 @@ def reproduce(study: Study) -> Section:
 
 def command(study: Study) -> str:
     """Shell lines that repeat the study: its recorded command, else one built from its parameters."""
+    # Quoted, because a reader pastes these lines into a shell and tags may come from any store.
     lines = []
     if commit := study.run.tag("git_commit"):
         lines.append(f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}")

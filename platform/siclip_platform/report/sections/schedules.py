@@ -15,6 +15,7 @@ def schedules(study: Study) -> Section | None:
     members = [trial for trial in study.ranked if stages(trial)]
     if not is_population(study) or not members:
         return None
+    # `ranked` is in order of the metric.
     best = members[0]
     text = (
         f"A population of {plural(len(study.trials), 'member')} was trained; {best.label} ended best. One training "

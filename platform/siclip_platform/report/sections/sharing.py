@@ -49,6 +49,7 @@ def _diagrams(study: Study, tower: str, names: Sequence[str]) -> list[Diagram]:
         values = [
             value for run in runs if run.state == "completed" and (value := run.value(study.metric)) is not None
         ]
+        # Runs of one pattern may differ in width; the smallest is shown.
         counts = [value for run in runs if (value := run.value(f"cost/parameters_{tower}")) is not None]
         quality = "no completed run"
         if values:
@@ -68,6 +69,7 @@ def _table(study: Study) -> Table:
         key = (_name(run, PATHS["image"]) or "—", _name(run, PATHS["text"]) or "—")
         groups.setdefault(key, []).append(run)
     counted = {key: Point("", 0.0, runs).cost(parameters) for key, runs in groups.items()}
+    # Savings are relative to the largest pair of patterns, usually the one without sharing.
     largest = max((value for value in counted.values() if value), default=None)
     rows = []
     for key, runs in groups.items():

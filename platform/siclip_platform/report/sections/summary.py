@@ -72,6 +72,7 @@ def _values(study: Study, winner: Winner) -> list[str]:
     if study.type != "search" or winner.trial is None:
         return []
     paths = [path for path in study.searched if path in winner.trial.params][:SHOWN_VALUES]
+    # Two searched fields may end alike, such as image.width and text.width.
     last = Counter(path.rpartition(".")[2] for path in study.searched)
     names = [short_name if last[short_name := path.rpartition(".")[2]] == 1 else path for path in paths]
     pairs = zip(names, paths, strict=True)
@@ -81,6 +82,7 @@ def _values(study: Study, winner: Winner) -> list[str]:
 
 
 def _gain_tile(study: Study, winner: Winner) -> Tile:
+    # From the strongest evidence to the weakest: fresh seeds, the study's own seeds, one run of best and control.
     row = winner.comparison
     if winner.difference is not None:
         gap = winner.difference
@@ -95,6 +97,7 @@ def _gain_tile(study: Study, winner: Winner) -> Tile:
         return Tile("Gain in the study", points(study.metric, row.difference.mean), detail)
     best, control = study.best, study.control
     if best and control:
+        # Test metrics before the study's own, on which best was selected.
         name = next((n for n in HEADLINE if best.value(n) is not None and control.value(n) is not None), study.metric)
         gap_value = gap_of(best, control, name)
         if gap_value is not None:
@@ -268,6 +271,7 @@ def _one_seed(best: Run, control: Run) -> str:
 
 
 def _undistilled(run: Run) -> bool:
+    # Only a recorded weight of 0 proves that a loss was off.
     weights = [run.params.get(f"loss.{name}") for name in DISTILLATION]
     try:
         return all(weight is not None and float(weight) == 0 for weight in weights)

@@ -92,6 +92,7 @@ def _plot(
     names = ", ".join(
         f"{point.name} ({cost}, {metric_cell(study.metric, point.quality).text})" for point, cost in shown
     )
+    # The front in order of cost is drawn as a line; all other points as symbols.
     on_front = set(front)
     rest = [index for index in range(len(known)) if index not in on_front]
     series = [

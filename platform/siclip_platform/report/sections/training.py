@@ -80,6 +80,7 @@ def _change(study: Study, names: Sequence[str]) -> Table:
     rows = []
     for setting in settings(study):
         for name in names:
+            # A change needs a first and a last value.
             found = [run.curves[name] for run in setting.by_seed.values() if len(run.curves.get(name, ())) > 1]
             if not found:
                 continue
@@ -161,5 +162,6 @@ def _representative(study: Study) -> Run:
     having = [run for run in _detailed(study) if any(name.startswith(DIVERGENCE) for name in run.curves)]
     if study.best in having:
         return study.best
+    # `divergence` returns earlier if no run has curves, so there is at least one.
     leader = study.best_trial
     return next((run for run in having if leader and run.label == leader.label), having[0])

@@ -25,6 +25,7 @@ def varied_number(study: Study, preferred: Sequence[str]) -> str | None:
     found = next((path for path in preferred if numeric(path)), None)
     if found:
         return found
+    # Several varying numbers cannot be separated by one curve.
     paths = {path for setting in candidates for path in setting.trial.params if path != "training.seed"}
     varying = [path for path in sorted(paths) if numeric(path) and not path.startswith("study.")]
     return varying[0] if len(varying) == 1 else None

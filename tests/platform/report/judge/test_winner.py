@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ def noise_study(generator: np.random.Generator, count: int, seeds: int, fresh: i
         seeds: Number of seeds of each.
         fresh: Number of fresh seeds with which the luckiest setting and the baseline are repeated.
     """
+    # Twice the noise of a setting: pairing must remove it.
     shared = dict(enumerate(generator.normal(0.4, 0.02, seeds + fresh)))
 
     def run(kind: str, name: str, seed: int) -> Run:
@@ -59,15 +62,15 @@ def test_fresh_seeds_do_not_confirm_noise() -> None:
 def test_a_true_gain_is_found_and_confirmed() -> None:
     generator = np.random.default_rng(3)
     study = noise_study(generator, 4, 5, fresh=5)
+    # The luckiest setting gets a true gain of ten standard deviations, before and after its selection.
     lucky = study.confirms[-1].label
 
     def lifted(runs: tuple[Run, ...]) -> tuple[Run, ...]:
         return tuple(
-            Run(**{**vars(run), "metrics": {MEAN_RECALL: run.metrics[MEAN_RECALL] + 0.1 * (run.label == lucky)}})
-            for run in runs
+            replace(run, metrics={MEAN_RECALL: run.metrics[MEAN_RECALL] + 0.1 * (run.label == lucky)}) for run in runs
         )
 
-    study = Study(**{**vars(study), "trials": lifted(study.trials), "confirms": lifted(study.confirms)})
+    study = replace(study, trials=lifted(study.trials), confirms=lifted(study.confirms))
     rows = {row.setting.name: row for row in compare_settings(study)}
     assert rows[lucky].verdict == "better"
     assert find_winner(study).status == "confirmed"
@@ -92,15 +95,15 @@ def test_fresh_seeds_of_an_earlier_leader_do_not_count() -> None:
     trials = (run("trial", "a", 0.5, 0), run("trial", "b", 0.4, 0))
     study = Study(run=frame, experiment="", trials=trials, confirms=(*fresh, *rivals))
     assert (find_winner(study).status, find_winner(study).name) == ("confirmed", "a")
-    grown = Study(**{**vars(study), "trials": (*trials, run("trial", "c", 0.6, 0))})
+    grown = replace(study, trials=(*trials, run("trial", "c", 0.6, 0)))
     assert (find_winner(grown).status, find_winner(grown).name) == ("not repeated", "c")
     again = [run("confirm", "c", 0.3 + seed / 800, seed) for seed in (1, 2, 3)]
     again += [run("confirm", "c", 0.4 + seed / 900, seed, setting="baseline") for seed in (1, 2, 3)]
-    assert find_winner(Study(**{**vars(grown), "confirms": (*study.confirms, *again)})).status == "contradicted"
+    assert find_winner(replace(grown, confirms=(*study.confirms, *again))).status == "contradicted"
 
 
 def test_seeds_of_the_selection_do_not_confirm() -> None:
     """A confirmation with a seed that the study already used repeats the same run."""
     study = noise_study(np.random.default_rng(5), 3, 3, fresh=3)
-    reused = tuple(Run(**{**vars(run), "tags": {**run.tags, "siclip.seed": "0"}}) for run in study.confirms)
-    assert not find_winner(Study(**{**vars(study), "confirms": reused})).fresh
+    reused = tuple(replace(run, tags={**run.tags, "siclip.seed": "0"}) for run in study.confirms)
+    assert not find_winner(replace(study, confirms=reused)).fresh

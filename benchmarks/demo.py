@@ -1,9 +1,9 @@
-"""Where the demo's time goes: imports, Ray, dataset, teacher, trials, best and control; overhead against training.
+"""The demo's time by part: imports, Ray, dataset, teacher, trials, best and control; overhead relative to training.
 
     python benchmarks/demo.py [--out FOLDER] [job options, for example --trials 4]
 
-Runs the job once, reads the figures it tracked, prints a table and writes benchmarks/results/demo.json. There is
-no peer for this one: the ratio is the wall time to the pure training time of the same runs.
+Runs the job once, reads the metrics that it tracked, prints a table and writes benchmarks/results/demo.json. There is
+no peer: the ratio is the wall time to the pure training time of the same runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULT = ROOT / "benchmarks" / "results" / "demo.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="keep the demo's output here")
+    parser.add_argument("--out", type=Path, help="folder for the demo's output (default: a temporary one)")
     options, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         out = (options.out or Path(folder)).resolve()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def run_job(out: Path, rest: list[str]) -> tuple[float, float]:
-    """Wall seconds of the whole job, and of importing what its driver imports."""
+    """Wall seconds of the whole job, and of its driver's imports, measured in a separate process."""
     modules = "siclip_platform.studies.experiment, siclip_platform.search.study, siclip_platform.report, mlflow"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
@@ -66,7 +66,7 @@ def run_job(out: Path, rest: list[str]) -> tuple[float, float]:
 
 
 def tracked_runs(out: Path) -> list[dict[str, Any]]:
-    """Kind, state, steps, wall and pure training seconds of every run under the newest study."""
+    """Name, kind, state, steps, wall seconds and pure training seconds of every run of the newest study."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=default_tracking_uri(out))
@@ -89,12 +89,12 @@ def tracked_runs(out: Path) -> list[dict[str, Any]]:
 
 
 def parts(wall_seconds: float, import_seconds: float, spans: dict[str, float]) -> dict[str, float]:
-    """The job's time by part; what no part accounts for (starting Ray, shutting it down) is the rest."""
+    """The job's time by part; ``rest`` is what no part accounts for, such as starting and stopping Ray."""
     return {"imports": import_seconds, **spans, "rest": wall_seconds - import_seconds - sum(spans.values())}
 
 
 def trials_overhead(spans: dict[str, float], runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Per trial: pure training, everything else in the trial, and the study's wall time to all training."""
+    """Per trial pure training and everything else; and the ratio of the study's wall time to all training."""
     trials = [run for run in runs if run["kind"] == "trial" and run["training_seconds"]]
     training = sum(run["training_seconds"] for run in trials)
     inside = sum(run["seconds"] for run in trials)
@@ -118,7 +118,7 @@ def show(result: dict[str, Any]) -> None:
     trials = result["trials"]
     console.print(
         f"{trials['count']} trials: {trials['training_seconds_mean']:.1f} s of training each, "
-        f"{trials['overhead_seconds_mean']:.1f} s of everything else (imports, building, evaluations); "
+        f"{trials['overhead_seconds_mean']:.1f} s for everything else (imports, building, evaluations); "
         f"study wall time ÷ training of all trials {trials['study_wall_to_training']:.2f}"
     )
     for run in result["runs"]:

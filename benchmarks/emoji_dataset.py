@@ -1,18 +1,18 @@
-"""emoji64, a dataset for measuring: emoji of five vendors with their names, in the project's format.
+"""emoji64, a dataset for benchmarks: emoji of five vendors with their names, in the project's format.
 
     python benchmarks/emoji_dataset.py SOURCE_FOLDER DEST
 
-SOURCE_FOLDER holds the Parquet files: columns ``id`` ("vendor/code points"), ``image`` (JPEG), ``captions``
-(label, label with tags, paraphrase; the first alone where an emoji has no tags), ``category``, ``source``.
+SOURCE_FOLDER contains the Parquet files with the columns ``id`` ("vendor/code points"), ``image`` (JPEG),
+``captions`` (label, label with tags, paraphrase; only the label if an emoji has no tags), ``category``, ``source``.
 
-Train is what four vendors drew. The fifth, another artist, is for measuring alone: a stable hash of the id puts
-about half of its images into validation and the others into test, because settings chosen on images are not
-measured on the same images. The labels are those of train: the pictures are new, the words are not.
+The train split is the emoji of four vendors. Those of the fifth, by another artist, are used only for measurement: a
+stable hash of the id assigns about half of them to validation and the rest to test, because settings that are chosen
+on images must not be measured on the same images. The labels are those of train: images are new, words are not.
 
-The label is the original caption, the others are synthetic. Each row of validation and test has five false
-captions in ``meta``: labels of other emoji of its category, the most alike in the words of label and tags. They
-come from the measuring vendor's own emoji, whose artist drew both so that they can be told apart; only a category
-in which that vendor has too few is completed with labels of the others.
+The label is the original caption, the others are synthetic. Each row of validation and test has five false captions
+in ``meta``: labels of other emoji of its category, the most similar in the words of label and tags. They come from
+the measurement vendor's own emoji, because their artist drew both to be distinguishable; only a category in which
+that vendor has too few is completed with labels of the other vendors.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ from siclip_platform.datasets.manifest import (
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 
 NAME = "emoji64"
-VERSION = "1"  # raise it whenever the same files give other bytes
+# To be raised whenever the same files give other bytes.
+VERSION = "1"
 TRAIN_VENDORS = ("noto", "twemoji", "openmoji", "emojione")
 MEASURING_VENDOR = "fxemoji"
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("id", "image", "captions", "category", "source")
 NEGATIVES = 5
 ROW_GROUP_ROWS = 250
-CAPTION_MODEL = "cldr-tags"  # the synthetic captions are made of Unicode CLDR's tags
+# The synthetic captions are composed of the tags in Unicode CLDR.
+CAPTION_MODEL = "cldr-tags"
 
 Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="folder of the emoji64 Parquet files")
+    parser.add_argument("source", type=Path, help="folder with the emoji64 Parquet files")
     parser.add_argument("destination", type=Path, help="new or empty folder for the dataset")
     options = parser.parse_args(arguments)
     try:
@@ -73,19 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_emoji_dataset(source: Path, destination: Path) -> Dataset:
-    """Write the dataset, the manifest last; a folder that already holds it is returned as it is.
+    """Write the dataset, the manifest last. A folder that already contains it is reused.
 
     Raises:
-        UserError: ``source`` is not a folder of emoji64, or ``destination`` holds something else.
+        UserError: ``source`` is not a folder of emoji64, or ``destination`` contains something else.
     """
     files = sorted(source.glob("*.parquet"))
     if not files:
-        raise UserError(f"{source} holds no Parquet files: name the folder of the emoji64 files")
+        raise UserError(f"{source} contains no Parquet files: name the folder with the emoji64 files")
     recipe = {"files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
     if (destination / MANIFEST).exists():
         return _existing(destination, recipe)
     if destination.exists() and any(destination.iterdir()):
-        raise UserError(f"{destination} is not empty: name a new or an empty folder")
+        raise UserError(f"{destination} is not empty: name a new or empty folder")
     rows = read_rows(files)
     destination.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list[ShardEntry]] = {}
@@ -100,7 +102,7 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
     """The rows of all files.
 
     Raises:
-        UserError: a file lacks a column, a row has no caption, or an id names a vendor that has no split.
+        UserError: a file lacks a column, a row has no caption, or an id names an unknown vendor.
     """
     rows: list[Row] = []
     for path in files:
@@ -110,10 +112,10 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
         rows += pq.read_table(path, columns=list(COLUMNS)).to_pylist()
     for row in rows:
         if not row["captions"]:
-            raise UserError(f"emoji {row['id']!r} has no caption: leave it out of the source files")
+            raise UserError(f"emoji {row['id']!r} has no caption: remove it from the source files")
         if vendor(row) not in (*TRAIN_VENDORS, MEASURING_VENDOR):
             known = ", ".join((*TRAIN_VENDORS, MEASURING_VENDOR))
-            raise UserError(f"emoji {row['id']!r} is of no vendor that has a split: an id starts with one of {known}")
+            raise UserError(f"emoji {row['id']!r} is of an unknown vendor: an id starts with one of {known}")
     return rows
 
 
@@ -126,7 +128,7 @@ def split_rows(rows: Sequence[Row], split: str) -> list[Row]:
     chosen = sorted((row for row in rows if split_of(row) == split), key=lambda row: stable_id(row["id"]))
     if not chosen:
         vendors = ", ".join(TRAIN_VENDORS) if split == "train" else MEASURING_VENDOR
-        raise UserError(f"the source files hold nothing for {split}: it takes emoji of {vendors}")
+        raise UserError(f"the source files contain nothing for {split}: it needs emoji of {vendors}")
     by_label = {row["captions"][0]: row for row in sorted(rows, key=lambda row: vendor(row) == MEASURING_VENDOR)}
     return [_converted(row, {} if split == "train" else hard_negatives(row, by_label)) for row in chosen]
 
@@ -146,7 +148,8 @@ def hard_negatives(row: Row, by_label: Mapping[str, Row]) -> dict[str, str]:
     """Name → false caption, hardest first; none equals the row's own label.
 
     Args:
-        by_label: every label and an emoji that bears it, the measuring vendor's where there is one.
+        row: a row of validation or test.
+        by_label: label → an emoji with that label, the measurement vendor's if it has one.
 
     Raises:
         UserError: the category has too few labels.
@@ -160,7 +163,7 @@ def hard_negatives(row: Row, by_label: Mapping[str, Row]) -> dict[str, str]:
     if len(ranks) < NEGATIVES:
         raise UserError(
             f"category {row['category']!r} of emoji {row['id']!r} has {len(ranks)} other labels, "
-            f"{NEGATIVES} are needed: give all vendors' files"
+            f"{NEGATIVES} are needed: include the files of all vendors"
         )
     hardest = sorted(ranks, key=ranks.__getitem__)[:NEGATIVES]
     return {f"alike_{number}": label for number, label in enumerate(hardest, 1)}
@@ -176,7 +179,7 @@ def _converted(row: Row, negatives: dict[str, str]) -> Row:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(row["image"])
     except ValueError as error:
-        raise UserError(f"the image of emoji {row['id']!r} is not a JPEG ({error}): leave it out") from None
+        raise UserError(f"the image of emoji {row['id']!r} is not a JPEG ({error}): remove the row") from None
     label, *more = row["captions"]
     captions = [{"text": label, "source": ORIGINAL, "model": None}]
     captions += [{"text": text, "source": SYNTHETIC, "model": CAPTION_MODEL} for text in more]
@@ -196,7 +199,7 @@ def _existing(folder: Path, recipe: dict[str, Any]) -> Dataset:
     dataset = open_dataset(folder)
     found = dataset.manifest
     if (found.name, found.version, found.recipe) != (NAME, VERSION, recipe):
-        raise UserError(f"{folder} holds the dataset {found.name!r} of other files: name a new or an empty folder")
+        raise UserError(f"{folder} contains the dataset {found.name!r} of other files: name a new or empty folder")
     return dataset
 
 

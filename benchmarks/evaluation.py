@@ -1,12 +1,12 @@
-"""Retrieval of 10,000 images × 50,000 captions of 512-d: ours beside CLIP_benchmark's on the same embeddings.
+"""Retrieval of 10,000 images × 50,000 captions of width 512: our search and CLIP_benchmark's on the same embeddings.
 
-    python benchmarks/evaluation.py                 # what the project's figures are of, half an hour on two cores
+    python benchmarks/evaluation.py                 # the project's published run, half an hour on two cores
     python benchmarks/evaluation.py --images 1000 --rounds 1
 
-Each side runs in a process of its own on the same two threads, in turns; its time is that of the search alone, its
-memory the most that the process had. CLIP_benchmark's search is `clip_benchmark.metrics.zeroshot_retrieval`, given
-the embeddings as they are, in batches of 64 as its command line has them. ``--limit-seconds`` ends a side that takes
-longer; that is reported as such.
+The two sides alternate, each in a separate process with the same two threads. Time is that of the search alone,
+memory the peak of the process. CLIP_benchmark's search is `clip_benchmark.metrics.zeroshot_retrieval` on the given
+embeddings, in batches of 64 as on its command line. ``--limit-seconds`` ends a side that takes longer, which is
+reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIDES = ("siclip", "clip_benchmark")
 
 
 def embeddings(images: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings of images and of five captions each, near enough to their image to be found now and then."""
+    """Unit embeddings of images and of five captions each, close enough to their image to be found sometimes."""
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.normalize(torch.randn(images, width, generator=generator), dim=-1)
     noise = torch.randn(images * CAPTIONS, width, generator=generator)
@@ -42,7 +42,7 @@ def run_siclip(image: torch.Tensor, text: torch.Tensor) -> dict[str, float]:
 
 
 def run_clip_benchmark(image: torch.Tensor, text: torch.Tensor) -> dict[str, float]:
-    """Its own function on a model that looks the embeddings up."""
+    """CLIP_benchmark's function on a model that returns the given embeddings."""
     from clip_benchmark.metrics import zeroshot_retrieval
 
     class Lookup(torch.nn.Module):
@@ -61,7 +61,7 @@ def run_clip_benchmark(image: torch.Tensor, text: torch.Tensor) -> dict[str, flo
 
 
 def one_side(side: str, images: int, width: int) -> None:
-    """In a process of its own: prints JSON."""
+    """Measure one side and print JSON; the entry point of the separate process."""
     from siclip.training.memory import peak_memory
 
     torch.set_num_threads(2)
@@ -80,10 +80,10 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit_seconds, check=True)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {arguments.limit_seconds:g} s"}
+        return {"failed": f"not finished after {arguments.limit_seconds:g} s"}
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines()
-        killed = "killed, as when memory runs out" if error.returncode < 0 else "failed"
+        killed = "killed, probably out of memory" if error.returncode < 0 else "failed"
         return {"failed": lines[-1] if lines and error.returncode > 0 else killed}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -112,7 +112,7 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> None:
     captions = arguments.images * CAPTIONS
-    print(f"\n{arguments.images:,} images × {captions:,} captions, {arguments.width}-d, two threads")
+    print(f"\n{arguments.images:,} images × {captions:,} captions, width {arguments.width}, two threads")
     for side in SIDES:
         good = [run for run in runs[side] if "failed" not in run]
         if not good:
@@ -120,8 +120,8 @@ def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]])
             continue
         seconds = [run["seconds"] for run in good]
         peak = max(run["peak_bytes"] for run in good) / 2**20
-        print(f"{side:<16} {statistics.median(seconds):8.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), "
-              f"peak {peak:,.0f} MiB")  # fmt: skip
+        spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+        print(f"{side:<16} {statistics.median(seconds):8.1f} s ({spread}), peak {peak:,.0f} MiB")
     pairs = [
         (ours, theirs)
         for ours, theirs in zip(*(runs[side] for side in SIDES), strict=False)
@@ -132,10 +132,10 @@ def report(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]])
         ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
         ours, theirs = pairs[0]
         gap = max(abs(value - ours["metrics"][name]) for name, value in theirs["metrics"].items())
-        summary = {"times_faster": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
-                   "largest_difference_of_a_metric": gap}  # fmt: skip
-        print(f"times faster: {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}); "
-              f"largest difference of a metric: {gap:.1e}")  # fmt: skip
+        times_faster = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        summary = {"times_faster": times_faster, "largest_difference_of_a_metric": gap}
+        print("times faster: {median:.1f} ({low:.1f} to {high:.1f})".format(**times_faster))
+        print(f"largest difference of a metric: {gap:.1e}")
     from study_tools import environment
 
     from siclip_platform.tracking import git_commit

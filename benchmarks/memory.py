@@ -1,12 +1,12 @@
-"""Peak memory of a WIKD + PM step of siclip-s0 against batch and micro-batch.
+"""Peak memory of a WIKD + PM step of siclip-s0, by batch size and micro-batch size.
 
     python benchmarks/memory.py [--batches 8 16 32]
 
-bf16 autocast. On a GPU: the device's peak under a cap of 24 GB (``torch.cuda.set_per_process_memory_fraction``), for
-batch 1536 whole and in micro-batches, and the largest batch that fits with gradient caching.
-On the CPU: the peak of the bytes that autograd holds for the backward pass (distinct storages, parameters left out),
-and a line through the measured batches to 1536, marked as extrapolated. It leaves out weights, gradients, optimizer
-state and what an operation needs while it runs.
+Under bf16 autocast. On a GPU: the device's peak with a limit of 24 GiB
+(``torch.cuda.set_per_process_memory_fraction``), for batch 1536 whole and in micro-batches, and the largest batch
+that fits with gradient caching. On the CPU: the peak of the bytes that autograd saves for the backward pass (distinct
+storages without parameters), and a line through the measured batches to 1536, marked as extrapolated. The CPU figure
+excludes weights, gradients, optimizer state and the temporary memory of operations.
 """
 
 from __future__ import annotations
@@ -38,26 +38,30 @@ FULL_BATCH, CAP_BYTES = 1536, 24 * 2**30
 
 
 class PeakSavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """The most bytes of distinct storages that autograd held at one time inside the block."""
+    """Inside the block, ``peak`` is the largest number of bytes in distinct storages that autograd has saved.
 
-    def __init__(self, leave_out: set[int]) -> None:
-        super().__init__(self._pack, lambda held: held.tensor)
-        self.leave_out = leave_out
+    Args:
+        excluded: addresses of storages that do not count.
+    """
+
+    def __init__(self, excluded: set[int]) -> None:
+        super().__init__(self._pack, lambda saved: saved.tensor)
+        self.excluded = excluded
         self.users: Counter[int] = Counter()
         self.now = self.peak = 0
 
-    def _pack(self, tensor: Tensor) -> Held:
-        return Held(self, tensor.detach())
+    def _pack(self, tensor: Tensor) -> Saved:
+        return Saved(self, tensor.detach())
 
 
-class Held:
-    """A saved tensor, counted until autograd lets go of it."""
+class Saved:
+    """A saved tensor, counted until autograd frees it."""
 
     def __init__(self, counter: PeakSavedBytes, tensor: Tensor) -> None:
         self.counter, self.tensor = counter, tensor
         storage = tensor.untyped_storage()
         self.address, self.bytes = storage.data_ptr(), storage.nbytes()
-        self.counts = self.address not in counter.leave_out
+        self.counts = self.address not in counter.excluded
         if self.counts:
             counter.now += self.bytes if counter.users[self.address] == 0 else 0
             counter.users[self.address] += 1
@@ -71,14 +75,11 @@ class Held:
 
 def trainer_of(batch: int, micro: int, device: torch.device) -> Trainer:
     torch.manual_seed(0)
-    training = TrainingConfig(
-        steps=1000, batch_size=batch, micro_batch_size=micro, batch_norm="eval",
-        precision="bf16",
-    )  # fmt: skip
+    sizes = {"batch_size": batch, "micro_batch_size": micro}
     return make_trainer(
         model_config("siclip-s0"),
         LossConfig(pair_matching=0.3),
-        training,
+        TrainingConfig(steps=1000, batch_norm="eval", precision="bf16", **sizes),
         teacher=create_model("mobileclip-s0"),
         inherit_weights=True,
         device=device,
@@ -95,7 +96,7 @@ def batch_of(size: int) -> Batch:
 
 
 def saved_bytes(batch: int, micro: int) -> int:
-    """Peak of saved bytes in one step on the CPU."""
+    """Peak of the bytes that autograd saves in one step on the CPU."""
     trainer = trainer_of(batch, micro, torch.device("cpu"))
     owned = [*trainer.model.parameters(), *trainer.model.buffers(), *trainer.objective.parameters()]
     counter = PeakSavedBytes({tensor.untyped_storage().data_ptr() for tensor in owned})
@@ -109,8 +110,8 @@ def measure_cpu(batches: list[int]) -> dict[str, Any]:
     for batch in batches:
         for parts in (1, 2, 8):
             if batch % parts == 0:
-                held = saved_bytes(batch, batch // parts)
-                rows.append({"batch": batch, "micro_batch": batch // parts, "saved_mib": held / 2**20})
+                saved = saved_bytes(batch, batch // parts)
+                rows.append({"batch": batch, "micro_batch": batch // parts, "saved_mib": saved / 2**20})
     whole = [row for row in rows if row["batch"] == row["micro_batch"]]
     slope, offset = np.polyfit([r["batch"] for r in whole], [r["saved_mib"] for r in whole], 1)
     line = {
@@ -126,7 +127,7 @@ def measure_cpu(batches: list[int]) -> dict[str, Any]:
 
 
 def measure_gpu() -> dict[str, Any]:
-    """Steps under the cap; a batch that does not fit is written down as such."""
+    """Steps under the memory limit; a batch that does not fit has no figure."""
     device = torch.device("cuda")
     share = CAP_BYTES / torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
@@ -137,7 +138,7 @@ def measure_gpu() -> dict[str, Any]:
     while gpu_peak(batch, 256, device) is not None:
         largest, batch = batch, batch * 2
     return {
-        "measured": f"device peak under a cap of {CAP_BYTES / 2**30:.0f} GiB, bf16",
+        "measured": f"device peak with a limit of {CAP_BYTES / 2**30:.0f} GiB, bf16",
         "card": torch.cuda.get_device_name(device),
         "rows": rows,
         "largest_batch_with_micro_batch_256": largest,
@@ -145,7 +146,7 @@ def measure_gpu() -> dict[str, Any]:
 
 
 def gpu_peak(batch: int, micro: int, device: torch.device) -> float | None:
-    """MiB of two steps, None where they do not fit."""
+    """Peak MiB of two steps; None if they do not fit. The second step has the optimizer's state from its start."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

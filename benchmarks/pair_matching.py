@@ -1,11 +1,11 @@
-"""Does pair matching help? Heads, weights, miners and warm-ups against the same student without it.
+"""Does pair matching help? Heads, weights, miners and warm-ups compared with the same student without it.
 
     python benchmarks/pair_matching.py --digits FOLDER --emoji FOLDER --out FOLDER --report FILE.md
 
-Two stages, so that no setting is praised for its luck. The screening trains every variant on few seeds and ranks
-them by what they gain on the validation split. The comparison trains the best ones and the base, all distillation
-on and no pair matching, on other seeds, and measures them on the test split. The verdict is computed from these.
-Runs are kept in ``--out``; started again, the study does what is missing.
+There are two stages, so that no variant wins by chance. The screening trains every variant with a few seeds and ranks
+them by their gain on the validation split. The comparison trains the best ones and the base (all distillation, no
+pair matching) with other seeds and measures them on the test split. The verdict is computed from the comparison.
+Finished runs are stored in ``--out``; a repeated command trains only the missing ones.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ BASE = "base: no pair matching"
 MINERS = tuple(miner for miner in get_args(MiningStrategy) if miner != "uniform")
 NOTES = f"""## How to read it
 
-- Figures are in per cent, mean ± half of the 95 % t interval over seeds; differences are to the base, in points,
-  paired by seed, with the 95 % t interval of the paired difference. *Beats all*: the image is closer to its caption
-  than to each of its five false ones (chance 1 in 6).
-- A variant is head × weight, miner ≤ similarity: pairs whose captions are more alike than that to the teacher are
-  masked as false negatives. *Pairs masked* is their share, *negatives missing* the share of samples left without a
-  negative, both in the last batch.
-- The screening looks at the validation split only, the comparison at the test split. The seeds of the screening are
-  not used again: the best of many variants owes a part of its gain to the seeds and images it was chosen on, so its
-  gain there is too high.
+- Figures are in per cent, mean ± half of the 95 % t interval over seeds. Differences are relative to the base, in
+  points, paired by seed, with the 95 % t interval of the paired difference. *Beats all*: the image is closer to its
+  caption than to each of its five false ones (chance 1 in 6).
+- A variant is head × weight, miner ≤ similarity: pairs whose captions are more similar than that according to the
+  teacher are masked as false negatives. *Pairs masked* is their share, *negatives missing* the share of samples
+  without a negative, both in the last batch.
+- The screening uses only the validation split, the comparison only the test split. The seeds of the screening are not
+  used again: the best of many variants owes a part of its gain to the seeds and images on which it was chosen, so its
+  gain on these is too high.
 - A gain counts as larger than seed noise if the difference in *beats all* is above 0 with p below {LEVEL} after
   Holm's correction over all variants compared on test, on all datasets. Intervals and the differences in R@1 are not
-  corrected. One teacher per dataset serves all seeds, and all are measured on the same test images."""
+  corrected. All seeds share one teacher per dataset, and all are measured on the same test images."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to match pairs: options of `LossConfig`; ``similarity`` is its ``false_negative_similarity``."""
+    """A variant of pair matching: options of `LossConfig`; ``similarity`` is ``false_negative_similarity``."""
 
     head: str
     weight: float
@@ -98,7 +98,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against the base on one dataset, on test; ``p`` is after Holm's correction."""
+    """A variant compared with the base on the test split of one dataset; ``p`` is after Holm's correction."""
 
     dataset: str
     setting: str
@@ -146,13 +146,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--similarities", nargs="+", type=float, default=[0.9], help="false_negative_similarity (%(default)s)")
     add("--warmups", nargs="+", type=float, default=[0.0], help="loss.pair_matching_warmup (%(default)s)")
     add("--screening-seeds", type=at_least(1), default=2, help="(%(default)s)")
-    add("--finalists", type=at_least(1), default=2, help="variants of each dataset that are compared (%(default)s)")
-    add("--final-seeds", type=at_least(2), default=ENOUGH_SEEDS, help="of the comparison (%(default)s)")
+    add("--finalists", type=at_least(1), default=2, help="variants per dataset in the comparison (%(default)s)")
+    add("--final-seeds", type=at_least(2), default=ENOUGH_SEEDS, help="seeds of the comparison (%(default)s)")
     options = parser.parse_args(arguments)
     if options.screening_seeds > FINAL_SEED - SCREENING_SEED:
-        parser.error(f"--screening-seeds {options.screening_seeds}: the seeds from {FINAL_SEED} are the comparison's")
+        parser.error(
+            f"--screening-seeds {options.screening_seeds}: seeds from {FINAL_SEED} on are used by the comparison"
+        )
     if min(options.weights) <= 0:
-        parser.error("--weights must be above 0: the base is without pair matching")
+        parser.error("--weights must be above 0: the base already has no pair matching")
     options.report = options.report or options.out / "pair-matching.md"
     return options
 
@@ -160,7 +162,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def study_runs(
     teachers: Mapping[str, Run], variants: Mapping[str, Sequence[Variant]], seeds: Sequence[int], options: Any
 ) -> list[Run]:
-    """The base and the variants of each dataset on these seeds, seed by seed."""
+    """The base and the variants of each dataset with these seeds, ordered by seed."""
     runs = []
     for seed, (name, teacher) in product(seeds, teachers.items()):
         student = digits_student(teacher.data.folder, steps=options.steps, seed=seed)
@@ -177,13 +179,13 @@ def of(runs: Sequence[Run], dataset: str, setting: str) -> list[Run]:
 
 
 def difference(store: RunStore, runs: Sequence[Run], dataset: str, setting: str, metric: str) -> Estimate:
-    """What a setting gains over the base of the same runs."""
+    """The gain of a setting over the base of the same runs."""
     one, base = (store.figures(of(runs, dataset, name), metric) for name in (setting, BASE))
     return paired_difference(one, base)
 
 
 def screened(store: RunStore, runs: Sequence[Run], dataset: str, variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, best first: by the gain in false captions beaten, then in recall, on validation."""
+    """The variants, best first: by the gain in *beats all*, then in recall, on validation."""
     return sorted(
         variants,
         key=lambda variant: [
@@ -193,7 +195,7 @@ def screened(store: RunStore, runs: Sequence[Run], dataset: str, variants: Seque
 
 
 def comparisons(store: RunStore, runs: Sequence[Run]) -> list[Comparison]:
-    """Every variant of the final runs against its base, corrected together."""
+    """Every variant of the final runs compared with its base; the p values are corrected together."""
     pairs = list(dict.fromkeys((run.dataset, run.setting) for run in runs if run.setting != BASE))
     hard = [difference(store, runs, *pair, f"test/{HARD}") for pair in pairs]
     recall = [difference(store, runs, *pair, f"test/{RECALL}") for pair in pairs]
@@ -202,10 +204,10 @@ def comparisons(store: RunStore, runs: Sequence[Run]) -> list[Comparison]:
 
 
 def verdict(found: Sequence[Comparison]) -> str:
-    """One sentence a comparison, and one for all."""
+    """One sentence for all comparisons, and one for each."""
     seeds = min(one.hard.seeds for one in found)
     if seeds < ENOUGH_SEEDS:
-        return f"No verdict: {seeds} seeds in the comparison are a trial run, a verdict takes {ENOUGH_SEEDS}."
+        return f"No verdict: the comparison has {seeds} seeds, a verdict requires {ENOUGH_SEEDS}."
     winners = [one for one in found if one.gains]
     if winners:
         names = "; ".join(f"{one.setting} on {one.dataset}" for one in winners)
@@ -218,7 +220,7 @@ def verdict(found: Sequence[Comparison]) -> str:
 
 
 def sentence(one: Comparison) -> str:
-    """The verdict on one comparison, with its figures."""
+    """The verdict on one comparison, with its figures and p value."""
     low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in (one.hard.low, one.hard.high))
     figures = f"{points(one.hard)} points (95 % interval {low} to {high}, Holm p {one.p:.3g})"
     if one.gains:
@@ -226,9 +228,7 @@ def sentence(one: Comparison) -> str:
     elif one.hard.mean < 0 and one.p < LEVEL:
         answer = "a loss larger than seed noise"
     else:
-        answer = (
-            f"no gain larger than seed noise; the interval leaves room for {max(100 * one.hard.high, 0):.1f} points"
-        )
+        answer = f"no gain larger than seed noise; the interval allows up to {max(100 * one.hard.high, 0):.1f} points"
     return f"{one.dataset}, {one.setting}: {answer}: {figures}."
 
 
@@ -247,7 +247,7 @@ def screening_table(store: RunStore, runs: Sequence[Run], dataset: str, variants
 
 
 def final_table(store: RunStore, runs: Sequence[Run], dataset: str, found: Sequence[Comparison]) -> str:
-    columns = ["setting", "seeds", "beats all", "difference", "p", "Holm p", "R@1", "difference", "seconds a run"]
+    columns = ["setting", "seeds", "beats all", "difference", "p", "Holm p", "R@1", "difference", "seconds per run"]
     against = {one.setting: one for one in found if one.dataset == dataset}
     rows = []
     for setting in [BASE, *against]:
@@ -274,7 +274,7 @@ def write(
     found = comparisons(store, final)
     parts = [
         verdict(found),
-        f"Student {student.model.name}, all distillation on: {options.steps} steps of {options.batch_size} pairs, "
+        f"Student {student.model.name}, all distillation on: {options.steps} steps of {options.batch_size} samples, "
         f"learning rate {student.training.learning_rate:g}. Screening: {len(variants)} variants, "
         f"{options.screening_seeds} seeds from {SCREENING_SEED}. Comparison: {options.final_seeds} seeds from "
         f"{FINAL_SEED}.",

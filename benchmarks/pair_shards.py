@@ -1,4 +1,4 @@
-"""Image–caption shards in img2dataset's WebDataset layout, some damaged in ten ways, and what each must become."""
+"""Shards in img2dataset's WebDataset layout with samples damaged in ten ways, and the expected ledger entries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ import pyarrow.parquet as pq
 import webdataset
 from PIL import Image
 
-SIZES = ((96, 72), (160, 200), (320, 280))  # the last is shrunk by an import at 256 px
+# The last one is downscaled by an import at 256 px.
+SIZES = ((96, 72), (160, 200), (320, 280))
 
 
 def write_pairs(folder: Path, count: int, shard_rows: int, bad_share: float, seed: int = 0) -> dict[str, str]:
-    """Write ``count`` pairs; place in the source (``00003.tar/000030017``) → the ledger's reason, of the damaged."""
+    """Write shards.
+
+    Args:
+        folder: is created.
+        count: number of samples.
+        shard_rows: samples per shard.
+        bad_share: share of the samples that are damaged; none is in the first shard.
+        seed: of images and damage.
+
+    Returns:
+        For each damaged sample its location in the source (``00003.tar/000030017``) → the ledger's reason.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     bad = np.sort(rng.choice(np.arange(shard_rows, count), round(count * bad_share), replace=False))
@@ -43,16 +55,14 @@ def write_pairs(folder: Path, count: int, shard_rows: int, bad_share: float, see
 
 
 def pair(key: str, rng: np.random.Generator) -> dict[str, Any]:
-    """A sample as img2dataset hands it to its tar writer."""
+    """A sample as img2dataset passes it to its tar writer."""
     width, height = SIZES[int(rng.integers(len(SIZES)))]
     corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
     caption = f"a gradient number {key} from {tuple(corners[0, 0].tolist())}"
-    meta = {
-        "caption": caption, "url": f"https://example.org/{key}.jpg", "key": key, "status": "success",
-        "error_message": None, "width": width, "height": height, "original_width": 2 * width,
-        "original_height": 2 * height, "exif": "{}", "sha256": f"{int(rng.integers(2**62)):064x}",
-    }  # fmt: skip
+    meta = {"caption": caption, "url": f"https://example.org/{key}.jpg", "key": key, "status": "success"}
+    meta |= {"error_message": None, "width": width, "height": height, "original_width": 2 * width}
+    meta |= {"original_height": 2 * height, "exif": "{}", "sha256": f"{int(rng.integers(2**62)):064x}"}
     return {
         "__key__": key,
         "jpg": encoded(image, "JPEG", quality=95),
@@ -69,7 +79,7 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 @cache
 def bomb() -> bytes:
-    """A PNG of a few kilobytes that would fill 590 MB."""
+    """A PNG of a few kilobytes that would be 590 MB decoded."""
     return encoded(Image.new("1", (14_000, 14_000)), "PNG")
 
 
@@ -79,7 +89,7 @@ def animation() -> bytes:
 
 
 def scrambled(data: bytes) -> bytes:
-    """The JPEG's tables overwritten: its beginning and its end are whole."""
+    """A JPEG with overwritten tables, but an intact beginning and end."""
     return data[:200] + b"\xff\x20" * 40 + data[280:]
 
 

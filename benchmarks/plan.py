@@ -1,10 +1,10 @@
-"""What `siclip-platform plan` foretells against what then happens: step time and bytes on the disk.
+"""Predictions of `siclip-platform plan` compared with measurements: step time and bytes on disk.
 
     python benchmarks/plan.py [--rounds 3] [--seconds 20]
 
-Step time: the recipe of the digit scenes' student (shared trunk) and teacher (all trained), calibrated as the
-command does, then trained for real on digit scenes, reading and decoding included; the two alternate. Storage: the
-rows of 500 scenes against 4,000.
+Step time: the recipes of the digit scenes' student (shared trunk) and teacher (all weights trained) are calibrated as
+by the command, then trained on digit scenes including reading and decoding; the two alternate. Storage: the size of
+4,000 scenes, predicted from 500.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from siclip_platform.tracking import git_commit
 from siclip_platform.training.in_process import run_recipe
 
 RESULT = Path(__file__).resolve().parent / "results" / "plan.json"
+# Steps at the start of a real run that are not counted: first reads, calibration of BatchNorms.
 SKIPPED = 4
-"""Steps at the start of a real run that do not count: first reads, calibration of BatchNorms."""
 
 
 class Throughput:
-    """Keeps what the loop reports of its speed."""
+    """A `Reporter` that keeps the loop's throughput and its wait for data."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -66,7 +66,7 @@ def scenes(folder: Path, count: int) -> Path:
 
 
 def real_step_seconds(recipe: Recipe) -> tuple[float, float]:
-    """Median seconds of a step of a real run without its first steps, and the share of it spent waiting for data."""
+    """Median seconds per step of a real run without its first steps, and the share spent waiting for data."""
     seen = Throughput()
     run_recipe(recipe, seen)
     return recipe.training.batch_size / statistics.median(seen.rates), statistics.median(seen.waits)
@@ -76,24 +76,23 @@ def step_time(recipe: Recipe, source: TeacherSource, rounds: int, seconds: float
     rows = []
     for _ in range(rounds):
         found = calibrate(lambda size: calibration_trainer(recipe, size, source), two_sizes(recipe), seconds)
-        foretold = found.step_seconds(recipe.training.batch_size)
+        predicted = found.step_seconds(recipe.training.batch_size)
         real, waited = real_step_seconds(recipe)
-        rows.append({"foretold_seconds": foretold, "real_seconds": real, "data_wait_share": waited,
-                     "ratio": foretold / real, "spread_of_calibration": found.spread})  # fmt: skip
-        print(f"{recipe.model.name}: foretold {foretold:.3f} s, real {real:.3f} s, ratio {foretold / real:.3f}")
+        ratio = predicted / real
+        times = {"predicted_seconds": predicted, "real_seconds": real, "data_wait_share": waited}
+        rows.append({**times, "ratio": ratio, "spread_of_calibration": found.spread})
+        print(f"{recipe.model.name}: predicted {predicted:.3f} s, real {real:.3f} s, ratio {ratio:.3f}")
     ratios = [row["ratio"] for row in rows]
-    return {
-        "rounds": rows, "ratio_median": statistics.median(ratios), "ratio_least": min(ratios),
-        "ratio_largest": max(ratios),
-    }  # fmt: skip
+    spread = {"ratio_least": min(ratios), "ratio_largest": max(ratios)}
+    return {"rounds": rows, "ratio_median": statistics.median(ratios), **spread}
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     small, large = scenes(folder / "small", 500), scenes(folder / "large", 4000)
     rows = measure_rows(small, "train")
-    foretold = 4000 * (rows.image + rows.captions + rows.other)
+    predicted = 4000 * (rows.image + rows.captions + rows.other)
     written = sum(path.stat().st_size for path in large.glob("train-*.parquet"))
-    print(f"4,000 scenes: foretold {foretold:,.0f} bytes, written {written:,}, ratio {foretold / written:.4f}")
+    print(f"4,000 scenes: predicted {predicted:,.0f} bytes, written {written:,}, ratio {predicted / written:.4f}")
     checkpoint = folder / "teacher.pt"
     torch.manual_seed(0)
     save_checkpoint(checkpoint, create_model("mobileclip-nano"))
@@ -101,7 +100,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     student = digits_student(large, checkpoint, steps=24).updated(changes)
     teacher = digits_teacher(large, steps=24).updated(changes)
     return {
-        "storage": {"foretold_bytes": foretold, "written_bytes": written, "ratio": foretold / written},
+        "storage": {"predicted_bytes": predicted, "written_bytes": written, "ratio": predicted / written},
         "step_time": {
             "siclip-nano, shared trunk, batch 128": step_time(student, "shared trunk", rounds, seconds),
             "mobileclip-nano, all trained, batch 128": step_time(teacher, "none", rounds, seconds),
@@ -112,7 +111,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each calibration")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each calibration")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,9 +2,9 @@
 
     python benchmarks/record_curves.py --data FOLDER --out runs/curves --settings 100 --write FILE.json
 
-Draws settings of a space at random, trains each in this process around the student of the digit scenes, and keeps
-the study's metric and the seconds at every evaluation. A setting's curve is a line of ``--out``'s ``curves.jsonl``
-when it ends; started again, the command does what is missing. The outputs of the frozen trunk are kept in ``--out``.
+Draws random settings of a space, trains each in this process starting from the student of the digit scenes, and
+records the study's metric and the seconds at every evaluation. A finished setting is a line in ``curves.jsonl`` under
+``--out``; a repeated command trains only the missing ones. The outputs of the frozen trunk are cached in ``--out``.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="digit scenes")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="teacher, kept features, lines")
-    parser.add_argument("--write", type=Path, required=True, metavar="FILE.json", help="the curves in one file")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="teacher, features, finished curves"
+    )
+    parser.add_argument("--write", type=Path, required=True, metavar="FILE.json", help="file for all curves")
     parser.add_argument("--space", default="wikd", help="(%(default)s)")
     parser.add_argument("--settings", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=STUDENT_STEPS, help="of each setting (%(default)s)")
+    parser.add_argument("--steps", type=int, default=STUDENT_STEPS, help="steps per setting (%(default)s)")
     parser.add_argument("--every", type=int, default=8, help="steps between evaluations (%(default)s)")
     parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of the trainings (%(default)s)")
@@ -78,7 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def make_base(options: argparse.Namespace) -> Recipe:
-    """The student around which settings are drawn; its teacher is trained if it is not there."""
+    """The student's recipe that settings change; its teacher is trained if it is missing."""
     from siclip_platform.training.in_process import run_recipe
 
     teacher = options.out / TEACHER
@@ -96,12 +98,12 @@ def make_base(options: argparse.Namespace) -> Recipe:
 
 
 def record(space: SearchSpace, base: Recipe, options: argparse.Namespace) -> None:
-    """Train the settings that the folder lacks, each once."""
+    """Train the settings that the folder lacks."""
     from siclip_platform.training.in_process import run_recipe
 
-    there = {row["number"] for row in finished(options.out)}
+    recorded = {row["number"] for row in finished(options.out)}
     for number, values in enumerate(draw(space, options.settings, options.seed)):
-        if number in there:
+        if number in recorded:
             continue
         curve = _Curve(space.metric)
         reason = ""
@@ -118,14 +120,14 @@ def record(space: SearchSpace, base: Recipe, options: argparse.Namespace) -> Non
 
 
 def draw(space: SearchSpace, number: int, seed: int) -> list[dict[str, Any]]:
-    """Settings at random, the same for the same seed."""
+    """Random settings, the same for the same seed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     return [space.suggest(study.ask()) for _ in range(number)]
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
-    """The recorded rows; a line that a kill cut short is taken off."""
+    """The recorded rows; an incomplete last line, left by a killed process, is removed."""
     file = folder / LINES
     if not file.is_file():
         return []
@@ -137,14 +139,14 @@ def finished(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON file, a curve a line."""
+    """Write one JSON file with one curve per line."""
     curves = ",\n".join(json.dumps({key: row[key] for key in row if key != "number"}) for row in rows)
     text = json.dumps(head, indent=1)
     path.write_text(f'{text[:-2]},\n "curves": [\n{curves}\n]}}\n')
 
 
 class _Curve:
-    """A `Reporter` that keeps one metric by step, and the seconds that each stretch took, the first with set-up."""
+    """A `Reporter` that keeps one metric by step and the seconds between evaluations; the first include set-up."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -167,7 +169,7 @@ class _Curve:
 
 
 class _KeepLast:
-    """A `Reporter` that writes the last checkpoint to one place."""
+    """A `Reporter` that writes the last checkpoint to one file."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint

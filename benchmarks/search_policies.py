@@ -1,4 +1,4 @@
-"""Which way of searching finds the best setting in the same time, replayed on recorded curves of a real study.
+"""Search policies compared at equal time, simulated on recorded curves of a real study.
 
     python benchmarks/search_policies.py
 
@@ -32,15 +32,15 @@ POLICIES = (
     *("random+none", "random+asha", "random+median", "tpe+none", "tpe+asha", "tpe+asha+complete", "tpe+hyperband"),
     *("tpe+median", "cmaes+asha", "gp+asha", "gp+asha+complete"),
 )
+# Largest budget of a Gaussian process, in whole trials: it takes most of a second per suggestion.
 GP_TRIALS = 12
-"""A Gaussian process takes most of a second for a suggestion: no more whole trials than that."""
 CLAIMS = (
-    ("tpe+asha", "tpe+asha+complete", "TPE + ASHA: telling PRUNED instead of COMPLETE"),
-    ("gp+asha", "gp+asha+complete", "GP + ASHA: telling PRUNED instead of COMPLETE"),
+    ("tpe+asha", "tpe+asha+complete", "TPE + ASHA: reporting PRUNED instead of COMPLETE"),
+    ("gp+asha", "gp+asha+complete", "GP + ASHA: reporting PRUNED instead of COMPLETE"),
     ("tpe+asha", "random+asha", "TPE + ASHA instead of random + ASHA"),
     ("random+asha", "random+none", "random + ASHA instead of random without early stopping"),
 )
-"""(better, worse, what is claimed)."""
+"""(better policy, worse policy, the claim)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Budget in trials → policy → the figures of each seed."""
+    """Budget in trials → policy → figure → its value for each seed."""
     tasks = [
         (options.curves, policy, options.workers, trials, seed)
         for trials in options.trials
@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, list[float
         if trials <= GP_TRIALS or not policy.startswith("gp+")
         for seed in range(options.repetitions)
     ]
+    # Before the processes start: a misspelt policy ends the command at once.
     for policy in options.policies:
         parse_policy(policy)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -128,12 +129,12 @@ def page(
         "",
         f"```sh\n{command}\n```",
         "",
-        f"The curves are those of {len(curves.whole)} settings, drawn at random from `{curves.space}.yaml` and "
+        f"The curves are of {len(curves.whole)} settings, drawn at random from `{curves.space}.yaml` and "
         f"trained for {curves.steps} steps on {curves.dataset.split()[0]}, `{curves.made_by.split()[1]}`. "
-        "Between them a fit of randomised trees interpolates: "
-        f"R² {landscape.fit_quality():.2f} on the last score of settings left out of the fit (10 folds). "
-        f"So the optimum is no better than the best recorded setting ({best:.3f}), training noise is left out, and "
-        "what wins here wins on a landscape of this kind. Searcher and schedulers are those of a real study.",
+        "Other settings are interpolated by randomised trees: "
+        f"R² {landscape.fit_quality():.2f} on the last score of held-out settings (10 folds). "
+        f"The optimum is therefore no better than the best recorded setting ({best:.3f}), there is no training "
+        "noise, and the results apply to landscapes of this kind. Searcher and schedulers are those of a real study.",
     ]
     for trials, policies in results.items():
         lines += [
@@ -148,7 +149,7 @@ def page(
 
 def table(metric: str, policies: dict[str, dict[str, list[float]]]) -> list[str]:
     rows = [
-        f"| policy | best {metric} | 95 % interval | trials begun | whole |",
+        f"| policy | best {metric} | 95 % interval | trials started | complete |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, figures in policies.items():
@@ -159,7 +160,7 @@ def table(metric: str, policies: dict[str, dict[str, list[float]]]) -> list[str]
 
 
 def claims(results: dict[str, Any]) -> list[str]:
-    """Each claim at each budget, paired by seed, p adjusted over all of them."""
+    """Each claim at each budget, paired by seed, with p values adjusted over all of them."""
     found = []
     for better, worse, claim in CLAIMS:
         for trials, policies in results.items():
@@ -202,11 +203,11 @@ def environment() -> dict[str, Any]:
 
 
 NOTES = [
-    "- *Best*: the score, at its last step, of the best trial that ran to it in the time; mean over the repetitions.",
-    "- *+complete*: a trial that was stopped early is told to Optuna as COMPLETE with its score at that step, as "
-    "plain `OptunaSearch` does. TPE learns from which trials are the best tenth: where a stopped trial's early score "
-    "is not among these, it makes no difference to TPE how it is told. A Gaussian process learns from the value of "
-    "every complete trial.",
+    "- *Best*: the score at its last step of the best trial that reached it in the time; mean over the repetitions.",
+    "- *+complete*: a trial that was stopped early is reported to Optuna as COMPLETE with its score at that step, as "
+    "by plain `OptunaSearch`. TPE learns from the best tenth of the trials: if a stopped trial's early score is not "
+    "among these, it makes no difference to TPE how the trial is reported. A Gaussian process learns from the value "
+    "of every complete trial.",
     "- Intervals are 95 % Student t intervals over repetitions; differences are paired by the seed of the search.",
 ]
 

@@ -1,11 +1,11 @@
-"""Bytes of a sample of CC12M-SYN on the disk under the choices that there are, from shards written for it.
+"""Bytes per sample of CC12M-SYN on disk under every available choice, measured on shards written here.
 
     python benchmarks/storage.py [--rows 300] [--pairs 10000000] [--report docs/results/storage.md]
 
-Peer: img2dataset's own figure for CC12M at 256 px, 331 GB for about 10 million images, which is stated there and not
-measured here. Images: crops of the three photographs that scikit-learn and matplotlib ship, through the import's own
-resizing and encoding. Captions: runs of consecutive words from the language reference that Python ships, of the
-lengths given. Embeddings: random unit vectors, which cannot be compressed, through the same code as ``data embed``.
+Peer: img2dataset's figure for CC12M at 256 px, 331 GB for about 10 million images, which it states and which is not
+measured here. Images: crops of the three photographs that scikit-learn and matplotlib ship, resized and encoded by
+the import. Captions: consecutive words from the language reference that Python ships, in the given lengths.
+Embeddings: random unit vectors, which cannot be compressed, written by the same code as in ``data embed``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def photographs() -> list[Image.Image]:
 
 
 def crops(count: int) -> list[bytes]:
-    """Windows of a quarter to all of a photograph's area, as PNG, so that only the import's JPEG loses anything."""
+    """Crops of a quarter to all of a photograph's area, as PNG, so that only the import's JPEG is lossy."""
     found = []
     images = photographs()
     for number in range(count):
@@ -77,15 +77,13 @@ def image_bytes(sources: list[bytes], size: int, quality: int) -> list[bytes]:
 
 
 def shard_bytes(folder: Path, images: list[bytes]) -> tuple[float, float]:
-    """Bytes a row of a shard with these images and an original caption: of the image column, and of the rest."""
+    """Bytes per row of a shard with these images and an original caption: of the image column, and of the rest."""
     captions = texts(len(images), ORIGINAL_WORDS, seed=1)
-    rows = [
-        {
-            "id": f"{number:09d}", "image": data, "width": 256, "height": 256, "category": None,
-            "captions": [{"text": text, "source": "original", "model": None}], "meta": None,
-        }
-        for number, (data, text) in enumerate(zip(images, captions, strict=True))
-    ]  # fmt: skip
+    size = {"width": 256, "height": 256, "category": None, "meta": None}
+    rows = []
+    for number, (data, text) in enumerate(zip(images, captions, strict=True)):
+        caption = {"text": text, "source": "original", "model": None}
+        rows.append({"id": f"{number:09d}", "image": data, "captions": [caption], **size})
     path = folder / "rows.parquet"
     total = write_shard(pa.Table.from_pylist(rows, SCHEMA), path, GROUP_ROWS).bytes
     metadata = pq.read_metadata(path)
@@ -96,7 +94,7 @@ def shard_bytes(folder: Path, images: list[bytes]) -> tuple[float, float]:
 
 
 def caption_bytes(folder: Path, rows: int, each: int) -> float:
-    """Bytes a row of ``each`` synthetic captions beside the dataset."""
+    """Bytes per row of ``each`` synthetic captions stored beside the dataset."""
     flat = iter(texts(rows * each, SYNTHETIC_WORDS, seed=2))
     model = "coca_ViT-L-14:mscoco_finetuned_laion2B-s13B-b90k"
     captions = [
@@ -111,19 +109,17 @@ def caption_bytes(folder: Path, rows: int, each: int) -> float:
 
 
 def embedding_bytes(folder: Path, rows: int, width: int, numbers: Numbers, crops_each: int, captions: int) -> float:
-    """Bytes a row of stored teacher embeddings."""
-    layout = EmbeddingLayout(
-        teacher="", key="", widths=(width, width), logit_scale=1, numbers=numbers, augmentations=crops_each,
-        image_size=(256, 256),
-    )  # fmt: skip
+    """Bytes per row of stored teacher embeddings."""
+    settings: dict[str, Any] = {"numbers": numbers, "augmentations": crops_each, "image_size": (256, 256)}
+    layout = EmbeddingLayout(teacher="", key="", widths=(width, width), logit_scale=1, **settings)
     rng = np.random.default_rng(3)
     groups = []
     for first in range(0, rows, GROUP_ROWS):
-        some = min(GROUP_ROWS, rows - first)
-        vectors = torch.nn.functional.normalize(torch.randn(some * (crops_each + captions), width), dim=1)
-        boxes = rng.integers(0, 256, (some, crops_each, 4)).astype(np.int32)
-        cut = some * crops_each
-        groups.append(embedding_table(layout, vectors[:cut], boxes, vectors[cut:], [captions] * some))
+        count = min(GROUP_ROWS, rows - first)
+        vectors = torch.nn.functional.normalize(torch.randn(count * (crops_each + captions), width), dim=1)
+        boxes = rng.integers(0, 256, (count, crops_each, 4)).astype(np.int32)
+        cut = count * crops_each
+        groups.append(embedding_table(layout, vectors[:cut], boxes, vectors[cut:], [captions] * count))
     return write_sidecar_shard(folder / "embeddings.parquet", groups, layout.schema).bytes / rows
 
 
@@ -154,18 +150,16 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--pairs", type=int, default=10_000_000, help="images of CC12M that can still be reached")
-    parser.add_argument("--report", type=Path, help="write the tables there as Markdown")
+    parser.add_argument("--pairs", type=int, default=10_000_000, help="images of CC12M that are still available")
+    parser.add_argument("--report", type=Path, help="write the tables to this Markdown file")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), options.rows)
     machine = {"processor": platform.machine(), "cores": os.cpu_count()}
     versions = {name: version(name) for name in ("pyarrow", "pillow", "simplejpeg", "torch")}
-    result = {
-        "machine": machine, "commit": git_commit(), "versions": versions, "rows": options.rows,
-        "pairs": options.pairs, "stated_image_bytes": STATED_IMAGE_BYTES, **found,
-    }  # fmt: skip
+    setting = {"rows": options.rows, "pairs": options.pairs, "stated_image_bytes": STATED_IMAGE_BYTES}
+    result = {"machine": machine, "commit": git_commit(), "versions": versions, **setting, **found}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     if options.report:

@@ -1,15 +1,15 @@
-"""Images per second, time to the first batch and peak memory of the training stream against its peers.
+"""Images per second, time to the first batch and peak memory of the training stream compared with its peers.
 
     python benchmarks/streaming.py [--images 30000] [--repeats 3] [--batch 256] [--augment] [--only NAME ...]
 
-The same photographs-like JPEGs (256 px, 4:2:0, quality 90, about 16 KB) with two captions each lie as our Parquet
-shards, as a webdataset tar per shard, and in LitData's chunks. Every contender gives batches of 256-px uint8 images
-and token ids in shuffled order with two workers, to a loop that only counts them: so many threads for ours, tasks
-for ours through Ray Data, processes for the peers. All decode with the same function. Contenders take turns, each in
-a process of its own; a ratio is of the same round.
+The same photograph-like JPEGs (256 px, 4:2:0, quality 90, about 16 KB) with two captions each are written as our
+Parquet shards, as webdataset tars and as LitData chunks. Every contender delivers batches of 256-px uint8 images and
+token ids in shuffled order to a loop that only counts them. It has two workers: threads for ours, tasks for ours
+through Ray Data, processes for the peers. All decode with the same function. The contenders alternate, each in a
+separate process; a ratio compares runs of the same round.
 
-Peak memory is the most that the processes of a contender held together, shared pages counted once (PSS), above what
-they held before reading; Ray's object store counts, its services do not.
+Peak memory is that of all processes of a contender together, shared pages counted once (PSS), minus their memory
+before reading. It includes Ray's object store, but not its services.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ RESULT = Path(__file__).resolve().parent / "results" / "streaming.json"
 
 
 class Memory:
-    """The proportional set size of this process and those it started, sampled; ``peak`` above the start. Linux."""
+    """Samples the proportional set size of this process and its descendants. Linux only."""
 
     def __init__(self) -> None:
-        self.start = self.peak = held()
+        self.start = self.peak = resident_bytes()
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
         while not self.done.wait(0.5):
-            self.peak = max(self.peak, held())
+            self.peak = max(self.peak, resident_bytes())
 
     def stop(self) -> float:
-        """MiB."""
+        """The peak in MiB above the start."""
         self.done.set()
         self.thread.join()
-        return (max(self.peak, held()) - self.start) / 2**20
+        return (max(self.peak, resident_bytes()) - self.start) / 2**20
 
 
+# Ray's own processes, by a word in their command lines.
 SERVICES = ("gcs_server", "raylet", "dashboard", "agent", "log_monitor")
 
 
-def held() -> int:
+def resident_bytes() -> int:
     """Bytes of this process and its descendants, shared pages counted once."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -83,7 +84,7 @@ def _proportional(process: int) -> int:
 
 
 def measure(name: str, root: Path, batch: int, augment: bool, memory: bool) -> dict[str, float]:
-    """One pass over the images. What the libraries and Ray take to start counts for none of the contenders."""
+    """One pass over the images. The start of Ray and of the libraries is not counted for any contender."""
     sample(jpeg(0), ["a"], "warm", augment)
     if "Ray" in name:
         from siclip_platform.cluster.connect import Needs, ray_cluster
@@ -121,7 +122,7 @@ def in_own_process(name: str, options: argparse.Namespace, root: Path, memory: b
 
 
 def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians, and ratios of images per second to the best peer of the same round, smallest to largest."""
+    """Medians, and ratios of images per second to the best peer of the same round in ascending order."""
     figures: dict[str, Any] = {}
     peers = [name for name in rounds if name in PEERS]
     best = (
@@ -141,10 +142,10 @@ def show(figures: dict[str, Any]) -> None:
     print(f"{'':20}{'images/s':>10}{'steady':>10}{'first batch s':>15}{'peak MiB':>10}  ratio to the best peer")
     for name, own in figures.items():
         ratio = own.get("ratio_to_best_peer")
-        said = f"{ratio['median']:.2f} ({ratio['all'][0]:.2f}-{ratio['all'][-1]:.2f})" if ratio else ""
+        shown = f"{ratio['median']:.2f} ({ratio['all'][0]:.2f}-{ratio['all'][-1]:.2f})" if ratio else ""
         print(
             f"{name:20}{own['images_per_second']:10.0f}{own['steady_images_per_second']:10.0f}"
-            f"{own['first_batch_seconds']:15.2f}{own['peak_memory_mib']:10.0f}  {said}"
+            f"{own['first_batch_seconds']:15.2f}{own['peak_memory_mib']:10.0f}  {shown}"
         )
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--augment", action="store_true", help="random crop and colour jitter for all")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument(
-        "--data", type=Path, help="where the images are written and kept; a temporary folder if left out"
+        "--data", type=Path, help="folder in which the images are written and reused (default: a temporary one)"
     )
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -169,11 +170,14 @@ def main() -> None:
         root = options.data or Path(temporary)
         build(root, options.images)
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
-        for turn in range(options.repeats):
-            for name in options.only[turn % len(options.only) :] + options.only[: turn % len(options.only)]:
+        for repeat in range(options.repeats):
+            # Each round starts with another contender, so that none always follows the same one.
+            first = repeat % len(options.only)
+            for name in options.only[first:] + options.only[:first]:
                 rounds[name].append(in_own_process(name, options, root, memory=False))
                 print(name, rounds[name][-1], flush=True)
-        for name in options.only:  # watching memory costs time: a pass of its own
+        # In a separate pass, because sampling memory takes time.
+        for name in options.only:
             rounds[name][-1]["peak_memory_mib"] = in_own_process(name, options, root, memory=True)["peak_memory_mib"]
     figures = summary(rounds)
     show(figures)

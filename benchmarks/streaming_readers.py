@@ -1,4 +1,4 @@
-"""The contenders of `streaming.py`: the images written in each format, and an iterator of batches for each reader."""
+"""The contenders of `streaming.py`: the same images in each format, and an iterator of batches for each reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEERS = ("torch DataLoader", "webdataset", "LitData")
 
 
 def jpeg(number: int) -> bytes:
-    """Detail at every scale, as photographs have."""
+    """A JPEG with detail at every scale, like a photograph."""
     from PIL import Image
 
     generator = np.random.default_rng(number)
@@ -32,22 +32,9 @@ def jpeg(number: int) -> bytes:
     return file.getvalue()
 
 
-WORDS = (
-    "small",
-    "big",
-    "yellow",
-    "red",
-    "old",
-    "dog",
-    "cat",
-    "house",
-    "boat",
-    "tree",
-    "street",
-    "near",
-    "above",
-    "two",
-)
+ADJECTIVES = ("small", "big", "yellow", "red", "old")
+NOUNS = ("dog", "cat", "house", "boat", "tree", "street")
+WORDS = (*ADJECTIVES, *NOUNS, "near", "above", "two")
 
 
 def captions(number: int) -> list[str]:
@@ -56,7 +43,7 @@ def captions(number: int) -> list[str]:
 
 
 def build(root: Path, images: int) -> None:
-    """Write what every contender reads: 1,000 different images, over and over, each with captions of its own."""
+    """Write the images in every format: 1,000 different ones, repeated, each time with other captions."""
     import pyarrow as pa
 
     from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
@@ -80,8 +67,8 @@ def build(root: Path, images: int) -> None:
                 ]
                 sizes = {"width": SIZE, "height": SIZE, "category": None, "meta": None}
                 rows.append({"id": f"{number:08d}", "image": data, "captions": pair, **sizes})
-                for kind, payload in (("jpg", data), ("json", json.dumps(pair).encode())):
-                    member = tarfile.TarInfo(f"{number:08d}.{kind}")
+                for suffix, payload in (("jpg", data), ("json", json.dumps(pair).encode())):
+                    member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(payload)
                     tar.addfile(member, io.BytesIO(payload))
         table = pa.Table.from_pylist(rows, SCHEMA)
@@ -106,7 +93,7 @@ def _litdata_chunks(root: Path, images: int, encoded: list[bytes]) -> None:
 
 
 def sample(data: bytes, texts: list[str], identity: str, augment: bool) -> dict[str, Any]:
-    """What every peer does with a sample; ours does the same in `Stream.columns`."""
+    """The work of every peer per sample; our stream does the same in `Stream.columns`."""
     from siclip.data.augment import load_pixels
     from siclip.data.captions import stable_id, uniform
     from siclip.tokenizer import tokenize
@@ -148,7 +135,7 @@ def ours(root: Path, batch: int, augment: bool, reader: str) -> Iterator[Any]:
 
 
 def data_loader(root: Path, batch: int, augment: bool) -> Iterator[Any]:
-    """Row groups of the same Parquet, shuffled, through an iterable dataset with a shuffle buffer per group."""
+    """Shuffled row groups of the same Parquet files as an iterable dataset, with rows shuffled within each group."""
     import pyarrow.parquet as pq
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -158,11 +145,11 @@ def data_loader(root: Path, batch: int, augment: bool) -> Iterator[Any]:
             shards = sorted((root / "parquet").glob("train-*"))
             groups = [(s, g) for s in shards for g in range(pq.read_metadata(s).num_row_groups)]
             order = np.random.default_rng(0).permutation(len(groups))[info.id :: info.num_workers]
-            for place in order:
-                shard, group = groups[place]
+            for index in order:
+                shard, group = groups[index]
                 table = pq.ParquetFile(shard).read_row_group(group, columns=["id", "image", "captions"])
                 rows = table.to_pylist()
-                for i in np.random.default_rng([0, place]).permutation(len(rows)):
+                for i in np.random.default_rng([0, index]).permutation(len(rows)):
                     row = rows[i]
                     yield sample(row["image"], [c["text"] for c in row["captions"]], row["id"], augment)
 

@@ -1,4 +1,4 @@
-"""Statistics of a study over its seeds, and the page they are written to."""
+"""Statistics over the seeds of a study, and the page to which they are written."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ RECALL, HARD = "mean_recall@1", "beats_all_negatives"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % Student t interval, ``mean`` ± ``half``, and its two-sided p against 0.
+    """A mean over seeds with its 95 % Student t interval.
 
-    One seed has no interval: ``half`` and ``p`` are nan.
+    Attributes:
+        mean: over the seeds.
+        half: half the width of the interval; nan for one seed.
+        p: two-sided p value of a mean of 0; nan for one seed.
+        seeds: their number.
     """
 
     mean: float
@@ -39,7 +43,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and t interval; values that are all equal have an interval of width 0."""
+    """Mean and t interval; equal values have an interval of width 0."""
     count, mean = len(values), statistics.fmean(values)
     if count < 2:
         return Estimate(mean, math.nan, math.nan, count)
@@ -50,7 +54,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
-    """``one`` − ``other``, seed by seed: what a seed does to both cancels out."""
+    """``one`` − ``other``, paired by seed, so that effects of a seed on both cancel."""
     if one.keys() != other.keys():
         raise ValueError(f"seeds {sorted(one)} and {sorted(other)} cannot be paired")
     return estimate([one[seed] - other[seed] for seed in sorted(one)])
@@ -60,7 +64,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Scand. J. Statist. 6, 1979), in the order given.
 
     Raises:
-        ValueError: a p is not between 0 and 1 (one seed has none).
+        ValueError: a p value is not between 0 and 1 (for a single seed it is nan).
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"p values {list(p_values)} are not all between 0 and 1")
@@ -73,28 +77,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share(value: Estimate) -> str:
-    """In per cent, with the interval."""
+    """The value in per cent with its interval."""
     return f"{100 * value.mean:.1f} ± {100 * value.half:.1f}" if value.seeds > 1 else f"{100 * value.mean:.1f}"
 
 
 def points(value: Estimate) -> str:
-    """A difference in percentage points, with the interval."""
+    """A difference in percentage points with its interval."""
     return f"{100 * value.mean:+.1f}".replace("-", "−") + (f" ± {100 * value.half:.1f}" if value.seeds > 1 else "")
 
 
 def mean_seconds(store: RunStore, runs: Sequence[Run]) -> str:
-    """Of training alone, as it was with all jobs at work."""
+    """Mean seconds of pure training, measured while all jobs were running."""
     return f"{statistics.fmean(store.figures(runs, 'cost/training_seconds').values()):.0f}"
 
 
 def pipe_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column to the left, the others, numbers, to the right."""
+    """A Markdown table; the first column is left-aligned, the others, which are numbers, right-aligned."""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
 def teacher_sentence(store: RunStore, teacher: Run) -> str:
-    """The teacher's own figures on test, and what the dataset is."""
+    """The dataset's size and the teacher's metrics on the test split."""
     metrics = store.rows[teacher.key]["metrics"]
     rows = {split: teacher.data.rows(split) for split in teacher.data.split_names}
     sizes = ", ".join(f"{count:,} in {split}" for split, count in rows.items())
@@ -109,7 +113,20 @@ def teacher_sentence(store: RunStore, teacher: Run) -> str:
 def write_page(
     target: Path, *, title: str, command: str, store: RunStore, runs: Sequence[Run], jobs: int, parts: Sequence[str]
 ) -> str:
-    """Write ``target`` (Markdown) and, beside it, the JSON with every run; returns the Markdown."""
+    """Write the Markdown page and, beside it, a JSON file with every run.
+
+    Args:
+        target: the page.
+        title: its heading.
+        command: the command line that made it.
+        store: has the rows of ``runs``.
+        runs: all runs of the study.
+        jobs: runs trained at a time.
+        parts: the page's paragraphs, tables and headings.
+
+    Returns:
+        The Markdown.
+    """
     rows = [store.rows[run.key] | {"dataset": run.dataset, "setting": run.setting} for run in runs]
     found = environment([row["commit"] for row in rows])
     made = (

@@ -1,8 +1,8 @@
-"""What the studies share: runs that are done once and kept, and the figures they are compared by.
+"""Shared by the studies: runs that are trained once and stored, and their metrics.
 
-A run is named by the hash of its recipe with the dataset's hash and the teacher's run in place of their paths, so
-it is known again wherever the folders lie. Its figures are a line of ``runs.jsonl``, written when it ends: a study
-that was interrupted goes on with what is missing, and several studies in one folder share their teachers.
+A run's key is the hash of its recipe, with the dataset's hash and the teacher's key in place of their paths, so that
+it does not depend on where the folders are. The metrics of a finished run are a line in ``runs.jsonl``. An
+interrupted study therefore resumes with the missing runs, and several studies in one folder share their teachers.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ RUNS = "runs.jsonl"
 TEACHERS = "teachers"
 Row = dict[str, Any]
 RECIPE_OF_ALL = {"evaluation.validation_samples": 0, "training.evaluate_every": 0, "training.threads": 1}
-"""Validation on the whole split, once, after the last step; one thread, so that ``--jobs`` runs share the cores."""
+"""Validate after the last step only, on the whole split; one thread each, because ``--jobs`` runs share the cores."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training on the dataset ``data``, called ``dataset`` and ``setting`` in the tables.
+    """One training.
 
-    ``teacher`` is the run that the recipe's checkpoint comes from. ``keep``: folder for the run's own checkpoint.
+    Attributes:
+        dataset, setting: names in the tables.
+        data: the dataset.
+        recipe: of the training.
+        teacher: the run that trained the recipe's teacher.
+        keep: folder for the run's checkpoint; None: it is not kept.
     """
 
     dataset: str
@@ -55,7 +60,7 @@ class Run:
 
     @cached_property
     def identity(self) -> Recipe:
-        """The recipe without places: hashes stand for the dataset's folder and the teacher's checkpoint."""
+        """The recipe with hashes in place of the dataset's folder and the teacher's checkpoint."""
         return self.recipe.updated(
             {"data.path": self.data.hash, "teacher": self.teacher.key if self.teacher else None}
         )
@@ -79,16 +84,16 @@ class Run:
 def make_run(
     dataset: str, setting: str, data: Dataset, recipe: Recipe, *, teacher: Run | None = None, keep: Path | None = None
 ) -> Run:
-    """A run of a study: of ``recipe``, with the dataset's and the teacher's places and `RECIPE_OF_ALL` filled in."""
-    places = {"data.path": str(data.folder), "teacher": str(teacher.checkpoint) if teacher else None}
-    return Run(dataset, setting, data, recipe.updated(RECIPE_OF_ALL | places), teacher, keep)
+    """A run of a study: ``recipe`` with the paths of dataset and teacher and with `RECIPE_OF_ALL`."""
+    paths = {"data.path": str(data.folder), "teacher": str(teacher.checkpoint) if teacher else None}
+    return Run(dataset, setting, data, recipe.updated(RECIPE_OF_ALL | paths), teacher, keep)
 
 
 def open_datasets(options: argparse.Namespace) -> dict[str, Dataset]:
-    """Name → dataset, of those that are given.
+    """Name → dataset, for the datasets that the options name.
 
     Raises:
-        UserError: none is given, or one cannot be read or lacks a split.
+        UserError: there are none, or one cannot be read or lacks a split.
     """
     folders = {"digits": options.digits, "emoji64": options.emoji}
     datasets = {name: open_dataset(folder) for name, folder in folders.items() if folder}
@@ -101,7 +106,7 @@ def open_datasets(options: argparse.Namespace) -> dict[str, Dataset]:
 
 
 def teacher_runs(datasets: Mapping[str, Dataset], options: argparse.Namespace) -> dict[str, Run]:
-    """Dataset → the run that trains its teacher: the recipe of the digit scenes' teacher, on that dataset."""
+    """Dataset → the run that trains its teacher, with the recipe of the digit scenes' teacher."""
     steps = {"digits": options.digits_teacher_steps, "emoji64": options.emoji_teacher_steps}
     size = {"training.batch_size": options.batch_size}
     return {
@@ -125,8 +130,9 @@ class RunStore:
         if not self.path.exists():
             return
         *lines, torn = self.path.read_bytes().split(b"\n")
-        if torn:  # the process died while it wrote: that run is done again
-            print(f"{self.path}: its last line is cut short and left out", file=sys.stderr)
+        # A process that died while writing leaves an incomplete line; that run is trained again.
+        if torn:
+            print(f"{self.path}: its last line is incomplete and is removed", file=sys.stderr)
             os.truncate(self.path, self.path.stat().st_size - len(torn))
         for number, line in enumerate(lines, 1):
             try:
@@ -134,14 +140,14 @@ class RunStore:
                 self.rows[row["key"]] = row
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{self.path}, line {number} is not a run: delete the line, the run is done again"
+                    f"{self.path}, line {number} is not a run: delete the line, and the run is trained again"
                 ) from None
 
     def has(self, run: Run) -> bool:
         return run.key in self.rows and (run.checkpoint is None or run.checkpoint.exists())
 
     def add(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Append the row of a finished run, figures that are not finite as null; on the disk when this returns."""
+        """Append the row of a finished run and flush it to disk; metrics that are not finite become null."""
         row = {
             "key": run.key,
             "dataset": run.dataset,
@@ -158,23 +164,23 @@ class RunStore:
         self.rows[run.key] = row
 
     def figures(self, runs: Sequence[Run], metric: str) -> dict[int, float]:
-        """Seed → figure of these runs, which must be finished."""
+        """Seed → value of a metric for these runs, which must be finished."""
         return {run.seed: self.rows[run.key]["metrics"][metric] for run in runs}
 
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[RunStore]:
-    """The store of a folder, for one study at a time.
+    """The store of a folder, locked for one study at a time.
 
     Raises:
-        UserError: another study works in the folder, or it cannot be read or written.
+        UserError: another study is using the folder, or it cannot be read or written.
     """
     try:
         (folder / TEACHERS).mkdir(parents=True, exist_ok=True)
-        held = f"another study is at work in {folder}: wait for it, or name another folder"
-        lock = claim(folder / ".lock", held)
+        in_use = f"another study is running in {folder}: wait for it, or name another folder"
+        lock = claim(folder / ".lock", in_use)
     except OSError as error:
-        raise UserError(f"cannot work in {folder}: {error}; name a folder that can be written") from None
+        raise UserError(f"cannot use {folder}: {error}; name a writable folder") from None
     try:
         yield RunStore(folder)
     finally:
@@ -182,7 +188,7 @@ def open_store(folder: Path) -> Iterator[RunStore]:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """An argparse type."""
+    """An argparse type: an integer with a lower bound."""
 
     def integer(text: str) -> int:
         if int(text) < minimum:
@@ -193,29 +199,30 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """What every study takes."""
+    """Add the options that all studies have."""
     parser.add_argument("--digits", type=Path, metavar="FOLDER", help="digit scenes (siclip-platform data build)")
     parser.add_argument("--emoji", type=Path, metavar="FOLDER", help="emoji64 (benchmarks/emoji_dataset.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of runs and teachers; studies may share it")
-    parser.add_argument("--report", type=Path, metavar="FILE.md", help="the page; its JSON lies beside it")
-    parser.add_argument("--steps", type=at_least(2), default=200, help="of every student (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and teachers; studies can share it")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="the page; its JSON is written beside it")
+    parser.add_argument("--steps", type=at_least(2), default=200, help="steps of each student (%(default)s)")
     parser.add_argument("--digits-teacher-steps", type=at_least(2), default=600, help="(%(default)s)")
     parser.add_argument("--emoji-teacher-steps", type=at_least(2), default=600, help="(%(default)s)")
-    parser.add_argument("--batch-size", type=at_least(2), default=128, help="of students and teachers (%(default)s)")
+    parser.add_argument("--batch-size", type=at_least(2), default=128, help="for students and teachers (%(default)s)")
     parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at a time, one thread each (%(default)s)")
 
 
 def worker_pool(jobs: int) -> ProcessPoolExecutor:
-    """Processes that train. Threads that spin while they wait would take the cores from each other."""
+    """Processes that train."""
+    # OpenMP threads that spin while waiting would take the cores from the other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
 
 
 def complete(runs: Sequence[Run], store: RunStore, pool: Executor) -> None:
-    """Train what the store lacks, each recipe once; a failure does not stop the others.
+    """Train the runs that the store lacks, each recipe once. A failure does not stop the others.
 
     Raises:
-        RuntimeError: runs failed; they are done again next time, the finished ones are not.
+        RuntimeError: runs failed; the next call trains these again, but not the finished ones.
     """
     todo = list({run.key: run for run in runs if not store.has(run)}.values())
     futures = {pool.submit(train_and_measure, run.recipe.model_dump_json(), run.checkpoint): run for run in todo}
@@ -240,7 +247,7 @@ def complete(runs: Sequence[Run], store: RunStore, pool: Executor) -> None:
 
 
 class _KeepLast:
-    """A `Reporter` that keeps the newest figures and writes the checkpoint to one place."""
+    """A `Reporter` that keeps the latest metrics and writes the checkpoint to one file."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
@@ -256,7 +263,7 @@ class _KeepLast:
 
 
 def train_and_measure(recipe_json: str, checkpoint: Path | None) -> dict[str, float]:
-    """Train a recipe in this process; its figures after the last step, with those of validation and test."""
+    """Train a recipe in this process; its metrics after the last step, including validation and test."""
     from siclip_platform.evaluation import evaluate_checkpoint
     from siclip_platform.training.in_process import run_recipe
 
@@ -269,7 +276,7 @@ def train_and_measure(recipe_json: str, checkpoint: Path | None) -> dict[str, fl
 
 
 def environment(commits: Sequence[str | None]) -> dict[str, Any]:
-    """Machine, versions and the commits of the code that the runs were made with."""
+    """Machine, versions and the commits of the code with which the runs were made."""
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "timm")},

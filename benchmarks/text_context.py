@@ -1,9 +1,9 @@
-"""What a shorter text context costs a student in quality: the teacher still sees whole captions.
+"""The quality that a student loses with a shorter text context, while the teacher still sees whole captions.
 
     python benchmarks/text_context.py --digits FOLDER [--emoji FOLDER] --out FOLDER --report FILE.md
 
-The student of the digit scenes with WIKD, at the model's own context and at fewer tokens, at equal steps and seeds;
-every run is kept in ``--out`` as it ends. What it gains in speed at full size is variant (h) of `training_step.py`.
+The student of the digit scenes with WIKD, with the model's own context and with fewer tokens, at equal steps and
+seeds. Finished runs are stored in ``--out``. The gain in speed at full size is variant (h) of `training_step.py`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from siclip_platform.recipes.recipe import Recipe
 FIRST_SEED = 3000
 NOTES = """## How to read it
 
-- Each row is the row above with a shorter context: captions are cut with the end of text kept, inherited positions
-  are cut, and the student's text trunk is no longer the teacher's, which runs its own.
-- Per cent on the test split, whose captions are cut too: mean ± half of the 95 % t interval over seeds; differences
-  to the row above are paired by seed.
-- Captions of digit scenes take 11 to 18 tokens with start and end, those of the test split 11 or 12."""
+- Each row is the row above with a shorter context: captions are truncated with the end-of-text token kept, inherited
+  positions are truncated, and the student's text trunk is no longer the teacher's, which runs its own.
+- Per cent on the test split, whose captions are truncated too: mean ± half of the 95 % t interval over seeds.
+  Differences are relative to the row above and paired by seed.
+- Captions of digit scenes have 11 to 18 tokens with start and end, those of the test split 11 or 12."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +92,7 @@ def context_run(
 
 
 def own_context(recipe: Recipe) -> int:
-    """Tokens that the recipe's model sees unless told otherwise."""
+    """The context length of the recipe's model by default."""
     return model_config(recipe.model.name).text.context_length
 
 

@@ -1,18 +1,18 @@
-"""Samples a second and peak memory of one optimizer step: open_clip's distillation against ours.
+"""Samples per second and peak memory of one optimizer step: open_clip's distillation compared with ours.
 
     python benchmarks/training_step.py [--batch 16] [--repeats 5] [--threads 2] [--caching-batch 64]
 
-The same SiCLIP-S0 student, the same MobileCLIP-S0 teacher (random weights: the work is the same), 256-px images,
-77 tokens, the same batch and threads; fp32 on the CPU, bf16 autocast on a GPU. One step of every variant after the
-other, ``repeats`` times, each round beginning with another; medians, and the ratios to (a) of the same round with
-their spread.
+All variants have the same SiCLIP-S0 student, the same MobileCLIP-S0 teacher (with random weights, because the work is
+the same), 256-px images, 77 tokens, and the same batch and threads; fp32 on the CPU, bf16 autocast on a GPU. A round
+is one step of every variant; each of the ``repeats`` rounds starts with another variant. Reported are medians, and
+the ratios to (a) in the same round with their spread.
 
-(a) open_clip's own ``train_one_epoch`` with its ``DistillClipLoss``, every weight trained, teacher online. Ours
-compute more losses (CLIP + FD + CRD + ICL): (b) every weight trained, teacher online; (c) inherited trunk frozen and
-shared with the teacher; (d) as (c), teacher's embeddings stored; (e) as (d), trunk features stored; (f) as (c) with
-every BatchNorm in eval mode; (g) as (f) with gradient caching at an eighth of the batch; (h) as (d) with a student
-that sees 32 tokens of a caption. (f) and (g) are measured once more at ``caching-batch``: gradient caching is there
-for large batches, and at a micro-batch of 2 pairs small matrix products are most of what it costs.
+(a) is open_clip's ``train_one_epoch`` with its ``DistillClipLoss``, all weights trained, online teacher. Our variants
+compute more losses (CLIP + FD + CRD + ICL): (b) all weights trained, online teacher; (c) inherited trunk, frozen and
+shared with the teacher; (d) as (c), teacher embeddings stored; (e) as (d), trunk features stored; (f) as (c), every
+BatchNorm in eval mode; (g) as (f), gradient caching with an eighth of the batch; (h) as (d), a student with a context
+of 32 tokens. (f) and (g) are measured again at ``caching-batch``: gradient caching is for large batches, and with
+micro-batches of 2 samples its cost is mostly small matrix products.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SIZE, TOKENS, WIDTH = 256, 77, 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--caching-batch", type=int, default=64, help="of (f) and (g) alone, measured again")
+    parser.add_argument("--caching-batch", type=int, default=64, help="batch of a second measurement of (f) and (g)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -57,11 +57,12 @@ def main() -> None:
     for name in ("batch", "caching_batch"):
         if getattr(options, name) % 8:
             flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            parser.error(f"{flag}: variant (g) takes an eighth of it, so name a multiple of 8")
+            parser.error(f"{flag}: variant (g) needs an eighth of it, so name a multiple of 8")
+    # OpenMP threads that spin while they wait would compete with the threads that are measured.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     seconds, device = measure_seconds("".join(VARIANTS), options.batch, options)
     caching, _ = measure_seconds("fg", options.caching_batch, options)
-    memory = {name: in_a_process(name, options) for name in VARIANTS}
+    memory = {name: in_separate_process(name, options) for name in VARIANTS}
     result = {
         "device": device,
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def measure_seconds(names: str, batch: int, options: Namespace) -> tuple[dict[str, list[float]], str]:
-    """Seconds of each variant's step in each round, rounds interleaved; the first step of each is not counted."""
+    """Seconds of each variant's step in each round, and the device. The first round warms up and is not counted."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -101,7 +102,7 @@ def measure_seconds(names: str, batch: int, options: Namespace) -> tuple[dict[st
 
 
 def rotated(names: list[str], by: int) -> list[str]:
-    """Each round begins with another variant, so that none always follows the same one."""
+    """The names starting with another one, so that no variant always follows the same one."""
     start = by % len(names)
     return names[start:] + names[:start]
 
@@ -113,14 +114,14 @@ def _wait(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_a_process(name: str, options: Namespace) -> dict[str, float]:
-    """Peak memory of one variant, in a process of its own."""
+def in_separate_process(name: str, options: Namespace) -> dict[str, float]:
+    """Peak memory of one variant, measured in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(peak_memory_of, name, options.batch, options.threads).result()
 
 
 def peak_memory_of(name: str, batch: int, threads: int) -> dict[str, float]:
-    """``step_mib``: what two steps needed beyond the process with its model; ``process_mib``: all of it."""
+    """``process_mib``: peak of the process during two steps; ``step_mib``: of that, above the process before them."""
     import torch
 
     from siclip.training.memory import peak_memory
@@ -131,7 +132,8 @@ def peak_memory_of(name: str, batch: int, threads: int) -> dict[str, float]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is held now
+        # Linux: resets the process's recorded peak to its current size.
+        Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory(device)
     step()
     step()
@@ -140,7 +142,7 @@ def peak_memory_of(name: str, batch: int, threads: int) -> dict[str, float]:
 
 
 def make_step(name: str, size: int, device: Any) -> Callable[[], object]:
-    """One optimizer step of a variant, to be called again and again."""
+    """A function that does one optimizer step of a variant."""
     import torch
 
     from siclip.models import create_model
@@ -199,7 +201,7 @@ def our_step(name: str, teacher: Any, images: Any, tokens: Any, device: Any) -> 
 
 
 def open_clip_step(teacher: Any, images: Any, tokens: Any, device: Any) -> Callable[[], object]:
-    """One optimizer step through ``open_clip_train.train.train_one_epoch``, with its AdamW settings."""
+    """A function that does one optimizer step through ``open_clip_train.train.train_one_epoch``, with AdamW."""
     import torch
     from open_clip.loss import DistillClipLoss
     from open_clip_train.train import train_one_epoch
@@ -208,7 +210,7 @@ def open_clip_step(teacher: Any, images: Any, tokens: Any, device: Any) -> Calla
     from siclip.models import create_model
 
     class Wrapped(nn.Module):
-        """The output that open_clip's loop expects of a model."""
+        """A model with the output that open_clip's loop expects."""
 
         def __init__(self, model: Any) -> None:
             super().__init__()
@@ -224,17 +226,18 @@ def open_clip_step(teacher: Any, images: Any, tokens: Any, device: Any) -> Calla
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1)
     loader = type("Loader", (list,), {"num_batches": 1, "num_samples": len(images)})([(pixels, tokens)])
     data = {"train": Namespace(set_epoch=lambda epoch: None, dataloader=loader)}
-    options = Namespace(
-        device=str(device), precision="amp_bf16" if device.type == "cuda" else "fp32", distill=True, accum_freq=1,
-        skip_scheduler=True, grad_clip_norm=1.0, horovod=False, rank=0, world_size=1, log_every_n_steps=10**9,
-        batch_size=len(images), wandb=False, distributed=False, log_local=False, local_rank=0,
-    )  # fmt: skip
+    precision = "amp_bf16" if device.type == "cuda" else "fp32"
+    training = {"device": str(device), "precision": precision, "batch_size": len(images), "distill": True}
+    training |= {"accum_freq": 1, "skip_scheduler": True, "grad_clip_norm": 1.0}
+    one_process = {"horovod": False, "distributed": False, "rank": 0, "local_rank": 0, "world_size": 1}
+    no_logs = {"log_every_n_steps": 10**9, "log_local": False, "wandb": False}
+    options = Namespace(**training, **one_process, **no_logs)
     wrapped_teacher, loss = Wrapped(teacher).to(device), DistillClipLoss()
     return lambda: train_one_epoch(student, data, loss, 0, optimizer, None, None, wrapped_teacher, options)
 
 
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Of each round: median, least and largest of slow/fast."""
+    """Median, smallest and largest of the rounds' ratios slow/fast."""
     each = [s / f for s, f in zip(slow, fast, strict=True)]
     return {"median": statistics.median(each), "least": min(each), "largest": max(each)}
 
@@ -254,7 +257,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"one step, batch {result['batch']}, {result['device']}, {result['threads']} threads")
-    for column in ("", "variant", "samples/s", "× of a (least–largest)", "MiB of the step"):
+    for column in ("", "variant", "samples/s", "× of a (smallest–largest)", "MiB of the step"):
         table.add_column(column, justify="left" if column in ("", "variant") else "right")
     for name, v in result["variants"].items():
         ratio = v["times_faster_than_a"]

@@ -1,12 +1,12 @@
-"""What a study costs beside training: its wall time to the sum of its trials' pure training time.
+"""The overhead of a study: the ratio of its wall time to the sum of its trials' pure training time.
 
     python benchmarks/tune_overhead.py [--trials 12] [--steps 96] [--train-trials 4]
 
 One trial at a time on all cores, random settings of the space ``wikd``, none stopped early, on the digit scenes:
 (a) in reused processes, (b) each under Ray Train, (c) as (a) with the frozen trunk's outputs read from a cache.
-Pure training is what the loop counts: steps without evaluations, model building, data checks, reports and
-checkpoints. (a) and (c) are run in turns of one third of their trials; the cache is built before and told apart.
-There is no peer: the ratio to one's own training is the figure. Writes benchmarks/results/tune_overhead.json.
+Pure training is the time that the loop counts: steps without evaluations, model building, data checks, reports and
+checkpoints. (a) and (c) alternate, a third of their trials at a time; building the cache is measured separately.
+There is no peer. Writes benchmarks/results/tune_overhead.json.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=12, help="in-process, and as many with the cache")
-    parser.add_argument("--train-trials", type=int, default=4, help="under Ray Train")
-    parser.add_argument("--steps", type=int, default=96, help="of a trial; 96 are about 30 s on two cores")
-    parser.add_argument("--data", type=Path, help="digit scenes; default: built")
+    parser.add_argument(
+        "--trials", type=int, default=12, help="trials in reused processes, and as many with the cache"
+    )
+    parser.add_argument("--train-trials", type=int, default=4, help="trials under Ray Train")
+    parser.add_argument("--steps", type=int, default=96, help="steps per trial; 96 are about 30 s on two cores")
+    parser.add_argument("--data", type=Path, help="digit scenes (default: built for this benchmark)")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ray_cluster(Needs(concurrent=1, worker_cpus=1.0)):
@@ -68,7 +70,8 @@ class Bench:
         if not options.data:
             build_digit_scenes(data, DigitScenesConfig())
         teacher = folder / "teacher.pt"
-        save_checkpoint(teacher, create_model("mobileclip-nano"))  # untrained: the work is the same
+        # Untrained, because the work is the same.
+        save_checkpoint(teacher, create_model("mobileclip-nano"))
         threads = {"training.threads": os.cpu_count() or 1}
         self.base = digits_student(data, teacher, steps=options.steps).updated(threads)
         self.cache_seconds = 0.0
@@ -106,11 +109,9 @@ class Bench:
         space = load_space("wikd")
         folder = self.folder / name
         searcher = searcher_of(space, base, name=name, trials=trials, seed=seed, folder=folder)
-        plan = StudyPlan(
-            name=name, folder=folder, base=base, metric=space.metric, trials=trials,
-            searcher=searcher, concurrent=1, backend=backend,
-            resources={"CPU": 0.01 if backend == "train" else 1.0},
-        )  # fmt: skip
+        search = {"metric": space.metric, "trials": trials, "searcher": searcher}
+        execution = {"concurrent": 1, "backend": backend, "resources": {"CPU": 0.01 if backend == "train" else 1.0}}
+        plan = StudyPlan(name=name, folder=folder, base=base, **search, **execution)
         run = self.tracker.start(name, "study", params={}, tags={"study": name}, key=name)
         started = time.perf_counter()
         result = run_study(plan, Recorder(self.tracker, run, {"study": name}), rerun=True)
@@ -126,7 +127,7 @@ class Bench:
 
 
 def whole(studies: list[dict[str, Any]]) -> dict[str, Any]:
-    """All rounds of one kind; ``ratios`` of each round give the spread."""
+    """The figures of all rounds of one variant; ``ratios`` are of each round."""
     wall = sum(study["wall_seconds"] for study in studies)
     training = [seconds for study in studies for seconds in study["training_seconds"]]
     return {
@@ -143,16 +144,14 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Study's wall time to its trials' pure training time, one trial at a time")
-    for title in ("", "trials", "s a trial", "ratio", "of each round", "trials an hour"):
+    table = Table(title="A study's wall time relative to its trials' pure training time, one trial at a time")
+    for title in ("", "trials", "s per trial", "ratio", "of each round", "trials per hour"):
         table.add_column(title, justify="left" if not title else "right")
     titles = {"process": "in reused processes", "cached": "the same, trunk cached", "train": "under Ray Train"}
     for name, study in result["studies"].items():
         rounds = " ".join(f"{ratio:.2f}" for ratio in study["ratios"])
-        table.add_row(
-            titles[name], str(study["trials"]), f"{study['training_seconds_a_trial']:.1f}", f"{study['ratio']:.2f}",
-            rounds, f"{study['trials_an_hour']:.0f}",
-        )  # fmt: skip
+        seconds, per_hour = f"{study['training_seconds_a_trial']:.1f}", f"{study['trials_an_hour']:.0f}"
+        table.add_row(titles[name], str(study["trials"]), seconds, f"{study['ratio']:.2f}", rounds, per_hour)
     Console().print(table)
     Console().print(f"The cache took {result['cache_seconds']:.1f} s to build.")
 

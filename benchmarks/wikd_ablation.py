@@ -1,10 +1,10 @@
-"""What each part of WIKD adds: the student from scratch, then one part more at a time, at equal steps.
+"""The gain from each part of WIKD: the student from scratch, then one more part at a time, at equal steps.
 
     python benchmarks/wikd_ablation.py --digits FOLDER --emoji FOLDER --out FOLDER --report FILE.md
 
-Trains a teacher per dataset and every setting with every seed, keeps each run in ``--out`` as it ends, and writes a
-page and its JSON. Started again it does what is missing. All settings have the same steps, batches, learning rate
-and seeds; the seeds are not those on which `pair_matching.py` chooses.
+Trains a teacher per dataset and every setting with every seed, stores finished runs in ``--out``, and writes a page
+and its JSON. A repeated command trains only the missing runs. All settings have the same steps, batches, learning
+rate and seeds; the seeds differ from those with which `pair_matching.py` chooses.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ OFF: dict[str, dict[str, Any]] = {
     "fd": {"loss.feature_distillation": 0.0},
     "crd": {"loss.contrastive_relational": 0.0},
     "icl": {"loss.interactive_contrastive": 0.0},
-    "pm": {},  # the student's recipe is without it
+    # The student's recipe has no pair matching.
+    "pm": {},
 }
-"""Setting, in the order in which they are added → what takes its part out of the student's recipe."""
+"""Setting, in the order in which parts are added → the fields that remove its part from the student's recipe."""
 LABELS = {
     "baseline": "baseline: from scratch, contrastive",
     "inheritance": "+ inheritance, trunk frozen",
@@ -66,15 +67,15 @@ LABELS = {
 }
 NOTES = """## How to read it
 
-- Each setting keeps everything of the one before and adds one part. `+ inheritance` trains with the contrastive loss
-  alone, on the teacher's frozen trunk; the teacher's own training is not counted in the steps or seconds.
+- Each setting adds one part to the previous one. `+ inheritance` trains with only the contrastive loss on the
+  teacher's frozen trunk; the teacher's training is not included in the steps or seconds.
 - Figures are in per cent on the test split: mean ± half of the 95 % t interval over seeds. *Beats all*: the image is
   closer to its caption than to each of its five false ones (chance 1 in 6).
-- Differences are to the row above, in points, paired by seed, with the 95 % t interval of the paired difference; they
-  are not corrected for the number of comparisons. One teacher per dataset serves all seeds, so the intervals hold
-  what the student's seed changes (weights, order, captions, sampled negatives), not what another teacher or other
-  test images would.
-- One learning rate serves all settings and is tuned for none of them."""
+- Differences are relative to the row above, in points, paired by seed, with the 95 % t interval of the paired
+  difference; they are not corrected for the number of comparisons. All seeds share one teacher per dataset, so the
+  intervals cover what the student's seed changes (weights, order, captions, sampled negatives), but not another
+  teacher or other test images.
+- All settings have the same learning rate, which is tuned for none of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +111,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=["pair_matching=1.0"],
         metavar="FIELD=VALUE",
-        help="fields of loss in the setting pm, for example pair_matching=3 pair_head=mlp negatives=hardest",
+        help="fields of the loss in the setting pm, for example pair_matching=3 pair_head=mlp negatives=hardest",
     )
     options = parser.parse_args(arguments)
     options.settings = [setting for setting in OFF if setting in options.settings]
@@ -131,7 +132,7 @@ def pair_matching_fields(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def setting_fields(setting: str, pair_matching: dict[str, Any]) -> dict[str, Any]:
-    """What a setting changes in the student's recipe: every part that comes later is out."""
+    """The fields that a setting changes in the student's recipe: all parts that are added later are off."""
     order = list(OFF)
     fields: dict[str, Any] = {}
     for later in order[order.index(setting) + 1 :]:
@@ -140,7 +141,7 @@ def setting_fields(setting: str, pair_matching: dict[str, Any]) -> dict[str, Any
 
 
 def ablation_run(name: str, data: Dataset, teacher: Run, setting: str, seed: int, options: argparse.Namespace) -> Run:
-    """One setting on one seed. The baseline knows no teacher."""
+    """One setting with one seed. The baseline has no teacher."""
     student: Recipe = digits_student(data.folder, steps=options.steps, seed=seed)
     fields = setting_fields(setting, pair_matching_fields(options.pm)) | {"training.batch_size": options.batch_size}
     return make_run(
@@ -154,13 +155,13 @@ def write(
     """The page of finished runs; see `write_page`."""
     student = runs[0].recipe
     settings = [
-        f"Student {student.model.name}: {options.steps} steps of {options.batch_size} pairs, "
+        f"Student {student.model.name}: {options.steps} steps of {options.batch_size} samples, "
         f"learning rate {student.training.learning_rate:g}, {options.seeds} seeds from {FIRST_SEED}. "
         f"PM is {', '.join(options.pm)}."
     ]
     if options.seeds < 5:
         settings.append(
-            f"With {options.seeds} seeds the intervals are wide: a part whose interval holds 0 may still help."
+            f"With {options.seeds} seeds the intervals are wide: a part whose interval contains 0 may still help."
         )
     parts = [" ".join(settings)]
     for name, teacher in teachers.items():
@@ -196,7 +197,7 @@ def ablation_table(store: RunStore, runs: Sequence[Run]) -> str:
             ]
         rows.append([*cells, mean_seconds(store, own)])
         before = own
-    return pipe_table(["setting", "seeds", "R@1", "difference", "beats all", "difference", "seconds a run"], rows)
+    return pipe_table(["setting", "seeds", "R@1", "difference", "beats all", "difference", "seconds per run"], rows)
 
 
 if __name__ == "__main__":

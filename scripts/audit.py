@@ -1,10 +1,10 @@
-"""Look for known vulnerabilities of the pinned dependencies; without a network, say how old the pins are.
+"""Check the pinned dependencies for known vulnerabilities; without a network, report the age of the pins.
 
     python scripts/audit.py [--strict]
 
-Asks the Python Package Index about each pin of requirements.lock through pip-audit. What is found is listed. It ends
-with exit code 1 only under --strict, where something is found or nothing could be audited: a pin is raised by hand
-(make lock), after its fix was released.
+Queries the Python Package Index for each pin in requirements.lock through pip-audit and lists the vulnerabilities.
+The exit code is 1 only with --strict, if there are vulnerabilities or nothing could be audited: pins are raised by
+hand (make lock), after a fix is released.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
-SECONDS = 60  # of the whole audit; make check runs it beside mypy
+# Limit for the whole audit; make check runs it in parallel to mypy.
+SECONDS = 60
 OPTIONS = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off", "--timeout", "5")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--strict", action="store_true", help="exit code 1 where something is found, or nothing audited"
+        "--strict", action="store_true", help="exit code 1 if there are vulnerabilities or nothing was audited"
     )
     options = parser.parse_args(arguments)
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), *OPTIONS]
@@ -33,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judge(command: Sequence[str], *, strict: bool) -> int:
-    """Run pip-audit and print what it found, a line each; the exit code."""
+    """Run pip-audit, print one line per vulnerability, and return the exit code."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return nothing_had(f"pip-audit took more than {SECONDS} seconds", strict)
+        return nothing_audited(f"pip-audit took more than {SECONDS} seconds", strict)
     try:
         dependencies = json.loads(done.stdout)["dependencies"]
     except (json.JSONDecodeError, KeyError):
-        return nothing_had(f"pip-audit ended with exit code {done.returncode}", strict)
+        return nothing_audited(f"pip-audit ended with exit code {done.returncode}", strict)
     found = [
         f"audit: {entry['name']} {entry['version']}: {flaw['id']}, "
         f"fixed in {', '.join(flaw['fix_versions']) or 'no version yet'}"
@@ -52,14 +53,15 @@ def judge(command: Sequence[str], *, strict: bool) -> int:
     return int(strict and bool(found))
 
 
-def nothing_had(reason: str, strict: bool) -> int:
-    """What pip-audit itself says stays untold: it may name a host."""
-    print(f"audit: no advisories could be had ({reason}); {age(LOCK, datetime.now(UTC))}")
+def nothing_audited(reason: str, strict: bool) -> int:
+    """Report that nothing was audited; the exit code."""
+    # pip-audit's own output is not shown, because it may contain a host name.
+    print(f"audit: no advisories available ({reason}); {age(LOCK, datetime.now(UTC))}")
     return int(strict)
 
 
 def age(lock: Path, now: datetime) -> str:
-    """How old the pins are: the day of the lock's last commit, or of the file where there is no history."""
+    """The age of the pins, from the lock's last commit, or from its modification time if there is no history."""
     command = ["git", "-C", str(lock.parent), "log", "-1", "--format=%cI", "--", lock.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     text = done.stdout.strip()

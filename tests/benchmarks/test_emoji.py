@@ -119,7 +119,7 @@ def test_files_that_are_not_emoji64_are_refused(emoji_rows: list[dict[str, Any]]
     foreign = [emoji_row("vendor-x", 1, "cow face", "", "animals")]
     few = [row for row in emoji_rows if row["id"] not in {"noto/64", "noto/65"}]
     nameless = [{k: v for k, v in row.items() if k != "captions"} for row in emoji_rows]
-    cases = {"no vendor that has a split": foreign, "5 are needed": few, "lacks the columns captions": nameless}
+    cases = {"of an unknown vendor": foreign, "5 are needed": few, "lacks the columns captions": nameless}
     for number, (message, rows) in enumerate(cases.items()):
         source = write_source(tmp_path / f"source-{number}", rows)
         with pytest.raises(UserError, match=message):

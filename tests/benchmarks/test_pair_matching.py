@@ -73,7 +73,7 @@ def test_the_verdict_follows_from_the_figures(options: argparse.Namespace, tmp_p
         "**No"
     ) and "a loss larger than seed noise" in pair_matching.verdict(lost)
     few = [SimpleNamespace(hard=study_report.estimate([0.1, 0.11]))]
-    assert pair_matching.verdict(few).startswith("No verdict: 2 seeds")
+    assert pair_matching.verdict(few).startswith("No verdict: the comparison has 2 seeds")
 
 
 def test_seeds_of_the_screening_are_not_used_again(digits: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_line_cut_short_costs_that_run_alone(
     text = store.path.read_bytes()
     store.path.write_bytes(text[:-20])
     complete(options, runs)
-    assert "cut short" in capsys.readouterr().err
+    assert "incomplete" in capsys.readouterr().err
     assert len(trained) == 7 and trained[-1] == trained[5]
     assert store.path.read_bytes() == text
     store.path.write_bytes(b"{}\n" + text)
@@ -222,5 +222,5 @@ def test_the_commands_train_write_their_pages_and_go_on(
         *(wikd_ablation.LABELS[name] for name in ("baseline", "pm")),
     ]
     assert all(0 <= run["metrics"][f"test/{study_report.HARD}"] <= 1 for run in runs)
-    assert "No verdict: 2 seeds" in (tmp_path / "pair-matching.md").read_text()
+    assert "No verdict: the comparison has 2 seeds" in (tmp_path / "pair-matching.md").read_text()
     assert open_dataset(digits).hash in page.read_text()

@@ -65,7 +65,7 @@ def test_an_audit_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(audit, "SECONDS", 1)
     assert audit.judge([sys.executable, "-c", "import time; time.sleep(60)"], strict=True) == 1
     said = capsys.readouterr().out
-    assert "no advisories could be had (pip-audit took more than 1 seconds); the pins of requirements.lock" in said
+    assert "no advisories available (pip-audit took more than 1 seconds); the pins of requirements.lock" in said
 
 
 def test_age_is_that_of_the_locks_last_commit_or_of_the_file(tmp_path: Path) -> None:

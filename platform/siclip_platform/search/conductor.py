@@ -124,21 +124,20 @@ class Conductor:
         self.recorder.begin(self.plan, entry, self._reused[entry.name])
 
     def reported(self, tune_id: str, result: dict[str, Any]) -> None:
-        """Record a result once in each store, and remove from it what Ray Tune has no use for.
-
-        A result that the journal has already, replayed by a restarted trial, is ignored.
-        """
+        """Record a result once in each store, and remove from it what Ray Tune has no use for."""
         entry = self.journal.entries[self.names[tune_id]]
         step = int(result["step"])
         seeds = result.pop("seeds", {})
         notes = result.pop("notes", {})
         means = metrics_of(result)
-        if entry.results and step <= entry.step:
-            return
         # The recorder is first: what a seed logged between two evaluations is nowhere else, and a trial does not
-        # repeat steps that are in the journal.
+        # train the steps again that are in the journal.
         self.recorder.result(entry.name, step, means, seeds)
         self.recorder.note(entry.name, notes)
+        # A restarted trial replays what the journal has, for MLflow alone: a run keeps a step that it has, and one
+        # whose spool was lost is filled again.
+        if entry.results and step <= entry.step:
+            return
         self.journal.result(entry.name, step, means, {seed: each["metrics"] for seed, each in seeds.items()})
         self._report(entry, step, means)
 

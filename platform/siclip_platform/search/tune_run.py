@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +75,16 @@ class _Watch(Callback):
 
     def __init__(self, conductor: Conductor) -> None:
         self.conductor = conductor
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Stop Ray Tune before its next step."""
+        self._stopping = True
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        # Between two steps nothing is half written. Tune's own stop would wait 10 s for the processes of trials.
+        if self._stopping:
+            raise KeyboardInterrupt
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -96,8 +105,9 @@ def conduct(conductor: Conductor) -> StudyResult:
     try:
         conductor.catch_up()
         if conductor.remaining > 0:
-            with stopping_with(_stop_tune):
-                _tuner(conductor).fit()
+            watch = _Watch(conductor)
+            with stopping_with(watch.stop):
+                _tuner(conductor, watch).fit()
         interrupted = conductor.remaining > 0 and not conductor.exhausted
         if interrupted:
             recorder.interrupt()
@@ -109,13 +119,6 @@ def conduct(conductor: Conductor) -> StudyResult:
         conductor.journal.close()
 
 
-def _stop_tune() -> None:
-    # Tune stops at SIGUSR1 as at SIGINT; before it has set its handler, the signal would end the process.
-    if not callable(signal.getsignal(signal.SIGUSR1)):
-        raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGUSR1)
-
-
 def _leave_failures_to_us() -> None:
     """Keep Ray Tune from printing a traceback per failed trial; the journal and MLflow have its last line."""
     logger = logging.getLogger("ray.tune")
@@ -123,7 +126,7 @@ def _leave_failures_to_us() -> None:
         logger.setLevel(logging.CRITICAL)
 
 
-def _tuner(conductor: Conductor) -> tune.Tuner:
+def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
     plan = conductor.plan
     keep_secrets_from_metadata()
     trainable = tune.with_parameters(
@@ -146,7 +149,7 @@ def _tuner(conductor: Conductor) -> tune.Tuner:
         run_config=RunConfig(
             name=f"start-{starts}",
             storage_path=str(plan.folder.resolve() / "tune"),
-            callbacks=[_Watch(conductor)],
+            callbacks=[watch],
             verbose=0,
         ),
     )

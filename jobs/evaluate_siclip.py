@@ -3,7 +3,7 @@
 python jobs/evaluate_siclip.py runs/train/train/train.pt --data eval-sets --suite datacomp
 ray job submit -- python jobs/evaluate_siclip.py /shared/best.pt --recipe /shared/siclip-s0.yaml
 
-With a recipe: on its dataset, its teacher beside the model.
+With a recipe: on its dataset, with its teacher beside the model.
 """
 
 from __future__ import annotations

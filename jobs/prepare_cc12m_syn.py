@@ -3,9 +3,9 @@
 python jobs/prepare_cc12m_syn.py cc12m/ --data data/cc12m-syn --teacher open_clip:MobileCLIP-S1:datacompdr
 ray job submit -- python jobs/prepare_cc12m_syn.py /shared/cc12m --recipe /shared/siclip-s0.yaml
 
-With a recipe it makes what that reads: its dataset, its caption set and, where it names some, its embeddings.
+With a recipe it builds what the recipe reads: its dataset, its caption set and, if it names one, its embeddings.
 
-Every part goes on where it was stopped, so the same command again is how it is resumed.
+Run the same command again to resume: finished parts are reused.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def prepare_cc12m_syn(
     changes: cli.SetOption = None,
     captioner: Annotated[str, Opt(help="A CoCa of open_clip, or a JSON file with a config.")] = "coca_ViT-L-14",
     pretrained: Annotated[str, Opt(help="Its tag or checkpoint.")] = "mscoco_finetuned_laion2B-s13B-b90k",
-    per_image: Annotated[int, Opt(min=1, help="Synthetic captions of an image.")] = 3,
-    augmentations: Annotated[int, Opt(min=1, help="Crops of an image that the teacher embeds.")] = 10,
-    disk_budget: Annotated[str, Opt(help="What the embeddings may take.")] = "1TB",
-    size: Annotated[int, Opt(min=16, help="Shorter side of the stored images.")] = 256,
+    per_image: Annotated[int, Opt(min=1, help="Synthetic captions per image.")] = 3,
+    augmentations: Annotated[int, Opt(min=1, help="Crops per image that the teacher embeds.")] = 10,
+    disk_budget: Annotated[str, Opt(help="Disk space for the embeddings.")] = "1TB",
+    size: Annotated[int, Opt(min=16, help="Shorter side of the stored images, in pixels.")] = 256,
     max_bad_share: Annotated[float, Opt(min=0, max=1, help="Stop above this share of bad rows.")] = 0.01,
-    shard_rows: Annotated[int, Opt(min=1)] = 10_000,
+    shard_rows: Annotated[int, Opt(min=1, help="Rows per shard.")] = 10_000,
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
 ) -> None:
-    """Images and captions of others → a dataset with synthetic captions and the teacher's embeddings."""
+    """Images and captions → a dataset with synthetic captions and the teacher's embeddings."""
     makes = Preparation.of(cli.recipe_beside(recipe, preset, data, teacher, changes), data, teacher)
     importing = ImportConfig.model_validate({"images": {"size": size}, "shard_rows": shard_rows})
     captions = CaptionConfig(model=captioner, pretrained=pretrained, per_image=per_image)

@@ -1,4 +1,4 @@
-"""The rules of the house that a test can hold."""
+"""House rules that a test can check."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_platform_is_no_package() -> None:
-    """With an ``__init__.py``, `platform/` would shadow Python's own `platform`: from the repository root even
-    ``import uuid`` would break."""
+    """With an ``__init__.py``, `platform/` would shadow Python's `platform`.
+
+    From the repository root even ``import uuid`` would fail.
+    """
     assert not (ROOT / "platform" / "__init__.py").exists()
     code = "import platform, uuid; print(platform.python_version())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -39,13 +41,7 @@ print(len(names))
 @pytest.mark.parametrize(
     "name", ["siclip.config", "siclip.errors", "siclip_platform.recipes.recipe", "siclip_platform.cli"]
 )
-def test_what_the_command_line_needs_first_costs_no_torch(name: str) -> None:
+def test_modules_that_the_command_line_imports_first_do_not_import_torch(name: str) -> None:
     code = f"import sys, {name}; print(sorted({{'torch', 'ray', 'mlflow', 'optuna'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_jobs_are_short_enough_to_read_as_a_story() -> None:
-    jobs = list((ROOT / "jobs").glob("*.py"))
-    assert jobs
-    assert all(len(job.read_text().splitlines()) < 80 for job in jobs)

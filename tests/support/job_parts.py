@@ -1,4 +1,4 @@
-"""The smallest run of each job in ``jobs/``, and what must be there after it."""
+"""The smallest run of each job in ``jobs/``, and what it must leave behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from siclip_platform.tracking import default_tracking_uri
 
 @dataclass(frozen=True)
 class Parts:
-    """What the jobs work on."""
+    """The inputs of the jobs, and the folder for their outputs."""
 
     digits: Path
     teacher: Path
@@ -35,28 +35,25 @@ class Parts:
         return self.folder / job
 
     def words(self, job: str) -> list[str]:
-        """The smallest command line of a job that does all of its parts."""
-        out, common = ["--out", str(self.out(job))], ["--data", str(self.digits), "--teacher", str(self.teacher)]
-        return {
-            "prepare_cc12m_syn": [
-                str(self.folder / "cc"), "--data", str(self.out(job)), *common[2:], "--augmentations", "2",
-                "--per-image", "1", "--captioner", str(self.folder / "coca.json"), "--pretrained",
-                str(self.folder / "coca.pt"),
-            ],
-            "train_siclip": [
-                "--preset", "digits-student", *common, *out, "--set", "training.steps=2", "--set",
-                "training.warmup_steps=1", "--set", "training.batch_size=16",
-            ],
-            "tune_wikd": [*common, *out, "--trials", "2", "--steps", "12", "--concurrent", "1"],
-            "ablate_siclip": [
-                str(self.folder / "study.yaml"), *common, *out, "--seeds", "1", "--steps", "12", "--concurrent", "1",
-            ],
-            "evaluate_siclip": [str(self.teacher), *common[:2], "--json"],
-        }[job]  # fmt: skip
+        """The smallest command line that runs every part of a job."""
+        out = f"--out {self.out(job)}"
+        data = f"--data {self.digits}"
+        teacher = f"--teacher {self.teacher}"
+        source = self.folder / "cc"
+        captions = f"--captioner {self.folder}/coca.json --pretrained {self.folder}/coca.pt --per-image 1"
+        small = "--set training.steps=2 --set training.warmup_steps=1 --set training.batch_size=16"
+        lines = {
+            "prepare_cc12m_syn": f"{source} --data {self.out(job)} {teacher} --augmentations 2 {captions}",
+            "train_siclip": f"--preset digits-student {data} {teacher} {out} {small}",
+            "tune_wikd": f"{data} {teacher} {out} --trials 2 --steps 12 --concurrent 1",
+            "ablate_siclip": f"{self.folder}/study.yaml {data} {teacher} {out} --seeds 1 --steps 12 --concurrent 1",
+            "evaluate_siclip": f"{self.teacher} {data} --json",
+        }
+        return lines[job].split()
 
 
 def make_parts(digits: Path, teacher: Path, folder: Path) -> Parts:
-    """Digit scenes and a teacher; for the preparation img2dataset's tar of shapes and a CoCa that knows nothing."""
+    """Digit scenes and a teacher; for the preparation a tar file of shapes and an untrained CoCa."""
     config = {**NANO_COCA, **{k: {**NANO_COCA[k], "context_length": 77} for k in ("text_cfg", "multimodal_cfg")}}
     (folder / "coca.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / "coca.json")
@@ -80,7 +77,7 @@ def make_parts(digits: Path, teacher: Path, folder: Path) -> Parts:
 
 
 def kinds_of(out: Path) -> list[str]:
-    """What stands in the MLflow store of an output folder; all of it is finished."""
+    """The kinds of the runs in an output folder's MLflow store; all must be finished."""
     client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
     experiment = client.get_experiment_by_name("siclip")
     runs = client.search_runs([experiment.experiment_id])
@@ -88,35 +85,35 @@ def kinds_of(out: Path) -> list[str]:
     return sorted(run.data.tags["siclip.kind"] for run in runs)
 
 
-def prepared(parts: Parts, said: str) -> None:
+def prepared(parts: Parts, output: str) -> None:
     dataset = open_dataset(parts.out("prepare_cc12m_syn"))
     assert dataset.rows("train") == 8
     for kind in ("captions", "embeddings"):
         assert open_sidecar(dataset, kind, "coca").manifest.splits
-    assert "--set data.captions=[coca] --set data.teacher_embeddings=coca" in said
+    assert "--set data.captions=[coca] --set data.teacher_embeddings=coca" in output
 
 
-def trained(parts: Parts, said: str) -> None:
+def trained(parts: Parts, output: str) -> None:
     out = parts.out("train_siclip")
     assert kinds_of(out) == ["train"]
     metrics = evaluate_checkpoint(out / "train" / "train.pt", parts.digits, "test")
-    assert all(f"{name}: {value:.4f}" in said for name, value in metrics.items())
+    assert all(f"{name}: {value:.4f}" in output for name, value in metrics.items())
 
 
-def tuned(parts: Parts, said: str) -> None:
+def tuned(parts: Parts, output: str) -> None:
     out = parts.out("tune_wikd")
     assert kinds_of(out) == ["best", "control", "study", "trial", "trial"]
     assert (out / "report.html").is_file()
 
 
-def ablated(parts: Parts, said: str) -> None:
+def ablated(parts: Parts, output: str) -> None:
     out = parts.out("ablate_siclip")
     assert kinds_of(out) == ["study", "trial", "trial"]
-    assert (out / "report.html").is_file() and str(out / "report.html") in said
+    assert (out / "report.html").is_file() and str(out / "report.html") in output
 
 
-def evaluated(parts: Parts, said: str) -> None:
-    printed = json.loads(said[said.index("{") : said.rindex("}") + 1])
+def evaluated(parts: Parts, output: str) -> None:
+    printed = json.loads(output[output.index("{") : output.rindex("}") + 1])
     assert printed == pytest.approx(evaluate_checkpoint(parts.teacher, parts.digits, "test"), rel=1e-6)
 
 

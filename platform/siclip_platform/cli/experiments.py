@@ -28,14 +28,16 @@ BaseTeacherOption = Annotated[
     str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; default: one is trained.")
 ]
 CheckpointsOption = Annotated[
-    str | None, typer.Option(help="A URI or folder for the checkpoints of Ray Train; default: in --out.")
+    str | None, typer.Option(help="URI or folder for Ray Train's checkpoints; default: in --out.")
 ]
-ArtifactsOption = Annotated[str | None, typer.Option(help="A URI where MLflow keeps files; default: in --out.")]
+ArtifactsOption = Annotated[str | None, typer.Option(help="URI where MLflow stores files; default: in --out.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE, for any recipe field.")]
 OutOption = Annotated[Path, typer.Option(help="Folder for everything that is written.")]
 JobOutOption = Annotated[Path | None, typer.Option(help="Folder for everything that is written; default: in runs/.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")]
-AddressOption = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, else one of our own.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="The Ray cluster to join; default: RAY_ADDRESS, else a new one here.")
+]
 StepsOption = Annotated[int, typer.Option(min=12, help="Steps of digits-student; other recipes have their own.")]
 TeacherStepsOption = Annotated[int, typer.Option(min=12, help="Steps of a teacher that is trained.")]
 ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trainings at the same time; default: what fits.")]
@@ -49,12 +51,12 @@ VerboseOption = Annotated[bool, typer.Option(help="Show Ray's messages.")]
 
 
 def demo(context: typer.Context) -> None:
-    """Run jobs/tune_wikd.py on the embedded default, digit scenes; takes the job's options (--help)."""
+    """Run jobs/tune_wikd.py, by default on digit scenes; takes the job's options (--help)."""
     run_job("tune_wikd.py", context)
 
 
 def train(context: typer.Context) -> None:
-    """Run jobs/train_siclip.py: one recipe, trained, tracked and measured; takes the job's options (--help)."""
+    """Run jobs/train_siclip.py: train, track and measure one recipe; takes the job's options (--help)."""
     run_job("train_siclip.py", context)
 
 

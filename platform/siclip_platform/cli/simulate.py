@@ -16,7 +16,7 @@ def simulate(
         typer.Option(help=f"SAMPLER+SCHEDULER, may be repeated; default: {', '.join(POLICIES)}."),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search this space instead of the recorded one.")] = None,
-    trials: Annotated[int, typer.Option(min=2, help="Budget: so many whole trials' time.")] = 24,
+    trials: Annotated[int, typer.Option(min=2, help="Budget: the time of this many whole trials.")] = 24,
     workers: Annotated[int, typer.Option(min=1, help="Trials at the same time.")] = 2,
     repetitions: Annotated[int, typer.Option(min=2, help="Seeds of the search.")] = 20,
 ) -> None:
@@ -36,17 +36,19 @@ def simulate(
     budget = budget_seconds(landscape, workers, trials)
     found = replay(landscape, chosen, workers=workers, trials=trials, repetitions=repetitions)
     table = Table(
-        title=f"{recorded.metric} of the best whole trial after {budget:,.0f} simulated seconds on {workers} workers"
+        title=f"{recorded.metric} of the best complete trial in {budget:,.0f} simulated seconds on {workers} workers"
     )
-    for title in ("policy", "best, mean of seeds", "95 % interval", "trials begun", "whole"):
+    for title in ("policy", "best, mean of seeds", "95 % interval", "trials started", "complete"):
         table.add_column(title, justify="left" if title == "policy" else "right")
     for name, traces in found.items():
         best = t_interval([trace.best_at(budget) for trace in traces])
-        begun = sum(len(trace.trials) for trace in traces) / len(traces)
-        whole = sum(trace.complete for trace in traces) / len(traces)
-        table.add_row(name, f"{best.mean:.4f}", f"{best.low:.4f} – {best.high:.4f}", f"{begun:.1f}", f"{whole:.1f}")
+        started = sum(len(trace.trials) for trace in traces) / len(traces)
+        complete = sum(trace.complete for trace in traces) / len(traces)
+        table.add_row(
+            name, f"{best.mean:.4f}", f"{best.low:.4f} – {best.high:.4f}", f"{started:.1f}", f"{complete:.1f}"
+        )
     Console(width=100).print(table)
     typer.echo(
-        f"{len(recorded.whole)} recorded settings, {repetitions} seeds. Settings in between are interpolated by "
-        f"trees: R² of the last score of settings left out is {landscape.fit_quality():.2f}."
+        f"{len(recorded.whole)} recorded settings, {repetitions} seeds. Other settings are interpolated by trees: "
+        f"R² of the last score of held-out settings is {landscape.fit_quality():.2f}."
     )

@@ -7,6 +7,7 @@ Importing this module does not import Ray.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 SECRETS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"})
@@ -56,3 +57,26 @@ def keep_secrets_from_metadata() -> None:
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE = set(class_cache.ENV_VARS_TO_PROPAGATE) - SECRETS
+
+
+@dataclass(frozen=True)
+class Controller:
+    """The handle of the actor that controls a run of Ray Train."""
+
+    actor: Any
+
+
+def reporting_controller(queue: Any) -> Any:
+    """A callback for ray.train.RunConfig that puts the run's `Controller` into a queue when the run starts.
+
+    Killing that actor ends the run with all its processes. Waits for a way to stop a run from another thread than
+    the one that called ``fit``: Ray Train handles SIGINT only if that was the main thread.
+    """
+    import ray
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class ReportingController(ControllerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            queue.put(Controller(ray.get_runtime_context().current_actor))
+
+    return ReportingController()

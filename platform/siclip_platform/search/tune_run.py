@@ -137,6 +137,7 @@ def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
         seeds=plan.seed_numbers,
         run=plan.run or _run_of(plan),
     )
+    # A new folder per start: Tune would restore its own state from an old one, and the journal's is newer.
     starts = len(list((plan.folder / "tune").glob("start-*"))) if (plan.folder / "tune").is_dir() else 0
     return tune.Tuner(
         tune.with_resources(trainable, dict(plan.resources)),
@@ -144,7 +145,7 @@ def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
             search_alg=ConcurrencyLimiter(_Settings(conductor), max_concurrent=plan.concurrent),
             scheduler=plan.scheduler,
             num_samples=conductor.remaining,
-            reuse_actors=plan.backend == "process",
+            reuse_actors=plan.backend == "process",  # a stopped Ray Train thread ends only with its process
         ),
         run_config=RunConfig(
             name=f"start-{starts}",

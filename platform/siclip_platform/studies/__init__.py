@@ -1,1 +1,1 @@
-"""What a user starts: options, study files, a study with its teacher, best and control, ablations."""
+"""What a user starts: options, study files, a search with its teacher, best and control, ablations."""

@@ -176,8 +176,8 @@ class Experiment:
                 recorder.dataset(self._dataset.manifest.name, self._dataset.hash, self._dataset.folder)
             with system_metrics(self.study_run):
                 result = run_study(whole, recorder, rerun=self.options.rerun)
-        if result.interrupted:
-            raise Stopped
+            if result.interrupted:
+                raise Stopped
         self._count(result)
         return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from siclip_platform.tracking import RunKind, TrackedRun, Tracker
 from siclip_platform.training.ray_train import run_with_ray_train
 
 FILE = "trained.json"
+STOP_SECONDS = 8.0
 LOGGED_MODELS = ("best", "train")
 Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
 """Name → recipe and tags."""
@@ -97,7 +99,7 @@ class FinalRuns:
 
         A recipe that the study finished before under the same name is not trained again. A name is a kind of run, or
         starts with one and ``-``. At the first error, and at Ctrl-C, the trainings that still run are given up: they
-        are marked as interrupted, and resume from their last checkpoints. Their threads end when Ray is shut down.
+        are marked as interrupted, and resume from their last checkpoints.
         """
         waiting: SimpleQueue[Any] = SimpleQueue()
         done: dict[Any, Future[Finished]] = {}
@@ -120,8 +122,9 @@ class FinalRuns:
 
         # Not a ThreadPoolExecutor: it waits for its threads when the block and the process end, and a thread that
         # waits for Ray Train cannot be interrupted.
-        for _ in range(min(self.options.trainings, len(jobs))):
-            threading.Thread(target=work, daemon=True).start()
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.options.trainings, len(jobs)))]
+        for thread in threads:
+            thread.start()
         try:
             wait(done.values(), return_when=FIRST_EXCEPTION)
             for future in done.values():
@@ -129,13 +132,17 @@ class FinalRuns:
                     future.result()
             return {name: future.result() for name, future in done.items()}
         except BaseException:
-            self._give_up()
+            self._give_up(threads)
             raise
 
-    def _give_up(self) -> None:
+    def _give_up(self, threads: Sequence[threading.Thread]) -> None:
         self._stopped.set()
         for run in list(self._running.values()):
             run.finish("interrupted")
+        # A thread that uses Ray while it is shut down would end the process.
+        until = time.monotonic() + STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _train(self, name: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
         """Train unless it is finished. A run of the same name with another recipe stays and is marked."""
@@ -191,6 +198,7 @@ class FinalRuns:
                 log=_log_to(run, task),
                 worker_cpus=WORKER_CPUS,
                 workers=self.options.workers,
+                stopped=self._stopped,
                 checkpoints=kept / "train" if kept else None,
             )
             if kept:

@@ -1,4 +1,4 @@
-"""How long the parts of a job took: kept beside its outputs, for the benchmark and for people."""
+"""How long the parts of a job took, written beside its outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPANS_FILE = "timeline.json"
 
 
 class Timeline:
-    """Named spans of wall time, in seconds; of parts that run at the same time only the outer one is a span."""
+    """Named spans of wall time in seconds. Spans do not overlap: concurrent parts share one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
+from siclip_platform.cluster.ray_patches import Controller, reporting_controller
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, RemotePath
 from siclip_platform.storage.atomic import replacing
@@ -44,6 +45,7 @@ def run_with_ray_train(
     worker_cpus: float = 1.0,
     workers: int = 1,
     checkpoints: AnyPath | None = None,
+    stopped: threading.Event | None = None,
 ) -> TrainedModel:
     """Train a recipe with Ray Train.
 
@@ -61,6 +63,7 @@ def run_with_ray_train(
         worker_cpus: CPUs of each worker.
         workers: the number of workers; it must divide the batch size.
         checkpoints: where Ray Train stores checkpoints (default: ``storage``).
+        stopped: if another thread sets it, the run's processes are killed and this call fails within seconds.
 
     Raises:
         UserError: the recipe does not fit its data or its teachers, the batch cannot be divided, or no node can run
@@ -96,9 +99,10 @@ def run_with_ray_train(
             # resuming needs the last one only
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=3),
+            callbacks=[reporting_controller(queue)] if stopped else [],
         ),
     )
-    received = _Received(log)
+    received = _Received(log, stopped or threading.Event())
     try:
         with _draining(queue, received):
             result = trainer.fit()
@@ -139,13 +143,24 @@ def _check_workers(recipe: Recipe, workers: int) -> None:
 
 @dataclass
 class _Received:
-    """Passes on the metrics that workers send and keeps their first failure."""
+    """Passes on the metrics that workers send, keeps their first failure, and stops the run when it is told to."""
 
     log: Log
+    stopped: threading.Event
     failure: Failure | None = field(default=None)
+    controller: Controller | None = field(default=None)
+
+    def stop_if_told(self) -> None:
+        import ray
+
+        if self.stopped.is_set() and self.controller is not None:
+            ray.kill(self.controller.actor)
+            self.controller = None
 
     def take(self, item: Any) -> None:
-        if isinstance(item, Failure):
+        if isinstance(item, Controller):
+            self.controller = item
+        elif isinstance(item, Failure):
             self.failure = self.failure or item
         else:
             self.log(*item)
@@ -162,12 +177,13 @@ def _draining(queue: Any, received: _Received) -> Iterator[None]:
     def drain() -> None:
         while True:
             try:
+                received.stop_if_told()
                 if done.is_set() and queue.empty():
                     return
                 item = queue.get(timeout=0.5)
             except Empty:
                 continue
-            except Exception as error:  # the queue's actor is gone: the run was given up and Ray shut down
+            except Exception as error:  # the queue's actor is lost, or Ray is shut down
                 failures.append(error)
                 return
             try:

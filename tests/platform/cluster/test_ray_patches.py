@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import mmap
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from queue import SimpleQueue
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,3 +139,22 @@ def test_tune_passes_no_key_on(as_installed: ModuleType, monkeypatch: pytest.Mon
     assert {n: v for n, v in passed_on(as_installed, monkeypatch).items() if n in names} == {
         name: f"value of {name}" for name in names - keys
     }
+
+
+def test_ray_train_stops_a_run_only_from_the_main_thread() -> None:
+    """Why the handle is needed: no public method stops a run, and SIGINT reaches the main thread only."""
+    from ray.train.torch import TorchTrainer
+
+    assert not {"abort", "cancel", "stop"} & set(dir(TorchTrainer))
+    assert "is threading.main_thread()" in inspect.getsource(TorchTrainer._initialize_and_run_controller)
+
+
+def test_the_controller_of_a_run_reports_its_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import RunConfig
+
+    queue: SimpleQueue[Any] = SimpleQueue()
+    callback = ray_patches.reporting_controller(queue)
+    assert RunConfig(callbacks=[callback]).callbacks == [callback]
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="handle"))
+    callback.after_controller_start(train_run_context=None)
+    assert queue.get_nowait() == ray_patches.Controller("handle")

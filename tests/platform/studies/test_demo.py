@@ -1,6 +1,6 @@
 """The whole story, small: dataset, teacher, study, best and control, report.
 
-The demo is jobs/tune_wikd.py: here it is submitted to a head that wants a token and has secrets in its environment.
+The demo is jobs/tune_wikd.py: submitted here to a head that requires a token and has secrets in its environment.
 """
 
 from __future__ import annotations
@@ -31,24 +31,21 @@ def head() -> Iterator[dict[str, str]]:
 
 
 def words(out: Path, digits: Path) -> list[str]:
-    return [
-        "--out", str(out), "--data", str(digits), "--trials", "3", "--steps", "12", "--teacher-steps", "12",
-        "--concurrent", "2",
-    ]  # fmt: skip
+    return f"--out {out} --data {digits} --trials 3 --steps 12 --teacher-steps 12 --concurrent 2".split()
 
 
 @pytest.fixture(scope="module")
 def out(head: dict[str, str], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the job wrote; beside it ``stdout`` of the client, and ``said``: the job's own stdout and stderr."""
+    """The job's output folder, with ``stdout`` of the client and ``log``, the job's own stdout and stderr."""
     folder = tmp_path_factory.mktemp("demo")
     command = [*RAY, "job", "submit", "--", "python", "jobs/tune_wikd.py", *words(folder, digits)]
     done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, timeout=580, check=False)
     (folder / "stdout").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = Path(head["HEAD_FOLDER"]).glob("session_latest/logs/job-driver-*.log")
-    _, entrypoint, said = log.read_text().partition("Running entrypoint for job ")
+    _, entrypoint, output = log.read_text().partition("Running entrypoint for job ")
     assert entrypoint
-    (folder / "said").write_text(said)
+    (folder / "log").write_text(output)
     return folder
 
 
@@ -127,8 +124,8 @@ def test_the_dataset_and_the_best_model_are_logged(runs: dict, out: Path, digits
 
 
 @pytest.mark.long
-def test_gone_on_with_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: Path) -> None:
-    command = [sys.executable, "-m", "siclip_platform", "demo", *words(out, digits), "--resume", "wikd"]
+def test_resumed_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: Path) -> None:
+    command = [sys.executable, "-m", "siclip_platform", "demo", "--resume", "wikd", "--out", str(out)]
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     client = mlflow.MlflowClient(tracking_uri=default_tracking_uri(out))
@@ -143,8 +140,8 @@ def test_gone_on_with_after_its_end_it_trains_nothing(runs: dict, out: Path, dig
             assert run.info.end_time == before.info.end_time
 
 
-def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
-    screen = (out / "said").read_text()
+def test_the_screen_and_the_report_show_the_result(out: Path) -> None:
+    screen = (out / "log").read_text()
     for part in ("Best setting of 3 trials", "control", "MLflow:", str(out / "report.html")):
         assert part in screen
     for chatter in ("INFO", "WARNING", "(raylet)", "(pid=", "Warning:"):
@@ -153,7 +150,7 @@ def test_the_screen_and_the_report_say_what_happened(out: Path) -> None:
     assert "control" in html and (out / "report.md").exists()
 
 
-def test_the_report_tells_all_that_the_demo_cost(runs: dict, out: Path, digits: Path) -> None:
+def test_the_report_lists_every_cost_of_the_demo(runs: dict, out: Path, digits: Path) -> None:
     with (out / "report_files" / "data" / "totals.csv").open(encoding="utf-8-sig", newline="") as file:
         totals = {row[0]: row[1:] for row in csv.reader(file)}
     assert not any("not recorded" in cells for cells in totals.values()), totals
@@ -168,6 +165,6 @@ def test_the_report_tells_all_that_the_demo_cost(runs: dict, out: Path, digits: 
         assert run.data.metrics["cost/device_seconds_cpu"] == run.data.metrics["cost/training_seconds"] > 0
 
 
-def test_no_secret_of_the_environment_is_written_down(head: dict[str, str], out: Path) -> None:
+def test_no_secret_of_the_environment_is_written(head: dict[str, str], out: Path) -> None:
     """``out`` has the client's output, the MLflow store and the report."""
     assert_no_secret_in(head, out, (out / "stdout").read_text(), {"tune_wikd"})

@@ -1,4 +1,4 @@
-"""Population based training under Ray: what is recorded of it, and that the record computes the same."""
+"""Population based training under Ray: its record, and that a training by the record computes the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEIGHTS = [100.0, 300.0, 900.0, 200.0, 1000.0, 400.0]
 
 
 class Last:
-    """Keeps what a training reports last, and its checkpoint."""
+    """Keeps a training's last metric, and its last checkpoint."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -64,8 +64,8 @@ def run(tracker: Tracker, key: str, folder: Path, plan: Any) -> StudyResult:
 
 
 def member_runs(tracker: Tracker, key: str) -> dict[str, Any]:
-    wanted = f"tags.`siclip.study` = '{key}' and tags.`siclip.kind` = 'trial'"
-    return {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id], wanted)}
+    query = f"tags.`siclip.study` = '{key}' and tags.`siclip.kind` = 'trial'"
+    return {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id], query)}
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -126,22 +126,22 @@ def test_a_population_is_recorded_as_schedules_that_compute_the_same(
     shown = [(row[0].value, row[1].text, row[2].value) for row in table.rows]
     assert shown == [(stage["step"], stage["parent"] or "—", stage["weights"][PATH]) for stage in best]
 
-    told = optuna.load_study(study_name="p", storage=f"sqlite:///{folder}/optuna.db").trials
-    for trial in told:
+    received = optuna.load_study(study_name="p", storage=f"sqlite:///{folder}/optuna.db").trials
+    for trial in received:
         name, weight = trial.user_attrs["trial_id"], trial.params[PATH]
         until = first.get(name, STEPS)
-        wanted = {s: sum(gain(weight, step) for step in range(s)) for s in range(2, until + 1, 2)}
-        assert trial.intermediate_values == pytest.approx(wanted), name
+        expected = {s: sum(gain(weight, step) for step in range(s)) for s in range(2, until + 1, 2)}
+        assert trial.intermediate_values == pytest.approx(expected), name
         assert trial.state.name == ("PRUNED" if name in first else "COMPLETE")
     assert not list((folder / "checkpoints").glob("*/seed-0.step-4.pt"))
 
 
 @pytest.mark.long
-def test_a_population_that_was_cut_short_at_any_line_ends_as_it_would_have(
+def test_a_population_whose_journal_was_cut_at_any_line_ends_like_an_undisturbed_one(
     own_ray: None, tmp_path: Path, tracker: Tracker, digits: Path
 ) -> None:
     weights = WEIGHTS[:3]
-    whole = run(tracker, "whole", tmp_path / "whole", plan_of(tmp_path / "whole", digits, weights))
+    undisturbed = run(tracker, "whole", tmp_path / "whole", plan_of(tmp_path / "whole", digits, weights))
     lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
     turned = [number for number, line in enumerate(lines) if '"turned"' in line]
     open_end = [line for line in lines if '"ended"' not in line and '"told"' not in line]
@@ -151,11 +151,11 @@ def test_a_population_that_was_cut_short_at_any_line_ends_as_it_would_have(
         folder.mkdir()
         (folder / "journal.jsonl").write_text("".join(rest))
         result = run(tracker, f"cut-{kept}", folder, plan_of(folder, digits, weights))
-        assert outcome(result) == outcome(whole), kept
+        assert outcome(result) == outcome(undisturbed), kept
 
 
 @pytest.mark.slow
-def test_a_member_that_fails_is_out_and_the_others_go_on(
+def test_a_member_that_fails_leaves_the_population(
     own_ray: None, tmp_path: Path, tracker: Tracker, digits: Path
 ) -> None:
     result = run(tracker, "fails", tmp_path, plan_of(tmp_path, digits, [100.0, CRASHES, 30.0, 1.0]))
@@ -172,9 +172,13 @@ def test_a_member_has_the_parameters_of_a_training_by_its_schedule(
 ) -> None:
     torch.set_num_threads(1)
     small = {
-        "model.name": "siclip-nano", "model.inherit": True, "teacher": str(nano_teacher), "training.threads": 1,
-        "training.steps": 4, "evaluation.validation_samples": 20,
-    }  # fmt: skip
+        "model.name": "siclip-nano",
+        "model.inherit": True,
+        "teacher": str(nano_teacher),
+        "training.threads": 1,
+        "training.steps": 4,
+        "evaluation.validation_samples": 20,
+    }
     recipe = base(digits).updated(small)
     turning = population(interval=2)
     result = run(

@@ -56,11 +56,11 @@ def test_a_study_is_fetched_from_its_checkpoints_with_its_space(tmp_path: Path) 
     assert fetched.definition.read_text() == "name: x\n"
 
 
-VERSION_1 = {
-    "name": "s", "key": "k", "trials": 24, "seeds": 2, "concurrent": 3, "search_seed": 5, "backend": "train",
-    "disk_budget": 1000, "rerun": True, "register_as": "m", "tracking_uri": "sqlite:////x.db", "data": "/d",
-    "checkpoints": "s3://b/c", "artifacts": "s3://b/files", "sampler": "gp", "scheduler": None,
-}  # fmt: skip
+VERSION_1 = json.loads("""{
+  "name": "s", "key": "k", "trials": 24, "seeds": 2, "concurrent": 3, "search_seed": 5, "backend": "train",
+  "disk_budget": 1000, "rerun": true, "register_as": "m", "tracking_uri": "sqlite:////x.db", "data": "/d",
+  "checkpoints": "s3://b/c", "artifacts": "s3://b/files", "sampler": "gp", "scheduler": null
+}""")
 
 
 def write_version_1(folder: Path, **changes: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from siclip.errors import UserError
-from siclip_platform.cluster.interrupt import INTERRUPTED, Interrupted, handle_interrupts
+from siclip_platform.cluster.interrupt import INTERRUPTED, Interrupted, handle_interrupts, leave
 from siclip_platform.studies.command_line import command_line
 
 BAD_INPUT = 2
@@ -22,13 +22,13 @@ def guarded(app: Callable[[], object]) -> NoReturn:
     try:
         app()
     except Interrupted:
-        raise
+        leave()
     except SystemExit as ended:
         # Typer turns KeyboardInterrupt into this exit code, without a message.
         if ended.code != INTERRUPTED:
             raise
         print(f"stopped; to resume: {command_line(sys.argv)}", file=sys.stderr)
-        raise Interrupted from None
+        leave()
     except UserError as error:
         _refuse(str(error))
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ import psutil
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code, as shells report a process that SIGINT ended."""
+UNINTERRUPTIBLE = "uninterruptible"
+"""The name of threads that may still run when the process has cleaned up after Ctrl-C."""
 
 
 class Interrupted(SystemExit):
@@ -57,6 +60,16 @@ def stopping_with(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _handler.stops.remove(stop)
+
+
+def leave() -> NoReturn:
+    """End the process after it has cleaned up because of Ctrl-C."""
+    if any(thread.name == UNINTERRUPTIBLE for thread in threading.enumerate()):
+        # At its normal end Python would stop these threads inside torch, which then aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _exit_at_once()
+    raise Interrupted
 
 
 def _exit_at_once() -> NoReturn:

@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
+from siclip_platform.cluster.interrupt import UNINTERRUPTIBLE
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.display import Display, Task
 from siclip_platform.evaluation import evaluate_checkpoint
@@ -122,7 +123,8 @@ class FinalRuns:
 
         # Not a ThreadPoolExecutor: it waits for its threads when the block and the process end, and a thread that
         # waits for Ray Train cannot be interrupted.
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.options.trainings, len(jobs)))]
+        count = min(self.options.trainings, len(jobs))
+        threads = [threading.Thread(target=work, daemon=True, name=UNINTERRUPTIBLE) for _ in range(count)]
         for thread in threads:
             thread.start()
         try:

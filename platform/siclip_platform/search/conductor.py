@@ -55,6 +55,7 @@ class Conductor:
                 self.recorder.begin(self.plan, entry, {})
                 self.recorder.end(self.plan, entry)
             self._compare(entry)
+        # Before anything new is suggested: that depends on all results.
         for entry in self.journal.in_flight():
             self._suggest_again(entry)
         replay_into_scheduler(self.plan, self.journal)

@@ -94,6 +94,7 @@ class PopulationConductor(Conductor):
         """Write where a member's part of a generation starts and ends, its checkpoints, and how often it saves."""
         start = self._start(entry)
         self._until[tune_id] = min(start + self.population.interval, self.steps)
+        # A member that has just copied starts from its parent's checkpoint, later from its own.
         copied = entry.parents[-1] if entry.parents else None
         source = self.journal.entries[copied[1]] if copied and copied[0] == start else entry
         part: dict[str, Any] = {"until": self._until[tune_id], "save_every": self.population.interval}
@@ -142,6 +143,7 @@ class PopulationConductor(Conductor):
         if len(self.journal.entries) < self.plan.trials or len(steps) != 1 or len(alive) < 2:
             return
         step = steps.pop()
+        # After a kill, members can still be at the end of a generation that the journal has.
         if not 0 < step < self.steps or step in self.journal.generations:
             return
         last = {entry.name: entry.last.get(self.plan.metric, math.nan) for entry in alive}

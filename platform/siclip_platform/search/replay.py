@@ -27,6 +27,7 @@ def replay_into_scheduler(plan: StudyPlan, journal: Journal) -> None:
     if not isinstance(plan.scheduler, AsyncHyperBandScheduler):
         return
     past = {entry.name: _PastTrial(entry.name, dict(entry.values)) for entry in journal.finished()}
+    # Hyperband draws a bracket per trial that is added, so these come first, in the order of suggestion.
     for trial in past.values():
         plan.scheduler.on_trial_add(None, trial)
     for name, index in journal.sequence:

@@ -137,7 +137,7 @@ def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
         seeds=plan.seed_numbers,
         run=plan.run or _run_of(plan),
     )
-    # A new folder per start: Tune would restore its own state from an old one, and the journal's is newer.
+    # A new folder per start: the study resumes from its journal, not from what Tune saved earlier.
     starts = len(list((plan.folder / "tune").glob("start-*"))) if (plan.folder / "tune").is_dir() else 0
     return tune.Tuner(
         tune.with_resources(trainable, dict(plan.resources)),

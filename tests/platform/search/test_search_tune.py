@@ -1,4 +1,4 @@
-"""The searcher under Ray Tune: a trial that ASHA stops reaches Optuna as PRUNED, one that raises as FAIL."""
+"""The searcher under Ray Tune: a trial that ASHA stops is PRUNED in Optuna, one that raises is FAIL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ metric: validation/mean_recall@1
 parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
 """
-SCORES = [0.8, 0.1, 0.9, 0.2]  # one trial at a time: ASHA stops the second and fourth at its first rung
+SCORES = [0.8, 0.1, 0.9, 0.2]  # one trial at a time: ASHA stops the second and the fourth at their first rung
 
 
 def trainable(config: dict[str, Any]) -> None:

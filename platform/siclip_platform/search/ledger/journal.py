@@ -95,6 +95,7 @@ class Journal:
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
+        # Only the last line can be cut short: each line is one write to a file opened for appending.
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
@@ -126,6 +127,7 @@ class Journal:
                 self._in_flight.pop(name, None)
             case "told":
                 self.entries[name].told = True
+            # The name on disk is older than the word generation; journals of earlier versions stay readable.
             case "turned":
                 self.generations.append(event["step"])
                 for child, (parent, values) in event["changes"].items():
@@ -137,6 +139,7 @@ class Journal:
     def _write(self, event: str, durable: bool = False, **what: Any) -> None:
         record = {"event": event, **what}
         os.write(self._file, (json.dumps(record) + "\n").encode())
+        # What other stores are told next must survive a power cut; a lost result is only trained again.
         if durable:
             os.fsync(self._file)
         self._apply(record)

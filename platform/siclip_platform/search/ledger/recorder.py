@@ -82,11 +82,13 @@ class Recorder:
         run = self.tracker.start(
             name, kind, params=recipe.flat(), tags=tags, parent=parent, key=f"{self.study.key}/{name}"
         )
+        # A run that began before a restart has its dataset already.
         if self._dataset and not run.known:
             run.dataset(*self._dataset)
         return run
 
     def _training_tags(self, plan: StudyPlan, recipe: Recipe, reused: str | None) -> dict[str, str]:
+        # A member's values change while it trains, so its run must not be found by identity.
         tags = {} if plan.population is not None else {"identity": identity(recipe)}
         return tags | ({"reused_from": reused} if reused else {})
 

@@ -72,6 +72,7 @@ class Retention:
 
     def _rank(self, entry: Entry) -> tuple[float, int]:
         value = entry.last.get(self.plan.metric, math.nan)
+        # NaN compares false with everything and would break the order.
         return value if math.isfinite(value) else -math.inf, entry.number
 
     def sweep(self, needed: Collection[str] = ()) -> list[str]:
@@ -163,6 +164,7 @@ class _Folders:
 
     def measure(self, entry: Entry) -> None:
         """Note the size of a finished trial's folders."""
+        # Final: in a trial's process the last checkpoint is written before the last milestone is reported.
         for folder in self.of(entry):
             size = _bytes([folder])
             self._total += size - self._sizes.get(folder, 0)

@@ -96,6 +96,7 @@ class Reuse:
             while True:
                 page = self.tracker.client.search_runs(**query, page_token=token)
                 for run in page:
+                    # A run that reused another one has its milestones but not what was logged between them.
                     if "siclip.reused_from" not in run.data.tags:
                         found.setdefault(run.data.tags["siclip.identity"], run.info.run_id)
                 token = page.token

@@ -52,10 +52,13 @@ class Population:
             scores: the study's metric of each member that is still training; finite.
             settings: the recipe of each.
         """
+        # Names break ties, so that the order of the scores does not matter.
         ranked = sorted(scores, key=lambda name: (-scores[name], name))
+        # At most half, so that no member is copied and replaced at once.
         count = min(math.ceil(len(ranked) * self.quantile), len(ranked) // 2)
         copies: dict[str, Copy] = {}
         for name in ranked[len(ranked) - count :]:
+            # A generator per member: its draws do not depend on which others copy.
             random = np.random.default_rng([self.seed, step, *name.encode()])
             parent = ranked[int(random.integers(count))]
             copies[name] = Copy(parent, self._explore(settings[parent], step, random))
@@ -128,6 +131,7 @@ def generation_ends(config: SchedulerConfig, training: TrainingConfig) -> list[i
         UserError: a trial has only one generation, or the end of a generation is not an evaluation.
     """
     steps, every = training.steps, training.evaluate_every
+    # By default a generation is about a quarter of a trial, rounded down to whole evaluations.
     interval = config.perturbation_interval or max(every, steps // GENERATIONS // max(every, 1) * every)
     if not 0 < interval < steps:
         raise UserError(

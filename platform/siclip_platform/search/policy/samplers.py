@@ -30,6 +30,7 @@ def make_sampler(config: SamplerConfig, space: SearchSpace, *, seed: int, trials
     from optuna.exceptions import ExperimentalWarning
 
     startup = config.startup_trials or max(3, trials // 3)
+    # Optuna warns of experimental options whenever a sampler is made, and every trial gets a new one.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         tpe = optuna.samplers.TPESampler(

@@ -115,6 +115,7 @@ class StudySearch(Searcher):
                 return str(Searcher.FINISHED)
             running = self._ask()
         values = self.space.suggest(running.trial)
+        # Last, so that a trial without a name was never returned and can be given to another name.
         running.trial.set_user_attr(TRIAL_ID, trial_id)
         self._running[trial_id] = running
         self._numbers[trial_id] = running.trial.number
@@ -181,6 +182,7 @@ class StudySearch(Searcher):
         del self._running[trial_id]
 
     def _tell(self, running: _Running, values: list[float], failed: bool) -> None:
+        # Plain `OptunaSearch` would tell a stopped trial as COMPLETE, and TPE would learn from its early score.
         if failed or not all(map(math.isfinite, values)):
             self.study.tell(running.trial, state=TrialState.FAIL)
         elif running.step < self._config.max_steps and self._config.stopped == "pruned":
@@ -263,6 +265,7 @@ def make_searcher(
             )
     database = _open(storage) if storage else optuna.storages.InMemoryStorage()
     _check_study(database, study_name, space, storage)
+    # No pruner: Ray Tune's scheduler decides which trials stop.
     study = optuna.create_study(
         storage=database,
         pruner=optuna.pruners.NopPruner(),
@@ -274,6 +277,7 @@ def make_searcher(
     if sampler.name == "grid":
         whole = shuffled_grid(space, seed)
         points = [point for point in points if point in whole] + whole
+    # A restart queues the same points again.
     for point in points:
         if point:
             study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -318,6 +322,7 @@ def _check_study(storage: Any, name: str, space: SearchSpace, path: Path | None)
 
 
 def _quiet() -> None:
+    # At INFO Optuna logs a line per study and per told trial, in the middle of the progress bars.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

@@ -49,7 +49,7 @@ def train_with_ray(
         except BaseException as error:
             reports.put(error)
 
-    # A thread of its own, because the reporter blocks between milestones and Ray Train must not wait for it.
+    # In a thread, because the reporter blocks between milestones and Ray Train must not wait for it.
     threading.Thread(target=work, daemon=True, name="ray-train").start()
     while not isinstance(report := reports.get(), TrainedModel):
         if isinstance(report, BaseException):
@@ -57,6 +57,7 @@ def train_with_ray(
         step, metrics = report
         if not _evaluated(metrics):
             reporter.log(step, metrics)
+        # The last milestone is reported below, with the checkpoint that exists only once Ray Train has ended.
         elif step < recipe.training.steps:
             reporter.milestone(step, metrics, None)
     source = report.checkpoint

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 History = list[tuple[int, dict[str, float]]]
 KEPT = 2
+# A paused training unwinds at once; this bounds the wait for one that hangs.
 CLOSE_SECONDS = 60.0
 PARAMETER_COUNTS = "cost/parameters"
 
@@ -100,6 +101,7 @@ class SeedRun:
         for milestone in self.known:
             step, seconds = milestone.step, milestone.metrics.get("cost/seconds", 0.0)
             yield milestone
+        # The second attempt has half the micro-batch and may pass milestones that the first one has yielded.
         for attempt in range(2):
             if step >= self.recipe.training.steps:
                 return
@@ -161,6 +163,7 @@ class _Training:
         self._save: Save | None = None
         self._milestones: queue.SimpleQueue[Milestone | BaseException | None] = queue.SimpleQueue()
         self._permits: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        # A daemon: a training that hangs must not keep the trial's process alive.
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __iter__(self) -> Iterator[Milestone]:

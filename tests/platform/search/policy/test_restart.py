@@ -1,4 +1,4 @@
-"""A searcher that is killed and built again on its storage, or saved and restored, goes on as before."""
+"""A searcher that is created again on its storage after a kill, or saved and restored, resumes its study."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ def result(step: int, score: float) -> dict[str, Any]:
 
 
 def stored(path: Path) -> list[FrozenTrial]:
-    """The trials, read by Optuna on its own through a fresh connection."""
+    """The trials, read by Optuna alone through a new connection."""
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path)})
     trials: list[FrozenTrial] = optuna.load_study(study_name="s", storage=storage).trials
     return trials
 
 
-def test_a_restored_search_goes_on_as_before(space: SearchSpace, database: Path, tmp_path: Path) -> None:
+def test_a_restored_searcher_suggests_what_the_saved_one_would_have(
+    space: SearchSpace, database: Path, tmp_path: Path
+) -> None:
     def advance(search: StudySearch, start: int, stop: int) -> list[Any]:
         configs: list[Any] = []
         for number in range(start, stop):
@@ -71,7 +73,9 @@ def test_a_restored_search_goes_on_as_before(space: SearchSpace, database: Path,
     assert len(stored(database)) == 12
 
 
-def test_restore_takes_over_what_happened_after_the_save(space: SearchSpace, database: Path, tmp_path: Path) -> None:
+def test_a_restored_searcher_has_what_its_storage_received_after_the_save(
+    space: SearchSpace, database: Path, tmp_path: Path
+) -> None:
     first = make(space, database)
     first.suggest("finished")
     first.suggest("running")
@@ -91,8 +95,8 @@ def test_restore_takes_over_what_happened_after_the_save(space: SearchSpace, dat
     assert running.intermediate_values == {10: 0.1, 20: 0.2, MAX_STEPS: 0.6}
 
 
-def test_a_killed_study_goes_on_as_if_it_had_not_been(space: SearchSpace, database: Path) -> None:
-    """A new searcher on the same storage, asked for the same names, gives what was given and then what would be."""
+def test_a_killed_study_resumes_as_if_it_had_not_been_killed(space: SearchSpace, database: Path) -> None:
+    """A new searcher on the same storage returns the same values for known names, and the next ones for new names."""
 
     def end(search: StudySearch, number: int) -> None:
         search.on_trial_result(str(number), result(10, number / 20))
@@ -104,7 +108,7 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(space: SearchSpace, databa
         undisturbed.append(whole.suggest(str(number)))
         end(whole, number)
     resumed = []
-    for number in range(7):  # killed in every trial, after its suggestion
+    for number in range(7):  # killed in every trial after its suggestion
         search = make(space, database)
         assert search.suggest(str(number)) == undisturbed[number]
         search = make(space, database)
@@ -113,11 +117,11 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(space: SearchSpace, databa
         end(search, number)
     assert resumed == undisturbed
     assert len(stored(database)) == 7
-    assert make(space, database).suggest("3") == undisturbed[3], "a finished one is known too"
+    assert make(space, database).suggest("3") == undisturbed[3], "a finished trial is known too"
     assert len(stored(database)) == 7
 
 
-def test_a_trial_that_a_kill_left_without_a_name_is_the_next_one(space: SearchSpace, database: Path) -> None:
+def test_a_trial_that_a_kill_left_without_a_name_becomes_the_next_one(space: SearchSpace, database: Path) -> None:
     point = {"training.learning_rate": 1e-3, "loss.pair_matching": 0.0}
     make(space, database, points_to_evaluate=[point]).study.ask()  # the driver dies here
     search = make(space, database, points_to_evaluate=[point])

@@ -1,4 +1,4 @@
-"""Every sampler over spaces with conditions, several objectives and constraints; what none of them can is refused."""
+"""Every sampler over spaces with conditions, several objectives and constraints; what it cannot search is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_sampler_stays_inside_a_conditional_space(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
-def test_samplers_that_learn_come_closer(sampler: str) -> None:
+def test_samplers_that_learn_approach_the_best_setting(sampler: str) -> None:
     search = make(space_of(NUMERIC), sampler, trials=24)
     distances = []
     for number in range(30 if sampler != "gp" else 20):
@@ -72,7 +72,7 @@ def test_samplers_that_learn_come_closer(sampler: str) -> None:
         rate, decay = values["training.learning_rate"], values["training.weight_decay"]
         distances.append(abs(math.log10(rate) + 3) + abs(decay - 0.5))
         search.on_trial_complete(str(number), {"step": 40, METRIC: -distances[-1]})
-    assert median(distances[-8:]) < 0.6 * median(distances[1:9])  # a mean would punish a look into a corner
+    assert median(distances[-8:]) < 0.6 * median(distances[1:9])  # the mean would punish a single far-off trial
 
 
 def test_a_grid_is_every_setting_once() -> None:
@@ -87,7 +87,7 @@ def test_a_grid_is_every_setting_once() -> None:
     assert values == Searcher.FINISHED
     assert len(drawn) == len(set(drawn)) == 15 and set(drawn) == expected
     assert len(list(grid(space))) == 15
-    assert drawn != sorted(drawn, key=str), "in random order, so that a part of a grid is a sample of it"
+    assert drawn != sorted(drawn, key=str), "the order is random, so that a part of a grid is a sample of it"
 
 
 @pytest.mark.parametrize(
@@ -100,33 +100,35 @@ def test_a_grid_is_every_setting_once() -> None:
         ("cmaes", NUMERIC, 'constraints: {cost/seconds: "<= 9"}\n', "one objective without constraints"),
     ],
 )
-def test_what_a_sampler_cannot_search_is_refused(sampler: str, parameters: str, parts: str, words: str) -> None:
+def test_a_space_that_a_sampler_cannot_search_is_refused(
+    sampler: str, parameters: str, parts: str, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         make(space_of(parameters, parts), sampler)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_several_objectives(sampler: str) -> None:
-    """The front that Optuna finds is the front of what it was told."""
+    """Optuna's Pareto front is that of the reported values."""
     space = space_of(NUMERIC, "objectives: {cost/parameters_trainable: min}\n")
     search = make(space, sampler)
-    told = {}
+    reported = {}
     for number in range(10):
         decay = suggestion(search, str(number))["training.weight_decay"]
         search.on_trial_result(str(number), {"step": 20, METRIC: 0.0, "cost/parameters_trainable": 1.0})
-        figures = {METRIC: round(decay, 1), "cost/parameters_trainable": round(decay * decay, 1)}
-        search.on_trial_complete(str(number), {"step": 40, **figures})
-        told[number] = tuple(figures.values())
+        values = {METRIC: round(decay, 1), "cost/parameters_trainable": round(decay * decay, 1)}
+        search.on_trial_complete(str(number), {"step": 40, **values})
+        reported[number] = tuple(values.values())
     front = {
         number
-        for number, (score, cost) in told.items()
-        if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in told.values())
+        for number, (score, cost) in reported.items()
+        if not any(s >= score and c <= cost and (s, c) != (score, cost) for s, c in reported.values())
     }
     assert {trial.number for trial in search.study.best_trials} == front
     assert search.study.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
 
 
-def test_ends_of_trials_with_several_objectives() -> None:
+def test_states_of_trials_with_several_objectives() -> None:
     space = space_of(NUMERIC, "objectives: {cost/seconds: min}\n")
     search = make(space, "tpe")
     for name in ("whole", "stopped", "lacks one", "error", "nan"):
@@ -148,8 +150,8 @@ def test_ends_of_trials_with_several_objectives() -> None:
 
 
 @pytest.mark.parametrize(("sampler", "startup", "trials"), [("tpe", 10, 36), ("gp", 5, 14)])
-def test_constraints_are_told_and_kept(sampler: str, startup: int, trials: int) -> None:
-    """Without the bound the best is at 1; with it the sampler goes to the bound."""
+def test_constraints_reach_optuna_and_steer_the_sampler(sampler: str, startup: int, trials: int) -> None:
+    """Without the bound the best value is at 1; with it the sampler approaches the bound."""
     space = space_of(NUMERIC, 'constraints: {cost/seconds: "<= 0.3"}\n')
     search = make(space, sampler, trials=3 * startup)
     decays = []
@@ -163,14 +165,14 @@ def test_constraints_are_told_and_kept(sampler: str, startup: int, trials: int) 
     assert sum(abs(decay - 0.3) for decay in last) < 0.7 * sum(abs(decay - 0.3) for decay in first)
 
 
-def test_a_trial_without_its_constraint_fails() -> None:
+def test_a_trial_without_its_constrained_metric_fails() -> None:
     search = make(space_of(NUMERIC, 'constraints: {cost/seconds: "<= 0.3"}\n'), "tpe")
     search.suggest("a")
     search.on_trial_complete("a", {"step": 40, METRIC: 0.5})
     assert search.study.trials[0].state == TrialState.FAIL
 
 
-def test_points_of_the_space_come_before_the_papers() -> None:
+def test_points_of_the_space_come_before_the_papers_defaults() -> None:
     space = space_of(NUMERIC, "points: [{training.learning_rate: 2e-3, training.weight_decay: 0.2}]\n")
     search = make(space, "random", points_to_evaluate=[{"training.learning_rate": 5e-3, "training.weight_decay": 0}])
     rates = [suggestion(search, str(number))["training.learning_rate"] for number in range(3)]

@@ -1,4 +1,4 @@
-"""The searcher without Ray: what Optuna's storage holds after each way in which a trial can end."""
+"""The searcher without Ray: suggestions, and what Optuna's storage has after each way in which a trial can end."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def result(step: int, score: float) -> dict[str, Any]:
 
 
 def stored(path: Path) -> list[FrozenTrial]:
-    """The trials, read by Optuna on its own through a fresh connection."""
+    """The trials, read by Optuna alone through a new connection."""
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path)})
     trials: list[FrozenTrial] = optuna.load_study(study_name="s", storage=storage).trials
     return trials
 
 
-def test_each_end_of_a_trial_is_told_as_what_it_was(space: SearchSpace, database: Path) -> None:
+def test_a_trials_state_in_optuna_is_how_it_ended(space: SearchSpace, database: Path) -> None:
     search = make(space, database)
     for trial_id in ("complete", "stopped", "nan", "error", "unstarted", "silent", "late_nan"):
         assert search.suggest(trial_id)
@@ -67,12 +67,12 @@ def test_each_end_of_a_trial_is_told_as_what_it_was(space: SearchSpace, database
         search.on_trial_result(trial_id, result(10, 0.1))
     search.on_trial_result("complete", result(20, 0.3))
     search.on_trial_complete("complete", result(MAX_STEPS, 0.5))
-    search.on_trial_complete("stopped", result(20, 0.2))  # as ASHA: the last result comes with the end
+    search.on_trial_complete("stopped", result(20, 0.2))  # as under ASHA: the last result comes with the end
     search.on_trial_complete("nan", result(20, math.nan))
     search.on_trial_complete("error", error=True)
     search.on_trial_complete("unstarted")
     search.on_trial_result("silent", result(20, 0.25))
-    search.on_trial_complete("silent")  # as Tune when it stops a paused trial: no result
+    search.on_trial_complete("silent")  # Tune passes no result when it stops a paused trial
     search.on_trial_complete("late_nan", result(MAX_STEPS, math.inf))
 
     trials = {trial.user_attrs["trial_id"]: trial for trial in stored(database)}
@@ -94,16 +94,16 @@ def test_each_end_of_a_trial_is_told_as_what_it_was(space: SearchSpace, database
     assert trials["unstarted"].user_attrs["step"] == 0
 
 
-def test_the_best_trial_is_a_complete_one(space: SearchSpace) -> None:
+def test_a_stopped_trial_is_never_the_best(space: SearchSpace) -> None:
     search = make(space, None)
     search.suggest("a")
     search.suggest("b")
-    search.on_trial_complete("a", result(10, 0.9))  # a lucky start, stopped early
+    search.on_trial_complete("a", result(10, 0.9))  # better so far, but stopped early
     search.on_trial_complete("b", result(MAX_STEPS, 0.5))
     assert search.study.best_trial.user_attrs["trial_id"] == "b"
 
 
-def test_results_repeated_after_a_recovery_change_nothing(space: SearchSpace, database: Path) -> None:
+def test_repeated_results_change_nothing(space: SearchSpace, database: Path) -> None:
     search = make(space, database)
     search.suggest("a")
     with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def test_results_repeated_after_a_recovery_change_nothing(space: SearchSpace, da
     assert trial.value == 0.4
 
 
-def test_suggestions_are_configs_by_dotted_path(space: SearchSpace) -> None:
+def test_suggestions_are_values_by_dotted_path(space: SearchSpace) -> None:
     search = make(space, None)
     for number in range(30):
         config = search.suggest(str(number))
@@ -129,8 +129,8 @@ def test_suggestions_are_configs_by_dotted_path(space: SearchSpace) -> None:
         search.on_trial_complete(str(number), result(MAX_STEPS if number % 3 else 10, number / 30))
 
 
-def test_the_search_learns(space: SearchSpace) -> None:
-    """TPE finds the best learning rate far more often than its random start does."""
+def test_tpe_learns(space: SearchSpace) -> None:
+    """TPE comes much closer to the best learning rate than its random startup trials."""
     search = make(space, None, num_trials=60)
     rates = []
     for number in range(60):
@@ -143,7 +143,7 @@ def test_the_search_learns(space: SearchSpace) -> None:
     assert sum(distances[-20:]) < 0.5 * sum(distances[:20])
 
 
-def test_same_seed_same_suggestions(space: SearchSpace) -> None:
+def test_suggestions_follow_from_the_seed(space: SearchSpace) -> None:
     def run(seed: int) -> list[Any]:
         search = make(space, None, seed=seed, num_trials=9)
         configs = []
@@ -155,7 +155,7 @@ def test_same_seed_same_suggestions(space: SearchSpace) -> None:
     assert run(0) == run(0) != run(1)
 
 
-def test_starting_points_come_first_and_once(space: SearchSpace, database: Path) -> None:
+def test_starting_points_come_first_and_only_once(space: SearchSpace, database: Path) -> None:
     points = [
         {"training.learning_rate": 1e-3, "loss.pair_matching": 0.0},
         {},
@@ -170,8 +170,8 @@ def test_starting_points_come_first_and_once(space: SearchSpace, database: Path)
     assert isinstance(later, dict) and later["training.learning_rate"] not in (1e-3, 2e-3)
 
 
-def test_the_papers_defaults_are_among_the_points() -> None:
-    """Against the method's own figures: 2000, 1 and 1; no pair matching before the third experiment."""
+def test_the_papers_defaults_are_a_starting_point() -> None:
+    """Against the method's own values: 2000, 1 and 1; no pair matching before the third experiment."""
     assert paper_point(load_space("wikd")) == {
         "loss.feature_distillation": 2000.0,
         "loss.contrastive_relational": 1.0,
@@ -200,7 +200,7 @@ def test_a_starting_point_outside_the_space_is_refused(space: SearchSpace, point
         make(space, None, points_to_evaluate=[point])
 
 
-def test_a_searcher_travels_by_pickle(space: SearchSpace, database: Path) -> None:
+def test_a_searcher_can_be_pickled(space: SearchSpace, database: Path) -> None:
     search = make(space, database)
     search.suggest("a")
     copy = pickle.loads(pickle.dumps(search))
@@ -224,7 +224,7 @@ def test_a_storage_that_cannot_be_used_is_refused(space: SearchSpace, tmp_path: 
             make(space, path)
 
 
-def test_a_lost_storage_is_named(space: SearchSpace, database: Path, tmp_path: Path) -> None:
+def test_a_lost_storage_is_refused_by_name(space: SearchSpace, database: Path, tmp_path: Path) -> None:
     search = make(space, database)
     search.suggest("a")
     search.save(str(tmp_path / "searcher.pkl"))
@@ -234,7 +234,7 @@ def test_a_lost_storage_is_named(space: SearchSpace, database: Path, tmp_path: P
         fresh.restore(str(tmp_path / "searcher.pkl"))
 
 
-def test_nothing_is_printed(
+def test_a_searcher_prints_and_warns_nothing(
     space: SearchSpace, database: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     optuna.logging.set_verbosity(logging.INFO)

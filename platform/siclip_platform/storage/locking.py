@@ -13,7 +13,9 @@ from siclip.errors import UserError
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; wait while another caller holds it. Missing folders are created.
+    """Hold the lock file ``path``; wait while another caller holds it.
+
+    The file may be deleted while it is held, its folder may not. Missing folders are created.
 
     Raises:
         OSError: the lock file cannot be created.

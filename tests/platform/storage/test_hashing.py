@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siclip_platform.datasets.derived.stage import Task
+from siclip_platform.datasets.importing.parts import ImportConfig, PartJob
+from siclip_platform.datasets.importing.sources.part import SourcePart
 from siclip_platform.datasets.manifest import Manifest, ShardEntry
 from siclip_platform.datasets.sidecar import SidecarManifest
 from siclip_platform.recipes.presets import digits_student
@@ -37,6 +39,13 @@ def test_known_objects_keep_their_digits() -> None:
     assert key.hash == "08c53d9a0678825c"
     assert Task(name="part-1", payload={"files": ["ä.jpg", "b.png"], "number": 1}).digest == "f3a9fec8fed15f06"
     assert digits_student(Path("data")).hash == "b4f405d13ddd"
+
+
+def test_an_unfinished_import_keeps_the_digits_of_its_tasks() -> None:
+    part = SourcePart(layout="parquet", name="a.parquet", bytes=9, count=2)
+    job = PartJob(root="r", number=0, piece=part, config=ImportConfig())
+    assert Task(name="00000", payload=job.model_dump(mode="json")).digest == "cb6839a771461468"
+    assert canonical_hash([part.model_dump(mode="json")], spaced=True) == "ef364f772157c3dc"
 
 
 @pytest.mark.parametrize(("digits", "spaced"), [(12, False), (16, False), (16, True), (64, False)])

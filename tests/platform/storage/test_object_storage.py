@@ -250,7 +250,7 @@ def test_problems_of_a_store_are_reported_within_seconds(store: Any, monkeypatch
         read_model("s3://data/teachers/none.pt")
     with pytest.raises(UserError, match=r"s3://nowhere/x.*: there is no such bucket; create it"):
         check_writable(as_path("s3://nowhere/x"), "--checkpoints")
-    with pytest.raises(UserError, match="takes no options in a URI; set AWS_ENDPOINT_URL"):
+    with pytest.raises(UserError, match="accepts no options in a URI; set AWS_ENDPOINT_URL"):
         check_artifacts("s3://runs/x?region=us-east-1")
     import siclip_platform.tracking.store as tracking
 

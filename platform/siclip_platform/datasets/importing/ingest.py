@@ -44,6 +44,7 @@ from siclip_platform.storage.locking import locked
 
 VERSION = "2"  # increase it when the same source and config give other bytes
 WORK = ".work"
+LOCK = ".import.lock"
 MAX_BAD_SHARE = 0.01
 
 
@@ -89,12 +90,14 @@ def import_dataset(
         raise UserError(f"--validation-share and --split both name the split {VALIDATION!r}: name another --split")
     job = _Job(source, folder, config, name or _name(source.root), max_bad_share, pool or Pool(), progress)
     _check_folder(folder)
-    with locked(folder / WORK / "lock"):
+    # Not inside the work folder: a waiting process must still find the folder of the lock after the removal.
+    with locked(folder / LOCK):
         if not (folder / MANIFEST).exists():
             job.run()
         imported = _existing(folder, job)
-    # Only after the manifest: until then the work folder makes the import resumable.
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+        # Only after the manifest: until then the work folder makes the import resumable.
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        (folder / LOCK).unlink()
     return imported
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,6 +175,16 @@ def test_a_driver_killed_at_random_moments_ends_with_the_same_dataset(run: Run, 
     kept = [n for n in finished if n.startswith(("train", "validation")) and n.split("-")[1] not in changed]
     assert kept
     assert all((folder / name).stat().st_mtime_ns == finished[name] for name in kept)
+
+
+def test_a_second_import_waits_for_the_first_and_reuses_it(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "source", 40, 10, 0)
+    config = ImportConfig(shard_rows=10)
+    with ThreadPoolExecutor(2) as pool:
+        imports = [pool.submit(run_import, tmp_path / "source", tmp_path / "out", config) for _ in range(2)]
+    assert len({done.result().dataset.hash for done in imports}) == 1
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"manifest.json", "ledger.parquet", *(f"train-{part:05d}-000.parquet" for part in range(4))}
 
 
 def test_too_many_bad_rows_stop_the_import_and_finished_parts_are_reused(

@@ -43,7 +43,7 @@ def run_study(plan: StudyPlan, recorder: Any, *, rerun: bool = False) -> StudyRe
     return conduct((PopulationConductor if plan.population else Conductor)(plan, recorder, rerun))
 
 
-class _Settings(Searcher):
+class ConductorSearcher(Searcher):
     """The conductor as Ray Tune's searcher."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -70,7 +70,7 @@ class _Settings(Searcher):
         raise UserError("Ray Tune does not restore a study; resume it with siclip-platform tune --resume STUDY")
 
 
-class _Watch(Callback):
+class ConductorCallback(Callback):
     """The conductor as Ray Tune's callback."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -105,7 +105,7 @@ def conduct(conductor: Conductor) -> StudyResult:
     try:
         conductor.catch_up()
         if conductor.remaining > 0:
-            watch = _Watch(conductor)
+            watch = ConductorCallback(conductor)
             with stopping_with(watch.stop):
                 _tuner(conductor, watch).fit()
         interrupted = conductor.remaining > 0 and not conductor.exhausted
@@ -126,7 +126,7 @@ def _leave_failures_to_us() -> None:
         logger.setLevel(logging.CRITICAL)
 
 
-def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
+def _tuner(conductor: Conductor, watch: ConductorCallback) -> tune.Tuner:
     plan = conductor.plan
     keep_secrets_from_metadata()
     trainable = tune.with_parameters(
@@ -142,7 +142,7 @@ def _tuner(conductor: Conductor, watch: _Watch) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(trainable, dict(plan.resources)),
         tune_config=TuneConfig(
-            search_alg=ConcurrencyLimiter(_Settings(conductor), max_concurrent=plan.concurrent),
+            search_alg=ConcurrencyLimiter(ConductorSearcher(conductor), max_concurrent=plan.concurrent),
             scheduler=plan.scheduler,
             num_samples=conductor.remaining,
             reuse_actors=plan.backend == "process",  # a stopped Ray Train thread ends only with its process

@@ -16,7 +16,7 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.conductor import Conductor
 from siclip_platform.search.policy.searcher import StudySearch, make_searcher
 from siclip_platform.search.study import StudyPlan
-from siclip_platform.search.tune_run import _Settings, _Watch
+from siclip_platform.search.tune_run import ConductorCallback, ConductorSearcher
 from siclip_platform.spaces.parsing import parse_space
 from tests.support import study_parts as parts
 
@@ -57,8 +57,8 @@ class Tune:
         self.recorder = CountingRecorder()
         recorder: Any = self.recorder
         self.conductor = Conductor(plan, recorder, rerun)
-        self.searcher = _Settings(self.conductor)
-        self.callback = _Watch(self.conductor)
+        self.searcher = ConductorSearcher(self.conductor)
+        self.callback = ConductorCallback(self.conductor)
 
     def start(self, tune_id: str) -> dict[str, Any]:
         values = self.searcher.suggest(tune_id)

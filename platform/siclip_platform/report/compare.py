@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from siclip_platform.display import printable
 from siclip_platform.report.draw.values import metric_cell, parameter_cell
 from siclip_platform.report.read.runs import Run
 
@@ -57,14 +58,13 @@ def comparison_tables(runs: Sequence[Run]) -> list[Table]:
         table.add_column("")
         for run in runs:
             # As Text, because Rich interprets a plain string as markup.
-            table.add_column(Text(_plain(run.label)), justify="right", overflow="fold")
+            table.add_column(Text(_line(run.label)), justify="right", overflow="fold")
         for name, texts in rows:
-            table.add_row(Text(_plain(name)), *(Text(_plain(text)) for text in texts))
+            table.add_row(Text(_line(name)), *(Text(_line(text)) for text in texts))
         tables.append(table)
     return tables
 
 
-def _plain(text: str) -> str:
+def _line(text: str) -> str:
     """One line of text without control characters."""
-    # A terminal would execute escape sequences in a name; Rich escapes only its own markup.
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    return printable(" ".join(text.split()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from siclip_platform.report.draw.values import Table
 
-# Spreadsheets also run full-width forms of these characters as formulas, and skip leading control characters.
+# Some spreadsheets also evaluate text that begins with a control character or a full-width form (CSV injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 

@@ -128,7 +128,7 @@ def _edges(study: Study) -> list[str]:
 
 
 def _edge(study: Study, trial: Run, path: str) -> str | None:
-    # Of fewer than five values, every other one lies at an end.
+    # Of fewer than five values, half or more lie at an end.
     value, bounds = number(trial.params.get(path)), numeric_range(study.trials, path)
     if value is None or bounds is None or len({run.params.get(path) for run in study.trials}) < 5:
         return None

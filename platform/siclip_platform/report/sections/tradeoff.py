@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from siclip_platform.report.draw.blocks import Block, Section, Text
 from siclip_platform.report.draw.looks import BEST, CONTROL
-from siclip_platform.report.draw.plots import Plot, Series
+from siclip_platform.report.draw.plots import Plot, Series, Style
 from siclip_platform.report.draw.values import is_share, metric_cell, metric_label, short
 from siclip_platform.report.judge.pareto import pareto_front
 from siclip_platform.report.judge.settings import settings
@@ -95,20 +95,21 @@ def _plot(
     # The front in order of cost is drawn as a line; all other points as symbols.
     on_front = set(front)
     rest = [index for index in range(len(known)) if index not in on_front]
+    groups: list[tuple[str, list[int], Style, int, bool]] = [
+        ("dominated", rest, "points", BEST, len(rest) > 60),
+        ("Pareto front", front, "line", CONTROL, False),
+    ]
     series = [
         Series(
             name=name,
             x=[known[index][1] for index in indices],
             y=[known[index][0].quality for index in indices],
             labels=[known[index][0].name for index in indices],
-            style=style,  # type: ignore[arg-type]
+            style=style,
             look=look,
             faint=faint,
         )
-        for name, indices, style, look, faint in (
-            ("dominated", rest, "points", BEST, len(rest) > 60),
-            ("Pareto front", front, "line", CONTROL, False),
-        )
+        for name, indices, style, look, faint in groups
         if indices
     ]
     return Plot(

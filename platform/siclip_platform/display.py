@@ -1,13 +1,19 @@
-"""Progress of long work: bars on a terminal, else a line of text at the start and the end of each task."""
+"""What commands print: text without control characters, tables, and the progress of long work.
+
+Progress is shown as bars on a terminal, elsewhere as a line of text at the start and the end of each task.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +22,57 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that a terminal obeys or hides instead of showing: controls, C1 and direction marks too."""
+# Cf too, but Persian and Indic words and many emoji are written with them, and they move nothing
+JOINERS = "\u200c\u200d"
+LAYOUT = "\n\t"
+"""What our own text uses for layout."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text as a terminal may show it: control characters and direction marks as escapes such as ``\\x1b``.
+
+    Args:
+        text: a caption, an id, a path or a message, which may come from a stranger.
+        keep: characters that stay, such as `LAYOUT`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in HIDDEN and letter not in JOINERS + keep
+        else letter
+        for letter in text
+    )
+
+
+def echo(text: str, *, error: bool = False) -> None:
+    """Print lines of text through `printable`; ``error`` prints to stderr."""
+    typer.echo(printable(text, LAYOUT), err=error)
+
+
+class Terminal(Console):
+    """A console that prints everything through `printable`.
+
+    A plain string is text: Rich's markup and emoji codes in it stay as they are, unless ``markup=True`` is given.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        # strings become Text here, before Rich measures them for the width of a column
+        return super().render_str(printable(text, LAYOUT), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        # everything passes here, also Text that a caller made; only Rich's own cursor movements are control segments
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, LAYOUT), segment.style)
 
 
 class Task:
@@ -24,9 +80,9 @@ class Task:
 
     def __init__(self, display: Display, title: str, total: int | None) -> None:
         self.display = display
-        self.title = title
+        self.title = printable(title)
         self.started = time.perf_counter()
-        self.id = display.progress.add_task(title, total=total, note="") if display.progress else None
+        self.id = display.progress.add_task(self.title, total=total, note="") if display.progress else None
 
     def progress(self, done: int, total: int) -> None:
         """Set the finished units, and a total that was not known before."""
@@ -38,14 +94,14 @@ class Task:
         if self.display.progress and self.id is not None:
             self.display.progress.update(self.id, completed=done)
             if note is not None:
-                self.display.progress.update(self.id, note=note)
+                self.display.progress.update(self.id, note=printable(note))
 
 
 class Display:
     """Shows tasks: as live bars on a terminal, elsewhere as a line at the start and at the end of each."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=False)
+        self.console = console or Terminal()
         self.progress: Progress | None = None
         # Concurrent trainings print from their threads: lines must not mix.
         self._lock = threading.Lock()
@@ -58,11 +114,11 @@ class Display:
             return
         columns = (
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
             self.progress = progress

@@ -21,13 +21,13 @@ def doctor(
 
     The exit code is 1 if anything would stop a run.
     """
-    from rich.console import Console
     from rich.markup import escape
 
+    from siclip_platform.display import Terminal, echo
     from siclip_platform.doctor import Finding, examine
 
     found: list[Finding] = []
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(markup=True, soft_wrap=True)
     for finding in examine(out, tracking_uri):
         found.append(finding)
         if not as_json:
@@ -35,6 +35,6 @@ def doctor(
             if finding.remedy:
                 console.print(f"         → {escape(finding.remedy)}")
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in found], indent=2))
+        echo(json.dumps([asdict(finding) for finding in found], indent=2))
     if any(finding.level == "wrong" for finding in found):
         raise typer.Exit(1)

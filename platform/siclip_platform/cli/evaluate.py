@@ -63,8 +63,7 @@ def evaluate(
     Without a teacher and without further options, a checkpoint of this project on one of its datasets gets retrieval
     R@1/5/10 in both directions, and how often the true caption beats all false ones.
     """
-    from rich.console import Console
-
+    from siclip_platform.display import Terminal, echo
     from siclip_platform.evaluation.find import find_sets
     from siclip_platform.evaluation.kept import KeptResults
     from siclip_platform.evaluation.record import as_dict, record
@@ -93,23 +92,24 @@ def evaluate(
     result = _measure(subjects, found, suite, split, sampling, kept)
     costs = _costs(subjects) if cost else {}
     if as_json:
-        typer.echo(json.dumps(as_dict(result, costs), indent=2))
+        echo(json.dumps(as_dict(result, costs), indent=2))
     else:
-        show(result, costs, Console(highlight=False), confidence=sampling.confidence)
+        show(result, costs, Terminal(), confidence=sampling.confidence)
     if tracking_uri:
         record(tracking_uri, result, costs, data=folder, split=split, suite=suite or folder.name)
     _fail_if_incomplete(result)
 
 
 def _print_metrics(checkpoint: str, data: AnyPath, split: str, as_json: bool) -> None:
+    from siclip_platform.display import echo
     from siclip_platform.evaluation import evaluate_checkpoint
 
     metrics = evaluate_checkpoint(checkpoint, data, split)
     if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
+        echo(json.dumps(metrics, indent=2))
         return
     for name, value in metrics.items():
-        typer.echo(f"{name:<36} {value:.4f}")
+        echo(f"{name:<36} {value:.4f}")
 
 
 def _prepare(
@@ -157,12 +157,11 @@ def _measure(
     kept: KeptResults | None,
 ) -> SuiteResult:
     """Measure the sets and print the state of each when it is finished."""
-    from rich.console import Console
-
     from siclip.evaluation.suite import suite_sets
+    from siclip_platform.display import Terminal
     from siclip_platform.evaluation.runner import run_suite
 
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
 
     def progress(each: SetResult) -> None:
         if len(found) > 1:

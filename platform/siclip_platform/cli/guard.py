@@ -27,7 +27,7 @@ def guarded(app: Callable[[], object]) -> NoReturn:
         # Typer turns KeyboardInterrupt into this exit code, without a message.
         if ended.code != INTERRUPTED:
             raise
-        print(f"stopped; to resume: {command_line(sys.argv)}", file=sys.stderr)
+        _say(f"stopped; to resume: {command_line(sys.argv)}")
         leave()
     except UserError as error:
         _refuse(str(error))
@@ -49,5 +49,12 @@ def as_app(job: Callable[..., None]) -> typer.Typer:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    _say(f"error: {message}")
     sys.exit(BAD_INPUT)
+
+
+def _say(message: str) -> None:
+    # imported here: most commands end without a message
+    from siclip_platform.display import echo
+
+    echo(message, error=True)

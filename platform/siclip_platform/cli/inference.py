@@ -60,6 +60,7 @@ def search(
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet, an HTML file.")] = None,
 ) -> None:
     """Find the rows that are nearest to a text or an image."""
+    from siclip_platform.display import echo, printable
     from siclip_platform.inference.encoder import Encoder
     from siclip_platform.inference.index import open_index
     from siclip_platform.inference.inputs import IMAGE_SUFFIXES
@@ -79,7 +80,7 @@ def search(
     embedding = encoder.images([encoder.pixels(image, query)]) if image else encoder.texts([query])
     hits = opened.nearest(embedding[0], count)
     for hit in hits:
-        typer.echo(f"{hit.similarity:.4f}  {hit.id}")
+        echo(f"{hit.similarity:.4f}  {printable(hit.id)}")
     if sheet:
         write_sheet(sheet, query, hits, image, with_images=opened.description.kind == "image")
-        typer.echo(str(sheet))
+        echo(str(sheet))

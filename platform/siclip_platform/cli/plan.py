@@ -67,6 +67,7 @@ def plan(
     The exit code is 1 if the job does not fit.
     """
     from siclip.models.clip import Clip
+    from siclip_platform.display import echo
     from siclip_platform.plan import Job, make_plan
     from siclip_platform.plan.calibration import calibrate as time_steps
     from siclip_platform.plan.calibration import calibration_trainer, two_sizes
@@ -105,7 +106,7 @@ def plan(
     )
     result = make_plan(job, model)
     if as_json:
-        typer.echo(json.dumps(as_dict(result), indent=2))
+        echo(json.dumps(as_dict(result), indent=2))
     else:
         show(result)
     if not result.fits:

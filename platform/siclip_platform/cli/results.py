@@ -26,6 +26,7 @@ def report(
     watch: Annotated[int | None, Opt(min=1, help="Write it again every N seconds until the study ends.")] = None,
 ) -> None:
     """Write a report on studies or runs of an MLflow store: one HTML file, the same in Markdown, plots and data."""
+    from siclip_platform.display import echo
     from siclip_platform.report import ReportPaths, Selection, write_report
     from siclip_platform.report.watch import follow
     from siclip_platform.tracking import check_store_exists, default_tracking_uri
@@ -44,8 +45,8 @@ def report(
             watch_seconds=watch or 0,
         )
 
-    paths = follow(make, watch, lambda made: typer.echo(f"{made.html}: running")) if watch else make()
-    typer.echo(f"{paths.html}\n{paths.markdown}\n{paths.files}")
+    paths = follow(make, watch, lambda made: echo(f"{made.html}: running")) if watch else make()
+    echo(f"{paths.html}\n{paths.markdown}\n{paths.files}")
 
 
 def compare(
@@ -55,9 +56,8 @@ def compare(
     experiment: Annotated[str | None, Opt(help="Only this MLflow experiment; default: all.")] = None,
 ) -> None:
     """Show the parameters and metrics in which runs differ."""
-    from rich.console import Console
-
     from siclip.errors import UserError
+    from siclip_platform.display import Terminal
     from siclip_platform.report.compare import comparison_tables
     from siclip_platform.report.read.query import find_runs
     from siclip_platform.report.read.store import Store
@@ -67,6 +67,6 @@ def compare(
         raise UserError("compare requires at least two runs: give ids, starts of ids, or names")
     uri = tracking_uri or default_tracking_uri(out)
     check_store_exists(uri)
-    console = Console()
+    console = Terminal()
     for table in comparison_tables(find_runs(Store(uri), runs, experiment)):
         console.print(table)

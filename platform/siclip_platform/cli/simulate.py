@@ -21,9 +21,9 @@ def simulate(
     repetitions: Annotated[int, typer.Option(min=2, help="Seeds of the search.")] = 20,
 ) -> None:
     """Compare samplers, schedulers and spaces on recorded learning curves, without training anything."""
-    from rich.console import Console
     from rich.table import Table
 
+    from siclip_platform.display import Terminal, echo
     from siclip_platform.report.judge.statistics import t_interval
     from siclip_platform.simulation.curves import Landscape, load_curves
     from siclip_platform.simulation.simulator import budget_seconds, parse_policy
@@ -47,8 +47,8 @@ def simulate(
         table.add_row(
             name, f"{best.mean:.4f}", f"{best.low:.4f} – {best.high:.4f}", f"{started:.1f}", f"{complete:.1f}"
         )
-    Console(width=100).print(table)
-    typer.echo(
+    Terminal(width=100).print(table)
+    echo(
         f"{len(recorded.whole)} recorded settings, {repetitions} seeds. Other settings are interpolated by trees: "
         f"R² of the last score of held-out settings is {landscape.fit_quality():.2f}."
     )

@@ -116,13 +116,14 @@ def sync(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the server.")] = 300,
 ) -> None:
     """Send to MLflow what could not be sent while a study ran."""
+    from siclip_platform.display import echo
     from siclip_platform.tracking import sync as send
 
     waiting = 0
     for spool in send(folder.resolve(), tracking_uri, timeout):
         waiting += spool.waiting
-        typer.echo(f"{spool.folder}: {spool.waited - spool.waiting} records sent, {spool.waiting} wait")
+        echo(f"{spool.folder}: {spool.waited - spool.waiting} records sent, {spool.waiting} wait")
         for problem in spool.problems:
-            typer.echo(f"  MLflow refused: {problem}")
+            echo(f"  MLflow refused: {problem}")
     if waiting:
         raise UserError("the server stopped answering before everything was sent: run this again when it is back")

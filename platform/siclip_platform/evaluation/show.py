@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
 
 from siclip.evaluation.bootstrap import Interval
 from siclip.evaluation.cost import Cost
+from siclip_platform.display import Terminal, printable
 from siclip_platform.evaluation.results import SetResult, SuiteResult
 
 SHOWN = 3
 
 
-def show(result: SuiteResult, costs: Mapping[str, Cost], console: Console, *, confidence: float) -> None:
+def show(result: SuiteResult, costs: Mapping[str, Cost], console: Terminal, *, confidence: float) -> None:
     """Print the main metric of each set, all metrics if the sets are few, averages, missing sets and costs."""
     measured = [each for each in result.sets if each.state == "measured"]
     if len(measured) > 1:
@@ -71,7 +71,7 @@ def _cell(interval: Interval | None, form: str) -> str:
     return f"{form.format(interval.value)} [{form.format(interval.low)}, {form.format(interval.high)}]"
 
 
-def _print_unmeasured(result: SuiteResult, console: Console) -> None:
+def _print_unmeasured(result: SuiteResult, console: Terminal) -> None:
     missing = [each for each in result.sets if each.state == "missing"]
     if missing:
         console.print(f"Missing, {len(missing)} of {len(result.sets)}: {', '.join(each.name for each in missing)}")
@@ -82,9 +82,11 @@ def _print_unmeasured(result: SuiteResult, console: Console) -> None:
         if each.note:
             console.print(f"Note: {each.note}")
         if each.state == "failed":
-            console.print(f"Not measured: {each.name}: {each.reason}")
+            console.print(f"Not measured: {each.name}: {printable(each.reason)}")
         if each.unreadable:
-            shown = ", ".join(each.unreadable[:SHOWN]) + (", …" if len(each.unreadable) > SHOWN else "")
+            shown = ", ".join(map(printable, each.unreadable[:SHOWN])) + (
+                ", …" if len(each.unreadable) > SHOWN else ""
+            )
             console.print(
                 f"{each.name}: {len(each.unreadable)} images could not be read and are not counted: {shown}"
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from siclip_platform.display import Terminal
 from siclip_platform.plan.plan import EFFICIENCY, Plan
 
 GB = 10**9
@@ -48,7 +48,7 @@ def machine(plan: Plan) -> str:
 def show(plan: Plan) -> None:
     """Print storage, memory and time, the sources of the figures, and what to change."""
     # A fixed width: in a pipe rich would wrap at 80 columns.
-    console = Console(highlight=False, width=110)
+    console = Terminal(width=110)
     job = plan.job
     console.print(
         f"{job.recipe.model.name}: {job.pairs:,} pairs × {job.epochs:g} epochs in {plan.steps:,} steps of "

@@ -59,7 +59,7 @@ def import_(
     from siclip_platform.datasets.importing.parts import ImportConfig
     from siclip_platform.datasets.importing.sources.columns import ColumnNames
     from siclip_platform.datasets.importing.sources.find import find_source
-    from siclip_platform.display import Display
+    from siclip_platform.display import Display, printable
 
     config = ImportConfig(
         split=split,
@@ -86,5 +86,5 @@ def import_(
         f"{done.read:,} rows read, {sum(done.rejected.values()):,} of them in {dataset.folder / 'ledger.parquet'}"
     )
     for reason, count in done.rejected.items():
-        display.say(f"  {reason}: {count:,}")
+        display.say(f"  {printable(reason)}: {count:,}")
     display.say(f"{dataset.folder}: {rows or 'no rows'}; manifest {dataset.hash}")

@@ -26,7 +26,7 @@ def inspect(
     from siclip_platform.datasets.manifest import open_dataset
     from siclip_platform.datasets.tools.contact_sheet import write_contact_sheet
     from siclip_platform.datasets.tools.inspect import ledger_counts, sample_rows, summarize_split
-    from siclip_platform.display import Display
+    from siclip_platform.display import Display, printable
 
     display = Display()
     dataset = open_dataset(folder)
@@ -37,7 +37,7 @@ def inspect(
     if rejected:
         display.say(f"rejected: {sum(rejected.values()):,} rows")
     for reason, count in rejected.items():
-        display.say(f"  {reason}: {count:,}")
+        display.say(f"  {printable(reason)}: {count:,}")
     if sheet:
         chosen = split or next(iter(dataset.split_names), "train")
         rows = list(sample_rows(dataset, chosen, images))
@@ -47,8 +47,9 @@ def inspect(
 
 
 def _table(split: str, summary: SplitStatistics) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from siclip_platform.display import printable
 
     each = f", {summary.bytes / summary.rows:,.0f} per row" if summary.rows else ""
     title = f"{split}: {summary.rows:,} rows in {summary.shards:,} shards, {summary.bytes:,} bytes{each}"
@@ -57,5 +58,5 @@ def _table(split: str, summary: SplitStatistics) -> Table:
         values = (spread.low, spread.median, spread.mean, spread.p95, spread.high)
         table.add_row(name, *(f"{value:,.1f}".removesuffix(".0") for value in values))
     sources = "; ".join(f"{source} {count:,}" for source, count in summary.sources.items())
-    table.caption = f"{summary.captions:,} captions: {escape(sources)}"
+    table.caption = f"{summary.captions:,} captions: {printable(sources)}"
     return table

@@ -45,6 +45,7 @@ def convert(
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config
+    from siclip_platform.display import echo
     from siclip_platform.storage import local_copy
 
     with local_copy(checkpoint) as path:
@@ -55,9 +56,9 @@ def convert(
     save_checkpoint(out, after)
     for tower in ("image", "text"):
         old, new = getattr(config, tower).sharing, getattr(changed, tower).sharing
-        typer.echo(f"{tower} sharing: {old} → {new}")
-    typer.echo(f"parameters: {count_parameters(before):,} → {count_parameters(after):,}")
-    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+        echo(f"{tower} sharing: {old} → {new}")
+    echo(f"parameters: {count_parameters(before):,} → {count_parameters(after):,}")
+    echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
 def _check_out(out: Path) -> None:

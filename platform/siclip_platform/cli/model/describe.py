@@ -47,13 +47,14 @@ def describe_command(
     """Parameters, multiply-adds, activation memory and trainable share of a model, stage by stage."""
     from siclip.checkpoints.inherit import freeze_inherited
     from siclip.diagnostics.describe import describe_model
+    from siclip_platform.display import echo
 
     model = _model(name, image_sharing, text_sharing)
     policy = freeze or _default_policy(model.config)
     freeze_inherited(model, policy)
     description = describe_model(model)
     if as_json:
-        typer.echo(as_text(model.config, policy, description))
+        echo(as_text(model.config, policy, description))
     else:
         _show(model.config, policy, description)
 
@@ -98,13 +99,13 @@ def _default_policy(config: ModelConfig) -> FreezePolicy:
 
 
 def _show(config: ModelConfig, policy: FreezePolicy, description: ModelDescription) -> None:
-    from rich.console import Console
+    from siclip_platform.display import Terminal, echo
 
     sharing = f"image sharing {config.image.sharing}, text sharing {config.text.sharing}"
-    typer.echo(f"{config.name}: {sharing}, freeze {policy}\n")
+    echo(f"{config.name}: {sharing}, freeze {policy}\n")
     # A fixed width: in a pipe rich would wrap the table at 80 columns or at $COLUMNS.
-    Console(width=200).print(_table(description))
-    typer.echo(f"\n{LEGEND}")
+    Terminal(width=200).print(_table(description))
+    echo(f"\n{LEGEND}")
 
 
 def _table(description: ModelDescription) -> Table:

@@ -38,6 +38,7 @@ def export(
     names, which siclip.export.load_open_clip reads. mlflow: a model for `mlflow models serve`.
     A model card is written too: README.md in the folder, or NAME.md beside the file.
     """
+    from siclip_platform.display import echo
     from siclip_platform.storage import as_path, local_copy
     from siclip_platform.storage.checkpoints import read_model
 
@@ -53,13 +54,13 @@ def export(
 
         with local_copy(checkpoint) as path:
             export_mlflow(path, out)
-        typer.echo(f"{out}: serve it with mlflow models serve --model-uri {out} --env-manager local")
+        echo(f"{out}: serve it with mlflow models serve --model-uri {out} --env-manager local")
     else:
         from siclip.export import export_official, export_onnx, export_open_clip
 
         writers = {Format.ONNX: export_onnx, Format.OFFICIAL: export_official, Format.OPEN_CLIP: export_open_clip}
         exported = writers[format](model, out)
         for file in exported.files:
-            typer.echo(f"{file}: {file.stat().st_size:,} bytes")
-        typer.echo(f"largest difference from the model's outputs: {exported.largest_difference:.1e} (limit 1e-4)")
-    typer.echo(f"model card: {write_card(out, card)}")
+            echo(f"{file}: {file.stat().st_size:,} bytes")
+        echo(f"largest difference from the model's outputs: {exported.largest_difference:.1e} (limit 1e-4)")
+    echo(f"model card: {write_card(out, card)}")

@@ -42,7 +42,7 @@ def propose_sharing_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the attention of a model's blocks; print proposed sharing patterns and write them as a search space."""
-    from siclip_platform.display import Display
+    from siclip_platform.display import Display, echo
     from siclip_platform.storage.checkpoints import read_model
 
     # Before the measurement, which takes minutes.
@@ -64,12 +64,12 @@ def propose_sharing_command(
     }
     space = space_text(findings)
     if as_json:
-        typer.echo(json.dumps(findings, indent=2))
+        echo(json.dumps(findings, indent=2))
     else:
         _show(findings, Display())
     _write(out, space)
     if not as_json:
-        typer.echo(f"search space: {out}")
+        echo(f"search space: {out}")
 
 
 def space_text(findings: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def stopping_with(stop: Callable[[], None]) -> Iterator[None]:
 def leave() -> NoReturn:
     """End the process after it has cleaned up because of Ctrl-C."""
     if any(thread.name == UNINTERRUPTIBLE for thread in threading.enumerate()):
-        # At its normal end Python would stop these threads inside torch, which then aborts the process.
+        # Stopped inside torch or Ray, at the normal end of the process, such a thread would abort it.
         sys.stdout.flush()
         sys.stderr.flush()
         _exit_at_once()

@@ -24,7 +24,7 @@ from siclip_platform.tracking import RunKind, TrackedRun, Tracker
 from siclip_platform.training.ray_train import run_with_ray_train
 
 FILE = "trained.json"
-STOP_SECONDS = 8.0
+STOP_SECONDS, FAIL_SECONDS = 5.0, 60.0  # after Ctrl-C somebody waits
 LOGGED_MODELS = ("best", "train")
 Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
 """Name → recipe and tags."""
@@ -133,16 +133,16 @@ class FinalRuns:
                 if future.done():
                     future.result()
             return {name: future.result() for name, future in done.items()}
-        except BaseException:
-            self._give_up(threads)
+        except BaseException as error:
+            self._give_up(threads, STOP_SECONDS if isinstance(error, KeyboardInterrupt) else FAIL_SECONDS)
             raise
 
-    def _give_up(self, threads: Sequence[threading.Thread]) -> None:
+    def _give_up(self, threads: Sequence[threading.Thread], seconds: float) -> None:
         self._stopped.set()
         for run in list(self._running.values()):
             run.finish("interrupted")
-        # A thread that uses Ray while it is shut down would end the process.
-        until = time.monotonic() + STOP_SECONDS
+        # A thread that uses Ray while Ray is shut down would end the process.
+        until = time.monotonic() + seconds
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 

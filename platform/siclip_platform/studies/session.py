@@ -9,7 +9,7 @@ from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.cluster.connect import Needs, ray_cluster
-from siclip_platform.cluster.interrupt import Interrupted
+from siclip_platform.cluster.interrupt import Interrupted, leave
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import check_writable
@@ -56,18 +56,29 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS, workers=options.workers)
     try:
         experiment = Experiment(options, display, tracker, name)
-        with ray_cluster(needs, options.address, options.verbose), display.live(), _ending(experiment):
+        cluster = ray_cluster(needs, options.address, options.verbose)
+        with cluster, _leaving(tracker, display, options.out / name), display.live(), _ending(experiment):
             yield experiment
         experiment.timeline.write(options.out)
-    except KeyboardInterrupt:
-        # Short: the user waits for the prompt, and the spool keeps what is not sent.
-        _close(tracker, display, options.out / name, 5)
-        display.say(f"stopped; {_how_to_resume(options.out / name)}")
-        raise Interrupted from None
+    except Interrupted:
+        raise
     except BaseException:
         _close(tracker, display, options.out / name, 10)
         raise
     _close(tracker, display, options.out / name, 60)
+
+
+@contextmanager
+def _leaving(tracker: Tracker, display: Display, folder: Path) -> Iterator[None]:
+    """End the process at Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Short: the user waits for the prompt, and the spool keeps what is not sent.
+        _close(tracker, display, folder, 5)
+        display.say(f"stopped; {_how_to_resume(folder)}")
+        # Before Ray is shut down: a thread that uses Ray meanwhile would end the process with another exit code.
+        leave()
 
 
 def _how_to_resume(folder: Path) -> str:

@@ -131,6 +131,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     assert str(shard) in message
     assert f"{len(payload) - 1} bytes, but its manifest lists {len(payload)}" in message
 
+    # The right size, but no Parquet file.
     shard.write_bytes(bytes(len(payload)))
     assert "not a readable Parquet file" in refusal(tmp_path / "cats")
 

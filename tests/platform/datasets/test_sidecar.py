@@ -120,6 +120,7 @@ def _no_manifest(data: Dataset, folder: Path) -> None:
 
 
 def _moved(data: Dataset, folder: Path) -> None:
+    # The manifest of another sidecar with a valid content.
     folder.rename(folder.parent / "two")
     sidecar(data)
     (folder.parent / "two").rename(folder.parent / "three")

@@ -43,6 +43,7 @@ def test_a_second_caller_waits_also_within_the_process(tmp_path: Path) -> None:
     with locked(path):
         thread.start()
         assert started.wait(60)
+        # Enough for several attempts of the second caller.
         thread.join(0.3)
         order.append("first")
     thread.join(60)

@@ -108,6 +108,7 @@ def test_errors_of_a_store_are_explained_with_a_remedy(problem: str, remedy: str
 
 def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     def endpoint(uri: str) -> tuple[str, str, str]:
+        # Without the cache, which would return the clients of other environments.
         filesystem, path = open_filesystem.__wrapped__(uri)
         _, (fields,) = filesystem.__reduce__()
         return fields["scheme"], fields["endpoint_override"], path
@@ -142,6 +143,7 @@ def test_an_uploaded_dataset_is_the_same_and_damage_is_found(digits: Path, pushe
     shard = there.shards("train")[0]
     assert isinstance(shard, RemotePath)
     content = bytearray(shard.read_bytes())
+    # The same size: only the checksum can reveal it.
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
     assert [damage.path for damage in verify_dataset(pushed)] == [shard]

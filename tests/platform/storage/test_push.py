@@ -93,6 +93,7 @@ def test_a_damaged_file_of_the_same_size_is_found_and_sent_again(embedded: Path,
         path.write_bytes(bytes(content))
     assert [damage.path for damage in verify_dataset(store)] == there
     again = push_dataset(embedded, store)
+    # Manifests are always sent, because nothing lists their checksums.
     assert again.sent == len(there) + 2  # and both manifests
     assert verify_dataset(store) == []
 

@@ -42,8 +42,8 @@ def colour(text: str) -> str:
 @pytest.mark.slow
 def test_captions_describe_their_images(coca: CaptionConfig, tmp_path: Path) -> None:
     truth = shapes_dataset(tmp_path / "data")
-    made = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
-    rows = [row for index in range(3) for row in read(made, index)]
+    built = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
+    rows = [row for index in range(3) for row in read(built, index)]
     pairs = [
         (colour(text), colour(caption["text"])) for text, row in zip(truth, rows, strict=True) for caption in row
     ]
@@ -51,13 +51,13 @@ def test_captions_describe_their_images(coca: CaptionConfig, tmp_path: Path) -> 
     models = {(caption["source"], caption["model"]) for row in rows for caption in row}
     captioner = CoCaCaptioner(coca)
     assert models == {("synthetic", f"coca_nano@{captioner.hash}")}
-    counts = made.counts
+    counts = built.counts
     assert counts["images"] == 30 and counts["generated"] == 60
     assert counts["kept"] == len(pairs) == 60 - sum(counts[k] for k in ("unusable", "near_equal", "dissimilar"))
 
 
-def read(made: object, shard: int) -> list[list[dict[str, str]]]:
-    sidecar = made.sidecar  # type: ignore[attr-defined]
+def read(built: object, shard: int) -> list[list[dict[str, str]]]:
+    sidecar = built.sidecar  # type: ignore[attr-defined]
     groups = [sidecar.read("train", shard, index) for index in range(2)]
     assert [group.num_rows for group in groups] == [6, 4]
     return [row for group in groups for row in group["captions"].to_pylist()]
@@ -130,9 +130,11 @@ def test_the_filter_keeps_captions_above_the_minimum_similarity(
     free = caption_dataset(tmp_path / "data", "free", coca, pool=HERE)
     for name, minimum in (("all", -1.0), ("none", 1.0)):
         similarity = SimilarityFilter(teacher=str(nano_teacher), min_similarity=minimum)
-        made = caption_dataset(tmp_path / "data", name, coca.model_copy(update={"similarity": similarity}), pool=HERE)
-        assert made.counts["kept"] == (free.counts["kept"] if name == "all" else 0)
-        assert made.counts["dissimilar"] == free.counts["kept"] - made.counts["kept"]
+        built = caption_dataset(
+            tmp_path / "data", name, coca.model_copy(update={"similarity": similarity}), pool=HERE
+        )
+        assert built.counts["kept"] == (free.counts["kept"] if name == "all" else 0)
+        assert built.counts["dissimilar"] == free.counts["kept"] - built.counts["kept"]
 
 
 @pytest.mark.slow
@@ -153,9 +155,9 @@ def test_invalid_models_are_refused_before_anything_is_written(coca: CaptionConf
 @pytest.mark.slow
 def test_the_same_name_with_other_settings_is_refused(coca: CaptionConfig, tmp_path: Path) -> None:
     shapes_dataset(tmp_path / "data", shards=1)
-    made = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
+    built = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
     again = caption_dataset(tmp_path / "data", "nano", coca, pool=HERE)
-    assert (again.sidecar.hash, again.counts) == (made.sidecar.hash, made.counts)
+    assert (again.sidecar.hash, again.counts) == (built.sidecar.hash, built.counts)
     with pytest.raises(UserError, match="differ in config"):
         caption_dataset(tmp_path / "data", "nano", coca.model_copy(update={"per_image": 1}), pool=HERE)
 
@@ -169,9 +171,9 @@ def test_the_command_on_ray_gives_the_same_captions(coca: CaptionConfig, tmp_pat
     found = CliRunner().invoke(app, ["caption", str(tmp_path / "data"), *options])
     assert found.exit_code == 0, found.output
     assert f"{here.counts['kept']} captions of 20 images (40 generated" in found.output
-    made = open_sidecar(open_dataset(tmp_path / "data"), "captions", "ray")
-    assert made.manifest.recipe == here.sidecar.manifest.recipe
-    assert made.manifest.splits == here.sidecar.manifest.splits
+    built = open_sidecar(open_dataset(tmp_path / "data"), "captions", "ray")
+    assert built.manifest.recipe == here.sidecar.manifest.recipe
+    assert built.manifest.splits == here.sidecar.manifest.splits
 
 
 def test_invalid_options_are_named() -> None:

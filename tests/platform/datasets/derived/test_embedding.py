@@ -101,7 +101,7 @@ def embed(data: Path, name: str, teacher: str, **settings: Any) -> Any:
 
 
 def online(teacher: Teacher, pixels: np.ndarray, boxes: np.ndarray, texts: list[str], side: int) -> Embeddings:
-    """Embed crops made by torchvision at the student's size, and captions at the student's context length."""
+    """Embed crops built by torchvision at the student's size, and captions at the student's context length."""
     image = Image.fromarray(pixels)
     crops = [resized_crop(image, *map(int, box), [side, side], InterpolationMode.BILINEAR) for box in boxes]
     images = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
@@ -116,12 +116,12 @@ def test_stored_embeddings_are_those_of_training(
     data: Path, teachers: Any, kind: str, side: int | None, numbers: str
 ) -> None:
     name, teacher = teachers[kind]
-    made = embed(data, f"{kind}-{side}-{numbers}", name, numbers=numbers, image_size=side, crop_scale=0.5)
-    layout = EmbeddingLayout.of(made.sidecar.manifest)
+    built = embed(data, f"{kind}-{side}-{numbers}", name, numbers=numbers, image_size=side, crop_scale=0.5)
+    layout = EmbeddingLayout.of(built.sidecar.manifest)
     size = side or layout.image_size[0]
     dataset = open_dataset(data)
     beside = open_sidecar(dataset, "captions", "more")
-    stored = made.sidecar.read("validation", 0, 1)
+    stored = built.sidecar.read("validation", 0, 1)
     rows = pq.ParquetFile(dataset.shards("validation")[0]).read_row_group(1).to_pylist()
     added = beside.read("validation", 0, 1)["captions"].to_pylist()
     for row in (0, 1, 3):
@@ -156,13 +156,13 @@ def close(found: np.ndarray, expected: torch.Tensor, numbers: str) -> None:
 def test_the_predicted_bytes_are_those_written(data: Path, nano_teacher: Path, numbers: str) -> None:
     config = EmbedConfig(teacher=str(nano_teacher), augmentations=5, numbers=numbers, captions=("more",))  # type: ignore[arg-type]
     plan = plan_embedding(data, f"bytes-{numbers}", config, ["validation"])
-    made = embed_dataset(plan, pool=HERE)
-    written = sum(path.stat().st_size for path in made.sidecar.shards("validation"))
+    built = embed_dataset(plan, pool=HERE)
+    written = sum(path.stat().st_size for path in built.sidecar.shards("validation"))
     assert sum(plan.bytes.values()) == pytest.approx(written, rel=0.01)
     dataset = open_dataset(data)
     rows, width = dataset.rows("validation"), 2 if numbers == "bf16" else 1
     assert plan.bytes["image embeddings"] == rows * 5 * plan.layout.widths[0] * width
-    assert plan.bytes["text embeddings"] == made.counts["captions"] * plan.layout.widths[1] * width
+    assert plan.bytes["text embeddings"] == built.counts["captions"] * plan.layout.widths[1] * width
     assert plan.bytes["crop boxes"] == rows * 5 * 16
 
 
@@ -175,6 +175,7 @@ def test_embeddings_that_do_not_fit_are_refused_with_the_sizes(
     plan.check(int(total) + 1)
     with pytest.raises(UserError, match=r"the disk budget is 0\.000 GB: use fewer --augmentations"):
         plan.check(int(total) - 1)
+    # One byte less than required.
     usage = type("Usage", (), {"free": int(total) - 1})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     with pytest.raises(UserError, match=r"its disk has 0\.00 GB free"):
@@ -198,10 +199,10 @@ def test_the_same_name_with_another_teacher_or_crop_is_refused(data: Path, teach
 
 @pytest.mark.slow
 def test_embeddings_of_replaced_captions_are_refused(data: Path, nano_teacher: Path) -> None:
-    made = embed(data, "before", str(nano_teacher))
+    built = embed(data, "before", str(nano_teacher))
     dataset, manifest = open_dataset(data), data / "captions/more/manifest.json"
     before = manifest.read_text()
-    assert open_sidecar(dataset, "embeddings", "before").hash == made.sidecar.hash
+    assert open_sidecar(dataset, "embeddings", "before").hash == built.sidecar.hash
     manifest.write_text(json.dumps(json.loads(before) | {"recipe": {"seed": 2}}))
     try:
         with pytest.raises(UserError, match="contains embeddings of other captions"):

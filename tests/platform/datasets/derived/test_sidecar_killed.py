@@ -39,9 +39,9 @@ from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, pla
 from siclip_platform.datasets.derived.stage import Pool
 kind, data, settings, here = sys.argv[1], Path(sys.argv[2]), sys.argv[3], Pool(here=True)
 if kind == "captions":
-    caption_dataset(data, "made", CaptionConfig.model_validate_json(settings), pool=here)
+    caption_dataset(data, "built", CaptionConfig.model_validate_json(settings), pool=here)
 else:
-    embed_dataset(plan_embedding(data, "made", EmbedConfig.model_validate_json(settings)), pool=here)
+    embed_dataset(plan_embedding(data, "built", EmbedConfig.model_validate_json(settings)), pool=here)
 """
 
 
@@ -55,8 +55,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, nano_teacher: Path) -> di
 def make(settings: CaptionConfig | EmbedConfig, data: Path, pool: Pool) -> str:
     """Build the sidecar and return the hash of its manifest."""
     if isinstance(settings, CaptionConfig):
-        return str(caption_dataset(data, "made", settings, pool=pool).sidecar.hash)
-    return str(embed_dataset(plan_embedding(data, "made", settings), pool=pool).sidecar.hash)
+        return str(caption_dataset(data, "built", settings, pool=pool).sidecar.hash)
+    return str(embed_dataset(plan_embedding(data, "built", settings), pool=pool).sidecar.hash)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_killed_driver_keeps_its_shards(
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
-    folder = data / kind / "made"
+    folder = data / kind / "built"
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, kind, str(data), settings[kind].model_dump_json()])
     until = time.monotonic() + 120
     while not list(folder.glob(".done/*.json")) and driver.poll() is None and time.monotonic() < until:
@@ -89,6 +89,7 @@ def test_a_killed_driver_keeps_its_shards(
     assert driver.wait() == -signal.SIGKILL
     finished = [folder / f"train-{path.stem}.parquet" for path in folder.glob(".done/*.json")]
     kept = {path: path.stat().st_mtime_ns for path in finished}
+    # The kill may come after the last shard, but never after the manifest.
     assert 0 < len(kept) < SHARDS + 1 and not (folder / "manifest.json").exists()
     assert make(settings[kind], data, Pool(here=True)) == expected(kind)
     assert {path: path.stat().st_mtime_ns for path in finished} == kept
@@ -103,8 +104,8 @@ def killed_once(base: type, method: str) -> type:
             with (self.folder / "attempts").open("a") as log:
                 log.write(f"{task.name}\n")
             self.done = len(list(folder.glob(".done/*.json")))
-            made: TaskOutput = super().__call__(folder, task)
-            return made
+            built: TaskOutput = super().__call__(folder, task)
+            return built
 
     def step(self: Any, *arguments: Any) -> Any:
         marker = self.folder / "killed"
@@ -152,12 +153,12 @@ def killed_at(log: Path, whole: Work, at: str) -> Work:
     def work(folder: Path, task: Task) -> TaskOutput:
         with (log / folder.name).open("a") as attempts:
             attempts.write(f"{task.name}\n")
-        made = whole(folder, task)
+        built = whole(folder, task)
         marker = log / f"killed in {folder.name}"
         if at in (task.name, "") and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return made
+        return built
 
     return work
 

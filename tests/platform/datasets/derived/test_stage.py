@@ -59,6 +59,7 @@ def test_a_second_run_repeats_only_missing_or_changed_tasks(tmp_path: Path) -> N
     run_stage(tmp_path, PLAN_A, tasks(5), recorder(), pool=HERE)
     (tmp_path / "1.txt").unlink()
     (tmp_path / "2.txt").write_text("another size")
+    # A record that was cut short counts as missing.
     (tmp_path / DONE / "t03.json").write_text('{"task": "t0')
     changed = [*tasks(4), Task(name="t04", payload={"number": 4, "more": True})]
     log: list[int] = []
@@ -78,6 +79,7 @@ def test_a_stopped_run_keeps_finished_tasks(tmp_path: Path) -> None:
     log: list[int] = []
     with pytest.raises(UserError, match="enough"):
         run_stage(tmp_path, PLAN_A, tasks(6), recorder(log), pool=HERE, on_record=stop)
+    # Left behind by a process that was killed inside `replacing`.
     (tmp_path / ".3.txt.77.tmp").write_text("half")
     run_stage(tmp_path, PLAN_A, tasks(6), recorder(log), pool=HERE)
     assert log == [0, 1, 2, 3, 4, 5]

@@ -227,6 +227,7 @@ def ink_of(image: npt.NDArray[np.uint8], colours: list[str]) -> list[npt.NDArray
     away = image - background
     paints = np.array([PAINT[colour] for colour in colours]) - background
     nearest = (away @ (paints / np.linalg.norm(paints, axis=1, keepdims=True)).T).argmax(axis=2)
+    # JPEG spreads colours over a few pixels around each stroke.
     far = np.abs(away).max(axis=2) > 100
     return [np.argwhere((nearest == number) & far) for number in range(len(colours))]
 
@@ -250,6 +251,7 @@ def test_pixels_show_the_scene_of_the_caption(image_size: int) -> None:
             heights[thing.size].append(meta["box"][2])
             ink = first if thing is described.first else second
             extent = np.percentile(ink[:, 0], 98) - np.percentile(ink[:, 0], 2)
+            # Between the two sizes: 0.27 of the side for a small box, 0.46 for a big one, less the margins.
             threshold = 0.29 * image_size
             assert (extent > threshold) == (thing.size == "big"), (number, extent)
     assert min(heights["big"]) > 1.5 * max(heights["small"])
@@ -266,4 +268,5 @@ def test_boxes_are_inside_the_image_apart_and_aligned(splits: dict[str, list[dic
         assert before[axis] + side < after[axis]
         assert (before is one) == (row["described"].relation in ("left of", "above"))
         centres = one[1 - axis] + side1 / 2, two[1 - axis] + side2 / 2
+        # Misalignment of 0.1 of the image, and a pixel for rounding.
         assert abs(centres[0] - centres[1]) <= 0.1 * 64 + 1

@@ -69,6 +69,7 @@ def test_a_killed_build_leaves_no_manifest_and_restarts_from_scratch(
 
     def die(folder: Path, specs: Any, progress: Any) -> dict[str, ShardEntry]:
         in_process(folder, more)
+        # Left behind by a process that was killed inside `replacing`.
         (folder / ".train-00007.parquet.123.tmp").write_text("half")
         raise KeyboardInterrupt
 
@@ -77,6 +78,7 @@ def test_a_killed_build_leaves_no_manifest_and_restarts_from_scratch(
         build_digit_scenes(tmp_path / "a", more)
     with pytest.raises(UserError, match=r"contains no manifest\.json"):
         open_dataset(tmp_path / "a")
+    # With fewer shards than the killed build, whose additional files must go.
     monkeypatch.setattr(digits, "_write_shards", lambda folder, specs, progress: in_process(folder, TINY))
     rebuilt = build_digit_scenes(tmp_path / "a", TINY)
     assert rebuilt.hash == build_digit_scenes(tmp_path / "b", TINY).hash

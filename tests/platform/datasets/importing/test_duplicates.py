@@ -41,6 +41,7 @@ def test_near_duplicates_are_those_of_a_double_loop(
 ) -> None:
     kept = np.array([data.draw(st.booleans()) for _ in hashes], bool)
     with pytest.MonkeyPatch.context() as patch:
+        # The number of bands is chosen by cost, which would leave most of them untested here.
         patch.setattr(duplicates, "_bands", lambda rows, most: most + shared)
         dropped, originals = near(np.array(hashes, np.uint64), kept, most)
     staying: list[int] = []

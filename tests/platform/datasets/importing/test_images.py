@@ -150,6 +150,7 @@ def test_damage_inside_a_file_is_distinguished_from_a_cut() -> None:
 def test_bombs_are_rejected_by_their_header() -> None:
     data = encoded(picture(64, 64), "PNG")
     size = struct.pack(">II", 60_000, 60_000) + data[24:29]
+    # A valid header, with its checksum, of an image far larger than the file.
     claims = data[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + data[33:]
     assert refusal(claims) == "decompression bomb"
     assert refusal(encoded(picture(200, 200), "JPEG"), ImageRules(max_pixels=39_999)) == "decompression bomb"
@@ -162,5 +163,6 @@ def test_small_and_animated_images_are_rejected() -> None:
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "lime")]
     for form in ("GIF", "WEBP", "PNG", "TIFF"):
         assert refusal(encoded(frames[0], form, save_all=True, append_images=frames[1:])) == "animated"
+    # Phones store a photo and its preview as two frames, which is no animation.
     phone = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])  # a photo and its preview
     assert difference(prepare_image(phone, RULES), frames[0]) < 3

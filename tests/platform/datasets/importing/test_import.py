@@ -88,6 +88,7 @@ def test_the_ledger_lists_every_damaged_pair_with_its_damage(run: Run) -> None:
     assert run.imported.read == run.pairs == table.num_rows + len(ledger)
     assert run.imported.rejected == Counter(run.expected.values())
     bombs = [row for row in ledger if row["reason"] == "decompression bomb"]
+    # The files of bombs are small: they are rejected by their header.
     assert {row["bytes"] for row in bombs} < set(range(1_000_000))
     assert all(len(row["sha256"]) == 64 for row in ledger if row["reason"] != "missing image")
     assert all(row["sha256"] is None for row in ledger if row["reason"] == "missing image")
@@ -110,6 +111,7 @@ def test_every_good_pair_is_imported_once_as_webdataset_reads_it(run: Run) -> No
             assert after.size == (row["width"], row["height"])
             assert min(after.size) == min(256, *before.size)
             same = np.asarray(before.resize(after.size, Image.Resampling.BICUBIC), np.float32)
+            # JPEG changes pixels; wrong crops or orientations differ by far more.
             assert np.abs(same - np.asarray(after, np.float32)).mean() < 4
             assert (row["image"] == sample["jpg"]) == (min(before.size) <= 256)
 
@@ -164,6 +166,7 @@ def test_a_driver_killed_at_random_moments_ends_with_the_same_dataset(run: Run, 
         for record in (folder / ".work/parts/.done").glob("*.json"):
             for file in json.loads(record.read_text())["files"]:
                 stamp = (folder / ".work/parts" / file["path"]).stat().st_mtime_ns
+                # A finished shard keeps its time of modification through all restarts.
                 assert finished.setdefault(file["path"], stamp) == stamp, "a finished shard was written again"
     output, _ = (last := start(run, folder)).communicate(timeout=600)
     assert last.returncode == 0, output.decode()
@@ -172,6 +175,7 @@ def test_a_driver_killed_at_random_moments_ends_with_the_same_dataset(run: Run, 
     assert f"manifest {dataset.hash}" in output.decode()
     assert not (folder / ".work").exists()
     changed = {where[:5] for where, reason in run.expected.items() if reason == "duplicate id"}
+    # Shards with duplicates are rewritten by the second stage, so their times may change.
     kept = [n for n in finished if n.startswith(("train", "validation")) and n.split("-")[1] not in changed]
     assert kept
     assert all((folder / name).stat().st_mtime_ns == finished[name] for name in kept)

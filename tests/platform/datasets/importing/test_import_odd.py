@@ -26,6 +26,7 @@ from siclip_platform.storage.files import read_uri
 
 def test_a_value_that_is_not_utf8_rejects_only_its_row(tmp_path: Path) -> None:
     raw = pa.array([b"ant", b"\xff\xfe", b"cat", b"dog"], pa.binary())
+    # Bypasses Arrow's validation, as damaged files of other tools do.
     captions = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array([b"x"] * 4, pa.binary()), "caption": captions}), path)

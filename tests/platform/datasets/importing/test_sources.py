@@ -218,6 +218,7 @@ def test_a_truncated_tar_gives_the_samples_before_the_cut(tmp_path: Path, compre
     starts = {}
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         starts = {member.name: member.offset for member in tar}
+    # Inside a header, inside the content, exactly between two members, and inside a large member.
     cuts = {starts["cat.txt"] + 100: 2, starts["cat.txt"] + 520: 2, starts["dog.png"]: 3, starts["dog.png"] + 700: 3}
     for cut, good in cuts.items():
         part = whole[:cut]

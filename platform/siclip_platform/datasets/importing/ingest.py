@@ -127,6 +127,7 @@ class _Job:
                 "layout": self.source.layout,
                 "files": len(self.source.files),
                 "bytes": sum(size for _, size in self.source.files),
+                # The key and the spacing are a stored format: manifests of earlier imports have them.
                 "pieces": canonical_hash(parts, spaced=True),
             },
             "config": self.config.model_dump(mode="json"),

@@ -72,7 +72,7 @@ class PartJob(Config):
     Attributes:
         root: of the source.
         number: index of the part.
-        piece: the part.
+        piece: the part; the stored digest depends on the name of this field.
         config: settings of the import.
     """
 

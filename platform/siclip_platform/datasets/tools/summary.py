@@ -217,6 +217,7 @@ def _retrieve(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[list[
     from siclip.data.batch import to_float_images
     from siclip.data.images import decode_image
     from siclip.data.transforms import fit_image
+    from siclip.models.finite import unit
     from siclip.models.freezing import eval_mode
     from siclip.tokenizer import tokenize
 
@@ -229,6 +230,7 @@ def _retrieve(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[list[
             [model.encode_image(to_float_images(part), normalize=True) for part in torch.split(images, 64)]
         )
         text = torch.cat([model.encode_text(part, normalize=True) for part in torch.split(tokens, 64)])
+    image, text = unit(image, str(checkpoint)), unit(text, str(checkpoint))
     return [found.tolist() for found in (image @ text.T).topk(min(TOP, len(rows)), dim=1).indices]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from siclip.data.captions import stable_id
 from siclip.errors import UserError
 from siclip.models.hashing import weights_hash
+from siclip.open_clip_models import open_model, register
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, Sampling
 
 LIKELIEST = 256  # tokens tried first: sorting the whole vocabulary takes longer
@@ -37,14 +37,13 @@ class CoCaCaptioner:
     """
 
     def __init__(self, config: CaptionConfig, gpu: bool = False) -> None:
-        import open_clip
         from open_clip.tokenizer import SimpleTokenizer
-        from open_clip.transform import PreprocessCfg, image_transform_v2
 
         name = _registered(config.model)
         try:
-            model: Any = open_clip.create_model(name, pretrained=config.pretrained, require_pretrained=True)
-            tokenizer: Any = open_clip.get_tokenizer(name)
+            model, tokenizer, self.transform = open_model(name, config.pretrained)
+        except UserError:
+            raise
         except Exception as error:
             # Parsers of weights and downloads raise errors of many unrelated classes.
             raise UserError(_not_loaded(name, config.pretrained, error)) from None
@@ -65,7 +64,6 @@ class CoCaCaptioner:
         self.tokenizer = tokenizer
         self.sampling = config.sampling
         self.autocast = config.precision == "bf16"
-        self.transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         is_file = Path(config.pretrained).is_file()
         # A local checkpoint has no public name, so its hash identifies it.
         self.name = f"{name}@{self.hash}" if is_file else f"{name}:{config.pretrained}"
@@ -150,29 +148,7 @@ def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
 
 def _registered(model: str) -> str:
     """Return the name of a model in open_clip, after registering it if it is a config file."""
-    import open_clip
-
-    if not model.endswith(".json"):
-        return model
-    path = Path(model).absolute()
-    if not path.is_file():
-        raise UserError(f"model config {path} does not exist: name a file in open_clip's format, or a model")
-    # open_clip's registry is global: a second registration of the same file must pass.
-    if path.stem in open_clip.list_models() and not _same_file(path):
-        raise UserError(f"open_clip already has a model {path.stem!r}: rename the file {path.name}")
-    open_clip.add_model_config(path)
-    if path.stem not in open_clip.list_models():
-        raise UserError(f"{path} is not a model config: it needs embed_dim, vision_cfg, text_cfg and multimodal_cfg")
-    return path.stem
-
-
-def _same_file(path: Path) -> bool:
-    """Return whether open_clip's model of this name comes from this file."""
-    import json
-
-    import open_clip
-
-    return bool(open_clip.get_model_config(path.stem) == json.loads(path.read_text()))
+    return register(Path(model).absolute()) if model.endswith(".json") else model
 
 
 def _not_loaded(name: str, pretrained: str, error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.losses import Embeddings
+from siclip.models.finite import finite, unit
 from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
 from siclip.tokenizer import tokenize
 from siclip_platform.storage.checkpoints import read_model
@@ -39,7 +40,7 @@ def load_teacher(name: str) -> ModelTeacher | OpenClipTeacher:
 
 
 class EmbeddingTeacher:
-    """A teacher that embeds images or texts alone, with the same result as in training.
+    """A teacher that embeds images or texts alone, with the same result as in training; it must be finite.
 
     Attributes:
         size: (height, width) of the images that it expects.
@@ -52,6 +53,7 @@ class EmbeddingTeacher:
     def __init__(
         self, name: str, *, image_size: int | None = None, precision: Precision = "fp32", gpu: bool = False
     ) -> None:
+        self.name = name
         self.device = torch.device("cuda" if gpu else "cpu")
         self.teacher: Teacher = load_teacher(name)
         self.context_length = CLIP_CONTEXT
@@ -71,7 +73,8 @@ class EmbeddingTeacher:
         self.precision = precision
         self.teacher.to(self.device)
         # Teachers expose their scale only with embeddings, so one empty caption is embedded.
-        self.logit_scale = float(self._embed(self._no_images(1), self._tokens([""])).logit_scale)
+        first = self._embed(self._no_images(1), self._tokens([""]))
+        self.logit_scale = float(finite(first.logit_scale, f"the teacher {name}"))
 
     def images(self, pixels: np.ndarray) -> Tensor:
         """(B, height, width, 3) uint8 → unit embeddings (B, D) in fp32."""
@@ -92,4 +95,7 @@ class EmbeddingTeacher:
         ids = torch.zeros(0, dtype=torch.int64)
         batch = Batch(images=images, tokens=tokens, image_ids=ids, caption_ids=ids).to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.teacher.embed(batch, None)
+            found = self.teacher.embed(batch, None)
+        unit(found.image, f"the teacher {self.name}")
+        unit(found.text, f"the teacher {self.name}")
+        return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -25,6 +26,8 @@ class Reason(StrEnum):
     UNDECODABLE_TEXT = "undecodable text"
     DAMAGED_ROW = "damaged row"
     DAMAGED_SOURCE = "damaged source"
+    SCATTERED = "scattered members"
+    REFUSED_PATH = "refused path"
     NOT_DOWNLOADED = "not downloaded"
     DUPLICATE_ID = "duplicate id"
     DUPLICATE_IMAGE = "duplicate image"
@@ -65,6 +68,11 @@ class SourceSample:
         captions: at least one, unless the sample is rejected.
         category: of the image.
         meta: JSON values of other columns.
+        split: that the source names for this sample; None: the part's.
+        identity: of the image among the rows of a table: rows with equal identities are one image. None: the sample
+            is never merged with another.
+        by_path: the image was read from a path that a row names, not from the source's own bytes.
+        digest: SHA-256 and size of an image that is no longer in memory.
         rejected: why the reader could not read the sample. The other fields then have what is known.
     """
 
@@ -76,6 +84,15 @@ class SourceSample:
     category: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     rejected: Rejection | None = None
+    split: str | None = None
+    identity: str | None = None
+    by_path: bool = False
+    digest: tuple[str, int] | None = None
+
+    def without_image(self) -> SourceSample:
+        """Return the sample with the digest in place of the image, so that many can wait in memory."""
+        digest = None if self.image is None else (hashlib.sha256(self.image).hexdigest(), len(self.image))
+        return replace(self, image=None, captions=(), meta={}, digest=digest)
 
 
 def decode_text(data: bytes, what: str) -> str:
@@ -93,14 +110,15 @@ def decode_text(data: bytes, what: str) -> str:
 def captions_of(value: Any) -> tuple[Caption, ...]:
     """Return the captions of a value: a text, or a list of texts or of structs with a ``text`` (as in `SCHEMA`).
 
-    Runs of white space become one space. Blank texts are dropped.
+    Runs of white space become one space. Blank texts, and nulls of a list, are dropped.
 
     Raises:
-        Rejection: there is no caption, all are blank, or a text cannot be encoded as UTF-8.
+        Rejection: there is no caption, all are blank, a text cannot be encoded as UTF-8, or the value is something
+            else: a number, a boolean, a map, a list of lists.
     """
-    if value is None:
+    if value is None or _is_nan(value):
         raise Rejection(Reason.MISSING_CAPTION, "there is no caption")
-    values = value if isinstance(value, list | tuple) else [value]
+    values = [item for item in value if item is not None] if isinstance(value, list) else [value]
     if not values:
         raise Rejection(Reason.MISSING_CAPTION, "the list of captions is empty")
     found = [_caption(item) for item in values]
@@ -110,14 +128,26 @@ def captions_of(value: Any) -> tuple[Caption, ...]:
     return kept
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
 def _caption(item: Any) -> Caption:
-    known = item if isinstance(item, Mapping) else {"text": item}
+    known = item if isinstance(item, Mapping) and "text" in item else {"text": item}
     text = known.get("text")
     if isinstance(text, bytes):
         text = decode_text(text, "the caption")
-    text = " ".join(str("" if text is None else text).split())
+    if not isinstance(text, str | None) or (text is None and known is not item):
+        raise Rejection(Reason.MISSING_CAPTION, f"the caption is a {_kind(text)}, not a text or a list of texts")
+    text = " ".join((text or "").split())
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise Rejection(Reason.UNDECODABLE_TEXT, f"the caption holds what UTF-8 cannot: {error}") from None
     return Caption(text, known.get("source") or ORIGINAL, known.get("model"))
+
+
+def _kind(value: Any) -> str:
+    """Name the type of a value; Arrow gives the entries of a map as tuples."""
+    names = {list: "list of lists", tuple: "map", dict: "map without a text", bool: "boolean", float: "number"}
+    return {**names, int: "number"}.get(type(value), type(value).__name__)

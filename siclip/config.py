@@ -200,8 +200,8 @@ class LossConfig(Config):
 
     def at(self, step: int) -> LossConfig:
         """The weights that apply after ``step`` completed optimizer steps."""
-        begun = [stage for stage in self.schedule if stage.step <= step]
-        changed = {str(name): weight for stage in begun for name, weight in stage.weights.items()}
+        started = [stage for stage in self.schedule if stage.step <= step]
+        changed = {str(name): weight for stage in started for name, weight in stage.weights.items()}
         return self.model_copy(update=changed) if changed else self
 
     @property

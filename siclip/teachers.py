@@ -25,6 +25,7 @@ from siclip.models.fused_trunk import fused_trunk
 from siclip.models.hashing import weights_hash
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
+from siclip.open_clip_models import open_model
 from siclip.tokenizer import decode
 
 
@@ -116,11 +117,10 @@ class OpenClipTeacher:
     """
 
     def __init__(self, name: str, pretrained: str) -> None:
-        import open_clip
-
         try:
-            model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-            self.tokenizer = open_clip.get_tokenizer(name)
+            model, self.tokenizer, _ = open_model(name, pretrained)
+        except UserError as error:
+            raise UserError(f"the teacher {name}:{pretrained}".rstrip(":") + f": {error}") from None
         # Parsers of foreign bytes and downloads raise exceptions of every type.
         except Exception as error:
             raise UserError(_not_loaded(name, pretrained, error)) from None
@@ -131,6 +131,7 @@ class OpenClipTeacher:
         self.interpolation = "bilinear" if own["interpolation"] == "bilinear" else "bicubic"
         size = model.visual.image_size
         self.size: tuple[int, int] = tuple(size) if isinstance(size, Sequence) else (size, size)
+        # Measured, because open_clip's model classes have no common attribute for their widths.
         with torch.no_grad():
             image = model.encode_image(torch.zeros(1, 3, *self.size))
             text = model.encode_text(self.tokenizer(["a"]))
@@ -205,6 +206,7 @@ class StoredTeacher:
                 f"the batch's stored teacher embeddings have widths {found} (image, text), but the loss was built "
                 f"for a teacher with widths {self.widths}: name the embeddings of that teacher"
             )
+        # Normalised again, because storing them in bf16 or int8 rounded their length.
         image, text = (F.normalize(e.float(), dim=-1) for e in (batch.teacher_image, batch.teacher_text))
         return Embeddings(image=image, text=text, logit_scale=self.logit_scale)
 
@@ -237,6 +239,7 @@ class TeacherEnsemble:
 
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
         each = [teacher.embed(batch, features) for teacher in self.teachers]
+        # 1/√n keeps the concatenation at unit length.
         share = 1 / math.sqrt(len(each))
         return Embeddings(
             image=torch.cat([e.image for e in each], dim=1) * share,

@@ -17,6 +17,7 @@ def _tokenizer(context_length: int) -> Any:
     return SimpleTokenizer(context_length=context_length)
 
 
+# Captions recur in every epoch.
 @lru_cache(maxsize=200_000)
 def _ids(text: str, context_length: int) -> tuple[int, ...]:
     tokenizer = _tokenizer(context_length)

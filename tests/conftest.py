@@ -4,23 +4,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from siclip_platform.cluster.connect import prepare_environment
 
-prepare_environment(verbose=False)  # before any test imports Ray
+# Before any test imports Ray, which reads these environment variables on import.
+prepare_environment(verbose=False)
 
+# No deadline: on a loaded machine an example may take long without being wrong.
+settings.register_profile("siclip", deadline=None)
+settings.load_profile("siclip")
 
-# Minutes each: begun first, they do not keep one process busy at the end while the other idles.
+# Minutes each: started first, so that they do not keep one process busy at the end while the others are idle.
 LONGEST = ("test_ray_job", "test_study_restart", "test_demo", "test_shipped_spaces_run", "test_docs_examples")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first (`make test` keeps this order among its processes)."""
+    """Run files with slow tests first (`make test` keeps this order when it distributes files to processes)."""
     import torch
 
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (places.get(item.path.stem, len(LONGEST)), item.path not in slow))
+    rank = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(LONGEST)), item.path not in slow))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -29,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small digit-scenes dataset, composed without Ray."""
+    """A small digit-scenes dataset, created without Ray."""
     from siclip_platform.datasets.digits.digits import (
         NAME,
         VERSION,
@@ -69,7 +74,7 @@ def nano_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
-    """A Ray of our own for the tests of a module."""
+    """A Ray cluster for the tests of one module."""
     from siclip_platform.cluster.connect import Needs, ray_cluster
 
     with ray_cluster(Needs(concurrent=2, worker_cpus=1.0)):
@@ -78,7 +83,7 @@ def own_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An empty MLflow sqlite store: making one takes seconds, copying it none."""
+    """An empty MLflow SQLite store, to be copied: creating one takes seconds."""
     from mlflow import MlflowClient
 
     path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"

@@ -81,6 +81,7 @@ def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] |
     try:
         with temporary.open("wb") as file:
             file.write(content) if isinstance(content, bytes) else torch.save(content, file)
+            # Before the rename: after a crash the final name must not refer to unwritten data.
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -314,6 +315,7 @@ def _load_strictly(model: Clip, state: Mapping[str, Tensor], part: Part, path: P
         if any(key.endswith(".alpha") for key in missing):
             problems.append("a siclip model inherits weights of a MobileCLIP through siclip.inherit")
         raise UserError(f"{path} is not a checkpoint of {model.config.name!r}: " + "; ".join(problems))
+    # load_state_dict would silently keep the last alias's tensor.
     if different := unequal_aliases(state, model.config):
         raise UserError(
             f"{path} has different tensors where the model shares one: {', '.join(different[:_SHOWN_KEYS])}; build "

@@ -57,6 +57,7 @@ def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") ->
             f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}, so there is nothing to "
             "train; use a siclip model, or model.freeze 'before_sasp' or 'none'"
         )
+    # Every check comes before the first copy, so that an error leaves both models unchanged.
     plan = list(_plan(student, teacher))
     left = list(_left(student, teacher, {step.origin for step in plan}))
     _refuse_another_model(student, teacher, plan, left)

@@ -28,6 +28,7 @@ class InBackground(Iterator[Item]):
             for item in source:
                 self._items.put(item)
             self._items.put(_END)
+        # Every exception: the reader would otherwise wait forever.
         except BaseException as error:
             self._items.put(_Failure(error))
 

@@ -81,6 +81,7 @@ def _decode_jpeg(data: Bytes, height: int, width: int, at_least: int) -> npt.NDA
         # Rounded up, so that the decoder does not choose a scale below ``at_least``.
         sides = (-(-side * at_least // short) for side in (height, width))
         scale = dict(zip(("min_height", "min_width"), sides, strict=True)) | {"min_factor": 2}
+    # Exact transform and upsampling, as in Pillow: pixels must not depend on what is installed.
     pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False, **scale)
     return pixels
 

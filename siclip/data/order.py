@@ -66,6 +66,7 @@ class SampleOrder:
         self.seed = seed
         self.window_groups = window_groups
         self.rows = sum(group.rows for group in groups)
+        # One epoch is enough: consecutive positions are almost always in the same one.
         self._last: tuple[int, list[Window], list[int]] = (-1, [], [])
 
     def pieces(self, start: int, stop: int) -> Iterator[WindowSlice]:

@@ -148,6 +148,7 @@ def _text_stages(tower: TextTower) -> list[_Stage]:
 
 
 def _multiply_adds(model: Clip) -> list[int]:
+    # At batch size 1 no computation is shared among the samples of a batch.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         operations = _by_stage(model, batch=1, reading=counter.get_total_flops)
     # The counter counts a multiply-add as two operations.

@@ -61,6 +61,7 @@ def parameters_saved(config: ModelConfig, tower: Tower, pattern: SharingPattern)
 
 def _parameters(config: ModelConfig, tower: Tower, sharing: str) -> int:
     sasp = getattr(config, tower).model_copy(update={"block": "sasp", "sharing": sharing})
+    # On the meta device parameters have shapes but no memory.
     with torch.device("meta"):
         return count_parameters(Clip(config.model_copy(update={tower: sasp})))
 

@@ -143,6 +143,7 @@ def classify(image: Tensor, classes: Tensor, labels: Ints) -> Classified:
         classes: unit embeddings (C, D).
         labels: (N,).
     """
+    # In parts, to bound the memory of the scores.
     predicted = torch.cat([(part @ classes.T).argmax(dim=1) for part in torch.split(image, 4096)])
     ranks = rank_candidates(image, classes, torch.from_numpy(labels).unsqueeze(1).to(image.device))
     return Classified(labels, predicted.cpu().numpy(), ranks, len(classes))

@@ -1,6 +1,7 @@
 """One interface to the models that can be evaluated: siclip models and any open_clip model.
 
-Everything runs in fp32 and eval mode. Images are Pillow images and pass through the model's own preprocessing.
+Everything runs in fp32 and eval mode. Images are Pillow images and pass through the model's own preprocessing. A
+model that is not finite is refused by every encode step, see `siclip.models.finite`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from siclip.data.transforms import preprocess
 from siclip.models.clip import Clip
+from siclip.models.finite import unit
 from siclip.tokenizer import tokenize
 
 TEXTS_AT_ONCE = 256
@@ -33,10 +35,14 @@ class Encoder(Protocol):
         """An image of any size and mode → (3, height, width) for this model."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Prepared images (B, 3, height, width) → unit embeddings (B, D) on the CPU."""
+        """Prepared images (B, 3, height, width) → unit embeddings (B, D) on the CPU.
+
+        Raises:
+            NotFinite: the model is not finite.
+        """
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts → unit embeddings (len(texts), D) on the CPU."""
+        """Texts → unit embeddings (len(texts), D) on the CPU; errors as `encode_images`."""
 
     def towers(self) -> tuple[nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
         """The model, its functions that encode images and token ids, and the token ids of one text."""
@@ -53,13 +59,14 @@ class _Base(ABC):
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1).cpu()
+        encoded = self.model.encode_image(pixels.to(self.device)).float()
+        return unit(F.normalize(encoded, dim=-1), self.name).cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
         encoded = [self.model.encode_text(self.tokens(part).to(self.device)).float() for part in parts]
-        return F.normalize(torch.cat(encoded), dim=-1).cpu()
+        return unit(F.normalize(torch.cat(encoded), dim=-1), self.name).cpu()
 
     @abstractmethod
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -110,6 +117,16 @@ class OpenClipEncoder(_Base):
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         return self.tokenizer(list(texts))
+
+
+def check_encoder(encoder: Encoder) -> None:
+    """Encode a grey image and a short text, before a whole set is read.
+
+    Raises:
+        NotFinite: the model is not finite.
+    """
+    encoder.encode_images(encoder.prepare(Image.new("RGB", encoder.image_size[::-1], "grey")).unsqueeze(0))
+    encoder.encode_texts(["a photo"])
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from siclip.data.batch import to_float_images
 from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
 from siclip.models.clip import Clip
+from siclip.models.finite import unit
 from siclip.models.freezing import eval_mode
 from siclip.models.fused_trunk import fused_trunk
 
@@ -31,7 +32,9 @@ class EvaluationSet:
 
 
 @torch.no_grad()
-def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128) -> dict[str, float]:
+def evaluate(
+    model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128, name: str = ""
+) -> dict[str, float]:
     """Retrieval recall and, with negatives, ``beats_all_negatives``, computed in fp32.
 
     A frozen image trunk runs in folded form, as in training.
@@ -41,14 +44,19 @@ def evaluate(model: Clip, data: EvaluationSet, *, device: torch.device, chunk: i
         data: the set.
         device: of the model.
         chunk: number of images or texts encoded at a time.
+        name: names the model in errors; its config's name by default.
+
+    Raises:
+        NotFinite: an embedding is not finite.
     """
+    name = name or f"the model {model.config.name}"
     with eval_mode(model):
         pixels = torch.split(data.images, chunk)
-        image = torch.cat([_encode_images(model, to_float_images(x.to(device))) for x in pixels])
-        text = _encode_texts(model, data.tokens, device, chunk)
+        image = torch.cat([unit(_encode_images(model, to_float_images(x.to(device))), name) for x in pixels])
+        text = unit(_encode_texts(model, data.tokens, device, chunk), name)
         metrics = {name: value for name, value in retrieval_metrics(image, text).items() if "recall@" in name}
         if data.negatives is not None:
-            flat = _encode_texts(model, data.negatives.flatten(0, 1), device, chunk)
+            flat = unit(_encode_texts(model, data.negatives.flatten(0, 1), device, chunk), name)
             negatives = flat.view(*data.negatives.shape[:2], -1)
             metrics["beats_all_negatives"] = beats_all_negatives(image, text, negatives)
     return metrics

@@ -86,6 +86,7 @@ def ranks_of_scores(scores: Tensor, right: Tensor) -> Ranks:
     if not bool((right >= 0).any(dim=1).all()):
         raise ValueError("every query needs a right answer")
     if bool(scores.min().isnan()):
+        # Comparisons with nan are false, so a right answer with a nan score would rank first.
         scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     mine = scores.gather(1, right.clamp(min=0)).masked_fill(right < 0, -torch.inf)
     best = mine.max(dim=1, keepdim=True).values

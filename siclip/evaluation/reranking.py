@@ -17,6 +17,7 @@ from siclip.errors import UserError
 from siclip.evaluation.ranks import Ranks, rank_candidates, ranks_of_scores
 from siclip.evaluation.retrieval import Retrieval, captions_of_images
 from siclip.losses.pair_matching import PairMatchingHead
+from siclip.models.finite import finite
 
 PREFIX = "pair_matching_head."
 QUERIES_AT_ONCE = 256
@@ -102,7 +103,8 @@ def _by_head(
     count, top = found.shape
     mine = queries.unsqueeze(1).expand(-1, top, -1).reshape(count * top, -1)
     other = candidates[found.reshape(-1)]
-    logits = (head(mine, other) if queries_are_images else head(other, mine)).view(count, top)
+    logits = head(mine, other) if queries_are_images else head(other, mine)
+    logits = finite(logits, "the pair-matching head").view(count, top)
     is_right = (found.unsqueeze(2) == right.unsqueeze(1)).any(dim=2)
     kept = is_right.any(dim=1).numpy()
     columns = torch.where(is_right, torch.arange(top), -1).sort(dim=1, descending=True).values

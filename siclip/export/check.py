@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from siclip.config import ModelConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
+from siclip.models.finite import check_finite
 
 Encode = Callable[[Tensor], Tensor]
 # Relative to the largest value: far above fp32 rounding through the network, far below any wrong weight.
@@ -86,7 +87,9 @@ def largest_difference(model: Clip, encode_image: Encode, encode_text: Encode, w
 
     Raises:
         UserError: the difference is above 1e-4 or nan, or a shape differs.
+        NotFinite: the model is not finite.
     """
+    check_finite(model, f"the model {model.config.name}")
     towers = (
         ("image", sample_images, model.encode_image, encode_image),
         ("text", sample_tokens, model.encode_text, encode_text),

@@ -39,6 +39,7 @@ def export_onnx(model: Clip, folder: Path | str) -> Exported:
     with new_output(folder) as temporary:
         temporary.mkdir()
         image, text = (temporary / name for name in names)
+        # A batch of 2, because torch.export specialises a dimension of size 1.
         _write_graph(image, deployable.image_encoder, "images", sample_images(model.config, 2), _metadata(model))
         _write_graph(text, deployable.text_encoder, "tokens", sample_tokens(model.config, 2), _metadata(model))
         difference = largest_difference(reference, _runner(image), _runner(text), "the ONNX export")
@@ -48,6 +49,7 @@ def export_onnx(model: Clip, folder: Path | str) -> Exported:
 def _write_graph(path: Path, tower: nn.Module, input_name: str, example: Tensor, metadata: dict[str, str]) -> None:
     import onnx
 
+    # By storage, so that shared weights count once, as they do in the file.
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tower.state_dict().values()}
     if sum(tensors.values()) > _LARGEST_BYTES:
         raise UserError(f"{path.name}: the tower's weights do not fit the 2 GiB of an ONNX file")
@@ -99,7 +101,7 @@ def _metadata(model: Clip) -> dict[str, str]:
                 "start": 49406,
                 "end": 49407,
                 "padding": 0,
-                "pooling": "the first place of the highest id",
+                "pooling": "the first position of the highest id",
             }
         ),
         "siclip.logit_scale": repr(model.scale().item()),

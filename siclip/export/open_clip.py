@@ -83,6 +83,7 @@ def export_open_clip(model: Clip, folder: Path | str) -> Exported:
     """
     folder = Path(folder)
     reference = copy.deepcopy(model).cpu().eval()
+    # Clones, because safetensors refuses tensors that share memory.
     state = {name: tensor.detach().clone().contiguous() for name, tensor in to_open_clip(reference).items()}
     with new_output(folder) as temporary:
         temporary.mkdir()

@@ -83,6 +83,7 @@ class Objective(nn.Module):
         self.interactive_logit_scale = (
             nn.Parameter(torch.tensor(INITIAL_LOG_SCALE)) if config.interactive_contrastive > 0 else None
         )
+        # CRD alone needs no projection: it compares similarities, not embeddings.
         image_dim = text_dim = embed_dim
         if teacher_embed_dims and (config.feature_distillation > 0 or config.interactive_contrastive > 0):
             image_dim, text_dim = teacher_embed_dims

@@ -203,6 +203,7 @@ def pair_matching_loss(
         image, text = full_precision(image, text)
         kept_2B = torch.cat([text_negatives, image_negatives]) >= 0
         positive_B = head(image, text)
+        # A missing negative has index -1; any valid index will do, because its weight is 0.
         negative_2B = torch.cat(
             [head(image, text[text_negatives.clamp(min=0)]), head(image[image_negatives.clamp(min=0)], text)]
         )

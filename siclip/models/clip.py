@@ -33,6 +33,7 @@ class Clip(nn.Module):
         self.config = config
         self.image_encoder = ImageTower(config.image, config.embed_dim)
         self.text_encoder = TextTower(config.text, config.embed_dim)
+        # CLIP's initial temperature of 0.07 (arXiv 2103.00020, section 2.5).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         guard_frozen_norms(self)
 
@@ -54,6 +55,7 @@ class Clip(nn.Module):
         """Run both heads on trunk features → unit image and text embeddings, each (B, D) in fp32."""
         image = self.image_encoder.head(features.image)
         text = self.text_encoder.head(features.text, tokens)
+        # In fp32, because bf16 norms would leave the embeddings visibly off unit length.
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ def keep_frozen_norms(module: nn.Module) -> None:
 
 def guard_frozen_norms(module: nn.Module) -> None:
     """Make frozen BatchNorms compute in eval mode even if only a part of the model was put in train mode."""
+    # train() on a submodule does not go through Clip.train, so the mode is checked at each use.
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.register_forward_pre_hook(_stay_in_eval)

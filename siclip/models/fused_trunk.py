@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from siclip.models.image_tower import ImageTower
 
 _State = tuple[tuple[int, int], ...]
+# Weak keys: the cache must not keep a tower alive.
 _fused: WeakKeyDictionary[ImageTower, tuple[_State, nn.Sequential]] = WeakKeyDictionary()
 
 
@@ -37,11 +38,11 @@ def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
         for module in tower.trunk_modules()
         for tensor in chain(module.parameters(), module.buffers())
     )
-    held = _fused.get(tower)
-    if held is None or held[0] != state:
-        held = (state, _fold(tower))
-        _fused[tower] = held
-    features: Tensor = held[1](images)
+    cached = _fused.get(tower)
+    if cached is None or cached[0] != state:
+        cached = (state, _fold(tower))
+        _fused[tower] = cached
+    features: Tensor = cached[1](images)
     return features
 
 

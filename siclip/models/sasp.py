@@ -45,6 +45,7 @@ def shaped_attention(
     if not alpha.shape == beta.shape == gamma.shape == (value.shape[1],):
         shapes = ", ".join(str(tuple(gain.shape)) for gain in (alpha, beta, gamma))
         raise ValueError(f"alpha, beta and gamma need one gain for each of the {value.shape[1]} heads, got {shapes}")
+    # Under autocast the values are bf16 and the gains fp32: a mixed product would promote everything to fp32.
     alpha_H11, beta_H11, gamma_H11 = (g.view(-1, 1, 1).to(value.dtype) for g in (alpha, beta, gamma))
     attended: Tensor = F.scaled_dot_product_attention(query, key, value)
     mean = value.mean(dim=2, keepdim=True)
@@ -109,6 +110,7 @@ class SasPBlock(nn.Module):
         self.projection = _identity_like(qk.query) if value else None
         self.alpha, self.beta, self.gamma = (nn.Parameter(torch.ones(heads), trainable_gains) for _ in range(3))
         self.beta_sa = nn.Parameter(torch.ones(()), trainable_gains)
+        # Small, so that an untrained block is close to its norm alone.
         self.beta_ff = nn.Parameter(torch.full((), 0.1), trainable_gains)
 
     def forward(self, x: Tensor, rows: Tensor | None = None, common: int = 0) -> Tensor:
@@ -150,6 +152,7 @@ class SasPBlock(nn.Module):
             front, end = torch.split(tokens, [batch * own, common])
             return torch.cat([front.view(batch, own, tokens.shape[-1]), end.expand(batch, -1, -1)], dim=1)
 
+        # As one long text: the norm sees every distinct token once.
         y = self.norm(torch.cat([x[:, :own].flatten(0, 1), x[0, own:]]).unsqueeze(0)).squeeze(0)
         query, key, value = (self._heads(spread(part)) for part in (self.qk.query(y), self.qk.key(y), y))
         mixed = shaped_attention(query, key, value.to(query.dtype), self.alpha, self.beta, self.gamma)

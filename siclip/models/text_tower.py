@@ -145,6 +145,7 @@ class TextTower(nn.Module):
         for index, block in enumerate(blocks):
             common = self._common_tokens(x) if index == 0 else 0
             x = block(x, common=common) if common else block(x)
+        # The end of text has the highest id of the vocabulary.
         end = tokens.argmax(dim=-1)
         x = self._end_of_text(last, x, end) if self._windowed(x.shape[1]) else self._all_tokens(last, x, end)
         pooled: Tensor = self.final_layer_norm(x)
@@ -172,10 +173,12 @@ class TextTower(nn.Module):
         mixer = cast(RepMixerBlock, self.transformer[-1])
         window = end[:, None] + torch.arange(-mixer.reach, mixer.reach + 1, device=x.device)
         inside = (window >= 0) & (window < x.shape[1])
+        # Positions outside the sequence are clamped to valid ones, and ``inside`` sets their values to zero.
         return mixer.centre(last(x, window.clamp(0, x.shape[1] - 1)), inside)
 
     def _windowed(self, length: int) -> bool:
         mixer = cast(RepMixerBlock, self.transformer[-1])
+        # Exports contain the plain computation; a window as long as the text saves nothing.
         if torch.compiler.is_exporting() or length <= 2 * mixer.reach + 1:
             return False
         modules = (*mixer.modules(), *self.blocks[-1].modules())

@@ -48,12 +48,12 @@ def check_state(state: Mapping[str, Any], here: Mapping[str, Any], cursor: Curso
             f"the checkpoint's training state lacks {', '.join(sorted(lacks))}, because an earlier version wrote it: "
             "it can be used as a teacher, but not resumed"
         )
-    check_same(*(begun(one, state["step"]) for one in (state["identity"], here)))
+    check_same(*(_without_later_stages(one, state["step"]) for one in (state["identity"], here)))
     if cursor is not None and state.get("cursor"):
         check_cursor(state["cursor"], cursor)
 
 
-def begun(run: Mapping[str, Any], step: int) -> dict[str, Any]:
+def _without_later_stages(run: Mapping[str, Any], step: int) -> dict[str, Any]:
     """An identity without the stages of the loss schedule from ``step`` on, which may still change."""
     loss = dict(run.get("loss") or {})
     loss["schedule"] = [stage for stage in loss.get("schedule", ()) if stage["step"] < step]

@@ -139,6 +139,7 @@ class _Clock:
             asked = time.perf_counter()
             batch = next(batches, None)
             seconds = time.perf_counter() - asked
+            # Opening the data is not training: the start of the interval moves past the first wait.
             if self.first_batch is None:
                 self.first_batch = seconds
                 self.since += seconds

@@ -80,11 +80,11 @@ def moments_held(optimizer: torch.optim.AdamW) -> Iterator[None]:
     AdamW allocates them in its first step, after the micro-batch size was measured.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p not in optimizer.state]
-    held = [torch.empty_like(p) for p in parameters for _ in ("exp_avg", "exp_avg_sq")]
+    reserved = [torch.empty_like(p) for p in parameters for _ in ("exp_avg", "exp_avg_sq")]
     try:
         yield
     finally:
-        held.clear()
+        reserved.clear()
 
 
 def peak_memory(device: torch.device) -> int:

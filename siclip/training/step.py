@@ -82,6 +82,7 @@ class Step:
         parts, image, text = self._loss(chunks, teacher, generator, progress, scale)
         # Last chunk first: its graph is already in memory and is freed before another one is built.
         for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
+            # Stochastic layers must draw the same numbers as in the first encoding.
             if chunk is not last:
                 with chunk.random_state.replayed():
                     self._encode(chunk)
@@ -148,6 +149,7 @@ class Step:
         scale: Callable[[Tensor], Tensor],
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The objective's scalars, and the gradients of the loss for this worker's embeddings, (B, D) each."""
+        # New leaves: the loss has a small graph of its own, which ends at the embeddings.
         image, text = (joined(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
         teacher = None
         if targets is not None:

@@ -88,6 +88,7 @@ class Trainer:
         self.optimizer = make_optimizer(named, config, self.thawing)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        # Only the heads: a frozen trunk already runs in folded form.
         head = torch.compile(self.model.head) if config.compile else None
         self._step = Step(self.model, self.objective, teacher, autocast=self.autocast, compiled_head=head)
         # Position in samples → data cursor; set by the owner of the data, if the data has cursors.
@@ -125,13 +126,16 @@ class Trainer:
         if self.step == 0 and self.config.batch_norm == "eval":
             with self.autocast():
                 calibrate(self.model, batch, self.micro_batch_size)
+            # The calibration restores the modes that it found.
             self._set_mode()
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # None instead of zeros: AdamW skips parameters without a gradient, those that are still frozen.
         self.optimizer.zero_grad(set_to_none=True)
         statistics = moving_statistics(self.model)
         parts = self._gradients(batch, self.micro_batch_size)
+        # Norms and clipping need unscaled gradients.
         self.scaler.unscale_(self.optimizer)
         norms = self._gradient_norms()
         # loss · 0 adds nothing to a finite norm and makes it nan if the loss is not finite: one test for both.

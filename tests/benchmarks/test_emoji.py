@@ -1,4 +1,4 @@
-"""benchmarks/emoji_dataset.py: splits by vendor, captions, and the hard false captions."""
+"""benchmarks/emoji_dataset.py: splits by vendor, captions, and hard false captions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from siclip.models.registry import model_config
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.stream import load_evaluation_set
 
-ANIMALS = {
-    "cow face": "farm, milk", "goat": "farm, milk", "ox": "farm", "pig": "farm", "fish": "sea",
-    "crab": "sea", "whale": "sea", "cowface": "",
-}  # fmt: skip
+# Label → tags.
+ANIMALS = dict.fromkeys(("cow face", "goat"), "farm, milk") | dict.fromkeys(("ox", "pig"), "farm")
+ANIMALS |= dict.fromkeys(("fish", "crab", "whale"), "sea") | {"cowface": ""}
 FLAGS = ["flag: France", "flag: Peru", "flag: Chad", "flag: Mali", "flag: Togo"]
 
 
@@ -33,13 +32,13 @@ def emoji_row(vendor: str, number: int, label: str, tags: str, category: str) ->
         "image": simplejpeg.encode_jpeg(image),
         "captions": captions,
         "category": category,
-        "source": f"made of {vendor}",
+        "source": f"converted from {vendor}",
     }
 
 
 @pytest.fixture(scope="module")
 def emoji_rows() -> list[dict[str, Any]]:
-    """Two vendors; the measuring one has drawn all animals and a single flag."""
+    """Rows of two vendors; the measurement vendor has all animals and a single flag."""
     rows = []
     for vendor in ("noto", "fxemoji"):
         rows += [emoji_row(vendor, n, label, tags, "animals") for n, (label, tags) in enumerate(ANIMALS.items())]
@@ -65,14 +64,14 @@ def rows_of(data: Dataset, split: str) -> list[dict[str, Any]]:
     return [row for shard in data.shards(split) for row in pq.read_table(shard).to_pylist()]
 
 
-def test_one_vendor_is_for_measuring_alone(emoji: Dataset, emoji_rows: list[dict[str, Any]]) -> None:
+def test_one_vendor_is_used_only_for_measurement(emoji: Dataset, emoji_rows: list[dict[str, Any]]) -> None:
     ids = {split: {row["id"] for row in rows_of(emoji, split)} for split in emoji.split_names}
     assert ids["train"] == {row["id"] for row in emoji_rows if row["id"].startswith("noto/")}
     assert ids["validation"] | ids["test"] == {row["id"] for row in emoji_rows if row["id"].startswith("fxemoji/")}
     assert ids["validation"] and ids["test"] and not ids["validation"] & ids["test"]
 
 
-def test_images_and_captions_are_kept_and_the_label_is_the_original(
+def test_images_and_captions_are_unchanged_and_the_label_is_the_original(
     emoji: Dataset, emoji_rows: list[dict[str, Any]]
 ) -> None:
     given = {row["id"]: row for row in emoji_rows}
@@ -84,17 +83,19 @@ def test_images_and_captions_are_kept_and_the_label_is_the_original(
         assert sources == ["original", *["synthetic"] * (len(sources) - 1)]
 
 
-def test_false_captions_are_the_most_alike_of_the_category(emoji: Dataset) -> None:
+def test_false_captions_are_the_most_similar_of_the_category(emoji: Dataset) -> None:
     rows = [row for split in ("validation", "test") for row in rows_of(emoji, split)]
     negatives = {row["captions"][0]["text"]: list(json.loads(row["meta"])["negatives"].values()) for row in rows}
     for label, false in negatives.items():
         assert len(set(false)) == 5 and label not in false
         assert label == "crossed flags" or set(false) < set(ANIMALS)
-    assert negatives["cow face"][0] == "goat"  # two words of tags in common
-    assert set(negatives["cow face"][1:3]) == {"ox", "pig"}  # one
-    assert negatives["cow face"][3] == "cowface"  # none, but it is written alike
+    # By words of the tags in common (two, then one), then by the similarity of the spelling.
+    assert negatives["cow face"][0] == "goat"
+    assert set(negatives["cow face"][1:3]) == {"ox", "pig"}
+    assert negatives["cow face"][3] == "cowface"
     assert set(negatives["fish"][:2]) == {"crab", "whale"}
-    assert set(negatives["crossed flags"]) == set(FLAGS)  # the vendor has no other flag
+    # The vendor has no other flag, so those of the others are used.
+    assert set(negatives["crossed flags"]) == set(FLAGS)
     assert "negatives" not in json.loads(rows_of(emoji, "train")[0]["meta"])
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/pair_matching.py: its variants, its screening, its verdict."""
+"""benchmarks/pair_matching.py: variants, screening and verdict."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair_runs(options: argparse.Namespace, seeds: list[int]) -> list[study_tools
 
 
 def pair_figures(gain: float, seeds: list[int]) -> dict[tuple[str, int], float]:
-    """The base, a variant that gains about ``gain`` on every seed, and one that gains nothing."""
+    """Metrics of the base, of a variant that gains about ``gain`` with every seed, and of one that gains nothing."""
     noise = {seed: 0.002 * (-1) ** seed for seed in seeds}
     return {
         (setting, seed): 0.5 + 0.05 * (seed % 3) + more + (noise[seed] if setting != pair_matching.BASE else 0)
@@ -41,7 +41,7 @@ def pair_figures(gain: float, seeds: list[int]) -> dict[tuple[str, int], float]:
     }
 
 
-def test_variants_change_pair_matching_alone(options: argparse.Namespace) -> None:
+def test_variants_change_only_pair_matching(options: argparse.Namespace) -> None:
     base, bad, good = pair_runs(options, [7])
     assert base.recipe.loss.pair_matching == 0 and base.recipe.loss.distils
     fields = {"pair_matching": 3.0, "pair_head": "mlp", "negatives": "sampled", "false_negative_similarity": 1.0}
@@ -50,16 +50,17 @@ def test_variants_change_pair_matching_alone(options: argparse.Namespace) -> Non
     assert good.recipe == base.recipe.updated({f"loss.{name}": value for name, value in fields.items()})
 
 
-def test_the_screening_ranks_by_what_is_gained_on_validation(options: argparse.Namespace, tmp_path: Path) -> None:
+def test_the_screening_ranks_by_the_gain_on_validation(options: argparse.Namespace, tmp_path: Path) -> None:
     runs = pair_runs(options, [0, 1])
     store = made_up(runs, pair_figures(0.1, [0, 1]), tmp_path / "store")
     assert pair_matching.screened(store, runs, "digits", [BAD, GOOD]) == [GOOD, BAD]
-    for run in runs:  # what stands under test changes nothing
+    # Metrics of the test split change nothing.
+    for run in runs:
         store.rows[run.key]["metrics"]["test/beats_all_negatives"] = 0.0
     assert pair_matching.screened(store, runs, "digits", [BAD, GOOD]) == [GOOD, BAD]
 
 
-def test_the_verdict_follows_from_the_figures(options: argparse.Namespace, tmp_path: Path) -> None:
+def test_the_verdict_is_computed_from_the_metrics(options: argparse.Namespace, tmp_path: Path) -> None:
     seeds = [1000, 1001, 1002, 1003, 1004]
     runs = pair_runs(options, seeds)
     gained = pair_matching.comparisons(made_up(runs, pair_figures(0.02, seeds), tmp_path / "gain"), runs)

@@ -30,7 +30,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_holm_steps_down() -> None:
-    # By hand: 3 × 0.01 = 0.03, 2 × 0.03 = 0.06, 1 × 0.04 raised to the one before.
+    # By hand: 3 × 0.01 = 0.03, 2 × 0.03 = 0.06, and 1 × 0.04 raised to the previous value.
     assert study_report.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert study_report.holm([0.6, 0.7]) == [1.0, 1.0]
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -1,4 +1,4 @@
-"""The studies in benchmarks/: finished runs are kept, settings, tables, verdicts."""
+"""The studies in benchmarks/: stored runs, settings, tables, verdicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmark_parts import made_up  # noqa: E402
 
 FIGURES = {"test/mean_recall@1": 0.5, "test/beats_all_negatives": 0.25, "cost/training_seconds": 9.0}
 
-# --- runs that are kept ---
+# --- stored runs ---
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def options(digits: Path, tmp_path: Path) -> argparse.Namespace:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The recipes that were trained, instead of training them."""
+    """Records the recipes instead of training them."""
     recipes: list[str] = []
 
     def instead(recipe: str, checkpoint: Path | None) -> dict[str, float]:
@@ -71,7 +71,7 @@ def complete(options: argparse.Namespace, runs: list[study_tools.Run]) -> study_
     return store
 
 
-def test_finished_runs_are_never_done_again(options: argparse.Namespace, trained: list[str]) -> None:
+def test_finished_runs_are_never_trained_again(options: argparse.Namespace, trained: list[str]) -> None:
     complete(options, ablation_runs(options, [1]))
     assert len(trained) == len(set(trained)) == 6
     store = complete(options, ablation_runs(options, [1, 2]))
@@ -83,7 +83,7 @@ def test_finished_runs_are_never_done_again(options: argparse.Namespace, trained
     assert {row["key"] for row in kept} == {run.key for run in runs} and kept[0]["metrics"] == FIGURES
 
 
-def test_a_failed_run_stops_no_other_and_is_done_next_time(
+def test_a_failed_run_does_not_stop_others_and_is_retried_next_time(
     options: argparse.Namespace, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = ablation_runs(options, [666, 1])
@@ -94,7 +94,7 @@ def test_a_failed_run_stops_no_other_and_is_done_next_time(
     assert len(complete(options, runs).rows) == 12
 
 
-def test_a_line_cut_short_costs_that_run_alone(
+def test_an_incomplete_line_costs_only_that_run(
     options: argparse.Namespace, trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = ablation_runs(options, [1])
@@ -122,7 +122,7 @@ def test_a_teacher_is_kept_and_trained_again_only_without_its_checkpoint(
     assert len(trained) == 2
 
 
-def test_a_run_is_known_wherever_its_folders_lie(options: argparse.Namespace, digits: Path, tmp_path: Path) -> None:
+def test_a_runs_key_does_not_depend_on_its_folders(options: argparse.Namespace, digits: Path, tmp_path: Path) -> None:
     here = ablation_runs(options, [1])
     shutil.copytree(digits, tmp_path / "moved")
     options.digits, options.out = tmp_path / "moved", tmp_path / "elsewhere"
@@ -131,11 +131,12 @@ def test_a_run_is_known_wherever_its_folders_lie(options: argparse.Namespace, di
     assert moved[1].recipe.hash != here[1].recipe.hash
     options.digits_teacher_steps += 1
     other = ablation_runs(options, [1])
-    assert other[0].key == here[0].key  # the baseline knows no teacher
+    # The baseline has no teacher.
+    assert other[0].key == here[0].key
     assert all(one.key != two.key for one, two in zip(other[1:], here[1:], strict=True))
 
 
-def test_one_study_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_locked_for_one_study_at_a_time(tmp_path: Path) -> None:
     with (
         study_tools.open_store(tmp_path),
         pytest.raises(UserError, match="another study"),
@@ -180,7 +181,8 @@ def test_the_table_gives_means_intervals_and_paired_differences(options: argpars
     table = wikd_ablation.ablation_table(made_up(runs, figures, tmp_path / "store"), runs)
     first, second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:])
     assert first[:2] == [labels[0], "3"] and first[-1] == second[-1] == "20"
-    assert first[3] == first[5] == ""  # nothing stands before it
+    # The first row has no row above it.
+    assert first[3] == first[5] == ""
     interval = stats.ttest_1samp(icl, 0).confidence_interval(0.95)
     assert numbers(first[4]) == pytest.approx([40.0, 100 * (interval.high - interval.low) / 2], abs=0.05)
     interval = stats.ttest_rel(pm, icl).confidence_interval(0.95)
@@ -193,15 +195,13 @@ def test_the_table_gives_means_intervals_and_paired_differences(options: argpars
 
 
 @pytest.mark.long
-def test_the_commands_train_write_their_pages_and_go_on(
+def test_the_commands_train_write_their_pages_and_resume(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first in a process of its own."""
+    """The first command runs in a separate process."""
     monkeypatch.chdir(tmp_path)
-    shared = [
-        "--digits", str(digits), "--out", str(tmp_path), "--steps", "2", "--digits-teacher-steps", "2",
-        "--batch-size", "16", "--jobs", "1",
-    ]  # fmt: skip
+    shared = ["--digits", str(digits), "--out", str(tmp_path), "--batch-size", "16", "--jobs", "1"]
+    shared += ["--steps", "2", "--digits-teacher-steps", "2"]
     ablation = ["wikd_ablation.py", *shared, "--seeds", "1", "--settings", "baseline", "pm"]
     one = ["--heads", "product", "--weights", "1", "--miners", "hardest", "--similarities", "1"]
     pairs = ["pair_matching.py", *shared, *one, "--screening-seeds", "1", "--finalists", "1", "--final-seeds", "2"]
@@ -213,7 +213,8 @@ def test_the_commands_train_write_their_pages_and_go_on(
     for study, (_, *arguments) in ((pair_matching, pairs), (wikd_ablation, ablation)):
         assert study.main(arguments) == 0
         counts.append(len(runs_file.read_text().splitlines()))
-    assert counts == [3, 9, 9]  # teacher and 2 settings; 2 settings on 3 seeds; nothing twice
+    # The teacher and 2 settings; then 2 settings with 3 seeds; then nothing is trained again.
+    assert counts == [3, 9, 9]
     page, content = (tmp_path / f"wikd-ablation.{suffix}" for suffix in ("md", "json"))
     assert "python benchmarks/wikd_ablation.py --digits" in page.read_text() and "+ PM" in page.read_text()
     runs = json.loads(content.read_text())["runs"]

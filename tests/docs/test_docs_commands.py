@@ -1,6 +1,6 @@
-"""Every command of README and docs: read by the program's own parser, and run by a test.
+"""Every command in README and docs is parsed by its program and run by a test.
 
-What cannot run here names its reason. The long test runs the `siclip-platform` lines of the guides as they stand.
+A command that cannot be run here has a reason. The long test runs the `siclip-platform` lines of the guides verbatim.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from siclip.models import create_model
 from siclip_platform.cli import app
 from siclip_platform.tracking import Tracker
 
-# Words by which a test that runs the command is found among the others.
+# Command → a string that only a test that runs the command contains.
 RUN_BY = {
     "siclip-platform compare": '"compare"',
     "siclip-platform data caption": '"caption"',
@@ -57,7 +57,7 @@ RUN_BY = {
     "ray start": '"--head"',
     "ray job submit": '"job", "submit"',
 }
-# Run by this file, for the most part by its long tests.
+# Run by this file, mostly by its long tests.
 RUN_HERE = {
     "siclip-platform ablate",
     "siclip-platform data build",
@@ -74,28 +74,26 @@ RUN_HERE = {
     "python benchmarks/storage.py",
 }
 NOT_RUN = {
-    "make audit": "asks a server; make check runs it in CI",
+    "make audit": "queries a server; make check runs it in CI",
     "make check": "CI itself",
     "make chromium": "installs a package of the system; make test runs it in CI",
     "make fast-test": "CI runs these tests and more",
     "make install": "CI itself",
-    "make lock": "asks the package index",
+    "make lock": "queries the package index",
     "make long-test": "runs this file's long tests",
     "make test": "CI itself",
     "mlflow ui": "MLflow's own",
-    "ray stop": "ends every Ray of the machine",
+    "ray stop": "stops every Ray process of the machine",
     "ray up": "needs machines; the file is checked in test_cluster_files.py",
     "kubectl apply": "needs Kubernetes; the file is checked in test_cluster_files.py",
     "kubectl create": "needs Kubernetes",
-    "python -c": "a timing of its own page",
+    "python -c": "a timing on the page that describes it",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_programs_take_the_command_lines_as_they_stand(
-    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_accept_the_command_lines(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for command in commands(document):
         try:
@@ -104,7 +102,7 @@ def test_programs_take_the_command_lines_as_they_stand(
             pytest.fail(f"{document}: {shlex.join(command.words)}: {error}")
 
 
-def test_every_command_is_run_by_a_test_or_says_why_not() -> None:
+def test_every_command_is_run_by_a_test_or_has_a_reason() -> None:
     found = {c.subject for d in DOCUMENTS for c in commands(d) if c.words[0] not in (*SHELL, "pytest")}
     unknown = sorted(found - RUN_BY.keys() - RUN_HERE - NOT_RUN.keys())
     assert not unknown, "no test runs these"
@@ -129,13 +127,13 @@ def test_every_command_is_run_by_a_test_or_says_why_not() -> None:
         "no-such-program --option",
     ],
 )
-def test_a_command_that_would_not_run_is_found(line: str) -> None:
+def test_a_command_that_would_not_run_is_detected(line: str) -> None:
     with pytest.raises((Exception, SystemExit, AssertionError)):
         check(Command("a.md", tuple(shlex.split(line)), False))
 
 
-def test_sync_says_of_each_spool_what_it_sent(tmp_path: Path, mlflow_database: bytes) -> None:
-    """What a server that was away makes of it is in test_spool.py."""
+def test_sync_reports_for_each_spool_what_it_sent(tmp_path: Path, mlflow_database: bytes) -> None:
+    """An unavailable server is tested in test_spool.py."""
     (tmp_path / "mlflow.db").write_bytes(mlflow_database)
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "artifacts", spool=tmp_path / "s")
     tracker.start("s", "study", params={}, tags={}, key="s").finish("completed")
@@ -144,7 +142,7 @@ def test_sync_says_of_each_spool_what_it_sent(tmp_path: Path, mlflow_database: b
     assert (result.exit_code, result.output) == (0, f"{tmp_path}/s: 0 records sent, 0 wait\n")
 
 
-def test_a_job_by_name_takes_the_options_of_its_script(
+def test_a_job_by_name_accepts_the_options_of_its_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["siclip-platform"])
@@ -153,11 +151,12 @@ def test_a_job_by_name_takes_the_options_of_its_script(
     assert "--trials" in result.output
 
 
-# --- the guides, as they stand ---
+# --- the commands of the guides ---
 
-STORY = ("README.md", "docs/evaluation.md", "docs/using.md", "docs/report.md", "docs/plan.md", "docs/cards.md",
-         "docs/data.md", "docs/search.md", "docs/index.md", "docs/troubleshooting.md")  # fmt: skip
-LEFT_OUT = {  # words of a line → why it is not run there
+# In the order in which later guides use the results of earlier ones.
+GUIDES = ("evaluation", "using", "report", "plan", "cards", "data", "search", "index", "troubleshooting")
+# Part of a line → why it is not run.
+SKIPPED = {
     "submit": "needs a head; test_ray_job.py has one",
     "s3://": "needs a bucket",
     "mlflow.example": "needs a server",
@@ -173,7 +172,7 @@ LEFT_OUT = {  # words of a line → why it is not run there
 
 @pytest.fixture
 def story(tmp_path: Path) -> Iterator[Path]:
-    """A folder with what the guides take for given."""
+    """A folder with the files that the guides assume."""
     import numpy as np
     from PIL import Image
 
@@ -203,7 +202,7 @@ def story(tmp_path: Path) -> Iterator[Path]:
 
 
 def after(command: str, folder: Path) -> None:
-    """What the reader has by then: the trained model also under the names of other pages."""
+    """Provide a command's results also under the names that other pages use."""
     trained = folder / "runs" / "teacher" / "train" / "train.pt"
     if " train " in command:
         for name in ("train", "student"):
@@ -214,20 +213,21 @@ def after(command: str, folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_guides_commands_run_as_they_stand(story: Path) -> None:
+def test_the_commands_of_the_guides_run(story: Path) -> None:
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done: set[tuple[str, ...]] = set()
-    for document in STORY:
+    for document in ("README.md", *(f"docs/{name}.md" for name in GUIDES)):
         for command in commands(document):
             line = shlex.join(command.words)
             skipped = command.mention or command.words[0] != "siclip-platform" or command.words in done
-            if skipped or any(words in line for words in LEFT_OUT):
+            if skipped or any(part in line for part in SKIPPED):
                 continue
             done.add(command.words)
             ran = subprocess.run(
                 command.words, cwd=story, env=env, capture_output=True, text=True, timeout=1800, check=False
             )
-            may_advise = command.words[1] in ("doctor", "plan")  # 1: this machine lacks something
+            # Their exit code 1 means that this machine lacks something.
+            may_advise = command.words[1] in ("doctor", "plan")
             assert ran.returncode in ((0, 1) if may_advise else (0,)), f"{document}: {line}\n{ran.stdout}{ran.stderr}"
             after(line, story)
     assert len(done) > 20

@@ -1,4 +1,4 @@
-"""scripts/audit.py: what pip-audit finds is listed; without it the age of the lock is told."""
+"""scripts/audit.py: vulnerabilities are listed; if nothing can be audited, the age of the lock is reported."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ FOUND = {
 }
 
 
-def says(content: str) -> list[str]:
+def printing(content: str) -> list[str]:
+    """A command in place of pip-audit that prints ``content`` and fails."""
     code = f"import sys; print({content!r}); print('host.example', file=sys.stderr); sys.exit(3)"
     return [sys.executable, "-c", code]
 
 
 def test_vulnerabilities_are_listed_and_fail_only_when_strict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit.judge(says(json.dumps(FOUND)), strict=False) == 0
+    assert audit.judge(printing(json.dumps(FOUND)), strict=False) == 0
     assert capsys.readouterr().out.splitlines() == [
         "audit: bad 2.0: PYSEC-2026-1, fixed in 2.1, 3.0",
         "audit: bad 2.0: PYSEC-2026-2, fixed in no version yet",
         "audit: 3 pins, 2 known vulnerabilities",
     ]
-    assert audit.judge(says(json.dumps(FOUND)), strict=True) == 1
+    assert audit.judge(printing(json.dumps(FOUND)), strict=True) == 1
     clean = {"dependencies": FOUND["dependencies"][:1]}
-    assert audit.judge(says(json.dumps(clean)), strict=True) == 0
+    assert audit.judge(printing(json.dumps(clean)), strict=True) == 0
 
 
 @pytest.mark.parametrize("content", ["", "ERROR: no connection", "{}"])
-def test_an_audit_that_fails_tells_the_age(content: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit.judge(says(content), strict=False) == 0
-    said = capsys.readouterr()
-    assert "(pip-audit ended with exit code 3)" in said.out and "days old" in said.out
-    assert "host.example" not in said.out + said.err
-    assert audit.judge(says(content), strict=True) == 1
+def test_a_failed_audit_reports_the_age(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.judge(printing(content), strict=False) == 0
+    printed = capsys.readouterr()
+    assert "(pip-audit ended with exit code 3)" in printed.out and "days old" in printed.out
+    assert "host.example" not in printed.out + printed.err
+    assert audit.judge(printing(content), strict=True) == 1
 
 
-def test_pip_audit_has_the_options() -> None:
+def test_pip_audit_supports_the_options() -> None:
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(audit.LOCK), *audit.OPTIONS, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -61,14 +62,16 @@ def test_pip_audit_has_the_options() -> None:
     )
 
 
-def test_an_audit_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_that_takes_too_long_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(audit, "SECONDS", 1)
     assert audit.judge([sys.executable, "-c", "import time; time.sleep(60)"], strict=True) == 1
-    said = capsys.readouterr().out
-    assert "no advisories available (pip-audit took more than 1 seconds); the pins of requirements.lock" in said
+    printed = capsys.readouterr().out
+    assert "no advisories available (pip-audit took more than 1 seconds); the pins of requirements.lock" in printed
 
 
-def test_age_is_that_of_the_locks_last_commit_or_of_the_file(tmp_path: Path) -> None:
+def test_the_age_is_that_of_the_locks_last_commit_or_of_the_file(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text("a==1\n")
     os.utime(lock, (datetime(2026, 1, 2, tzinfo=UTC).timestamp(),) * 2)

@@ -1,4 +1,4 @@
-"""MobileCLIP-S0 against Apple's own code: golden/make.py says how the golden values were made."""
+"""MobileCLIP-S0 compared with Apple's code; golden/make.py creates the golden values."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ def assert_golden(model: Clip, form: str) -> None:
         torch.testing.assert_close(unit, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5, rtol=0)
 
 
-def test_the_train_form_gives_the_references_embeddings(filled: Clip) -> None:
+def test_the_train_form_has_the_references_embeddings(filled: Clip) -> None:
     assert_golden(filled, "train")
 
 
-def test_the_reparameterized_form_gives_the_references_embeddings(filled: Clip) -> None:
+def test_the_reparameterized_form_has_the_references_embeddings(filled: Clip) -> None:
     deployable = filled.reparameterize()
     assert count_parameters(filled) - count_parameters(deployable) == 53_847_681 - 53_792_065
     assert_golden(deployable, "reparameterized")
 
 
-def test_normalize_puts_embeddings_on_the_unit_sphere(filled: Clip) -> None:
+def test_normalize_gives_unit_embeddings(filled: Clip) -> None:
     with torch.no_grad():
         raw, unit = filled.encode_text(rule.tokens()), filled.encode_text(rule.tokens(), normalize=True)
     torch.testing.assert_close(unit, raw / raw.norm(dim=-1, keepdim=True))
 
 
 def test_siclip_s0_reparameterized_agrees_within_1e_4_relative(filled: Clip) -> None:
-    """With the rule's trunk, and gains and queries that are not the initial ones."""
+    """With the rule's trunk, and with gains and queries other than the initial ones."""
     torch.manual_seed(0)
     student = create_model("siclip-s0")
     siclip.inherit(student, filled)

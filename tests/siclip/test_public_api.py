@@ -1,4 +1,4 @@
-"""The names that the documentation promises, each in a process that has imported nothing else of ours."""
+"""The documented public names, each in a process that has imported nothing else of the project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ NAMES = (
 )
 EACH_IN_A_CHILD = """
 import os, sys
-import torch  # once for all: it takes seconds
+# Once for all children, because it takes seconds.
+import torch
 for name in sys.argv[1:]:
     if os.fork() == 0:
         import siclip

@@ -1,4 +1,4 @@
-"""Teachers give what the plain way gives: a whole forward pass, what was stored, an average by hand."""
+"""Teachers compared with plain computations: a full forward pass, stored embeddings, an explicit average."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def inheriting(teacher: Clip) -> Clip:
 
 
 def short(teacher: Clip) -> Clip:
-    """A student with a context of 12 on the teacher's image trunk; both its trunks are frozen."""
+    """A student with a context of 12 and the teacher's image trunk; both its trunks are frozen."""
     torch.manual_seed(4)
     student = create_model("siclip-nano", text={"context_length": 12})
     for ours, theirs in zip(
@@ -69,10 +69,10 @@ def assert_embeddings(ours: Embeddings, image: Tensor, text: Tensor) -> None:
     torch.testing.assert_close(ours.text, text, rtol=1e-5, atol=1e-6)
 
 
-# A model of ours
+# Siclip models
 
 
-def test_each_tower_shares_its_trunk_where_it_is_the_same_and_frozen() -> None:
+def test_each_tower_shares_its_trunk_if_it_is_the_same_and_frozen() -> None:
     teacher = nano()
     student = inheriting(teacher)
     shared = ModelTeacher(teacher, student)
@@ -88,7 +88,7 @@ def test_each_tower_shares_its_trunk_where_it_is_the_same_and_frozen() -> None:
     assert shared.shares == {"image": False, "text": False}
 
 
-def test_a_shared_trunk_is_not_run_again_and_gives_the_teachers_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_trunk_is_not_run_again_and_has_the_teachers_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, data = nano(), batch()
     student = inheriting(teacher)
     image, text = teacher(floats(data), data.tokens)
@@ -101,7 +101,7 @@ def test_a_shared_trunk_is_not_run_again_and_gives_the_teachers_embeddings(monke
     assert ours.logit_scale == teacher.scale() and not ours.logit_scale.requires_grad
 
 
-def test_a_student_with_a_shorter_context_gets_cut_tokens_and_the_teacher_its_own() -> None:
+def test_a_student_with_a_shorter_context_gets_truncated_tokens_and_the_teacher_all() -> None:
     teacher = nano()
     student, data = short(teacher), batch()
     objective = Objective(LossConfig(), 128, (128, 128))
@@ -127,13 +127,13 @@ def test_a_student_with_a_shorter_context_gets_cut_tokens_and_the_teacher_its_ow
                 assert (parameter.grad - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-5, name
 
 
-def test_a_teacher_with_a_shorter_context_than_the_batch_gets_cut_tokens() -> None:
+def test_a_teacher_with_a_shorter_context_than_the_batch_gets_truncated_tokens() -> None:
     teacher, data = nano(), batch(context=77)
     image, text = teacher(floats(data), tokenize(CAPTIONS, 20))
     assert_embeddings(ModelTeacher(teacher, create_model("siclip-nano")).embed(data, None), image, text)
 
 
-def test_stored_features_do_for_a_shared_trunk_and_not_for_another() -> None:
+def test_stored_features_suffice_only_for_a_shared_trunk() -> None:
     teacher, data = nano(), batch()
     student = inheriting(teacher)
     image, text = teacher(floats(data), data.tokens)
@@ -144,8 +144,8 @@ def test_stored_features_do_for_a_shared_trunk_and_not_for_another() -> None:
         ModelTeacher(nano(seed=8), student).embed(stored, features)
 
 
-def test_the_trainer_finds_out_itself_what_its_student_shares() -> None:
-    """A teacher that was made beside another student."""
+def test_the_trainer_determines_what_its_student_shares() -> None:
+    """With a teacher that was created for another student."""
     teacher = nano()
     source = ModelTeacher(teacher, inheriting(teacher))
     training = TrainingConfig(steps=1, warmup_steps=0, precision="fp32", batch_size=4)
@@ -172,7 +172,7 @@ def test_stored_embeddings_are_those_of_the_model_that_made_them() -> None:
 
 
 def several() -> tuple[list[Embeddings], Batch, TeacherEnsemble]:
-    """A model of ours of 128 dimensions, stored embeddings of 48, and both as one."""
+    """A siclip model of width 128, stored embeddings of width 48, and both as an ensemble."""
     data = batch()
     stored = [F.normalize(torch.randn(4, 48, generator=torch.Generator().manual_seed(i)), dim=1) for i in (1, 2)]
     data = replace(data, teacher_image=stored[0], teacher_text=stored[1])
@@ -180,7 +180,7 @@ def several() -> tuple[list[Embeddings], Batch, TeacherEnsemble]:
     return [teacher.embed(data, None) for teacher in teachers], data, TeacherEnsemble(teachers)
 
 
-def test_an_ensembles_cosines_are_the_mean_of_its_members() -> None:
+def test_an_ensembles_cosines_are_the_means_of_its_members() -> None:
     members, data, ensemble = several()
     ours = ensemble.embed(data, None)
     assert ensemble.widths == (176, 176) == (ours.image.shape[1], ours.text.shape[1])
@@ -209,6 +209,6 @@ def test_an_ensemble_is_distilled_through_a_projection_to_its_width() -> None:
     assert all(p.grad is not None and p.grad.norm() > 0 for p in objective.parameters())
 
 
-def test_an_ensemble_of_none_is_refused() -> None:
+def test_an_empty_ensemble_is_refused() -> None:
     with pytest.raises(UserError, match="at least one teacher"):
         TeacherEnsemble([])

@@ -1,4 +1,4 @@
-"""An open_clip teacher gives what open_clip's own pipeline gives; token ids cut, padded and read back."""
+"""An open_clip teacher equals open_clip's own pipeline; token ids are truncated, padded and decoded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def images(data: Batch) -> Tensor:
 
 
 def tiny(folder: Path, name: str, **text: object) -> Path:
-    """A checkpoint of a random open_clip model, whose name open_clip then knows."""
+    """A checkpoint of a random open_clip model, which is registered with open_clip."""
     (folder / f"{name}.json").write_text(json.dumps(TINY | {"text_cfg": TINY["text_cfg"] | text}))
     open_clip.add_model_config(folder / f"{name}.json")
     torch.manual_seed(6)
@@ -68,8 +68,8 @@ def text_of_open_clip(name: str, path: str) -> Tensor:
     return embeddings
 
 
-def test_it_gives_the_embeddings_of_open_clips_own_pipeline(weights: str) -> None:
-    """Images of its own size, so that open_clip's transform resizes nothing."""
+def test_embeddings_equal_those_of_open_clips_pipeline(weights: str) -> None:
+    """Images have the model's size, so that open_clip's transform does not resize."""
     model, _, preprocess = open_clip.create_model_and_transforms("siclip-test-tiny", weights)
     data = batch()
     inputs = torch.stack([preprocess(Image.fromarray(image.numpy())) for image in images(data)])
@@ -83,7 +83,7 @@ def test_it_gives_the_embeddings_of_open_clips_own_pipeline(weights: str) -> Non
     assert not any(p.requires_grad for p in teacher.model.parameters()) and not teacher.model.training
 
 
-def test_it_resizes_the_students_pixels_as_torchvision_does(weights: str) -> None:
+def test_the_students_pixels_are_resized_like_in_torchvision(weights: str) -> None:
     data, model = batch(side=64), open_clip.create_model("siclip-test-tiny", weights).eval()
     floats = pixels.to_dtype(images(data).permute(0, 3, 1, 2), torch.float32, scale=True)
     resized = pixels.resize(floats, [32, 32], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
@@ -94,8 +94,8 @@ def test_it_resizes_the_students_pixels_as_torchvision_does(weights: str) -> Non
     torch.testing.assert_close(ours.image, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_takes_the_preprocessing_that_comes_with_the_weights(tmp_path: Path) -> None:
-    """Another normalisation and bilinear resizing, from open_clip's own folder layout."""
+def test_the_preprocessing_is_that_of_the_weights(tmp_path: Path) -> None:
+    """Another normalisation and bilinear resizing, from a folder in open_clip's layout."""
     own = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bilinear", "resize_mode": "squash"}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": own}))
     model = open_clip.CLIP(**TINY).eval()
@@ -109,8 +109,8 @@ def test_it_takes_the_preprocessing_that_comes_with_the_weights(tmp_path: Path) 
     torch.testing.assert_close(ours.image, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_tokenizer_of_another_kind_gets_the_caption(tmp_path: Path) -> None:
-    """One that drops punctuation: its ids of these captions are not ours."""
+def test_another_tokenizer_gets_the_decoded_caption(tmp_path: Path) -> None:
+    """A tokenizer that drops punctuation, so that its ids of these captions differ from ours."""
     name = "siclip-test-canonical"
     path = str(tiny(tmp_path, name, tokenizer_kwargs={"clean": "canonicalize"}))
     ids = open_clip.get_tokenizer(name)(list(CAPTIONS))
@@ -129,7 +129,7 @@ def test_its_logit_scale_is_exponentiated_and_at_most_100(
     assert float(ours.logit_scale) == pytest.approx(given)
 
 
-def test_what_open_clip_cannot_load_is_named(weights: str, tmp_path: Path) -> None:
+def test_an_error_names_what_open_clip_cannot_load(weights: str, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     wrong = {
@@ -156,17 +156,17 @@ def test_stored_features_without_images_are_refused(weights: str) -> None:
 # Token ids
 
 
-@pytest.mark.parametrize(("given", "wanted"), [(77, 20), (77, 12), (20, 77), (20, 20)])
-def test_fitted_ids_are_the_tokenizers_own_at_that_length(given: int, wanted: int) -> None:
-    """Where the longer caption was not cut before."""
-    captions = [text for text in CAPTIONS if len(SimpleTokenizer().encode(text)) <= given - 2]
+@pytest.mark.parametrize(("length", "target"), [(77, 20), (77, 12), (20, 77), (20, 20)])
+def test_fitted_ids_equal_the_tokenizers_at_that_length(length: int, target: int) -> None:
+    """For captions that were not truncated before."""
+    captions = [text for text in CAPTIONS if len(SimpleTokenizer().encode(text)) <= length - 2]
     assert len(captions) >= 3
-    tokens = tokenize(captions, given)
-    assert torch.equal(fit_context(tokens, wanted), SimpleTokenizer()(captions, context_length=wanted))
-    assert torch.equal(tokens, tokenize(captions, given))
+    tokens = tokenize(captions, length)
+    assert torch.equal(fit_context(tokens, target), SimpleTokenizer()(captions, context_length=target))
+    assert torch.equal(tokens, tokenize(captions, length))
 
 
-def test_ids_cut_twice_keep_the_end_of_text() -> None:
+def test_ids_truncated_twice_keep_the_end_of_text() -> None:
     fitted = fit_context(tokenize(CAPTIONS[2], 12), 20)
     assert torch.equal(fitted, F.pad(SimpleTokenizer()([CAPTIONS[2]], context_length=12), (0, 8)))
     for length in (8, 12, 20, 77):
@@ -174,13 +174,13 @@ def test_ids_cut_twice_keep_the_end_of_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a dog", "zwei große hunde", "犬と猫", CAPTIONS[2]])
-def test_words_are_read_back_from_their_ids(text: str) -> None:
+def test_words_are_decoded_from_their_ids(text: str) -> None:
     assert decode(tokenize(text)[0].tolist()) == text
 
 
 @pytest.mark.parametrize(
     "text", ["Two  RED cars, parked!", "it's 5% off (today)", "a 🐕 … – «dog»", "e.g. A.B.C.", "@#!--"]
 )
-def test_what_is_read_back_has_the_same_ids(text: str) -> None:
+def test_decoded_text_has_the_same_ids(text: str) -> None:
     ids = tokenize(text)
     assert torch.equal(tokenize(decode(ids[0].tolist())), ids)

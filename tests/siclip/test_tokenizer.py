@@ -22,12 +22,12 @@ TEXTS = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from([8, 20, 77]))
-def test_ids_are_open_clips(text: str, length: int) -> None:
+def test_ids_equal_open_clips(text: str, length: int) -> None:
     assert torch.equal(tokenize(text, length), SIMPLE(text, context_length=length))
 
 
 @pytest.mark.parametrize("texts", [[], ["a cat", "a dog"]])
-def test_one_row_for_each_text(texts: list[str]) -> None:
+def test_each_text_has_one_row(texts: list[str]) -> None:
     assert tokenize(texts, 20).shape == (len(texts), 20)
 
 

@@ -1,4 +1,4 @@
-"""A store of runs of the studies in benchmarks/, with figures that are made up."""
+"""A store of finished runs of the studies in benchmarks/, with invented metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import study_tools
 
 
 def made_up(runs: list[study_tools.Run], figures: dict[tuple[str, int], float], path: Path) -> study_tools.RunStore:
-    """A store with these runs finished: (setting, seed) → share of false captions beaten, and half of it as R@1."""
+    """A store in which these runs are finished.
+
+    Args:
+        runs: the runs.
+        figures: (setting, seed) → *beats all*; half of it is R@1.
+        path: folder of the store.
+    """
     path.mkdir(exist_ok=True)
     store = study_tools.RunStore(path)
     for run in runs:

@@ -1,4 +1,4 @@
-"""The commands of README and docs: found in the Markdown, and read by the parser of the program that they call."""
+"""The commands in README and docs: extracted from the Markdown and parsed by the programs that they call."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from siclip_platform.studies.options import check_sharing
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
 PROGRAMS = ("siclip-platform", "python", "make", "ray", "mlflow", "pytest", "kubectl")
-# Lines that set up a shell, and programs of others whose options are not ours to check.
+# Lines that set up a shell, and programs whose options are not checked.
 SHELL = (".", "export", "curl", "rm", "ulimit")
-JOBS = {"demo": "tune_wikd", "train": "train_siclip", "ablate": "ablate_siclip"}  # commands that are jobs
+# Commands that run a job.
+JOBS = {"demo": "tune_wikd", "train": "train_siclip", "ablate": "ablate_siclip"}
 
 
 @functools.cache
-def ours() -> Any:
-    """`siclip-platform` as click sees it."""
+def main_command() -> Any:
+    """`siclip-platform` as a click command."""
     return typer.main.get_command(app)
 
 
@@ -47,7 +48,13 @@ def job_parser(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """``mention``: it stands in a sentence, where it may be cut short: the command and its options exist."""
+    """A command line in a document.
+
+    Attributes:
+        document: the document.
+        words: of the command line.
+        mention: it is inside a sentence, where it may be incomplete; only the command and its options are checked.
+    """
 
     document: str
     words: tuple[str, ...]
@@ -55,17 +62,17 @@ class Command:
 
     @property
     def subject(self) -> str:
-        """What it calls: `siclip-platform data import`, `python benchmarks/plan.py`, `make demo`."""
+        """The command without arguments: `siclip-platform data import`, `python benchmarks/plan.py`, `make demo`."""
         program = self.words[0].removeprefix(".venv/bin/")
         if program == "siclip-platform":
-            return " ".join([program, *_path(ours(), self.words[1:])])
+            return " ".join([program, *_path(main_command(), self.words[1:])])
         words = [word for word in self.words[1:] if program != "make" or "=" not in word]
         count = 2 if program in ("ray", "mlflow") and words[0] in ("job", "models") else 1
         return " ".join([program, *words[:count]])
 
 
 def commands(document: str) -> list[Command]:
-    """Every command of a document: each line of its `sh` blocks, and code in sentences that begins with a program."""
+    """Every command in a document: each line of its `sh` blocks, and inline code that starts with a program."""
     text = (ROOT / document).read_text(encoding="utf-8")
     fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     found = []
@@ -88,30 +95,28 @@ def _split(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def check(command: Command) -> None:
-    """Have the program's own parser read the command.
+    """Parse the command with its program's own parser.
 
     Raises:
-        AssertionError, click's UsageError, UserError: it would not run as it stands there.
+        AssertionError, click's UsageError, UserError: it would not run.
     """
     program, *arguments = command.words
     program = program.removeprefix(".venv/bin/")
-    assert program in (*PROGRAMS, *SHELL), f"{program}: no test reads its command lines"
-    checks: dict[str, Callable[[Sequence[str], bool], None]] = {
-        "siclip-platform": _ours, "python": _script, "make": _make, "ray": _ray, "mlflow": _mlflow,
-        "pytest": _pytest, "kubectl": _kubectl,
-    }  # fmt: skip
+    assert program in (*PROGRAMS, *SHELL), f"{program}: no test parses its command lines"
+    functions = (_siclip_platform, _script, _make, _ray, _mlflow, _pytest, _kubectl)
+    checks: dict[str, Callable[[Sequence[str], bool], None]] = dict(zip(PROGRAMS, functions, strict=True))
     if program in checks:
         checks[program](arguments, command.mention)
 
 
 def _path(group: Any, words: Sequence[str]) -> list[str]:
-    """The leading words that name a command."""
+    """The leading words that name a (nested) command."""
     command = group.get_command(None, words[0]) if words and hasattr(group, "commands") else None
     return [words[0], *_path(command, words[1:])] if command else []
 
 
 def _read(group: Any, words: Sequence[str], mention: bool) -> dict[str, Any]:
-    """The parameters that click reads from a command line."""
+    """The parameters that click parses from a command line; empty for a mention."""
     path = _path(group, words)
     for name in path:
         group = group.get_command(None, name)
@@ -126,11 +131,11 @@ def _read(group: Any, words: Sequence[str], mention: bool) -> dict[str, Any]:
     return {**context.params, "rest": context.args}
 
 
-def _ours(words: Sequence[str], mention: bool) -> None:
+def _siclip_platform(words: Sequence[str], mention: bool) -> None:
     if words[0] in JOBS:
         _job(JOBS[words[0]], words[1:], mention)
         return
-    values = _read(ours(), words, mention)
+    values = _read(main_command(), words, mention)
     if values and words[0] in ("submit", "job"):
         _job(values.get("job") or values["name"], values["rest"], mention)
     _check_values(values)
@@ -141,7 +146,7 @@ def _job(name: str, words: Sequence[str], mention: bool) -> None:
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    """What a parser takes for any text, and the command then looks up."""
+    """Check values that are any string to the parser and that the command looks up."""
     sharing = check_sharing("siclip-nano")
     if values.get("preset"):
         read_recipe(None, values["preset"], values["data"], values["teacher"], list(values["changes"] or []))
@@ -154,7 +159,7 @@ def _check_values(values: dict[str, Any]) -> None:
 
 
 class _Parsed(Exception):
-    """argparse has read the command line: no more of the script is to run."""
+    """Ends a script after argparse has parsed its command line."""
 
 
 def _script(words: Sequence[str], mention: bool) -> None:

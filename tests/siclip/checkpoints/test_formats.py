@@ -26,7 +26,7 @@ class Bomb:
 
 
 def model_of(seed: int, name: str = "siclip-nano", **options: Any) -> Clip:
-    """A small model in which every tensor has its own values, BatchNorm statistics too."""
+    """A small model in which every tensor has different values, including BatchNorm statistics."""
     torch.manual_seed(seed)
     model = create_model(name, text={"vocab_size": 64}, **options)
     for value in model.state_dict().values():
@@ -62,7 +62,7 @@ def test_a_saved_model_is_rebuilt_with_its_weights_and_sharing(tmp_path: Path, s
     assert content["training"] is None and set(content["model"]) == set(model.state_dict())
 
 
-def test_training_state_is_kept_beside_the_model_but_not_in_safetensors(tmp_path: Path) -> None:
+def test_training_state_is_stored_in_torch_files_but_not_in_safetensors(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", model_of(0), {"step": 7})
     assert read_checkpoint(tmp_path / "model.pt")["training"] == {"step": 7}
     with pytest.raises(UserError, match="cannot contain training state"):
@@ -119,11 +119,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, str]] = {
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_files_are_refused(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    suffix, content, said = BAD_FILES[case]
+    suffix, content, message = BAD_FILES[case]
     path = tmp_path / f"bad{suffix}"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_checkpoint(model_of(0), path)
     assert str(path) in str(error.value)
     with pytest.raises(UserError, match=r"bad\."):
@@ -144,7 +144,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, suffix: str, kept: fl
 
 
 @SUFFIXES
-def test_damaged_bytes_never_end_in_another_error(tmp_path: Path, suffix: str) -> None:
+def test_damaged_bytes_always_raise_a_user_error(tmp_path: Path, suffix: str) -> None:
     generator = random.Random(0)
     tensors = {"stem.a": torch.ones(3), "stem.b": torch.zeros(2)}
     whole = bytes_of(tensors) if suffix == ".pt" else safetensors.torch.save(tensors)
@@ -154,7 +154,8 @@ def test_damaged_bytes_never_end_in_another_error(tmp_path: Path, suffix: str) -
         for _ in range(4):
             damaged[generator.randrange(len(damaged))] = generator.randrange(256)
         path.write_bytes(damaged)
-        with pytest.raises(UserError):  # also when it can be read: it is of another model
+        # A file that is still readable is refused because it is of another model.
+        with pytest.raises(UserError):
             load_checkpoint(model, path, part="image")
 
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_model_lists_its_keys_and_changes_nothing(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda state: state.pop("logit_scale"), "1 missing: logit_scale$"),
         (lambda state: state.update(logit_bias=torch.ones(())), "1 unexpected: logit_bias$"),
@@ -181,13 +182,13 @@ def test_a_checkpoint_of_another_model_lists_its_keys_and_changes_nothing(tmp_pa
 )
 @SUFFIXES
 def test_missing_and_unexpected_keys_are_listed(
-    tmp_path: Path, suffix: str, damage: Callable[[dict[str, torch.Tensor]], object], said: str
+    tmp_path: Path, suffix: str, damage: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     state = model_of(0, "mobileclip-nano").state_dict()
     damage(state)
     path = tmp_path / f"state{suffix}"
     torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_checkpoint(model_of(1, "mobileclip-nano"), path)
 
 
@@ -211,7 +212,7 @@ def test_one_tower_of_a_whole_checkpoint(tmp_path: Path, suffix: str, part: str)
     assert torch.equal(model.logit_scale, before.logit_scale)
 
 
-def test_one_tower_is_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_one_tower_is_loaded_completely_or_not_at_all(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", model_of(0))
     teacher, before = model_of(1, "mobileclip-nano"), model_of(1, "mobileclip-nano")
     with pytest.raises(UserError, match=r"missing: image_encoder.*unexpected: image_encoder") as error:

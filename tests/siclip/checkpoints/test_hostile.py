@@ -1,4 +1,4 @@
-"""Files and models that are nearly right."""
+"""Files and models that are almost valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model": 3}, "its model is not a state dict"),
         ({"model": None}, "its model is not a state dict"),
@@ -38,27 +38,27 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ],
 )
 def test_a_marked_file_with_a_damaged_body_is_refused(
-    marked: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
+    marked: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     torch.save(marked | changes, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_model(tmp_path / "bad.pt")
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_is_told_from_nothing(tmp_path: Path) -> None:
+def test_a_folder_and_an_unreadable_path_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         load_model(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         load_model(tmp_path / ("x" * 300))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.model\.pt cannot be written"):
         save_checkpoint(tmp_path / "nowhere" / "model.pt", create_model("siclip-nano"))
 
 
-def test_a_checkpoint_of_timms_own_saver_loads_though_it_holds_its_arguments(tmp_path: Path) -> None:
+def test_a_checkpoint_of_timms_saver_with_its_arguments_loads(tmp_path: Path) -> None:
     source = create_model("mobileclip-nano")
 
     class Network(nn.Module):
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_timms_own_saver_loads_though_it_holds_its_arguments(tmp
         assert torch.equal(value, target.image_encoder.state_dict()[name])
 
 
-def test_paths_may_be_text(tmp_path: Path) -> None:
+def test_paths_may_be_strings(tmp_path: Path) -> None:
     path = str(tmp_path / "model.pt")
     siclip.save_checkpoint(path, create_model("siclip-nano"))
     assert siclip.load_model(path).config.name == "siclip-nano"
@@ -94,7 +94,7 @@ def test_reparameterizing_again_gives_a_copy() -> None:
     assert twice is not once
 
 
-def test_a_deployable_model_is_refused_where_the_train_form_is_meant(tmp_path: Path) -> None:
+def test_a_deployable_model_is_refused_where_the_train_form_is_required(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model.pt", create_model("mobileclip-nano"))
     with pytest.raises(UserError, match="checkpoints hold the train form"):
         load_checkpoint(deployable(), tmp_path / "model.pt")

@@ -41,7 +41,7 @@ def test_the_ffn_of_a_sasp_block_starts_from_the_teachers(teacher: Clip) -> None
     assert torch.equal(image.mlp.fc1.weight, origin.mlp.fc1.weight)
 
 
-def test_frozen_batch_norms_stay_in_eval_whatever_train_says(teacher: Clip) -> None:
+def test_frozen_batch_norms_stay_in_eval_mode_after_train(teacher: Clip) -> None:
     for policy in ("inherited", "before_sasp"):
         student = create_model("siclip-nano")
         inherit(student, teacher, policy)
@@ -63,14 +63,14 @@ def names_in_sasp_blocks(model: Clip) -> set[str]:
 
 
 def names_before_the_blocks(model: Clip) -> set[str]:
-    """Those that a gradient from the trunk's output reaches."""
+    """Names of the parameters that a gradient from the trunk's output reaches."""
     features = model.trunk(torch.rand(2, 3, 64, 64), torch.randint(1, 400, (2, 20)))
     (features.image.sum() + features.text.sum()).backward()
     return {name for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("text_block", ["sasp", "attention"])
-def test_each_policy_freezes_what_it_says(teacher: Clip, text_block: str) -> None:
+def test_each_policy_freezes_its_parameters(teacher: Clip, text_block: str) -> None:
     text = {} if text_block == "sasp" else {"block": "attention", "sharing": "none"}
 
     def trained(policy: FreezePolicy) -> set[str]:
@@ -96,7 +96,7 @@ def test_each_policy_freezes_what_it_says(teacher: Clip, text_block: str) -> Non
         {"image": {"sasp": {"trainable_gains": False}}, "text": {"sasp": {"trainable_gains": False}}},
     ],
 )
-def test_freezing_by_structure_alone_is_what_inherit_freezes(
+def test_freezing_by_structure_alone_equals_what_inherit_freezes(
     teacher: Clip, policy: FreezePolicy, change: dict
 ) -> None:
     with_teacher, alone = create_model("siclip-nano", **change), create_model("siclip-nano", **change)
@@ -122,7 +122,7 @@ def test_an_unknown_policy_is_refused(teacher: Clip) -> None:
         inherit(create_model("siclip-nano"), teacher, "all")  # type: ignore[arg-type]
 
 
-def test_a_base_model_can_inherit_and_train_behind_its_trunk(teacher: Clip) -> None:
+def test_a_base_model_can_inherit_and_train_after_its_trunk(teacher: Clip) -> None:
     student = create_model("mobileclip-nano")
     inherit(student, teacher, "before_sasp")
     assert "image_encoder.model.stages.2.blocks.0.token_mixer.qkv.weight" in trained_names(student)
@@ -130,7 +130,7 @@ def test_a_base_model_can_inherit_and_train_behind_its_trunk(teacher: Clip) -> N
     assert all(torch.equal(value, theirs[name]) for name, value in student.state_dict().items())
 
 
-def test_a_siclip_teacher_gives_its_ffns(teacher: Clip) -> None:
+def test_ffns_are_inherited_from_a_siclip_teacher(teacher: Clip) -> None:
     source, student = create_model("siclip-nano"), create_model("siclip-nano", text_sharing="none")
     inherit(student, source)
     for ours, theirs in ((student.text_encoder, source.text_encoder), (student.image_encoder, source.image_encoder)):
@@ -192,7 +192,7 @@ def test_a_trunk_that_trains_or_differs_is_not_shared(teacher: Clip) -> None:
     assert ModelTeacher(teacher, student).shares == {"image": True, "text": False}
 
 
-def test_a_policy_says_what_is_frozen_whatever_was_frozen_before(teacher: Clip) -> None:
+def test_a_policy_determines_what_is_frozen_whatever_was_frozen_before(teacher: Clip) -> None:
     student, fresh = create_model("siclip-nano"), create_model("siclip-nano")
     inherit(student, teacher, "inherited")
     expected = inherit(fresh, teacher, "before_sasp").frozen
@@ -202,7 +202,7 @@ def test_a_policy_says_what_is_frozen_whatever_was_frozen_before(teacher: Clip) 
     assert all(p.requires_grad for p in student.parameters())
 
 
-def test_a_frozen_batch_norm_keeps_its_statistics_even_if_its_own_train_is_called(teacher: Clip) -> None:
+def test_a_frozen_batch_norm_keeps_its_statistics_even_if_put_in_train_mode_itself(teacher: Clip) -> None:
     student = create_model("siclip-nano")
     inherit(student, teacher)
     frozen = [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d) and not m.weight.requires_grad]

@@ -1,4 +1,4 @@
-"""The frozen S0 backbone of siclip-s0 stays as it is, to the last bit, while everything else trains."""
+"""The frozen S0 backbone of siclip-s0 does not change by a bit while everything else trains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_a_frozen_s0_backbone_is_bit_identical_and_all_else_has_moved(steps: int
     assert not moved - trained, f"frozen, yet moved: {sorted(moved - trained)}"
     assert not trained - moved, f"trained, yet not moved: {sorted(trained - moved)}"
     backbone = sum(parameters[name].numel() for name in parameters.keys() - trained)
-    assert backbone == parameters_outside_blocks(model) - 1  # the logit scale trains
+    # The logit scale is outside the blocks and trains.
+    assert backbone == parameters_outside_blocks(model) - 1
 
 
 BUFFERS = {"running_mean", "running_var", "num_batches_tracked"}

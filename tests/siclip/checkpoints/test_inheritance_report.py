@@ -1,4 +1,4 @@
-"""The report adds up, and says why."""
+"""The inheritance report adds up and gives reasons."""
 
 from __future__ import annotations
 
@@ -54,38 +54,37 @@ def test_rows_count_the_parameters_of_the_module_they_name(teacher: Clip) -> Non
     modules = dict(student.named_modules())
     for name, count in counted.items():
         module = modules.get(name)
-        if module is None:  # the projection is a parameter of the tower itself
+        # The projection is a parameter of the tower itself, not a module.
+        if module is None:
             assert name == "text_encoder.projection_layer"
-        elif any(other.startswith(f"{name}.") for other in counted):  # a SAS-P block, by its parts: here its gains
+        # A SAS-P block is counted by its parts; the entry of the block itself has its gains.
+        elif any(other.startswith(f"{name}.") for other in counted):
             assert count == sum(p.numel() for p in module.parameters(recurse=False))
         else:
             assert count == count_parameters(module)
 
 
-def test_what_is_left_names_its_reason(teacher: Clip) -> None:
+def test_parameters_that_are_left_have_a_reason(teacher: Clip) -> None:
     student = create_model(
         "siclip-nano",
         text_sharing="mlp:0-0-0-1",
         image={"sasp": {"ffn": "plain", "first_value": True}},
     )
     report = inherit(student, teacher)
-    assert reasons(report, "left", r"transformer\.3\.pre_norm_ffn") == {
-        "block 2 shares block 0's", "a SAS-P block's single norm is initialised",
-    }  # fmt: skip
-    assert reasons(report, "left", r"transformer\.4\.pre_norm_ffn") == {"a SAS-P block's single norm is initialised"}
+    norm = "a SAS-P block's single norm is initialised"
+    assert reasons(report, "left", r"transformer\.3\.pre_norm_ffn") == {"block 2 shares block 0's", norm}
+    assert reasons(report, "left", r"transformer\.4\.pre_norm_ffn") == {norm}
     assert reasons(report, "left", r"blocks\.1\.mlp") == {"a plain FFN has no depthwise convolution"}
-    assert reasons(report, "left", r"blocks\.0\.token_mixer") == {
-        "queries, keys and values are initialised", "the output projection starts as the identity",
-    }  # fmt: skip
-    assert reasons(report, "left", r"blocks\.1\.token_mixer") == {
-        "queries and keys are initialised, SAS-P has no values", "SAS-P has no output projection",
-    }  # fmt: skip
+    with_value = {"queries, keys and values are initialised", "the output projection starts as the identity"}
+    assert reasons(report, "left", r"blocks\.0\.token_mixer") == with_value
+    without = {"queries and keys are initialised, SAS-P has no values", "SAS-P has no output projection"}
+    assert reasons(report, "left", r"blocks\.1\.token_mixer") == without
     assert reasons(report, "left", "layer_scale") == {"SAS-P has gains instead of layer scales"}
     assert reasons(report, "fresh", r"blocks\.0\.(value|projection)") == {"starts as the identity"}
     assert reasons(report, "started", "") == {"the FFN starts from the teacher's"}
 
 
-def test_an_ffn_of_another_shape_and_a_block_too_many_are_told() -> None:
+def test_an_ffn_of_another_shape_and_a_surplus_block_are_reported() -> None:
     teacher = create_model("mobileclip-nano", image={"layers": (1, 1, 3)})
     report = inherit(create_model("siclip-nano", text={"mlp_ratio": 3.0}), teacher)
     assert reasons(report, "left", r"stages\.2\.blocks\.2") == {"the student has 2 blocks"}
@@ -93,7 +92,7 @@ def test_an_ffn_of_another_shape_and_a_block_too_many_are_told() -> None:
     assert "(192, 96) in the teacher, (288, 96) here" in reasons(report, "fresh", r"transformer\.1\.mlp")
 
 
-def test_the_table_holds_every_row_and_the_line_the_sums(teacher: Clip) -> None:
+def test_the_table_contains_every_row_and_the_line_the_sums(teacher: Clip) -> None:
     torch.manual_seed(0)
     report = inherit(create_model("siclip-nano"), teacher)
     title, *lines = report.table().splitlines()

@@ -17,7 +17,7 @@ from siclip.models import Clip, create_model
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:
-    """Every tensor gets its own values; variances stay positive, the projection's bias zero."""
+    """Give every tensor different values; variances stay positive and the projection's bias zero."""
     torch.manual_seed(seed)
     for name, value in model.state_dict().items():
         if name.endswith("running_var"):
@@ -50,14 +50,13 @@ def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
 
 
 def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict of mobileclip-s0 under the official names, written down from the official layout."""
+    """Our state dict of mobileclip-s0 under the official names, transcribed from the official layout."""
     network = {(0, "blocks"): 0, (1, "downsample"): 1, (1, "blocks"): 2, (2, "downsample"): 3, (2, "blocks"): 4}
     network |= {(3, "downsample"): 5, (3, "pos_emb"): 6, (3, "blocks"): 7}
-    renames = [
-        ("stem.", "patch_embed."), ("conv_kxk", "rbr_conv"), ("conv_scale", "rbr_scale"), ("identity", "rbr_skip"),
-        ("final_conv", "conv_exp"), ("large_conv", "lkb_origin"), ("mlp.", "convffn."),
-        ("conv_exp.se.fc1", "conv_exp.se.reduce"), ("conv_exp.se.fc2", "conv_exp.se.expand"), (".gamma", ""),
-    ]  # fmt: skip
+    # In this order: the squeeze-and-excite layers are renamed after the convolution that contains them.
+    renames = {"stem.": "patch_embed.", "conv_kxk": "rbr_conv", "conv_scale": "rbr_scale", "identity": "rbr_skip"}
+    renames |= {"final_conv": "conv_exp", "large_conv": "lkb_origin", "mlp.": "convffn."}
+    renames |= {"conv_exp.se.fc1": "conv_exp.se.reduce", "conv_exp.se.fc2": "conv_exp.se.expand", ".gamma": ""}
     official = {}
     for key, value in state.items():
         name = key
@@ -70,7 +69,7 @@ def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 _, stage, part, rest = name.split(".", 3)
                 rest = {"downsample": rest, "pos_emb": rest.replace("pos_enc", "pe"), "blocks": rest}[part]
                 name = f"network.{network[int(stage), part]}.{rest}"
-            for ours, theirs in renames:
+            for ours, theirs in renames.items():
                 name = name.replace(ours, theirs)
             name = f"image_encoder.model.{name}"
         official[name] = value
@@ -82,14 +81,16 @@ def test_the_official_names_of_s0(s0: Clip) -> None:
     assert len(flat) == 893
     assert_equal(flat, official_names(s0.state_dict()))
     squeezed = {key.removesuffix(".weight") for key in flat if ".se." in key and key.endswith(".weight")}
-    places = {"network.3.proj.0.se.fc", "network.5.proj.0.se.fc"}
-    assert squeezed == {f"image_encoder.model.{place}{n}" for place in places for n in (1, 2)} | {
-        "image_encoder.model.conv_exp.se.reduce", "image_encoder.model.conv_exp.se.expand",
-    }  # fmt: skip
+    squeeze_excites = {"network.3.proj.0.se.fc", "network.5.proj.0.se.fc"}
+    names = {f"{prefix}{n}" for prefix in squeeze_excites for n in (1, 2)} | {
+        "conv_exp.se.reduce",
+        "conv_exp.se.expand",
+    }
+    assert squeezed == {f"image_encoder.model.{name}" for name in names}
 
 
 @pytest.mark.parametrize("name", ["s0", "nano"])
-def test_timm_reads_the_official_layout_as_we_do(name: str, request: pytest.FixtureRequest) -> None:
+def test_timm_reads_the_official_layout_like_we_do(name: str, request: pytest.FixtureRequest) -> None:
     model: Clip = request.getfixturevalue(name)
     flat = to_official(model)
     image = checkpoint_filter_fn(dict(flat), model.image_encoder.model)
@@ -185,7 +186,7 @@ def test_a_projection_with_a_bias_is_refused(tmp_path: Path, nano: Clip, prefix:
 
 
 @pytest.mark.slow
-def test_of_open_clips_mobileclip2_only_the_image_tower_fits(tmp_path: Path, s0: Clip) -> None:
+def test_only_the_image_tower_of_open_clips_mobileclip2_fits(tmp_path: Path, s0: Clip) -> None:
     import open_clip
 
     theirs = open_clip.create_model("MobileCLIP2-S0", pretrained=None).eval()
@@ -201,7 +202,7 @@ def test_of_open_clips_mobileclip2_only_the_image_tower_fits(tmp_path: Path, s0:
         torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
 
 
-def test_a_layout_that_is_none_shows_some_keys() -> None:
+def test_an_unknown_layout_is_refused_with_some_keys() -> None:
     with pytest.raises(UserError, match=r"it contains conv1\.weight, bn1\.weight, fc\.weight, …"):
         detect_layout(["conv1.weight", "bn1.weight", "fc.weight", "fc.bias"])
     with pytest.raises(UserError, match="it contains nothing"):

@@ -33,12 +33,10 @@ TEXT_TOWER = {"vocab_size": 64, "width": 24}
 
 
 def model_of(seed: int, image: object = "none", text: object = "none", **text_options: Any) -> Clip:
-    """A tiny siclip model in which every tensor has its own values."""
+    """A tiny siclip model in which every tensor has different values."""
     torch.manual_seed(seed)
-    model = create_model(
-        "siclip-nano", image_sharing=str(image), text_sharing=str(text), image=IMAGE_TOWER,
-        text=TEXT_TOWER | text_options,
-    )  # fmt: skip
+    towers: dict[str, Any] = {"image": IMAGE_TOWER, "text": TEXT_TOWER | text_options}
+    model = create_model("siclip-nano", image_sharing=str(image), text_sharing=str(text), **towers)
     for value in model.state_dict().values():
         value.copy_(torch.rand(value.shape) if value.is_floating_point() else torch.randint(1, 99, value.shape))
     return model
@@ -54,7 +52,7 @@ def blocks_of(model: Clip) -> dict[str, list[nn.Module]]:
 
 
 def covers(pattern: SharingPattern, name: str) -> bool:
-    """Whether the pattern's part holds the tensor of a block that is named so."""
+    """Whether the pattern's part contains a block's tensor of this name."""
     return pattern.part == "block" or name.startswith(f"{pattern.part}.")
 
 
@@ -74,16 +72,16 @@ def test_shared_tensors_are_one_storage_and_are_counted_once(image: SharingPatte
                 expected -= sum(p.numel() for name, p in block.named_parameters() if covers(pattern, name))
     assert count_parameters(model) == expected
     groups = make_optimizer(model.named_parameters(), TrainingConfig(steps=1, warmup_steps=0)).param_groups
-    held = [parameter for group in groups for parameter in group["params"]]
-    assert len({parameter.data_ptr() for parameter in held}) == len(held)
-    assert sum(parameter.numel() for parameter in held) == expected
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert len({parameter.data_ptr() for parameter in parameters}) == len(parameters)
+    assert sum(parameter.numel() for parameter in parameters) == expected
 
 
 @property_test
 @given(IMAGE_PATTERNS, TEXT_PATTERNS)
-def test_a_file_holds_shared_tensors_once(image: SharingPattern, text: SharingPattern) -> None:
+def test_a_file_contains_shared_tensors_once(image: SharingPattern, text: SharingPattern) -> None:
     model = model_of(0, image, text)
-    held = 4 * count_parameters(model) + sum(buffer.nbytes for buffer in model.buffers())
+    size = 4 * count_parameters(model) + sum(buffer.nbytes for buffer in model.buffers())
     with tempfile.TemporaryDirectory() as folder:
         for suffix in (".pt", ".safetensors"):
             path = Path(folder) / f"model{suffix}"
@@ -93,7 +91,7 @@ def test_a_file_holds_shared_tensors_once(image: SharingPattern, text: SharingPa
                     stored = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
             else:
                 stored = path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
-            assert stored == held
+            assert stored == size
 
 
 def merged(sources: list[Tensor], how: str) -> Tensor:
@@ -103,16 +101,16 @@ def merged(sources: list[Tensor], how: str) -> Tensor:
 
 
 def assert_converted(source: States, target: States, patterns: dict[str, SharingPattern], how: str) -> None:
-    """Every block of the target has its group's tensors where its pattern shares, else those of its own place."""
+    """Where its pattern shares, a block of the target has its group's tensors, otherwise those of the same block."""
     for tower, pattern in patterns.items():
         for i, block in enumerate(target[tower]):
             group = [j for j, number in enumerate(pattern.assignment) if number == pattern.assignment[i]]
             for name, value in block.items():
-                places = group if covers(pattern, name) else [i]
-                torch.testing.assert_close(value, merged([source[tower][j][name] for j in places], how))
+                sources = group if covers(pattern, name) else [i]
+                torch.testing.assert_close(value, merged([source[tower][j][name] for j in sources], how))
 
 
-def place(tower: str, block: int) -> str:
+def block_prefix(tower: str, block: int) -> str:
     return (
         f"image_encoder.model.stages.1.blocks.{block}."
         if tower == "image"
@@ -124,8 +122,8 @@ def states_in(state: dict[str, Tensor], patterns: dict[str, SharingPattern]) -> 
     """A flat state dict by tower and block."""
     return {
         tower: [
-            {name.removeprefix(at): value for name, value in state.items() if name.startswith(at)}
-            for at in (place(tower, block) for block in range(len(pattern.assignment)))
+            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            for prefix in (block_prefix(tower, block) for block in range(len(pattern.assignment)))
         ]
         for tower, pattern in patterns.items()
     }
@@ -133,7 +131,7 @@ def states_in(state: dict[str, Tensor], patterns: dict[str, SharingPattern]) -> 
 
 @settings(property_test, max_examples=300)
 @given(IMAGE_PATTERNS, TEXT_PATTERNS, st.sampled_from(["average", "first"]))
-def test_merging_aliases_and_filling_them(image: SharingPattern, text: SharingPattern, how: Any) -> None:
+def test_merging_blocks_and_filling_aliases(image: SharingPattern, text: SharingPattern, how: Any) -> None:
     patterns = {"image": image, "text": text}
     config = model_without_sharing().config
     config = config.model_copy(
@@ -147,8 +145,8 @@ def test_merging_aliases_and_filling_them(image: SharingPattern, text: SharingPa
     for tower, pattern in patterns.items():
         for block in range(len(pattern.assignment)):
             for name in ("qk.query.weight", "mlp.0.weight", "norm.weight", "alpha"):
-                state[place(tower, block) + name] = torch.rand(3, generator=generator)
-            state[place(tower, block) + "norm.num_batches_tracked"] = torch.tensor(block)
+                state[block_prefix(tower, block) + name] = torch.rand(3, generator=generator)
+            state[block_prefix(tower, block) + "norm.num_batches_tracked"] = torch.tensor(block)
     result = merge_blocks(state, config, how)
     assert set(result) == set(state) and all(torch.equal(result[name], state[name]) for name in list(state)[:2])
     assert_converted(states_in(state, patterns), states_in(result, patterns), patterns, how)
@@ -164,39 +162,44 @@ def test_merging_aliases_and_filling_them(image: SharingPattern, text: SharingPa
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("how", ["average", "first"])
 @pytest.mark.parametrize(
-    ("saved", "wanted"),
+    ("saved", "target_patterns"),
     [(("none", "none"), ("qk:0-0", "qk:0-0-0-0")), (("block:0-0", "mlp:0-0-1-1"), ("none", "block:0-1-1-0"))],
 )
 def test_a_file_of_one_pattern_becomes_another(
-    tmp_path: Path, suffix: str, how: Any, saved: tuple[str, str], wanted: tuple[str, str]
+    tmp_path: Path, suffix: str, how: Any, saved: tuple[str, str], target_patterns: tuple[str, str]
 ) -> None:
-    source, target = model_of(1, *saved), model_of(2, *wanted)
+    source, target = model_of(1, *saved), model_of(2, *target_patterns)
     save_checkpoint(tmp_path / f"model{suffix}", source)
     load_checkpoint(target, tmp_path / f"model{suffix}", sharing=how)
-    patterns = {"image": parse_pattern(wanted[0], IMAGE_BLOCKS), "text": parse_pattern(wanted[1], TEXT_BLOCKS)}
+    image, text = target_patterns
+    patterns = {"image": parse_pattern(image, IMAGE_BLOCKS), "text": parse_pattern(text, TEXT_BLOCKS)}
     ours, theirs = target.state_dict(), source.state_dict()
     assert_converted(states_in(theirs, patterns), states_in(ours, patterns), patterns, how)
-    blocks = tuple(place(tower, i) for tower, pattern in patterns.items() for i in range(len(pattern.assignment)))
+    blocks = tuple(block_prefix(tower, i) for tower, p in patterns.items() for i in range(len(p.assignment)))
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items() if not name.startswith(blocks))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
-    ("saved", "wanted", "said"),
+    ("saved", "target_patterns", "message"),
     [
         ({}, {"image": "qk:0-0"}, "image sharing 'none', but the model has 'qk:0-0'"),
         ({"image": "qk:0-0"}, {}, "image sharing 'qk:0-0', but the model has 'none'"),
-        ({"text": "qk:0-0-1-1"}, {"text": "mlp:0-0-1-1"}, "text sharing 'qk:0-0-1-1', but the model has 'mlp:0-0-1-1'"),
+        (
+            {"text": "qk:0-0-1-1"},
+            {"text": "mlp:0-0-1-1"},
+            "text sharing 'qk:0-0-1-1', but the model has 'mlp:0-0-1-1'",
+        ),
         ({"text": "qk:0-0-0-1"}, {"text": "qk:0-0-1-1"}, "text sharing 'qk:0-0-0-1', but the model has 'qk:0-0-1-1'"),
     ],
 )
 def test_another_pattern_is_refused_unless_asked_for(
-    tmp_path: Path, suffix: str, saved: dict[str, str], wanted: dict[str, str], said: str
+    tmp_path: Path, suffix: str, saved: dict[str, str], target_patterns: dict[str, str], message: str
 ) -> None:
     path = tmp_path / f"model{suffix}"
     save_checkpoint(path, model_of(0, **saved))
-    model, before = model_of(1, **wanted), model_of(1, **wanted)
-    with pytest.raises(UserError, match=f"saved with {said}") as error:
+    model, before = model_of(1, **target_patterns), model_of(1, **target_patterns)
+    with pytest.raises(UserError, match=f"saved with {message}") as error:
         load_checkpoint(model, path)
     assert str(path) in str(error.value) and "sharing='average'" in str(error.value)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
@@ -215,16 +218,16 @@ def test_the_pattern_of_the_other_tower_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_bare_state_dict_must_hold_equal_tensors_where_the_model_shares(tmp_path: Path, suffix: str) -> None:
+def test_a_bare_state_dict_must_have_equal_tensors_where_the_model_shares(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"state{suffix}"
     state = model_of(0).state_dict()
     torch.save(state, path) if suffix == ".pt" else safetensors.torch.save_file(state, path)
     model = model_of(1, text="qk:0-0-1-1")
     with pytest.raises(UserError, match="different tensors where the model shares one: text_encoder") as error:
         load_checkpoint(model, path)
-    said = str(error.value)
-    assert "transformer.2.qk.query.weight" in said and "transformer.4.qk.key.bias" in said
-    assert "transformer.3" not in said and ".mlp." not in said and "sharing='average'" in said
+    message = str(error.value)
+    assert "transformer.2.qk.query.weight" in message and "transformer.4.qk.key.bias" in message
+    assert "transformer.3" not in message and ".mlp." not in message and "sharing='average'" in message
     load_checkpoint(model, path, sharing="first")
     key = "text_encoder.transformer.3.qk.key.weight"
     assert torch.equal(model.text_encoder.blocks[3].qk.key.weight, state[key])  # type: ignore[union-attr]
@@ -237,7 +240,8 @@ def test_a_bare_state_dict_of_the_same_pattern_loads(tmp_path: Path, suffix: str
     if suffix == ".pt":
         torch.save(source.state_dict(), path)
     else:
-        safetensors.torch.save_model(source, path)  # which leaves aliases out
+        # It omits aliases.
+        safetensors.torch.save_model(source, path)
     load_checkpoint(model, path)
     theirs = source.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())

@@ -19,7 +19,7 @@ SIZE = 48
 
 
 def photo(width: int = 90, height: int = 70) -> Image.Image:
-    """Smooth, with an edge: what a JPEG keeps."""
+    """A smooth image with an edge, which JPEG preserves well."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     waves = np.stack([np.sin(x / 9) + np.cos(y / 7), np.sin(y / 11), (x > y).astype(float)], axis=2)
     return Image.fromarray(np.uint8(255 * (waves - waves.min()) / np.ptp(waves)))
@@ -44,14 +44,14 @@ CHANGES = [
 ]
 
 
-def test_without_augmentation_it_is_the_evaluations_fit() -> None:
+def test_without_augmentation_pixels_are_those_of_evaluation() -> None:
     assert np.array_equal(loaded(), fit_image(decode_image(encoded(photo())), SIZE))
     assert AugmentConfig(rand_augment_magnitude=3).is_off
     assert not any(AugmentConfig(**config).is_off for config in CHANGES)
 
 
 @pytest.mark.parametrize("config", CHANGES)
-def test_the_key_decides_and_the_global_generators_do_not(config: dict[str, float]) -> None:
+def test_only_the_key_determines_the_augmentation(config: dict[str, float]) -> None:
     torch.manual_seed(0)
     first = [loaded(key, **config) for key in range(8)]
     torch.manual_seed(1)
@@ -67,7 +67,7 @@ def test_the_key_decides_and_the_global_generators_do_not(config: dict[str, floa
 
 
 def test_crops_are_drawn_as_torchvision_draws_them() -> None:
-    """The same shape, and the same shares of area, aspect ratio and place, each to 5 % of its spread."""
+    """The same shape, and the same distribution of area, aspect ratio and position, each to 5 % of its spread."""
     generator = np.random.default_rng(0)
     torch.manual_seed(0)
     image = photo(80, 60)
@@ -121,7 +121,7 @@ def test_a_scaled_decode_differs_a_little_and_only_where_it_halves() -> None:
     assert np.array_equal(loaded(data=small), loaded(data=small, scaled=True))
 
 
-def test_a_crop_from_a_scaled_decode_shows_the_same() -> None:
+def test_a_crop_from_a_scaled_decode_shows_the_same_part() -> None:
     data = encoded(photo(600, 500))
     assert decode_image(data, at_least=100).shape[0] < 300
     for key in range(6):

@@ -38,7 +38,7 @@ def shares(**policy: object) -> dict[str, float]:
         ({"synthetic_share": 0.5, "weights": {"synthetic": 0.5, "other": 1.0}}, [0.5, 0.125, 0.125, 0.25]),
     ],
 )
-def test_shares_are_as_asked(policy: dict[str, object], expected: list[float]) -> None:
+def test_shares_are_as_configured(policy: dict[str, object], expected: list[float]) -> None:
     np.testing.assert_allclose(list(shares(**policy).values()), expected, atol=0.03)
 
 
@@ -56,14 +56,14 @@ def test_the_choice_depends_on_seed_epoch_and_sample_only() -> None:
     assert draw(0, 0) != draw(0, 1)
 
 
-def test_equal_weights_choose_as_none_do() -> None:
+def test_equal_weights_choose_like_no_weights() -> None:
     policies = CaptionPolicy(), CaptionPolicy(weights={"original": 3.0, "synthetic": 3.0})
     drawn = [[choose_caption(CAPTIONS, policy, 0, 0, str(i)) for i in range(300)] for policy in policies]
     assert drawn[0] == drawn[1]
     assert len(Counter(drawn[0])) == 4
 
 
-def test_a_sample_with_one_kind_of_caption_gets_that_kind() -> None:
+def test_a_sample_with_captions_of_one_source_gets_one_of_these() -> None:
     assert choose_caption(CAPTIONS[:1], CaptionPolicy(synthetic_share=1.0), 0, 0, "x") == 0
     assert choose_caption(CAPTIONS[1:], CaptionPolicy(synthetic_share=0.0), 0, 0, "x") in {0, 1, 2}
     nothing = CaptionPolicy(weights={"original": 0.0, "synthetic": 0.0})

@@ -37,7 +37,7 @@ def test_boxes_keep_the_share_of_the_area_and_differ() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "box"), [(30, 50, (0, 10, 30, 30)), (50, 31, (9, 0, 31, 31))])
-def test_scale_1_is_the_square_in_the_middle(height: int, width: int, box: tuple[int, ...]) -> None:
+def test_scale_1_is_the_centred_square(height: int, width: int, box: tuple[int, ...]) -> None:
     assert seeded_boxes(height, width, 2, 1, 0, "a").tolist() == [list(box)] * 2
 
 
@@ -46,10 +46,10 @@ def test_a_replayed_crop_is_torchvisions(size: int | tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     to = [size, size] if isinstance(size, int) else list(size)
     for box in seeded_boxes(60, 80, 5, 0.3, 0, "a"):
-        wanted = resized_crop(Image.fromarray(pixels), *map(int, box), to, InterpolationMode.BILINEAR)
-        assert np.array_equal(replay_crop(pixels, box, size), np.asarray(wanted))
+        expected = resized_crop(Image.fromarray(pixels), *map(int, box), to, InterpolationMode.BILINEAR)
+        assert np.array_equal(replay_crop(pixels, box, size), np.asarray(expected))
 
 
-def test_every_crop_is_chosen_over_the_epochs() -> None:
+def test_every_crop_is_chosen_in_some_epoch() -> None:
     chosen = [chosen_crop(0, epoch, "a", 4) for epoch in range(100)]
     assert set(chosen) == {0, 1, 2, 3} and chosen == [chosen_crop(0, epoch, "a", 4) for epoch in range(100)]

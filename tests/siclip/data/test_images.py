@@ -13,9 +13,9 @@ from siclip.errors import UserError
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -23,9 +23,9 @@ def reference(data: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_lossless_formats_come_back_exactly(kind: str, options: dict[str, object]) -> None:
-    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(PIXELS), kind, **options)), PIXELS)
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_are_decoded_exactly(form: str, options: dict[str, object]) -> None:
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(PIXELS), form, **options)), PIXELS)
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -47,7 +47,7 @@ def test_grey_and_cmyk_jpeg_become_rgb() -> None:
         np.testing.assert_array_equal(decode_image(data), reference(data))
 
 
-def test_transparent_pixels_lie_over_white() -> None:
+def test_transparent_pixels_are_composited_over_white() -> None:
     layer = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], dtype=np.uint8)
     decoded = decode_image(encoded(Image.fromarray(layer), "PNG"))
     np.testing.assert_array_equal(decoded, [[[10, 20, 30], [255, 255, 255], [204, 204, 204]]])
@@ -58,19 +58,19 @@ def test_transparent_pixels_lie_over_white() -> None:
     np.testing.assert_array_equal(decoded, [[[255, 255, 255], [1, 2, 3]]])
 
 
-def test_the_array_is_the_callers_own() -> None:
-    for kind in ("PNG", "JPEG"):
-        assert decode_image(encoded(Image.fromarray(PIXELS), kind)).flags.writeable
+def test_the_array_is_writeable() -> None:
+    for form in ("PNG", "JPEG"):
+        assert decode_image(encoded(Image.fromarray(PIXELS), form)).flags.writeable
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("with_simplejpeg", [True, False])
-def test_broken_bytes_are_named_whatever_is_broken(
-    kind: str, with_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
+def test_broken_bytes_raise_an_error_with_their_location(
+    form: str, with_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_simplejpeg:
         monkeypatch.setattr(images, "simplejpeg", None)
-    data = encoded(Image.fromarray(PIXELS), kind)
+    data = encoded(Image.fromarray(PIXELS), form)
     broken = [data[: len(data) // 2], data[:3], data[:20], b"", b"<html>"]
     broken += [data[:at] + bytes(12) + data[at + 12 :] for at in range(0, 40, 4)]
     refused = 0

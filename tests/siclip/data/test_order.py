@@ -13,7 +13,7 @@ groups = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(
 
 
 def delivered(order: SampleOrder, start: int, stop: int) -> list[tuple[int, int, int]]:
-    """(epoch, row group, row) of every position, by reading the pieces."""
+    """(epoch, row group, row) of every position, from the window slices."""
     samples = []
     for piece in order.pieces(start, stop):
         window = piece.window
@@ -23,7 +23,7 @@ def delivered(order: SampleOrder, start: int, stop: int) -> list[tuple[int, int,
 
 
 @given(groups, st.integers(0, 5), st.integers(1, 4))
-def test_each_sample_exactly_once_an_epoch(row_groups: list[RowGroup], seed: int, window: int) -> None:
+def test_each_sample_occurs_exactly_once_per_epoch(row_groups: list[RowGroup], seed: int, window: int) -> None:
     order = SampleOrder(row_groups, seed, window)
     samples = delivered(order, 0, 2 * order.rows)
     every = sorted((group.index, row) for group in row_groups for row in range(group.rows))
@@ -31,7 +31,7 @@ def test_each_sample_exactly_once_an_epoch(row_groups: list[RowGroup], seed: int
 
 
 @given(groups, st.data())
-def test_any_stretch_is_a_slice_of_the_whole(row_groups: list[RowGroup], data: st.DataObject) -> None:
+def test_any_range_is_a_slice_of_the_whole_order(row_groups: list[RowGroup], data: st.DataObject) -> None:
     order = SampleOrder(row_groups, seed=3, window_groups=2)
     whole = delivered(order, 0, 3 * order.rows)
     start = data.draw(st.integers(0, 3 * order.rows))
@@ -39,7 +39,7 @@ def test_any_stretch_is_a_slice_of_the_whole(row_groups: list[RowGroup], data: s
     assert delivered(order, start, stop) == whole[start:stop]
 
 
-def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+def test_seeds_and_epochs_have_different_orders() -> None:
     row_groups = [RowGroup(0, i, 10) for i in range(6)]
     first, second = (delivered(SampleOrder(row_groups, seed, 2), 0, 120) for seed in (0, 1))
     assert first != second

@@ -14,13 +14,13 @@ def vectors() -> torch.Tensor:
     return F.normalize(torch.randn(200, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
 
 
-def test_bf16_is_that_of_ml_dtypes_and_keeps_eight_bits(vectors: torch.Tensor) -> None:
+def test_bf16_equals_ml_dtypes_and_keeps_eight_bits(vectors: torch.Tensor) -> None:
     data, scales = quantize(vectors, "bf16")
     assert scales is None and data.shape == (200, 128)
-    wanted = vectors.numpy().astype(ml_dtypes.bfloat16)
-    assert data.tobytes() == wanted.tobytes()
+    expected = vectors.numpy().astype(ml_dtypes.bfloat16)
+    assert data.tobytes() == expected.tobytes()
     back = dequantize(data, None)
-    assert torch.equal(back, torch.from_numpy(wanted.astype(np.float32)))
+    assert torch.equal(back, torch.from_numpy(expected.astype(np.float32)))
     assert ((back - vectors).abs() <= 2**-8 * vectors.abs()).all()
 
 
@@ -34,12 +34,12 @@ def test_int8_rounds_to_steps_of_the_largest_number(vectors: torch.Tensor) -> No
     assert (np.abs(dequantize(data, scales).numpy() - array) <= 1.001 * step / 2).all()
 
 
-def test_a_vector_of_zeros_stays_one() -> None:
+def test_a_zero_vector_stays_zero() -> None:
     data, scales = quantize(torch.zeros(2, 4), "int8")
     assert torch.equal(dequantize(data, scales), torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("numbers", ["bf16", "int8"])
-def test_no_vectors(numbers: str) -> None:
+def test_an_empty_input_is_quantized(numbers: str) -> None:
     data, scales = quantize(torch.zeros(0, 4), numbers)  # type: ignore[arg-type]
     assert dequantize(data, scales).shape == (0, 4)

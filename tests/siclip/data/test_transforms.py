@@ -20,7 +20,7 @@ SIZES = [(300, 400), (401, 333), (256, 256), (257, 600), (90, 61), (1, 5)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_evaluation_is_open_clips_transform_of_mobileclip(size: tuple[int, int]) -> None:
+def test_evaluation_equals_open_clips_transform_for_mobileclip(size: tuple[int, int]) -> None:
     theirs = image_transform(256, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
     image = photo(*size)
     assert torch.equal(siclip.preprocess(train=False)(image), theirs(image))

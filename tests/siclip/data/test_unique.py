@@ -8,10 +8,10 @@ from siclip.data.unique import arranged, tail
 
 
 def batches(captions: list[int], order: list[int], position: int, size: int) -> list[list[int]]:
-    """The captions of each batch that the window has a part of."""
+    """The captions of each batch that contains samples of the window."""
     found: dict[int, list[int]] = {}
-    for place, index in enumerate(order):
-        found.setdefault((position + place) // size, []).append(captions[index])
+    for offset, index in enumerate(order):
+        found.setdefault((position + offset) // size, []).append(captions[index])
     return list(found.values())
 
 
@@ -19,7 +19,7 @@ windows = st.lists(st.integers(0, 12), min_size=1, max_size=60)
 
 
 @given(windows, st.integers(0, 40), st.integers(2, 9), st.sets(st.integers(0, 12), max_size=8))
-def test_nothing_is_lost_and_nothing_comes_twice(
+def test_the_order_is_a_permutation_that_ends_with_the_tail(
     captions: list[int], position: int, size: int, before: set[int]
 ) -> None:
     order = arranged(np.array(captions), position, size, before)
@@ -30,19 +30,19 @@ def test_nothing_is_lost_and_nothing_comes_twice(
 
 @st.composite
 def separable_windows(draw: st.DrawFn) -> tuple[list[int], int, int]:
-    """(captions, position, batch size) of a window with whole batches, at least as many as any caption comes."""
+    """(captions, position, batch size) of a window with at least as many whole batches as any caption occurs."""
     size, position, whole = draw(st.integers(2, 9)), draw(st.integers(0, 40)), draw(st.integers(1, 5))
     length = -position % size + whole * size + draw(st.integers(0, size - 1))
-    fewest = -(-length // whole)  # captions that fill such a window
-    kinds = draw(st.integers(fewest, fewest + 4))
-    return draw(st.permutations(list(range(kinds)) * whole))[:length], position, size
+    fewest = -(-length // whole)
+    different = draw(st.integers(fewest, fewest + 4))
+    return draw(st.permutations(list(range(different)) * whole))[:length], position, size
 
 
 @given(separable_windows(), st.sets(st.integers(100, 104), max_size=4), st.data())
-def test_no_batch_has_a_caption_twice_where_that_is_possible(
+def test_no_batch_has_a_caption_twice_if_that_is_possible(
     window: tuple[list[int], int, int], before: set[int], data: st.DataObject
 ) -> None:
-    """Possible it is when no caption is there more often than there are whole batches, and enough differ."""
+    """It is possible if no caption occurs more often than there are whole batches, and enough captions differ."""
     captions, position, size = window
     head = -position % size
     spare = len(set(captions)) - head - size if head else 0
@@ -54,11 +54,11 @@ def test_no_batch_has_a_caption_twice_where_that_is_possible(
         assert not known & set(found[0])
 
 
-def test_an_order_without_repetitions_stays_as_it_is() -> None:
+def test_an_order_without_repetitions_does_not_change() -> None:
     assert arranged(np.arange(50), 7, 8, set()).tolist() == list(range(50))
 
 
-def test_what_cannot_be_apart_stays_together() -> None:
+def test_captions_that_cannot_be_separated_are_spread_evenly() -> None:
     order = arranged(np.array([1, 1, 1, 1, 2, 3]), 0, 3, set())
     found = batches([1, 1, 1, 1, 2, 3], order.tolist(), 0, 3)
     assert [batch.count(1) for batch in found] == [2, 2]

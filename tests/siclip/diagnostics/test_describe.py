@@ -1,4 +1,4 @@
-"""The description of a model, against counts by hand."""
+"""The description of a model, compared with counts by hand."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_sums_are_the_counts_of_the_towers(name: str, sharing: dict[str, str], p
 
 
 def test_mobileclip_s0() -> None:
-    """Counts of the published model; 83 MiB were measured for it apart from this code."""
+    """Counts of the published model; its 83 MiB were measured independently of this code."""
     description = describe_model(create_model("mobileclip-s0"))
     image, text, total = description.tower("image"), description.tower("text"), description.total
     assert (image.parameters, image.reparameterized_parameters) == (11_406_464, 11_356_992)
     assert (text.parameters, text.reparameterized_parameters) == (42_441_216, 42_435_072)
     assert (total.parameters, total.reparameterized_parameters) == (53_847_681, 53_792_065)
     assert image.activation_bytes == pytest.approx(83 * MIB, rel=0.03)
-    # Text blocks of width 512 on 77 tokens: four projections, scores and mixing, FFN 2048. The last one is asked
-    # for 21 tokens only, which the last RepMixer (two convolutions of 11) needs for the pooled one.
+    # Text blocks of width 512 on 77 tokens: four projections, scores and mixing, FFN 2048. The last block computes
+    # only the 21 tokens that the last RepMixer (two convolutions of 11) needs for the pooled token.
     blocks = 3 * (4 * 77 * 512**2 + 2 * 77**2 * 512 + 2 * 77 * 512 * 2048)
     last = (3 * 77 + 21) * 512**2 + 2 * 21 * 77 * 512 + 2 * 21 * 512 * 2048
     assert stage(description, "text", "blocks").multiply_adds == blocks + last
@@ -87,7 +87,8 @@ def test_siclip_s0_with_a_frozen_backbone() -> None:
 @pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
 def test_multiply_adds_of_the_blocks(name: str) -> None:
     description = describe_model(create_model(name))
-    projections = 2 if name == "siclip-nano" else 4  # SAS-P has queries and keys alone
+    # SAS-P has only queries and keys.
+    projections = 2 if name == "siclip-nano" else 4
     tokens, width, hidden = 20, 96, 192
     text_block = projections * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
     assert stage(description, "text", "blocks").multiply_adds == 4 * text_block
@@ -122,20 +123,20 @@ def test_sharing_saves_parameters_and_no_multiply_adds() -> None:
 
 @pytest.mark.parametrize(("autocast", "width"), [(False, 4), (True, 2)])
 def test_saved_bytes_of_a_small_network(autocast: bool, width: int) -> None:
-    """Kept: the first layer's input, what GELU gets, what the second layer gets; the rest is constant."""
+    """Saved are the inputs of the first layer, of GELU and of the second layer; the rest is constant."""
     network = nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 3))
     four, five = (saved_bytes(lambda n=n: network(torch.ones(n, 6)), autocast) for n in (4, 5))  # type: ignore[misc]
     assert five - four == width * (6 + 10 + 10)
 
 
 def test_views_of_one_storage_count_once() -> None:
-    """Only the weight needs a gradient, so only the factor beside it is kept; a view keeps its whole storage."""
+    """Only the weight needs a gradient, so only the other factor is saved; a view keeps its whole storage alive."""
     weight, factor = torch.ones(3, 4, requires_grad=True), torch.ones(3, 4)
     assert saved_bytes(lambda: weight * factor + weight * factor.view(4, 3).view(3, 4), autocast=False) == 12 * 4
     assert saved_bytes(lambda: weight[:1] * factor[:1], autocast=False) == 12 * 4
 
 
-def test_saved_tensors_still_serve_the_backward_pass() -> None:
+def test_the_backward_pass_still_works_with_counted_tensors() -> None:
     x = torch.linspace(-1, 1, 5, requires_grad=True)
     with SavedBytes():
         y = (x.exp() * x).sum()
@@ -145,14 +146,14 @@ def test_saved_tensors_still_serve_the_backward_pass() -> None:
 
 
 def test_activation_bytes_of_single_stages() -> None:
-    """An embedding keeps its ids (int64), the image projection the pooled features (bf16)."""
+    """An embedding saves its ids (int64), the image projection the pooled features (bf16)."""
     description = describe_model(create_model("mobileclip-nano"))
     assert stage(description, "text", "embedding").activation_bytes == 20 * 8
     assert stage(description, "image", "projection").activation_bytes == 256 * 2
 
 
 @pytest.mark.parametrize(("policy", "context"), [("inherited", 20), ("inherited", 40), ("none", 20), ("none", 40)])
-def test_activation_bytes_foretell_other_batches(policy: str, context: int) -> None:
+def test_activation_bytes_predict_other_batches(policy: str, context: int) -> None:
     model = create_model("siclip-nano", text={"context_length": context})
     freeze_inherited(model, policy)  # type: ignore[arg-type]
     description = describe_model(model)
@@ -164,7 +165,7 @@ def test_activation_bytes_foretell_other_batches(policy: str, context: int) -> N
     assert text[1] - text[0] == 12 * description.tower("text").activation_bytes
 
 
-def test_a_frozen_trunk_keeps_nothing() -> None:
+def test_a_frozen_trunk_saves_nothing() -> None:
     model = create_model("siclip-nano")
     freeze_inherited(model, "before_sasp")
     description = describe_model(model)
@@ -177,7 +178,7 @@ def test_a_frozen_trunk_keeps_nothing() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_stays_as_it_is(training: bool) -> None:
+def test_describing_does_not_change_the_model(training: bool) -> None:
     model = create_model("siclip-nano").train(training)
     freeze_inherited(model, "inherited")
     before = copy.deepcopy(model.state_dict())

@@ -29,10 +29,11 @@ Counts = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2,
 
 
 def model_with_structure(name: str, **config: str) -> Clip:
-    """A model in train mode whose attention is not near uniform."""
+    """A model in train mode whose attention is far from uniform."""
     torch.manual_seed(0)
     model = create_model(name, **config)
-    for module in model.modules():  # one pass in train mode then gives every BatchNorm real statistics
+    # One pass in train mode then gives every BatchNorm real statistics.
+    for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
@@ -61,7 +62,8 @@ def test_js_divergence_equals_scipy_and_is_symmetric(rows: list[tuple[int, int]]
     ours = jensen_shannon_divergence(torch.from_numpy(p), torch.from_numpy(q))
     assert ours.dtype == torch.float32
     assert 0 <= ours <= math.log(2) + 1e-7
-    middle = (p + q) / 2  # scipy's jensenshannon is this and a square root, which rounding can make NaN
+    # Not scipy's jensenshannon: its square root can become nan through rounding.
+    middle = (p + q) / 2
     expected = 0.5 * (rel_entr(p, middle) + rel_entr(q, middle)).sum()
     assert ours.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert ours.item() == pytest.approx(jensen_shannon_divergence(torch.from_numpy(q), torch.from_numpy(p)).item())
@@ -75,7 +77,7 @@ def test_js_divergence_is_zero_for_equal_rows_and_ln_2_for_disjoint_ones() -> No
     torch.testing.assert_close(jensen_shannon_divergence(left, right), torch.full((50,), math.log(2)))
 
 
-def test_js_divergence_of_hardly_different_rows_keeps_its_digits() -> None:
+def test_js_divergence_of_almost_equal_rows_is_precise() -> None:
     torch.manual_seed(0)
     p, q = ((1e-3 * torch.randn(200, 64)).softmax(dim=-1) for _ in range(2))
     exact = jensenshannon(p.double(), q.double(), axis=-1) ** 2
@@ -83,7 +85,7 @@ def test_js_divergence_of_hardly_different_rows_keeps_its_digits() -> None:
     np.testing.assert_allclose(jensen_shannon_divergence(p, q).numpy(), exact, rtol=1e-6)
 
 
-def test_js_divergence_of_peaked_rows_survives_vanishing_shares() -> None:
+def test_js_divergence_of_peaked_rows_is_finite_with_vanishing_probabilities() -> None:
     torch.manual_seed(0)
     p, q = ((30 * torch.randn(200, 16)).softmax(dim=-1) for _ in range(2))
     assert ((p > 0) & (p < 1e-20)).any()
@@ -111,9 +113,10 @@ def test_text_map_equals_torch_multi_head_attention() -> None:
     torch.testing.assert_close(attention_map(block, x), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_image_map_equals_the_one_that_timm_computes() -> None:
+def test_image_map_equals_timms() -> None:
     block = model_with_structure("mobileclip-nano").eval().image_encoder.blocks[0]
-    block.token_mixer.fused_attn = False  # timm then makes the map and passes it through its dropout
+    # timm then computes the map explicitly and passes it through its dropout.
+    block.token_mixer.fused_attn = False
     seen: list[Tensor] = []
     block.token_mixer.attn_drop.register_forward_hook(lambda module, args, out: seen.append(out))
     x = torch.randn(2, 128, 4, 3)
@@ -123,7 +126,7 @@ def test_image_map_equals_the_one_that_timm_computes() -> None:
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_sasp_map_is_the_softmax_written_out(tower: str) -> None:
+def test_sasp_map_equals_an_explicit_softmax(tower: str) -> None:
     model = model_with_structure("siclip-nano").eval()
     encoder = model.image_encoder if tower == "image" else model.text_encoder
     x = encoder.trunk(pairs_of(2)[tower == "text"])
@@ -142,7 +145,7 @@ def test_a_block_without_attention_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
-def test_the_probe_equals_scipy_on_the_maps_of_the_models_own_forward(name: str) -> None:
+def test_the_divergence_equals_scipy_on_the_maps_of_the_models_forward(name: str) -> None:
     model = model_with_structure(name)
     images, tokens = pairs_of(5)
     found = attention_divergence(model, [(images[:2], tokens[:2]), (images[2:], tokens[2:])])
@@ -165,7 +168,7 @@ def test_the_probe_equals_scipy_on_the_maps_of_the_models_own_forward(name: str)
         assert found[tower].samples == 5
 
 
-def test_the_probe_leaves_the_model_as_it_was() -> None:
+def test_the_divergence_does_not_change_the_model() -> None:
     model = model_with_structure("siclip-nano")
     model.image_encoder.model.stem.eval()
     modes = [module.training for module in model.modules()]
@@ -176,14 +179,14 @@ def test_the_probe_leaves_the_model_as_it_was() -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_the_probe_does_not_depend_on_autocast() -> None:
+def test_the_divergence_does_not_depend_on_autocast() -> None:
     model = model_with_structure("siclip-nano")
     expected = attention_divergence(model, [pairs_of(2)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert attention_divergence(model, [pairs_of(2)]) == expected
 
 
-def test_a_module_that_stands_in_every_place_is_compared_with_itself() -> None:
+def test_a_module_used_by_every_block_is_compared_with_itself() -> None:
     model = model_with_structure("siclip-nano", image_sharing="block:0-0", text_sharing="block:0-0-0-0")
     found = attention_divergence(model, [pairs_of(2)])
     pairs = np.array(found["text"].pairs)
@@ -193,19 +196,19 @@ def test_a_module_that_stands_in_every_place_is_compared_with_itself() -> None:
     assert pairs[0, 1] > 0, "the same weights, other inputs"
 
 
-def test_untrained_sasp_blocks_attend_uniformly_and_so_do_not_differ() -> None:
+def test_untrained_sasp_blocks_attend_uniformly_and_do_not_differ() -> None:
     found = attention_divergence(create_model("siclip-nano"), [pairs_of(2)])["image"]
     assert found.entropy_share == pytest.approx((1.0, 1.0))
     assert found.pairs == ((0.0, 0.0), (0.0, 0.0))
 
 
 @pytest.mark.parametrize("batches", [[], [(torch.zeros(0, 3, 64, 64), torch.zeros(0, 20, dtype=torch.long))]])
-def test_no_sample_is_refused(batches: list[tuple[Tensor, Tensor]]) -> None:
+def test_an_empty_input_is_refused(batches: list[tuple[Tensor, Tensor]]) -> None:
     with pytest.raises(UserError, match="no sample"):
         attention_divergence(create_model("mobileclip-nano"), batches)
 
 
-def test_adjacent_pairs_stand_apart_from_their_baseline() -> None:
+def test_adjacent_pairs_are_separate_from_their_baseline() -> None:
     found = divergence_of([[0, 1, 2, 3], [1, 0, 4, 5], [2, 4, 0, 6], [3, 5, 6, 0]])
     assert found.adjacent == (1, 4, 6)
     assert found.adjacent_mean == pytest.approx(11 / 3)
@@ -215,19 +218,20 @@ def test_adjacent_pairs_stand_apart_from_their_baseline() -> None:
     assert (one.adjacent, one.adjacent_mean, one.non_adjacent_mean) == ((), None, None)
 
 
-def test_proposals_merge_the_tightest_neighbours_first() -> None:
-    # Blocks 0–1 and 2–3 are tight pairs, 2–3 the tighter.
+def test_proposals_merge_the_closest_neighbours_first() -> None:
+    # Blocks 0–1 and 2–3 are close pairs, 2–3 the closer one.
     found = propose_sharing(
         divergence_of([[0, 0.02, 0.3, 0.4], [0.02, 0, 0.2, 0.3], [0.3, 0.2, 0, 0.01], [0.4, 0.3, 0.01, 0]])
     )
     assert [str(p.pattern) for p in found] == ["qk:0-1-2-2", "qk:0-0-1-1", "qk:0-0-0-0"]
     within = [0.01, (0.02 + 0.01) / 2, (0.02 + 0.3 + 0.4 + 0.2 + 0.3 + 0.01) / 6]
     assert [p.within for p in found] == pytest.approx(within)
-    assert [p.below_baseline for p in found] == [True, True, True]  # the baseline is (0.3 + 0.4 + 0.3) / 3
+    # The baseline is (0.3 + 0.4 + 0.3) / 3.
+    assert [p.below_baseline for p in found] == [True, True, True]
 
 
-def test_a_boundary_counts_all_pairs_across_it() -> None:
-    # After 0–1, block 2 is near block 1 (0.1) but far from 0 (0.9), so 2–3 (0.4) goes before 1–2 (mean 0.5).
+def test_all_pairs_across_a_boundary_count() -> None:
+    # After 0–1, block 2 is close to block 1 (0.1) but far from 0 (0.9), so 2–3 (0.4) is merged before 1–2 (mean 0.5).
     found = propose_sharing(
         divergence_of([[0, 0.05, 0.9, 0.1], [0.05, 0, 0.1, 0.1], [0.9, 0.1, 0, 0.4], [0.1, 0.1, 0.4, 0]])
     )

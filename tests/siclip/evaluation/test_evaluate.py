@@ -36,7 +36,7 @@ def test_constant_embeddings_score_chance() -> None:
     assert abs(beats_all_negatives(same, same, same.unsqueeze(1).expand(20, 5, 4)) - 1 / 6) < 1e-12
 
 
-def test_beating_all_negatives_needs_all_of_them() -> None:
+def test_beating_all_negatives_requires_beating_each() -> None:
     image = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     text = torch.tensor([[0.8, 0.6], [0.8, 0.6]])
     worse, better = [0.6, 0.8], [1.0, 0.0]
@@ -53,8 +53,8 @@ def test_fitting_resizes_the_shorter_side_and_crops_the_centre() -> None:
     assert fit_image(fitted, 16) is fitted
 
 
-def test_a_frozen_trunk_gives_the_figures_of_one_that_trains() -> None:
-    """It runs folded; retrieval of its embeddings by hand, with 30 pairs in pieces that do not divide them."""
+def test_a_frozen_trunk_has_the_metrics_of_one_that_trains() -> None:
+    """A frozen trunk runs folded. 30 samples in chunks that do not divide them."""
     torch.manual_seed(0)
     model = create_model("mobileclip-nano").train()
     images = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
@@ -62,17 +62,18 @@ def test_a_frozen_trunk_gives_the_figures_of_one_that_trains() -> None:
     negatives = torch.randint(1, 400, (30, 2, 20))
     with torch.no_grad():
         for _ in range(5):
-            model.trunk(to_float_images(images), tokens)  # BatchNorm statistics of the data
+            # Gives the BatchNorms statistics of the data.
+            model.trunk(to_float_images(images), tokens)
         model.eval()
         image = model.encode_image(to_float_images(images), normalize=True)
         text, flat = (model.encode_text(t, normalize=True) for t in (tokens, negatives.flatten(0, 1)))
-    wanted = {k: v for k, v in retrieval_metrics(image, text).items() if "recall@" in k}
-    wanted["beats_all_negatives"] = beats_all_negatives(image, text, flat.view(30, 2, -1))
+    expected = {k: v for k, v in retrieval_metrics(image, text).items() if "recall@" in k}
+    expected["beats_all_negatives"] = beats_all_negatives(image, text, flat.view(30, 2, -1))
     data, device = EvaluationSet(images, tokens, negatives), torch.device("cpu")
-    assert evaluate(model, data, device=device, chunk=7) == wanted
+    assert evaluate(model, data, device=device, chunk=7) == expected
     model.requires_grad_(False)
     assert model.trunk_is_frozen()
-    assert evaluate(model, data, device=device, chunk=7) == wanted
+    assert evaluate(model, data, device=device, chunk=7) == expected
     features = fused_trunk(model.image_encoder, to_float_images(images))
     folded = normalize(model.image_encoder.head(features), dim=-1)
     torch.testing.assert_close(folded, image, rtol=1e-4, atol=1e-5)

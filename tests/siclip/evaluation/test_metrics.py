@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and torchmetrics; ties; chunks; intervals."""
+"""Metrics compared with scikit-learn and torchmetrics; ties; chunks; intervals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def captioned() -> tuple[Tensor, Tensor, Tensor]:
-    """60 images, their captions in mixed order, from 1 to 4 an image."""
+    """60 images with 1 to 4 captions each, in mixed order."""
     owner = torch.cat([torch.full((1 + image % 4,), image) for image in range(60)])
     owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(1))]
     image = unit(60, 16)
@@ -63,14 +63,15 @@ def test_retrieval_equals_torchmetrics(captioned: tuple[Tensor, Tensor, Tensor])
     scores = text @ image.T
     right = owner.unsqueeze(1) == torch.arange(60)
     for name, rows, targets in (("image_retrieval", scores, right), ("text_retrieval", scores.T, right.T)):
-        pairs = list(zip(rows + 2, targets, strict=True))  # torchmetrics takes no score of 0 or less for a find
+        # torchmetrics does not count a score of 0 or less as retrieved.
+        pairs = list(zip(rows + 2, targets, strict=True))
         for k in (1, 5, 10):
             expected = np.mean([retrieval_hit_rate(row, target, top_k=k).item() for row, target in pairs])
             assert found[f"{name}_recall@{k}"] == pytest.approx(expected, abs=1e-7)
         mrr = np.mean([retrieval_reciprocal_rank(row, target).item() for row, target in pairs])
         assert found[f"{name}_mrr"] == pytest.approx(mrr, abs=1e-7)
-        places = [int((row > row[target].max()).sum()) + 1 for row, target in pairs]
-        assert found[f"{name}_median_rank"] == np.median(places)
+        positions = [int((row > row[target].max()).sum()) + 1 for row, target in pairs]
+        assert found[f"{name}_median_rank"] == np.median(positions)
     assert 0.1 < found["mean_recall@1"] < 0.9
 
 
@@ -87,7 +88,8 @@ def test_equal_candidates_are_found_by_their_bytes(monkeypatch: pytest.MonkeyPat
     rows[[3, 17, 30]] = rows[20].clone()
     rows[39] = rows[0]
     expected = [next(j for j in range(40) if torch.equal(rows[j], rows[i])) for i in range(40)]
-    for hashing in (hash, len):  # also where hashes of different rows are the same
+    # With len as the hash, different rows collide.
+    for hashing in (hash, len):
         monkeypatch.setitem(ranks.__dict__, "hash", hashing)
         found = ranks._first_of_equals(rows)
         assert found is not None and found.tolist() == expected
@@ -95,8 +97,8 @@ def test_equal_candidates_are_found_by_their_bytes(monkeypatch: pytest.MonkeyPat
     assert ranks._first_of_equals(unit(5, 8)) is None
 
 
-def test_the_expected_values_are_those_of_breaking_ties_at_random() -> None:
-    """All orders of five candidates of which three tie, two of them right."""
+def test_expected_values_equal_the_mean_over_all_ways_of_breaking_ties() -> None:
+    """All orders of five candidates; three tie, two of these are right."""
     scores, right = [0.9, 0.5, 0.5, 0.5, 0.1], {1, 2}
     first = [
         1 + min(order.index(c) for c in right)
@@ -105,9 +107,9 @@ def test_the_expected_values_are_those_of_breaking_ties_at_random() -> None:
     ]
     found = ranks.ranks_of_scores(torch.tensor([scores]), torch.tensor([[1, 2, -1]]))
     for k in range(1, 6):
-        assert found.hits(k)[0] == pytest.approx(np.mean([place <= k for place in first]))
+        assert found.hits(k)[0] == pytest.approx(np.mean([position <= k for position in first]))
     assert found.expected()[0] == pytest.approx(np.mean(first))
-    assert found.reciprocal()[0] == pytest.approx(np.mean([1 / place for place in first]))
+    assert found.reciprocal()[0] == pytest.approx(np.mean([1 / position for position in first]))
 
 
 def test_constant_embeddings_get_chance() -> None:
@@ -123,7 +125,7 @@ def test_constant_embeddings_get_chance() -> None:
     )
 
 
-def test_a_model_that_gives_no_numbers_is_not_right() -> None:
+def test_nan_embeddings_are_never_right() -> None:
     image, text = unit(20, 8), unit(20, 8) * float("nan")
     assert retrieval_metrics(image, text)["mean_recall@1"] == pytest.approx(1 / 20)
     broken = unit(20, 8)
@@ -154,7 +156,8 @@ def test_classification_equals_scikit_learn_and_torchmetrics(predictions: tuple[
     assert named["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
     expected = f1_score(labels, predicted, average="macro", labels=np.unique(labels))
     assert named["F1-macro_all"] == macro_f1(labels, predicted) == pytest.approx(expected, abs=1e-12)
-    groups = np.arange(200) % 3 * 2  # group 1 has no samples
+    # Group 1 has no samples.
+    groups = np.arange(200) % 3 * 2
     worst = min((predicted == labels)[groups == group].mean() for group in (0, 2, 4))
     assert values(found.worst_group("acc_wg", groups), 200)["acc_wg"] == pytest.approx(worst)
 
@@ -162,7 +165,8 @@ def test_classification_equals_scikit_learn_and_torchmetrics(predictions: tuple[
 def test_multilabel_precision_equals_scikit_learns() -> None:
     generator = np.random.default_rng(5)
     targets = (generator.random((80, 6)) < 0.3).astype(np.int64)
-    scores = np.round(generator.random((80, 6)) + 0.4 * targets, 1)  # rounded, so that many tie
+    # Rounded, so that many scores tie.
+    scores = np.round(generator.random((80, 6)) + 0.4 * targets, 1)
     found = values(multilabel_statistics(scores, targets), 80)
     expected = average_precision_score(targets, scores, average="macro")
     assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-12)
@@ -192,7 +196,7 @@ def test_class_embeddings_average_over_templates() -> None:
         prompts_of("cat", {"dog": ["a dog"]})
 
 
-def test_labels_without_a_class_name() -> None:
+def test_labels_without_a_class_name_are_refused() -> None:
     check_labels(np.array([0, 2]), ["a", "b", "c"], "here")
     with pytest.raises(UserError, match=r"here: labels 3, 7 have no class name, there are 3"):
         check_labels(np.array([0, 7, 3, 7]), ["a", "b", "c"], "here")
@@ -239,15 +243,16 @@ def test_jaccard_equals_scikit_learns() -> None:
     assert found["jaccard_score_10-12"] == pytest.approx(np.mean(expected[10]))
 
 
-def test_intervals_hold_the_true_value_as_often_as_they_say() -> None:
-    """Of a mean of 200 coin tosses of 0.3: 95 % intervals of 300 experiments."""
+def test_intervals_cover_the_true_value_as_often_as_stated() -> None:
+    """95 % intervals of the mean of 200 coin tosses with probability 0.3, in 300 experiments."""
     generator = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for experiment in range(300):
         tosses = (generator.random(200) < 0.3).astype(float)
         found = intervals({"m": lambda u, t=tosses: float(t[u].mean())}, 200, resamples=200, seed=experiment)["m"]
-        held += found.low <= 0.3 <= found.high
-    assert binomtest(held, 300, 0.94).pvalue > 0.001  # the percentile method holds a little less than 95 %
+        covered += found.low <= 0.3 <= found.high
+    # The percentile method covers slightly less than 95 %.
+    assert binomtest(covered, 300, 0.94).pvalue > 0.001
 
 
 def test_paired_differences_are_narrower_than_separate_ones() -> None:
@@ -263,7 +268,7 @@ def test_paired_differences_are_narrower_than_separate_ones() -> None:
     assert intervals(metrics[0], 500) == intervals(metrics[0], 500)
 
 
-def test_a_resampled_image_takes_its_captions_along(captioned: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_captions_are_resampled_with_their_image(captioned: tuple[Tensor, Tensor, Tensor]) -> None:
     image, text, owner = captioned
     found = retrieve(image, text, owner).statistics()["image_retrieval_recall@1"]
     hit = (text @ image.T).argmax(dim=1) == owner
@@ -271,13 +276,11 @@ def test_a_resampled_image_takes_its_captions_along(captioned: tuple[Tensor, Ten
     assert found(np.array([5, 5, 9])) == pytest.approx(torch.cat([five, five, nine]).mean().item())
 
 
-def test_the_suite_has_38_sets_and_an_average_says_over_how_many() -> None:
+def test_the_suite_has_38_sets_and_an_average_reports_how_many_it_covers() -> None:
     assert len(SETS) == 38 == len({each.name for each in SETS}) == len({f for each in SETS for f in each.folders[:1]})
     assert suite_sets("datacomp") == SETS == suite_sets("38") and suite_sets("imagenet1k") is None
-    assert {s.metric for s in SETS} == {
-        "acc1", "mean_per_class_recall", "mean_recall@1", "jaccard_score_10-12", "F1-macro_all", "acc_worst_region",
-        "acc_top5_wg", "acc_wg",
-    }  # fmt: skip
+    usual = {"acc1", "mean_per_class_recall", "mean_recall@1", "jaccard_score_10-12", "F1-macro_all"}
+    assert {s.metric for s in SETS} == usual | {"acc_worst_region", "acc_top5_wg", "acc_wg"}
     caltech = find_set("vtab/caltech101")
     assert caltech is not None and caltech is find_set("caltech101")
     assert caltech.folders[0] == "wds_vtab-caltech101_test"

@@ -13,7 +13,7 @@ from siclip.models import Clip, create_model
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_the_file_holds_the_model_under_the_official_names(tmp_path: Path, suffix: str) -> None:
+def test_the_file_contains_the_model_under_the_official_names(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(0)
     model = create_model("mobileclip-nano")
     exported = export_official(model, tmp_path / f"model{suffix}")

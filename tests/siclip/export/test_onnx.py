@@ -20,7 +20,7 @@ GAINS = {"alpha", "beta", "gamma", "beta_sa", "beta_ff", "layer_scale"}
 
 
 def trained_like(name: str, **config: Any) -> Clip:
-    """A model whose BatchNorms, gains, layer scales and queries are far from where they start."""
+    """A model whose BatchNorms, gains, layer scales and queries are far from their initial values."""
     torch.manual_seed(0)
     model = create_model(name, **config)
     for key, value in model.state_dict().items():
@@ -73,8 +73,8 @@ SMALL = {"image": {"layers": (1, 1, 1), "sharing": "none"}, "text": {"layers": 1
 
 
 @pytest.mark.slow
-def test_siclip_nano_runs_in_onnxruntime_at_any_batch_and_its_files_tell_how(tmp_path: Path) -> None:
-    """Also: they hold shared weights once."""
+def test_siclip_nano_runs_in_onnxruntime_at_any_batch_size_and_its_files_are_self_describing(tmp_path: Path) -> None:
+    """Also, shared weights are stored once."""
     model = trained_like("siclip-nano", **SHARED).train()
     check_onnx(tmp_path / "onnx", model)
     for path, tower, bare in (
@@ -85,12 +85,12 @@ def test_siclip_nano_runs_in_onnxruntime_at_any_batch_and_its_files_tell_how(tmp
         assert weights < path.stat().st_size + 4096 and path.stat().st_size < weights + 100_000
         proto = onnx.load(path)
         onnx.checker.check_model(proto, full_check=True)
-        told = {entry.key: entry.value for entry in proto.metadata_props}
-        assert ModelConfig.model_validate_json(told["siclip.config"]) == model.config
-        assert json.loads(told["siclip.tokenizer"])["context_length"] == 20
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        assert ModelConfig.model_validate_json(metadata["siclip.config"]) == model.config
+        assert json.loads(metadata["siclip.tokenizer"])["context_length"] == 20
         start, *_, end = siclip.tokenize("a", 3)[0].tolist()
-        assert [json.loads(told["siclip.tokenizer"])[key] for key in ("start", "end")] == [start, end]
-        assert float(told["siclip.logit_scale"]) == pytest.approx(1 / 0.07)
+        assert [json.loads(metadata["siclip.tokenizer"])[key] for key in ("start", "end")] == [start, end]
+        assert float(metadata["siclip.logit_scale"]) == pytest.approx(1 / 0.07)
         shape = proto.graph.input[0].type.tensor_type.shape.dim
         assert shape[0].dim_param == "batch" and tuple(d.dim_value for d in shape[1:]) == bare
         assert str(Path(__file__).parents[3]).encode() not in path.read_bytes(), "a path of this machine"
@@ -141,7 +141,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten_and_no_folder_is_guessed(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_no_folder_is_created(tmp_path: Path) -> None:
     model = create_model("siclip-nano")
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match="mine exists and is not overwritten: delete it"):

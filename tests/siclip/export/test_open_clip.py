@@ -23,7 +23,7 @@ TEXTS = ["a photo of a dog", "two red 7s above a blue 1", ""]
 
 @pytest.fixture(scope="module")
 def model() -> Clip:
-    """Gains, queries and BatchNorm statistics are not the initial ones."""
+    """A model whose gains, queries and BatchNorm statistics differ from the initial ones."""
     torch.manual_seed(0)
     model = create_model("siclip-nano")
     for key, value in model.state_dict().items():
@@ -66,10 +66,11 @@ def test_the_state_dict_has_open_clips_names_and_no_aliases(model: Clip, folder:
     assert not state["visual.trunk.head.fc.bias"].any()
     one, two = (state[f"text.transformer.{block}.qk.key.weight"] for block in (1, 2))
     assert torch.equal(one, two) and one.data_ptr() != two.data_ptr()
-    assert count_parameters(theirs) == count_parameters(model) + 128  # the projection's bias; shared weights once
+    # 128 for the projection's bias; shared weights count once.
+    assert count_parameters(theirs) == count_parameters(model) + 128
 
 
-def test_open_clip_loads_the_weights_strictly_by_its_own_function(model: Clip, folder: Path) -> None:
+def test_open_clips_own_function_loads_the_weights_strictly(model: Clip, folder: Path) -> None:
     torch.manual_seed(1)
     theirs = to_open_clip_model(create_model("siclip-nano"))
     open_clip.load_checkpoint(theirs, str(folder / "open_clip_model.safetensors"), strict=True)

@@ -1,9 +1,9 @@
-"""Make mobileclip_s0.npz from the reference implementation, which this project does not contain.
+"""Create mobileclip_s0.npz with the reference implementation, which is not part of this project.
 
     git clone https://github.com/apple/ml-mobileclip REFERENCE
     python tests/siclip/golden/make.py REFERENCE
 
-builds the reference's ``mobileclip_s0``, fills it by the rule of rule.py, and keeps its embeddings of the rule's
+It builds the reference's ``mobileclip_s0``, fills it by the rule in rule.py, and stores its embeddings of the rule's
 images and tokens, not normalised, in train form and reparameterized.
 """
 

@@ -1,16 +1,16 @@
-"""The deterministic rule that fills a model and makes its inputs, so that two implementations can be compared.
+"""A deterministic rule for a model's weights and inputs, so that two implementations can be compared.
 
-Every entry of the official flat state dict is a function of its key and shape alone. The numbers come from
-numpy's `RandomState`, whose stream NumPy promises never to change, seeded by the CRC-32 of the key:
+Every entry of the official flat state dict is a function of its key and shape only. The numbers come from numpy's
+`RandomState`, whose stream NumPy guarantees not to change, seeded by the CRC-32 of the key:
 
 - ``*.running_var``: uniform in [0.5, 1.5)
 - ``*.running_mean``: uniform in [−0.05, 0.05)
 - ``*.num_batches_tracked``: 7
-- ``*layer_scale*``: uniform in [0.1, 0.3): the released 1e-5 would hide the blocks from the output
+- ``*layer_scale*``: uniform in [0.1, 0.3), because with the released 1e-5 the blocks would not affect the output
 - ``logit_scale``: uniform in [3, 4)
 - other vectors named ``weight`` (the scales of norms): uniform in [0.75, 1.25)
 - other vectors (biases): uniform in [−0.05, 0.05)
-- everything else: uniform in ±sqrt(3 / fan_in), fan_in being the product of all sizes but the first
+- everything else: uniform in ±sqrt(3 / fan_in), where fan_in is the product of all sizes except the first
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def filled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def images() -> Tensor:
-    """(2, 3, 256, 256) in [0, 1): waves around a level per channel, and noise: coarse and fine structure count."""
+    """(2, 3, 256, 256) in [0, 1): waves around a level per channel, and noise, for coarse and fine structure."""
     random = stream("images")
     grid = np.linspace(0, 1, 256)
     frequencies = random.uniform(0.5, 40, (6, 3))
@@ -65,7 +65,7 @@ def images() -> Tensor:
 
 
 def tokens() -> Tensor:
-    """(2, 77): start, words, end of text, zeros; one short caption and one that fills the context."""
+    """(2, 77): start, words, end of text, zeros; a short caption and one that fills the context."""
     random = stream("tokens")
     ids = np.zeros((2, 77), dtype=np.int64)
     for row, words in enumerate((6, 75)):

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP, FD, CRD and ICL against numpy and scipy, and against first principles."""
+"""CLIP, SigLIP, FD, CRD and ICL compared with numpy and scipy, and tested for known minima and invariances."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_feature_distillation_is_the_sum_of_two_mean_squares(dtype: torch.dtype,
 def test_contrastive_relational_is_kl_from_teacher_to_student(
     temperature: float, dtype: torch.dtype, relative: float
 ) -> None:
-    wide_image, wide_text = unit(8, 20), unit(9, 20)  # CRD compares similarities: the widths may differ
+    # CRD compares similarities, so the widths may differ.
+    wide_image, wide_text = unit(8, 20), unit(9, 20)
     student, teacher = S * IMAGE @ TEXT.T / temperature, T * wide_image @ wide_text.T / temperature
     expected = temperature**2 * (kl_rows(teacher, student) + kl_rows(teacher.T, student.T)) / 2
     reverse = temperature**2 * (kl_rows(student, teacher) + kl_rows(student.T, teacher.T)) / 2
@@ -108,8 +109,10 @@ def test_siglip_is_a_binary_cross_entropy_over_all_pairs(dtype: torch.dtype, rel
 
 @pytest.mark.parametrize("name", ["contrastive", "interactive_contrastive"])
 def test_a_perfect_match_is_the_minimum_of_a_contrastive_loss(name: str) -> None:
-    """Pairs at the corners of a simplex, cosine −1/(B−1) between any two, are the global minimum
-    ln(1 + (B−1)·exp(−s·B/(B−1))) (arXiv 2011.11619): any disturbance raises it."""
+    """Pairs at the corners of a simplex, with cosine −1/(B−1) between any two, are the global minimum.
+
+    It is ln(1 + (B−1)·exp(−s·B/(B−1))) (arXiv 2011.11619); any perturbation increases the loss.
+    """
     (best_pairs,) = tensors(np.eye(B, D) - (np.arange(D) < B) / B)
     corner = torch.nn.functional.normalize(best_pairs, dim=1)
     scale = {"contrastive": S, "interactive_contrastive": C}[name]
@@ -123,9 +126,11 @@ def test_a_perfect_match_is_the_minimum_of_a_contrastive_loss(name: str) -> None
 
 
 def test_a_perfect_match_is_the_minimum_of_siglip() -> None:
-    """With matched cosines of 1 the others add up to −B at the least, and the loss is convex in each: a
-    simplex, all at −1/(B−1), is the minimum. At this scale it does not pay to lower the matched cosines for the
-    others' sake (arXiv 2402.12613)."""
+    """With matched cosines of 1 the other cosines sum to at least −B, and the loss is convex in each.
+
+    The minimum is therefore a simplex, with all of them at −1/(B−1). At this scale, lower matched cosines do not
+    reduce the loss (arXiv 2402.12613).
+    """
     (best_pairs,) = tensors(np.eye(B, D) - (np.arange(D) < B) / B)
     corner = torch.nn.functional.normalize(best_pairs, dim=1)
     best = LOSSES["siglip"](corner, corner, corner, corner)
@@ -162,7 +167,7 @@ def test_the_order_of_the_batch_does_not_matter(loss: Callable[..., Tensor]) -> 
 
 @any_loss
 def test_a_broken_pairing_changes_the_loss(loss: Callable[..., Tensor]) -> None:
-    """Guards the test above: shuffling one modality alone is another batch."""
+    """Shows that the test above can fail: shuffling one modality gives another batch."""
     image, text, teacher_image, teacher_text = tensors(IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT)
     paired, broken = (loss(image, t, teacher_image, teacher_text) for t in (text, text.roll(1, dims=0)))
     assert abs(paired - broken) > 1e-3
@@ -184,7 +189,7 @@ def test_everything_is_fp32_under_bf16_autocast(loss: Callable[..., Tensor]) -> 
 
 
 @any_loss
-def test_bf16_embeddings_are_computed_with_in_fp32(loss: Callable[..., Tensor]) -> None:
+def test_bf16_embeddings_are_processed_in_fp32(loss: Callable[..., Tensor]) -> None:
     batch = tensors(IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT, dtype=torch.bfloat16)
     assert torch.equal(loss(*batch), loss(*[x.float() for x in batch]))
     mixed = loss(batch[0].double(), batch[1], batch[2], batch[3].float())
@@ -200,7 +205,7 @@ def test_gradients_are_exact_and_do_not_reach_the_teacher(name: str) -> None:
     assert all(x.grad is None for x in batch[2:])
 
 
-def test_the_logit_scales_learn_and_the_teachers_does_not() -> None:
+def test_the_logit_scales_get_gradients_and_the_teachers_does_not() -> None:
     batch = tensors(IMAGE, TEXT, TEACHER_IMAGE, TEACHER_TEXT)
     scale, teacher_scale = (torch.tensor(v, requires_grad=True) for v in (S, T))
     contrastive_relational_loss(*batch, scale, teacher_scale).backward()

@@ -1,4 +1,4 @@
-"""Negative mining: the contract that every miner keeps, and what each one chooses."""
+"""Negative mining: the contract of every miner, and the choice of each one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def problem(seed: int, batch: int = 16, masked: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Random logits and a random mask with one row fully and one row all but fully masked."""
+    """Random logits and a random mask with one fully masked row and one row with a single candidate."""
     similarity = 8 * torch.randn(batch, batch, generator=generator(seed))
     exclude = torch.rand(batch, batch, generator=generator(seed + 100)) < masked
     exclude[0] = True
@@ -59,7 +59,7 @@ def test_a_batch_without_candidates_has_no_negatives(strategy: MiningStrategy) -
 
 
 @every_strategy
-def test_a_generator_decides_everything(strategy: MiningStrategy) -> None:
+def test_only_the_generator_determines_the_draws(strategy: MiningStrategy) -> None:
     similarity, exclude = problem(1)
     runs = []
     for global_seed in (0, 1):
@@ -77,7 +77,7 @@ def test_a_generator_decides_everything(strategy: MiningStrategy) -> None:
 
 
 @every_strategy
-def test_mining_leaves_its_inputs_alone_and_carries_no_gradient(strategy: MiningStrategy) -> None:
+def test_mining_does_not_change_its_inputs_and_has_no_gradient(strategy: MiningStrategy) -> None:
     similarity, exclude = problem(2)
     similarity.requires_grad_()
     before = similarity.detach().clone(), exclude.clone()
@@ -105,7 +105,7 @@ def test_hardest_is_the_most_similar_allowed_one(strategy: MiningStrategy) -> No
         assert int(index[row]) == max(allowed, key=lambda j: float(similarity[row, j]))
 
 
-def test_semi_hard_is_the_most_similar_one_below_the_positive_else_the_least_similar() -> None:
+def test_semi_hard_is_the_most_similar_one_below_the_positive_or_else_the_least_similar() -> None:
     similarity, exclude = problem(5)
     similarity[2, 2], similarity[3, 3] = -1e3, 1e3
     index = mine_negatives(similarity, "semi_hard", exclude=exclude, generator=generator())
@@ -157,7 +157,7 @@ def test_a_random_miner_takes_the_winner_of_an_exponential_race(
 def test_random_miners_draw_from_their_distribution(
     strategy: MiningStrategy, progress: float | None, kappa: float
 ) -> None:
-    """Many draws for the same six candidates (two of them excluded), by a chi-square test of each row."""
+    """Many draws from the same six candidates, two of them excluded; a chi-square test of each row."""
     similarity = torch.randn(6, 6, generator=generator(11), dtype=torch.float64)
     exclude = torch.zeros(6, 6, dtype=torch.bool)
     exclude[:, 0] = True
@@ -191,8 +191,8 @@ def test_annealed_goes_from_uniform_over_sampled_to_hardest() -> None:
             assert torch.equal(annealed, other), strategy
 
 
-def test_annealed_gets_harder_all_the_way() -> None:
-    """The mean similarity of what is drawn rises with the progress."""
+def test_annealed_gets_harder_throughout_the_training() -> None:
+    """The mean similarity of the drawn candidates increases with the progress."""
     similarity = torch.randn(64, 64, generator=generator(1))
     exclude = torch.eye(64, dtype=torch.bool)
 
@@ -210,7 +210,7 @@ def test_annealed_gets_harder_all_the_way() -> None:
     assert means[-1] == pytest.approx(float(similarity.masked_fill(exclude, -9).amax(dim=1).mean()), rel=1e-6)
 
 
-def test_mine_negatives_refuses_what_it_does_not_know() -> None:
+def test_mine_negatives_refuses_invalid_arguments() -> None:
     similarity, exclude = problem(0)
     with pytest.raises(UserError, match=r"hardness.*sampled, hardest"):
         mine_negatives(similarity, "hardness", exclude=exclude, generator=generator())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The weighted sum: its parts, its own parameters, and what it refuses."""
+"""The weighted sum: its parts, its parameters, and the errors."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_loss_is_the_weighted_sum_of_the_pure_functions() -> None:
     assert out["pair_dropped"].item() == pair_matching.dropped.item() == 0
 
 
-def test_only_the_loss_carries_a_gradient_and_none_reaches_the_teacher() -> None:
+def test_only_the_loss_has_a_gradient_and_none_reaches_the_teacher() -> None:
     teacher = embeddings(3, width=24)
     student = embeddings(1)
     built = objective(24)
@@ -183,7 +183,8 @@ def test_widths_that_differ_get_an_orthogonal_projection_for_fd_and_icl_only() -
     weight_image, weight_text = built.image_projection.weight, built.text_projection.weight
     torch.testing.assert_close(weight_image.T @ weight_image, torch.eye(D, dtype=torch.float64), atol=1e-6, rtol=0)
     with torch.no_grad():
-        weight_image *= 3.0  # normalised afterwards, so this must not matter
+        # The projection's output is normalised, so this must not matter.
+        weight_image *= 3.0
         weight_text += 0.1
     out = built(STUDENT, teacher, IDS, generator())
     image = F.normalize(STUDENT.image @ weight_image.T, dim=1)
@@ -200,14 +201,14 @@ def test_widths_that_differ_get_an_orthogonal_projection_for_fd_and_icl_only() -
         assert out[name].item() == pytest.approx(value.item(), rel=1e-6), name
 
 
-def test_equal_widths_and_a_lone_crd_need_no_projection() -> None:
+def test_equal_widths_and_crd_alone_need_no_projection() -> None:
     assert objective(D).image_projection is None
     lone = Objective(LossConfig(**{**ALONE, "contrastive_relational": 1.0}), D, (24, 24))
     assert not list(lone.parameters())
     assert "contrastive_relational" in lone(STUDENT, embeddings(3, width=24), IDS, generator())
 
 
-def test_the_interactive_scale_is_kept_at_100_and_can_come_back() -> None:
+def test_the_interactive_scale_is_at_most_100_and_can_decrease_again() -> None:
     built = objective(**{**ALONE, "interactive_contrastive": 1.0})
     scale = built.interactive_logit_scale
     assert scale is not None
@@ -268,7 +269,7 @@ def test_a_missing_teacher_is_refused_at_construction_and_in_the_step(changes: d
         Objective(config, D, (D, D))(STUDENT, None, IDS, generator())
 
 
-def test_widths_that_are_not_the_announced_ones_are_refused() -> None:
+def test_widths_other_than_the_announced_ones_are_refused() -> None:
     with pytest.raises(UserError, match=r"student's embeddings have width 24.*built for 16"):
         objective()(embeddings(1, width=24), TEACHER, IDS, generator())
     with pytest.raises(UserError, match=r"teacher's embeddings have widths \(24, 24\)"):
@@ -277,7 +278,7 @@ def test_widths_that_are_not_the_announced_ones_are_refused() -> None:
         Objective(LossConfig(), D, (24, 32))
 
 
-def test_feature_distillation_alone_takes_a_teacher_of_two_widths() -> None:
+def test_feature_distillation_alone_accepts_a_teacher_with_two_widths() -> None:
     built = Objective(LossConfig(**{**ALONE, "feature_distillation": 1.0}), D, (24, D))
     assert built.image_projection is not None
     assert built.text_projection is None
@@ -286,6 +287,6 @@ def test_feature_distillation_alone_takes_a_teacher_of_two_widths() -> None:
     assert loss.isfinite()
 
 
-def test_an_objective_of_zeros_is_refused() -> None:
+def test_an_objective_without_weights_is_refused() -> None:
     with pytest.raises(UserError, match="every weight is 0"):
         Objective(LossConfig(**{**ALONE, "contrastive": 0.0}), D, None)

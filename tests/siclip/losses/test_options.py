@@ -1,4 +1,4 @@
-"""What the options of the objective change: SigLIP as the base, CRD's temperature, and what follows the training."""
+"""Options of the objective: SigLIP as the base, CRD's temperature, and options that depend on the progress."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def objective(**changes: Any) -> Objective:
 
 
 def step(built: Objective, progress: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
-    figures: dict[str, Tensor] = built(STUDENT, TEACHER, IDS, generator(seed), progress=progress)
-    return figures
+    metrics: dict[str, Tensor] = built(STUDENT, TEACHER, IDS, generator(seed), progress=progress)
+    return metrics
 
 
-def test_siglip_starts_at_the_scale_and_bias_of_its_source() -> None:
+def test_siglip_starts_at_the_scale_and_bias_of_the_paper() -> None:
     built = objective(contrastive=0.5, base="siglip")
     assert [name for name, _ in built.named_parameters()] == ["siglip.logit_scale", "siglip.logit_bias"]
     out = step(built)
@@ -71,7 +71,7 @@ def test_siglip_starts_at_the_scale_and_bias_of_its_source() -> None:
     assert out["siglip_bias"].item() == -10
 
 
-def test_siglip_learns_its_own_scale_and_bias_and_leaves_the_models() -> None:
+def test_siglip_learns_its_own_scale_and_bias_and_not_the_models() -> None:
     built, student = objective(contrastive=1.0, base="siglip"), embeddings(1)
     out = built(student, None, IDS, generator())
     out["loss"].backward()
@@ -81,10 +81,11 @@ def test_siglip_learns_its_own_scale_and_bias_and_leaves_the_models() -> None:
         assert parameter.grad is not None
         assert parameter.grad.abs() > 0
     torch.optim.SGD(built.parameters(), lr=1.0).step()
-    assert out["siglip_bias"].item() == -10  # a figure of this step does not follow the parameter
+    # A metric of this step does not change with the parameter.
+    assert out["siglip_bias"].item() == -10
 
 
-def test_siglips_scale_is_kept_at_100_and_can_come_back() -> None:
+def test_siglips_scale_is_at_most_100_and_can_decrease_again() -> None:
     loss = SiglipLoss()
     with torch.no_grad():
         loss.logit_scale.fill_(9.0)
@@ -98,7 +99,7 @@ def test_siglips_scale_is_kept_at_100_and_can_come_back() -> None:
 
 
 @pytest.mark.parametrize(("base", "contrastive"), [("clip", 1.0), ("siglip", 0.0)])
-def test_siglip_has_no_parameters_where_it_is_not_on(base: str, contrastive: float) -> None:
+def test_siglip_has_no_parameters_if_it_is_off(base: str, contrastive: float) -> None:
     built = objective(contrastive=contrastive, base=base, feature_distillation=1.0)
     assert not list(built.parameters())
     assert not {"siglip_scale", "siglip_bias"} & set(step(built))
@@ -148,7 +149,7 @@ def test_the_weight_of_pair_matching_rises_over_its_warm_up(warmup: float, progr
     torch.testing.assert_close(gradient, factor * full.pair_matching_head.weight.grad)  # type: ignore[union-attr, operator]
 
 
-def test_a_progress_outside_the_training_is_refused() -> None:
+def test_a_progress_outside_0_to_1_is_refused() -> None:
     with pytest.raises(UserError, match=r"progress 1\.5 must be between 0 and 1"):
         step(objective(pair_matching=1.0, pair_matching_warmup=0.5), 1.5)
 

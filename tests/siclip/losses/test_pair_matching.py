@@ -56,7 +56,7 @@ def test_the_false_negative_mask_is_fp32_under_autocast() -> None:
 
 
 def pair_logits(head: PairMatchingHead, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """The head's formula in numpy, from its state dict."""
+    """The head's formula in numpy, with the weights of its state dict."""
     p = {name: value.double().numpy() for name, value in head.state_dict().items()}
     if head.kind == "product":
         return (p["weight"] * image * text).sum(axis=1) + p["bias"]
@@ -99,7 +99,7 @@ def test_the_loss_is_the_mean_binary_cross_entropy_over_the_pairs(kind: PairHead
 
 
 @every_head
-def test_rows_without_negatives_neither_count_nor_pull(kind: PairHead) -> None:
+def test_rows_without_negatives_do_not_count_and_have_no_gradient(kind: PairHead) -> None:
     head = PairMatchingHead(kind, 8)
     image, text = (unit(seed, 4, 8).float().requires_grad_() for seed in (1, 2))
     none = torch.full((4,), -1)
@@ -138,13 +138,13 @@ def test_the_order_of_the_batch_does_not_matter(kind: PairHead) -> None:
 
 
 @every_head
-def test_the_order_of_the_batch_does_not_matter_to_given_negatives(kind: PairHead) -> None:
+def test_the_order_of_the_batch_does_not_matter_for_given_negatives(kind: PairHead) -> None:
     torch.manual_seed(0)
     head = PairMatchingHead(kind, 8).double()
     image, text, order = unit(1, 6, 8), unit(2, 6, 8), torch.tensor([4, 0, 5, 2, 1, 3])
     negatives = [torch.tensor([1, 2, -1, 4, 0, 3]), torch.tensor([-1, 0, 5, -1, 2, 1])]
-    place = {old: new for new, old in enumerate(order.tolist())} | {-1: -1}
-    moved = [torch.tensor([place[j] for j in index[order].tolist()]) for index in negatives]
+    position = {old: new for new, old in enumerate(order.tolist())} | {-1: -1}
+    moved = [torch.tensor([position[j] for j in index[order].tolist()]) for index in negatives]
     plain = pair_matching_loss(image, text, head, text_negatives=negatives[0], image_negatives=negatives[1])
     other = pair_matching_loss(image[order], text[order], head, text_negatives=moved[0], image_negatives=moved[1])
     assert not torch.equal(moved[0], negatives[0])
@@ -152,7 +152,7 @@ def test_the_order_of_the_batch_does_not_matter_to_given_negatives(kind: PairHea
 
 
 def test_a_perfect_match_is_the_minimum() -> None:
-    """The head that starts as 10·cosine + b: matched pairs at cosine 1 and negatives at −1 leave nothing to gain."""
+    """The head starts as 10·cosine + b, so matched pairs at cosine 1 and negatives at −1 are the minimum."""
     head = PairMatchingHead("product", 8).double()
     half = unit(1, 3, 8)
     perfect, partner = torch.cat([half, -half]), torch.arange(6).roll(3)
@@ -208,7 +208,7 @@ def test_pair_matching_is_fp32_under_bf16_autocast(kind: PairHead) -> None:
 def test_an_interaction_separates_permuted_negatives_and_the_gradient_reaches_the_embeddings(
     kind: PairHead,
 ) -> None:
-    """Matched pairs lie close, negatives permute the batch: a linear map of [z_I; z_T] stays at the prior."""
+    """Matched pairs are close and negatives permute the batch: a linear map of [z_I; z_T] cannot beat the prior."""
     torch.manual_seed(0)
     width, negatives = 24, torch.arange(64).roll(1)
     common = torch.randn(64, width, generator=generator(5))

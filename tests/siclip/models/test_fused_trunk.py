@@ -1,4 +1,4 @@
-"""The folded trunk computes what the trunk computes, and follows its weights."""
+"""The folded trunk equals the trunk and follows changes of its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def model(name: str = "mobileclip-nano", **config: object) -> Clip:
-    """With statistics, scales and biases far from where they start, so that leaving one out shows."""
+    """A tower whose statistics, scales and biases are far from their initial values, so that omitting one shows."""
     torch.manual_seed(2)
     built = create_model(name, **config)
     for part in built.modules():
@@ -48,7 +48,7 @@ def test_it_equals_the_trunk_in_double_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_it_takes_either_memory_layout(layout: torch.memory_format) -> None:
+def test_it_accepts_either_memory_layout(layout: torch.memory_format) -> None:
     built = model().to(memory_format=layout)
     assert_same(built.image_encoder, IMAGES.contiguous(memory_format=layout))
 
@@ -58,13 +58,13 @@ def test_the_full_size_trunk_is_the_same() -> None:
     assert_same(model("mobileclip-s0").image_encoder, images)
 
 
-def test_it_is_the_same_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU."""
+def test_it_equals_the_trunk_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code path of a GPU."""
     monkeypatch.setattr(module, "_has_onednn", lambda x: False)
     assert_same(model().image_encoder)
 
 
-def test_it_leaves_the_tower_alone_and_does_not_keep_it_alive() -> None:
+def test_it_does_not_change_the_tower_or_keep_it_alive() -> None:
     built = model()
     before = {name: value.clone() for name, value in built.state_dict().items()}
     random_state = torch.get_rng_state()

@@ -37,7 +37,7 @@ def test_the_fused_form_equals_its_matrix_in_torch() -> None:
     )
 
 
-def test_no_square_matrix_is_kept_for_backward() -> None:
+def test_no_square_matrix_is_saved_for_backward() -> None:
     block = SasPBlock(nn.LayerNorm(16), QueryKey(16, bias=True), nn.Linear(16, 16), heads=2)
     shapes: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)) or t, lambda t: t):
@@ -99,7 +99,8 @@ def test_a_value_in_the_first_block_alone_starts_as_identity_and_then_mixes(towe
 
 def test_a_plain_ffn_has_no_depthwise_convolution() -> None:
     plain, conv = nano("image", ffn="plain"), nano("image")
-    depthwise = 128 * 49 + 2 * 128  # kernel 7×7 and its BatchNorm
+    # The 7×7 kernel and its BatchNorm.
+    depthwise = 128 * 49 + 2 * 128
     assert count_parameters(conv) - count_parameters(plain) == 2 * depthwise
     x = torch.zeros(1, 128, 4, 4)
     x[0, :, 0, 0] = 1
@@ -120,6 +121,6 @@ def test_unknown_options_are_refused(options: dict[str, object]) -> None:
         create_model("siclip-nano", image={"sasp": options})
 
 
-def test_options_need_sasp_blocks() -> None:
+def test_options_require_sasp_blocks() -> None:
     with pytest.raises(UserError, match="require block 'sasp'"):
         create_model("mobileclip-nano", text={"sasp": {"first_value": True}})

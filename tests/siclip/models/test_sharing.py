@@ -14,7 +14,7 @@ BELL = {1: 1, 2: 2, 3: 5, 4: 15, 5: 52}
 
 
 @pytest.mark.parametrize("blocks", BELL)
-def test_patterns_are_all_partitions_once(blocks: int) -> None:
+def test_patterns_are_all_partitions_exactly_once(blocks: int) -> None:
     patterns = list(enumerate_patterns(blocks, parts=("qk",)))
     partitions = {
         frozenset(frozenset(i for i in range(blocks) if labels[i] == label) for label in set(labels))
@@ -30,7 +30,7 @@ def test_every_enumerated_pattern_reads_back(blocks: int, data: st.DataObject) -
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("qk", "no ':'"),
         ("kq:0-0", "unknown part 'kq'"),
@@ -42,10 +42,10 @@ def test_every_enumerated_pattern_reads_back(blocks: int, data: st.DataObject) -
         ("qk:0-1", "shares nothing, which is written 'none'"),
     ],
 )
-def test_errors_teach_the_grammar(text: str, said: str) -> None:
+def test_errors_explain_the_grammar(text: str, message: str) -> None:
     with pytest.raises(UserError, match="write 'none' or PART:") as error:
         parse_pattern(text, 2)
-    assert said in str(error.value) and repr(text) in str(error.value)
+    assert message in str(error.value) and repr(text) in str(error.value)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -1,4 +1,4 @@
-"""The text head computes only what the pooled token depends on; the full computation is the reference."""
+"""The text head computes only tokens on which the pooled one depends; the full computation is the reference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tower(name: str, **sasp: object) -> TextTower:
 
 
 def texts() -> Tensor:
-    """One text that ends at every place of the context."""
+    """One text for each position of the context, ending there."""
     ids = torch.randint(1, 400, (LENGTH, LENGTH), generator=torch.Generator().manual_seed(1))
     ids[range(LENGTH), range(LENGTH)] = 49407
     return ids
@@ -52,7 +52,7 @@ def all_tokens(text: TextTower, ids: Tensor) -> Tensor:
         ("siclip-nano", {"norm": "batch"}),
     ],
 )
-def test_embeddings_are_those_of_all_tokens_wherever_the_text_ends(
+def test_embeddings_equal_the_full_computation_wherever_the_text_ends(
     name: str, options: dict[str, object], fused: bool
 ) -> None:
     text = tower(name, **options)
@@ -63,7 +63,7 @@ def test_embeddings_are_those_of_all_tokens_wherever_the_text_ends(
     torch.testing.assert_close(text(texts()), all_tokens(text, texts()), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_those_of_all_tokens() -> None:
+def test_gradients_equal_the_full_computation() -> None:
     text = tower("siclip-nano")
     weights = torch.randn(LENGTH, 128)
     (text(texts()) * weights).sum().backward()
@@ -75,14 +75,14 @@ def test_gradients_are_those_of_all_tokens() -> None:
         torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6 * largest, rtol=1e-4, msg=name)
 
 
-def test_batch_statistics_are_of_all_tokens() -> None:
+def test_batch_statistics_include_all_tokens() -> None:
     text = tower("mobileclip-nano").train()
     assert not text._windowed(LENGTH)
     torch.testing.assert_close(text(texts()), all_tokens(text, texts()))
 
 
 def padded(longest: int) -> Tensor:
-    """Texts of different lengths with zeros behind them, the longest with so many tokens."""
+    """Texts of different lengths padded with zeros, the longest with ``longest`` tokens."""
     ids = torch.zeros(6, LENGTH, dtype=torch.int64)
     drawn = torch.randint(1, 400, (6, LENGTH), generator=torch.Generator().manual_seed(1))
     for row, length in enumerate(range(longest - 5, longest + 1)):
@@ -98,7 +98,7 @@ def gradients_of(text: TextTower, features: Tensor, ids: Tensor) -> tuple[Tensor
     return out.detach(), {name: p.grad.clone() for name, p in text.named_parameters() if p.grad is not None}
 
 
-def test_texts_that_are_all_the_same_are_computed_as_one_and_each() -> None:
+def test_equal_texts_have_the_embedding_of_one() -> None:
     text = tower("siclip-nano")
     ids = padded(12)[:1].expand(3, -1)
     features = text.trunk(ids).detach()
@@ -107,13 +107,14 @@ def test_texts_that_are_all_the_same_are_computed_as_one_and_each() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "batch"}])
-def test_padding_that_all_texts_share_is_computed_once_with_the_same_outcome(
+def test_padding_that_all_texts_share_is_computed_once_with_the_same_result(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, ids = tower("siclip-nano", **options), padded(12)
     features = text.trunk(ids).detach()
     common = text._common_tokens(features)
-    assert LENGTH - 12 - 10 <= common <= LENGTH - 12  # the trunk looks 10 tokens to either side
+    # The trunk's output depends on 10 tokens on either side.
+    assert LENGTH - 12 - 10 <= common <= LENGTH - 12
     seen: list[int] = []
     text.blocks[0].mlp.register_forward_hook(lambda mlp, inputs, out: seen.append(out.numel() // out.shape[-1]))
     ours, gradients = gradients_of(text, features, ids)
@@ -127,10 +128,11 @@ def test_padding_that_all_texts_share_is_computed_once_with_the_same_outcome(
         torch.testing.assert_close(gradients[name], gradient, atol=1e-6 * largest, rtol=1e-4, msg=name)
 
 
-def test_padding_is_computed_for_each_text_where_that_would_not_be_exact() -> None:
+def test_padding_is_computed_for_each_text_where_sharing_is_not_exact() -> None:
     ids = padded(12)
     trained = tower("siclip-nano")
-    assert trained._common_tokens(trained.trunk(ids)) == 0  # the trunk gets a gradient for each
+    # The trunk needs a gradient from each text.
+    assert trained._common_tokens(trained.trunk(ids)) == 0
     assert tower("siclip-nano", first_value=True)._common_tokens(trained.trunk(ids).detach()) == 0
     assert tower("mobileclip-nano")._common_tokens(trained.trunk(ids).detach()) == 0
     statistics = tower("siclip-nano", norm="batch").train()

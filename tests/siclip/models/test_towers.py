@@ -12,7 +12,7 @@ from siclip.models.text_tower import TransformerBlock
 
 
 def explicit_shaped_attention(q, k, v, alpha, beta, gamma):  # type: ignore[no-untyped-def]
-    """The T×T matrix written out in numpy: A = α·I + β·softmax(QKᵀ/√d) − γ·11ᵀ/T."""
+    """The explicit T×T matrix in numpy: A = α·I + β·softmax(QKᵀ/√d) − γ·11ᵀ/T."""
     out = np.zeros_like(v)
     batch, heads, tokens, width = v.shape
     for b in range(batch):
@@ -55,10 +55,11 @@ def test_text_attention_equals_torch_multi_head_attention() -> None:
 
 
 @pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
-def test_reparameterized_outputs_agree_and_the_original_stays(name: str) -> None:
+def test_reparameterized_outputs_agree_and_the_original_does_not_change(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name)
-    for module in model.modules():  # statistics that are not the initial ones
+    # Statistics other than the initial ones.
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)

@@ -38,7 +38,7 @@ def pair(**changes: object) -> tuple[Clip, Clip]:
 
 
 def sasp_blocks(model: Clip) -> list[nn.Module]:
-    """One entry per place; a block in two places stands twice."""
+    """One entry per position; a block at two positions occurs twice."""
     return [*model.image_encoder.blocks, *model.text_encoder.blocks]
 
 
@@ -73,12 +73,12 @@ def test_a_step_is_adam_on_the_sum_of_the_blocks_losses(sharing: dict) -> None:
     assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
     gradients = {name: p.grad for name, p in reference.named_parameters()}
     for (name, ours), theirs in zip(student.named_parameters(), reference.parameters(), strict=True):
-        # Where a gradient is rounding error, Adam's first step is a coin toss.
+        # Where a gradient is only rounding error, the sign of Adam's first step is random.
         sure = gradients[name] is None or gradients[name].abs() > 1e-6
         assert torch.where(torch.as_tensor(sure), (ours - theirs).abs(), 0).max() < 2e-5, name
 
 
-def test_regression_brings_blocks_and_embeddings_nearer_to_the_teachers() -> None:
+def test_regression_brings_blocks_and_embeddings_closer_to_the_teachers() -> None:
     student, teacher = pair()
     plain, _ = pair()
     losses = fit_blocks(student, teacher, batches(25), learning_rate=1e-2)
@@ -86,15 +86,15 @@ def test_regression_brings_blocks_and_embeddings_nearer_to_the_teachers() -> Non
 
     held_out = next(batches(1, first=1000, size=32))
     images, tokens = to_float_images(held_out.images), held_out.tokens
-    # As the first training step sees them: in eval mode a BatchNorm that never saw a batch would be the identity.
+    # In train mode as in the first training step: in eval mode a BatchNorm that saw no batch would be the identity.
     with torch.no_grad():
-        wanted = teacher.eval()(images, tokens)
+        targets = teacher.eval()(images, tokens)
         fitted, started = student.train()(images, tokens), plain.train()(images, tokens)
-    for ours, without, theirs in zip(fitted, started, wanted, strict=True):
+    for ours, without, theirs in zip(fitted, started, targets, strict=True):
         assert F.mse_loss(ours, theirs) < 0.7 * F.mse_loss(without, theirs)
 
 
-def test_only_what_trains_in_sasp_blocks_changes() -> None:
+def test_only_trainable_parameters_of_sasp_blocks_change() -> None:
     student, teacher = pair(text={"sasp": {"trainable_gains": False}})
     frozen_block = student.text_encoder.blocks[3]
     frozen_block.mlp.requires_grad_(False)
@@ -126,7 +126,7 @@ def test_two_fits_are_equal_to_the_last_bit() -> None:
     assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
 
 
-def test_a_tower_without_sasp_blocks_is_left_out() -> None:
+def test_a_tower_without_sasp_blocks_is_skipped() -> None:
     student, teacher = pair(text={"block": "attention", "sharing": "none"})
     before = {name: value.clone() for name, value in student.text_encoder.state_dict().items()}
     losses = fit_blocks(student, teacher, batches(5), learning_rate=3e-3)

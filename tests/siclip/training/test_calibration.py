@@ -1,4 +1,4 @@
-"""BatchNorms without data take the statistics of a whole batch, computed in pieces or not."""
+"""BatchNorms without data get the statistics of a whole batch, whether or not it is split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch() -> Batch:
 
 
 def models(sharing: str = "qk:0-0", ffn: str = "conv") -> tuple[Clip, Clip]:
-    """With BatchNorms in both towers' blocks, away from the start, where attention does nothing."""
+    """Student and teacher, with BatchNorms in the blocks of both towers and attention that is not uniform."""
     torch.manual_seed(3)
     teacher = create_model("mobileclip-nano").eval()
     image, text = {"sasp": {"ffn": ffn}}, {"sasp": {"norm": "batch"}}
@@ -45,7 +45,7 @@ def norms(model: Clip) -> dict[str, nn.Module]:
 
 
 def seen_by(model: Clip, data: Batch) -> dict[str, Tensor]:
-    """The input of each of these BatchNorms, in one eval pass: (n, C)."""
+    """The input of each of the `norms` in one eval pass: (n, C)."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, last: bool) -> object:
@@ -65,8 +65,8 @@ def seen_by(model: Clip, data: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("micro", [0, 5, 4, SIZE])
-def test_every_statistic_is_that_of_what_the_norm_then_sees(micro: int) -> None:
-    """Which can only hold if each was found with all before it already in place."""
+def test_every_statistic_is_that_of_the_norms_input_afterwards(micro: int) -> None:
+    """This requires that each was computed when all earlier statistics were already set."""
     student, _ = models()
     modes = {name: norm.training for name, norm in norms(student).items()}
     calibrate(student, batch(), micro)
@@ -79,7 +79,7 @@ def test_every_statistic_is_that_of_what_the_norm_then_sees(micro: int) -> None:
     assert {name: norm.training for name, norm in norms(student).items()} == modes
 
 
-def test_a_shared_norm_takes_the_mean_over_its_uses() -> None:
+def test_a_shared_norm_gets_the_mean_over_its_uses() -> None:
     student, _ = models("block:0-0", "plain")
     block = student.image_encoder.blocks[0]
     assert block is student.image_encoder.blocks[1] and isinstance(block.norm, nn.BatchNorm2d)
@@ -106,7 +106,7 @@ def test_norms_that_are_frozen_or_have_seen_data_keep_their_statistics() -> None
 
 
 def fitted(micro: int) -> tuple[Clip, list[float]]:
-    """Without BatchNorms in what is fitted, pieces are exact."""
+    """Models without BatchNorms in the fitted blocks, where splitting a batch is exact."""
     torch.manual_seed(3)
     teacher = create_model("mobileclip-nano").eval()
     plain = {"sasp": {"norm": "layer", "ffn": "plain"}}
@@ -116,7 +116,7 @@ def fitted(micro: int) -> tuple[Clip, list[float]]:
     return student, losses
 
 
-def test_block_regression_in_pieces_fits_what_it_fits_in_whole() -> None:
+def test_block_regression_of_a_split_batch_equals_that_of_the_whole_batch() -> None:
     whole, losses = fitted(0)
     pieces, others = fitted(5)
     assert others == pytest.approx(losses, rel=1e-5)
@@ -125,7 +125,7 @@ def test_block_regression_in_pieces_fits_what_it_fits_in_whole() -> None:
         torch.testing.assert_close(value, state[name], rtol=0, atol=2e-4, msg=name)
 
 
-def test_block_regression_never_computes_more_than_a_piece() -> None:
+def test_block_regression_never_computes_more_than_a_micro_batch() -> None:
     sizes: set[int] = set()
     torch.manual_seed(3)
     teacher, student = create_model("mobileclip-nano").eval(), create_model("siclip-nano")

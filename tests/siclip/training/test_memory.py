@@ -1,4 +1,4 @@
-"""Finding the micro-batch size, against a step that needs a GPU of a known size."""
+"""Finding the micro-batch size, with a step that fails above a known size."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from siclip.errors import UserError
 from siclip.training.memory import find_micro_batch_size
 
 
-class Held:
+class Activations:
     """What a step that did not fit has computed so far."""
 
 
 def device_of(capacity: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[int], None], list[object]]:
-    """A step on a GPU that holds so many pairs, and what happened: sizes run, and what was alive at each emptying."""
+    """A step that fits up to ``capacity``, and events: sizes run, and what was alive when the cache was emptied."""
     events: list[object] = []
-    alive: list[weakref.ref[Held]] = []
+    alive: list[weakref.ref[Activations]] = []
 
     def step(size: int) -> None:
         events.append(size)
-        held = Held()
-        alive.append(weakref.ref(held))
+        activations = Activations()
+        alive.append(weakref.ref(activations))
         if size > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -40,10 +40,11 @@ def test_the_micro_batch_is_halved_until_it_fits(
     assert find_micro_batch_size(step, 24, torch.device("cuda")) == tried[-1]
     assert [event for event in events if isinstance(event, int)] == tried
     emptied = [event for event in events if isinstance(event, list)]
-    assert emptied == [[]] * (len(tried) - 1)  # with nothing of the failed step left alive
+    # Nothing of the failed step was alive.
+    assert emptied == [[]] * (len(tried) - 1)
 
 
-def test_a_batch_that_cannot_be_halved_any_more_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_cannot_be_halved_further_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     step, events = device_of(2, monkeypatch)
     with pytest.raises(UserError, match="no micro-batch of 24 samples fits: 3 is too large for cuda"):
         find_micro_batch_size(step, 24, torch.device("cuda"))

@@ -45,7 +45,7 @@ def test_gains_are_means_over_heads() -> None:
     ("sharing", "pairs"),
     [("qk:0-0-1-1", {"0-1", "1-2", "2-3"}), ("qk:0-1-0-0", {"0-1", "1-2", "2-3", "0-2", "0-3"}), ("none", None)],
 )
-def test_adjacent_and_shared_pairs_are_watched(sharing: str, pairs: set[str] | None) -> None:
+def test_adjacent_and_sharing_pairs_are_reported(sharing: str, pairs: set[str] | None) -> None:
     model, data = student(text_sharing=sharing), batch()
     images = to_float_images(data.images)
     found = divergences(model, model.trunk(images, data.tokens))
@@ -67,7 +67,7 @@ class Record:
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None: ...
 
 
-def test_looking_changes_nothing_though_the_trunk_trains() -> None:
+def test_a_diagnosis_changes_nothing_even_if_the_trunk_trains() -> None:
     loss = LossConfig(feature_distillation=0, contrastive_relational=0, interactive_contrastive=0)
     training = TrainingConfig(steps=2, batch_size=8, warmup_steps=1, precision="fp32", threads=1)
     trainer = Trainer(student(), None, loss, training, torch.device("cpu"))
@@ -87,7 +87,8 @@ def test_a_run_logs_gains_divergences_waiting_and_memory() -> None:
             yield batch()
 
     train(trainer, slow, record)
-    assert record.logged[0]["cost/first_batch_seconds"] > 0  # told apart: it is not waiting between steps
+    # Reported separately, because it is not a wait between steps.
+    assert record.logged[0]["cost/first_batch_seconds"] > 0
     assert 0 < record.logged[1]["train/data_wait_share"] <= 1
     for metrics in record.logged:
         assert metrics["cost/peak_memory_mib"] > 100

@@ -1,4 +1,4 @@
-"""Options of a training run: micro-batches, fixed statistics, skipped steps, weight average, schedules, figures."""
+"""Options of a training run: micro-batches, fixed statistics, skipped steps, weight average, schedules, metrics."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def config(**changes: object) -> TrainingConfig:
 
 
 def student(loss: LossConfig = EVERYTHING, **changes: object) -> Trainer:
-    """Its image blocks have fresh BatchNorms that train, everything else is inherited and frozen."""
+    """A trainer whose image blocks have fresh BatchNorms that train; everything else is inherited and frozen."""
     torch.manual_seed(7)
     teacher = create_model("mobileclip-nano")
     return make_trainer(
@@ -60,7 +60,7 @@ def student(loss: LossConfig = EVERYTHING, **changes: object) -> Trainer:
 
 
 def from_stored(**changes: object) -> Trainer:
-    """Distilled from the embeddings that the batch holds."""
+    """A trainer that distils from the embeddings stored in the batch."""
     source = StoredTeacher((128, 128), logit_scale=10.0)
     return make_trainer(model_config("siclip-nano"), LossConfig(), config(**changes), distil_from=source, device=CPU)
 
@@ -86,7 +86,7 @@ def statistics(trainer: Trainer) -> State:
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
-def test_micro_batches_train_what_the_whole_batch_trains(size: int) -> None:
+def test_micro_batches_train_like_the_whole_batch(size: int) -> None:
     whole = student(batch_norm="eval", learning_rate=1e-4)
     pieces = student(batch_norm="eval", learning_rate=1e-4, micro_batch_size=size)
     assert run(pieces, 4) == pytest.approx(run(whole, 4), rel=1e-5)
@@ -103,8 +103,8 @@ def test_micro_batches_with_batch_norms_that_train_are_refused_unless_accepted()
     assert run(pieces, 3)[1:] != pytest.approx(run(whole, 3)[1:], rel=1e-4)
 
 
-def test_a_thaw_to_batch_norms_that_train_is_refused_before_it_comes() -> None:
-    """Without a BatchNorm in the image blocks none trains before the thaw."""
+def test_a_thaw_to_batch_norms_that_train_is_refused_at_the_start() -> None:
+    """No BatchNorm trains before the thaw, because the image blocks have none."""
     torch.manual_seed(7)
     teacher = create_model("mobileclip-nano")
     model = model_config("siclip-nano", image={"sasp": {"norm": "layer", "ffn": "plain"}})
@@ -134,7 +134,7 @@ def test_auto_is_the_whole_batch_on_a_cpu() -> None:
 # BatchNorm statistics
 
 
-def test_fresh_batch_norms_take_the_first_batchs_statistics_and_inherited_ones_keep_theirs() -> None:
+def test_fresh_batch_norms_get_the_first_batchs_statistics_and_inherited_ones_keep_theirs() -> None:
     trainer = student(batch_norm="eval")
     before, data, block = statistics(trainer), batch(0), trainer.model.image_encoder.blocks[0]
     assert data.images is not None
@@ -147,7 +147,7 @@ def test_fresh_batch_norms_take_the_first_batchs_statistics_and_inherited_ones_k
     assert block.norm.momentum == 0.1
 
 
-def test_fixed_statistics_stay_through_training_and_evaluation() -> None:
+def test_fixed_statistics_do_not_change_in_training_and_evaluation() -> None:
     trainer, other = student(batch_norm="eval"), student(batch_norm="eval")
     trainer.train_step(batch(0))
     fixed = statistics(trainer)
@@ -163,29 +163,30 @@ def test_fixed_statistics_stay_through_training_and_evaluation() -> None:
 # Steps that are not finite
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on() -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_the_run_continues() -> None:
     trainer = from_stored()
     trainer.train_step(batch(0))
     weights = {name: p.clone() for name, p in trainer.model.named_parameters()}
     moments = copy.deepcopy(trainer.optimizer.state_dict()["state"])
-    figures = trainer.train_step(not_finite(1))
-    assert not torch.isfinite(torch.as_tensor(figures["loss"])) and figures["skipped_steps"] == 1
+    metrics = trainer.train_step(not_finite(1))
+    assert not torch.isfinite(torch.as_tensor(metrics["loss"])) and metrics["skipped_steps"] == 1
     assert_equal({name: p.detach() for name, p in trainer.model.named_parameters()}, weights)
     after = trainer.optimizer.state_dict()["state"]
     assert all(torch.equal(value, after[i][key]) for i, state in moments.items() for key, value in state.items())
-    figures = trainer.train_step(batch(2))
-    assert torch.isfinite(torch.as_tensor(figures["loss"])) and figures["skipped_steps"] == 1 and trainer.step == 3
+    metrics = trainer.train_step(batch(2))
+    assert torch.isfinite(torch.as_tensor(metrics["loss"])) and metrics["skipped_steps"] == 1 and trainer.step == 3
     assert all(
         not torch.equal(p, weights[name]) for name, p in trainer.model.named_parameters() if p.grad is not None
     )
 
 
-def test_a_skipped_step_leaves_statistics_and_average_as_they_are() -> None:
+def test_a_skipped_step_does_not_change_statistics_and_average() -> None:
     trainer = from_stored(ema_decay=0.5)
     trainer.train_step(batch(0))
     state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     average = {name: value.clone() for name, value in trainer.result.state_dict().items()}
-    with torch.no_grad():  # a NaN that BatchNorms see, unlike one in the loss
+    # This nan reaches BatchNorms, unlike one in the loss.
+    with torch.no_grad():
         trainer.model.image_encoder.blocks[0].beta_sa.fill_(float("nan"))
     trainer.train_step(batch(1))
     name = "image_encoder.model.stages.2.blocks.0.beta_sa"
@@ -196,7 +197,7 @@ def test_a_skipped_step_leaves_statistics_and_average_as_they_are() -> None:
     assert_equal(dict(trainer.result.state_dict()), average)
 
 
-def test_a_finite_step_in_between_resets_the_row() -> None:
+def test_a_finite_step_in_between_resets_the_count() -> None:
     trainer = from_stored(max_skipped_steps=2, steps=10)
     for make in (not_finite, batch, not_finite, batch, not_finite):
         trainer.train_step(make(trainer.step))
@@ -206,7 +207,7 @@ def test_a_finite_step_in_between_resets_the_row() -> None:
     assert [found.image_ids for found in raised.value.batches] == [tuple(range(32, 40)), tuple(range(40, 48))]
 
 
-def test_the_row_of_skipped_steps_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_the_count_of_skipped_steps_continues_after_a_resume(tmp_path: Path) -> None:
     first, second = from_stored(max_skipped_steps=3), from_stored(max_skipped_steps=3)
     for make in (batch, not_finite, not_finite):
         first.train_step(make(first.step))
@@ -238,7 +239,7 @@ def test_the_result_is_the_exponential_moving_average_of_weights_and_statistics(
 
 
 @pytest.mark.parametrize("saved_at", [1, 3])
-def test_a_continued_run_has_the_uninterrupted_ones_weights_and_average(saved_at: int, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_uninterrupted_ones_weights_and_average(saved_at: int, tmp_path: Path) -> None:
     whole, second = student(ema_decay=0.7), student(ema_decay=0.7)
     run(whole, saved_at)
     save_checkpoint(tmp_path / "saved.pt", whole.result, whole.state_dict())
@@ -250,25 +251,25 @@ def test_a_continued_run_has_the_uninterrupted_ones_weights_and_average(saved_at
     assert not torch.equal(whole.model.text_encoder.blocks[0].alpha, whole.result.text_encoder.blocks[0].alpha)
 
 
-# Compilation, schedules and figures
+# Compilation, schedules and metrics
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
 @pytest.mark.long
-def test_compiled_heads_train_what_plain_ones_train() -> None:
+def test_compiled_heads_train_like_plain_ones() -> None:
     assert run(student(compile=True), 2) == pytest.approx(run(student(), 2), rel=1e-4)
 
 
 def test_the_weight_of_pair_matching_warms_up_with_the_run() -> None:
     trainer = student(LossConfig(pair_matching=3, pair_matching_warmup=0.5))
     for step, share in enumerate([0, 1 / 3, 2 / 3, 1, 1, 1]):
-        figures = trainer.train_step(batch(step))
-        assert float(figures["weighted/pair_matching"]) == pytest.approx(3 * share * float(figures["pair_matching"]))
+        metrics = trainer.train_step(batch(step))
+        assert float(metrics["weighted/pair_matching"]) == pytest.approx(3 * share * float(metrics["pair_matching"]))
 
 
-def test_the_annealed_miner_is_the_uniform_one_at_first_and_not_later() -> None:
-    each = [student(LossConfig(pair_matching=0.5, negatives=kind)) for kind in ("annealed", "uniform")]
+def test_the_annealed_miner_equals_the_uniform_one_only_at_first() -> None:
+    each = [student(LossConfig(pair_matching=0.5, negatives=miner)) for miner in ("annealed", "uniform")]
     annealed, uniform = (run(trainer, 6) for trainer in each)
     assert annealed[0] == uniform[0]
     assert annealed[5] != uniform[5]
@@ -276,7 +277,7 @@ def test_the_annealed_miner_is_the_uniform_one_at_first_and_not_later() -> None:
 
 def test_gradient_norms_are_those_before_clipping() -> None:
     trainer = student(clip_norm=1e9)
-    figures = trainer.train_step(batch(0))
+    metrics = trainer.train_step(batch(0))
     squares = {"image": 0.0, "text": 0.0, "objective": 0.0}
     for module in (trainer.model, trainer.objective):
         for name, p in module.named_parameters():
@@ -284,9 +285,9 @@ def test_gradient_norms_are_those_before_clipping() -> None:
             squares[tower] += 0.0 if p.grad is None else float(p.grad.double().square().sum())
     assert all(value > 0 for value in squares.values())
     for name, value in squares.items():
-        assert float(figures[f"gradient_norm/{name}"]) == pytest.approx(value**0.5, rel=1e-5)
-    assert float(figures["gradient_norm"]) == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-5)
+        assert float(metrics[f"gradient_norm/{name}"]) == pytest.approx(value**0.5, rel=1e-5)
+    assert float(metrics["gradient_norm"]) == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-5)
     clipped = student(clip_norm=0.01)
-    assert float(clipped.train_step(batch(0))["gradient_norm"]) == pytest.approx(float(figures["gradient_norm"]))
+    assert float(clipped.train_step(batch(0))["gradient_norm"]) == pytest.approx(float(metrics["gradient_norm"]))
     grads = [p.grad for m in (clipped.model, clipped.objective) for p in m.parameters() if p.grad is not None]
     assert float(torch.cat([g.flatten() for g in grads]).norm()) == pytest.approx(0.01, rel=1e-3)

@@ -1,4 +1,4 @@
-"""``micro_batch_size: auto`` through the real trainer, on a device that runs out of memory by injection."""
+"""``micro_batch_size: auto`` through the real trainer, on a device with simulated out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def student(**changes: object) -> Trainer:
 
 
 class Card:
-    """What happened on a device whose memory holds what ``fits`` says."""
+    """The events on a device whose memory fits what ``fits`` accepts."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -69,7 +69,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     yield found
 
 
-def test_the_size_that_fits_is_found_on_the_first_batch_and_trains_what_that_size_trains(card: Card) -> None:
+def test_the_size_is_measured_on_the_first_batch_and_trains_like_a_fixed_size(card: Card) -> None:
     auto, set_ = student(micro_batch_size="auto"), student(micro_batch_size=4)
     card.fits = lambda step, size: size <= 4
     losses = [float(auto.train_step(batch(i))["loss"]) for i in range(3)]
@@ -80,8 +80,8 @@ def test_the_size_that_fits_is_found_on_the_first_batch_and_trains_what_that_siz
     assert all(torch.equal(value, state[name]) for name, value in auto.model.state_dict().items())
 
 
-def test_it_is_the_longest_captions_that_must_fit(card: Card) -> None:
-    """As many pairs fit as with captions that leave no padding; those of the first batch are short."""
+def test_the_longest_captions_must_fit(card: Card) -> None:
+    """The size is measured with captions without padding, although those of the first batch are short."""
     auto = student(micro_batch_size="auto")
     short = batch(0)
     short.tokens[:, 5:] = 0
@@ -89,11 +89,13 @@ def test_it_is_the_longest_captions_that_must_fit(card: Card) -> None:
     card.fits_batch = lambda data: lengths.append(int((data.tokens != 0).sum(dim=1).min())) or True
     auto.train_step(short)
     padded_ones = (short.tokens == 0).sum(dim=1)
-    assert lengths[0] >= 18 and lengths[1] <= 5  # a drawn id may be 0
-    assert (padded_ones >= 15).all()  # the batch itself is as it was
+    # Not exactly 20, because a random id may be 0.
+    assert lengths[0] >= 18 and lengths[1] <= 5
+    # The batch itself was not changed.
+    assert (padded_ones >= 15).all()
 
 
-def test_a_probe_leaves_statistics_and_random_state_as_they_are(card: Card) -> None:
+def test_a_probe_does_not_change_statistics_and_random_state(card: Card) -> None:
     auto = student(micro_batch_size="auto", batch_norm="train", inexact_batch_norm=True)
     set_ = student(micro_batch_size=4, batch_norm="train", inexact_batch_norm=True)
     card.fits = lambda step, size: size <= 4
@@ -106,7 +108,9 @@ def test_a_probe_leaves_statistics_and_random_state_as_they_are(card: Card) -> N
     assert all(torch.equal(value, state[name]) for name, value in auto.model.state_dict().items())
 
 
-def test_the_optimizers_moments_are_held_while_a_size_is_tried(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_the_optimizers_moments_is_reserved_during_a_probe(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[int] = []
     empty_like = torch.empty_like
 
@@ -145,7 +149,7 @@ def test_with_a_thaw_the_thawed_step_is_the_one_that_must_fit(card: Card) -> Non
 
 
 @pytest.mark.parametrize(("name", "tries"), [("cpu", []), ("another card", [8, 4])])
-def test_a_run_that_goes_on_tries_again_on_another_card_only(
+def test_a_resumed_run_measures_again_only_on_another_card(
     name: str, tries: list[int], card: Card, tmp_path: Path
 ) -> None:
     first, second = student(micro_batch_size="auto"), student(micro_batch_size="auto")

@@ -1,4 +1,4 @@
-"""A checkpoint is continued by the run that wrote it, with its clock and row of skipped steps, and by no other."""
+"""Only the run that wrote a checkpoint can resume it, with its clock and its count of skipped steps."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(what: str, s
     assert other.step == 0
 
 
-def test_the_run_itself_goes_on(saved: Path) -> None:
+def test_the_run_itself_can_resume(saved: Path) -> None:
     trainer = student()
     resume(trainer, saved)
     assert trainer.step == 1
 
 
 @pytest.mark.parametrize("part", ["identity", "seconds", "diverging", "card"])
-def test_what_an_earlier_version_left_out_is_named(part: str, saved: Path, tmp_path: Path) -> None:
+def test_keys_that_an_earlier_version_did_not_write_are_named(part: str, saved: Path, tmp_path: Path) -> None:
     content = read_checkpoint(saved)
     del content["training"][part]
     torch.save(content, tmp_path / "old.pt")
@@ -125,7 +125,8 @@ def test_a_teachers_identity_is_that_of_its_weights() -> None:
     model = create_model("mobileclip-nano")
     teacher, moved = ModelTeacher(model), ModelTeacher(create_model("mobileclip-nano"))
     moved.model.load_state_dict(model.state_dict())
-    moved.to(CPU)  # another memory format
+    # In another memory format.
+    moved.to(CPU)
     assert teacher.identity == moved.identity
     with torch.no_grad():
         moved.model.logit_scale += 1
@@ -136,7 +137,9 @@ def test_a_teachers_identity_is_that_of_its_weights() -> None:
     assert TeacherEnsemble([teacher, stored]).identity != TeacherEnsemble([stored, teacher]).identity
 
 
-class Figures:
+class Recorder:
+    """A `Reporter` that keeps training seconds, and checkpoints in a folder, if it has one."""
+
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.seconds: list[float] = []
@@ -154,14 +157,14 @@ def batches(start: int, stop: int) -> Iterator[Batch]:
     return (batch(position // 8) for position in range(start, stop, 8))
 
 
-def test_the_clock_goes_on_where_the_checkpoint_left_it(tmp_path: Path) -> None:
+def test_the_clock_resumes_at_the_checkpoints_time(tmp_path: Path) -> None:
     first, second = student(checkpoint_every=2, log_every=1), student(checkpoint_every=2, log_every=1)
-    train(first, batches, Figures(tmp_path))
+    train(first, batches, Recorder(tmp_path))
     state = read_checkpoint(tmp_path / "2.pt")["training"]
     state["seconds"] = {"training": 1000.0, "total": 5000.0}
     save_checkpoint(tmp_path / "2.pt", first.result, state)
     resume(second, tmp_path / "2.pt")
-    rest = Figures()
+    rest = Recorder()
     train(second, batches, rest)
     assert 0 < first.training_seconds <= first.seconds < 1000
     assert all(1000 < seconds < 2000 for seconds in rest.seconds) and rest.seconds == sorted(rest.seconds)
@@ -174,8 +177,8 @@ def diverge(trainer: Trainer) -> TrainingDiverged:
     return raised.value
 
 
-def test_a_diverged_run_holds_and_writes_every_id_of_the_row_of_skipped_batches(tmp_path: Path) -> None:
-    """Also of those from before a resume, and after a way through another process."""
+def test_a_diverged_run_keeps_and_writes_every_id_of_the_skipped_batches(tmp_path: Path) -> None:
+    """Including those from before a resume, and after pickling, as between processes."""
     source = StoredTeacher((128, 128), 10.0)
     first, second = (student(distil_from=source, max_skipped_steps=3) for _ in range(2))
     for make in (batch, not_finite, not_finite):

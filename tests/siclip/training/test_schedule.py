@@ -1,4 +1,4 @@
-"""Loss weights that change at a step: what is applied, and which checkpoints can be gone on with."""
+"""Loss weights that change at a step: which are applied, and which checkpoints can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHANGES = {"feature_distillation": 500.0, "pair_matching": 2.0, "relational_temp
 
 
 class Keep:
-    """Keeps checkpoints in a folder, if there is one."""
+    """A `Reporter` that keeps checkpoints in a folder, if it has one."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -49,18 +49,18 @@ def same_weights(one: Trainer, other: Trainer) -> bool:
 def test_each_step_has_the_weights_of_its_stage() -> None:
     trainer = student(config(), scheduled((2, CHANGES), (4, {"contrastive": 0.25})))
     for step in range(6):
-        figures = {name: float(value) for name, value in trainer.train_step(batch(step)).items()}
-        wanted = {
+        metrics = {name: float(value) for name, value in trainer.train_step(batch(step)).items()}
+        expected = {
             "contrastive": 1.0 if step < 4 else 0.25,
             "feature_distillation": 2000.0 if step < 2 else 500.0,
             "contrastive_relational": 1.0,
             "pair_matching": 0.5 if step < 2 else 2.0,
         }
-        for part, weight in wanted.items():
-            assert figures[f"weighted/{part}"] == pytest.approx(weight * figures[part], rel=1e-6), (step, part)
+        for part, weight in expected.items():
+            assert metrics[f"weighted/{part}"] == pytest.approx(weight * metrics[part], rel=1e-6), (step, part)
 
 
-def test_a_schedule_is_the_run_whose_objective_was_exchanged_by_hand() -> None:
+def test_a_schedule_equals_a_run_whose_objective_was_replaced_manually() -> None:
     whole = student(config(), scheduled((3, CHANGES)))
     by_hand, later = student(config(), BASE), student(config(), BASE.model_copy(update=CHANGES))
     for step in range(6):
@@ -100,7 +100,7 @@ def test_a_stage_may_be_added_to_a_run_at_its_checkpoint_but_not_before(tmp_path
         (((3, {"pair_head": 2.0}),), "Input should be 'contrastive'"),
     ],
 )
-def test_what_a_schedule_cannot_do(stages: tuple[tuple[int, dict[str, float]], ...], words: str) -> None:
+def test_an_invalid_schedule_is_refused(stages: tuple[tuple[int, dict[str, float]], ...], words: str) -> None:
     plain = [{"step": step, "weights": weights} for step, weights in stages]
     with pytest.raises(ValidationError, match=words):
         LossConfig.model_validate({"interactive_contrastive": 0, "schedule": plain})

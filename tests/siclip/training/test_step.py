@@ -1,4 +1,4 @@
-"""Gradient caching and the shared trunk are exact: against autograd on the whole batch, written out here."""
+"""Gradient caching and the shared trunk are exact: compared with autograd on the whole batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def pair(freeze: str = "inherited") -> tuple[Clip, Clip]:
     teacher = create_model("mobileclip-nano").eval()
     student = create_model("siclip-nano")
     siclip.inherit(student, teacher, freeze)
-    for name, parameter in student.named_parameters():  # away from the start, where attention does nothing
+    # Otherwise attention is uniform at the start and has no effect.
+    for name, parameter in student.named_parameters():
         if name.endswith("query.weight"):
             nn.init.normal_(parameter, std=0.2)
     return student.eval(), teacher
@@ -48,7 +49,7 @@ def generator() -> torch.Generator:
 
 
 def whole_batch_gradients(student: Clip, teacher: Clip, head: Objective, data: Batch) -> dict[str, Tensor]:
-    """The plain way: one forward pass of everything, the teacher online, one backward pass."""
+    """The plain computation: one forward pass of everything with an online teacher, and one backward pass."""
     images = to_float_images(data.images)
     image, text = student(images, data.tokens)
     with torch.no_grad():
@@ -73,7 +74,7 @@ def gradients(*modules: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """The whole gradient to 1e-5 relative, each tensor to 1e-4: those that nearly cancel keep fewer digits."""
+    """The whole gradient agrees to 1e-5 relative, each tensor to 1e-4, because some nearly cancel."""
     assert ours.keys() == theirs.keys()
     assert torch.allclose(ours.pop("loss"), theirs["loss"], rtol=1e-5, atol=0)
     whole = torch.cat([theirs[name].flatten() for name in ours]).norm()
@@ -86,7 +87,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("freeze", ["inherited", "none"])
 @pytest.mark.parametrize("micro", [0, 2, 4, 8, SIZE])
-def test_micro_batches_give_the_whole_batchs_gradients(freeze: str, micro: int) -> None:
+def test_micro_batches_have_the_whole_batchs_gradients(freeze: str, micro: int) -> None:
     student, teacher = pair(freeze)
     head = objective()
     expected = whole_batch_gradients(student, teacher, head, batch())
@@ -94,7 +95,7 @@ def test_micro_batches_give_the_whole_batchs_gradients(freeze: str, micro: int) 
     assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
 
 
-def test_a_shared_trunk_gives_the_online_teachers_loss_and_gradients() -> None:
+def test_a_shared_trunk_has_the_online_teachers_loss_and_gradients() -> None:
     student, teacher = pair()
     head = objective()
     shared = ModelTeacher(teacher, student)
@@ -104,7 +105,7 @@ def test_a_shared_trunk_gives_the_online_teachers_loss_and_gradients() -> None:
     assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
 
 
-def test_stored_features_give_the_same_gradients_without_images() -> None:
+def test_stored_features_have_the_same_gradients_without_images() -> None:
     student, teacher = pair()
     head = objective()
     data = batch()
@@ -114,8 +115,8 @@ def test_stored_features_give_the_same_gradients_without_images() -> None:
     assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
 
 
-def test_under_bf16_autocast_micro_batches_are_no_further_from_the_truth_than_the_whole_batch() -> None:
-    """bf16 rounds each weight gradient to 2⁻⁹, however it is computed: fp32 is the judge."""
+def test_under_bf16_autocast_micro_batches_are_as_close_to_fp32_as_the_whole_batch() -> None:
+    """bf16 rounds each weight gradient to 2⁻⁹ in any computation, so both are compared with fp32."""
     student, teacher = pair()
     head = objective()
     truth = whole_batch_gradients(student, teacher, head, batch())
@@ -135,7 +136,7 @@ def test_under_bf16_autocast_micro_batches_are_no_further_from_the_truth_than_th
 
 
 class Dropping(nn.Module):
-    """A stochastic layer, put in front of a block."""
+    """A stochastic layer that is inserted before a block."""
 
     def __init__(self, block: nn.Module, masks: list[Tensor]) -> None:
         super().__init__()
@@ -153,7 +154,8 @@ def test_a_stochastic_layer_sees_the_same_mask_twice() -> None:
     masks: list[Tensor] = []
     student.text_encoder.transformer[1] = Dropping(student.text_encoder.transformer[1], masks)
     Step(student, objective(), ModelTeacher(teacher, student), 8).gradients(batch(), generator())
-    together, *first, last = masks[:4]  # all but the last micro-batch in one pass, undone, then one by one
+    # All micro-batches except the last in one pass, which is undone, then one at a time.
+    together, *first, last = masks[:4]
     assert len(masks) == 6 and len(together) == 16 and torch.equal(together[:8], first[0])
     assert all(torch.equal(a, b) for a, b in zip(first, reversed(masks[4:]), strict=True))
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[1], last)

@@ -1,4 +1,4 @@
-"""Thawing at a step: what inheritance froze trains from there on, and a continued run is the uninterrupted one."""
+"""Thawing at a step: frozen inherited weights train from then on, and a resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def moved(before: State, after: State) -> set[str]:
 
 @pytest.mark.parametrize("saved_at", [2, 3, 4])
 @pytest.mark.parametrize("freeze", ["inherited", "before_sasp"])
-def test_a_run_continued_around_the_thaw_is_the_uninterrupted_one(
+def test_a_run_resumed_around_the_thaw_equals_the_uninterrupted_one(
     saved_at: int, freeze: FreezePolicy, tmp_path: Path
 ) -> None:
     whole, second = trainer(3, freeze), trainer(3, freeze)
@@ -68,7 +68,7 @@ def test_a_run_continued_around_the_thaw_is_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("freeze", ["inherited", "before_sasp"])
-def test_frozen_weights_and_statistics_wait_for_the_thaw_and_then_all_move(freeze: FreezePolicy) -> None:
+def test_frozen_weights_and_statistics_change_only_after_the_thaw(freeze: FreezePolicy) -> None:
     thawing = trainer(3, freeze)
     frozen = {name for name, p in thawing.model.named_parameters() if not p.requires_grad}
     statistics = {
@@ -88,7 +88,7 @@ def test_frozen_weights_and_statistics_wait_for_the_thaw_and_then_all_move(freez
     assert all(m.training for m in thawing.model.modules())
 
 
-def test_until_the_thaw_a_run_is_the_one_without_it() -> None:
+def test_until_the_thaw_a_run_equals_one_without_it() -> None:
     thawing, frozen = trainer(3), trainer(0)
     assert run(thawing, 3) == run(frozen, 3)
     assert not moved(weights(thawing), weights(frozen))
@@ -96,8 +96,8 @@ def test_until_the_thaw_a_run_is_the_one_without_it() -> None:
     assert moved(weights(thawing), weights(frozen))
 
 
-def test_the_first_step_after_the_thaw_is_adams_first_for_what_thawed() -> None:
-    """Bias-corrected from its own first gradient: |Δ| = learning rate for every weight that has a gradient."""
+def test_the_first_step_after_the_thaw_is_adams_first_for_thawed_weights() -> None:
+    """Bias correction starts at the first gradient: |Δ| = learning rate for every weight with a gradient."""
     thawing = trainer(3)
     run(thawing, 3)
     scale = thawing.model.text_encoder.final_layer_norm.weight
@@ -120,7 +120,7 @@ def test_the_teacher_runs_its_own_trunk_from_the_thaw_on() -> None:
     torch.testing.assert_close(thawing.teacher.embed(data, features).image, expected)
 
 
-def test_fixed_gains_stay_through_the_thaw() -> None:
+def test_fixed_gains_stay_fixed_after_the_thaw() -> None:
     thawing = trainer(3, text={"sasp": {"trainable_gains": False}})
     run(thawing, 5)
     for block in thawing.model.text_encoder.blocks:
@@ -128,7 +128,7 @@ def test_fixed_gains_stay_through_the_thaw() -> None:
         assert not block.alpha.requires_grad
 
 
-def test_going_back_before_the_thaw_freezes_again(tmp_path: Path) -> None:
+def test_loading_a_state_from_before_the_thaw_freezes_again(tmp_path: Path) -> None:
     thawing = trainer(3)
     run(thawing, 2)
     save_checkpoint(tmp_path / "2.pt", thawing.model, thawing.state_dict())

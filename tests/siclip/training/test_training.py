@@ -57,7 +57,7 @@ def student(training: TrainingConfig, loss: LossConfig = EVERYTHING) -> Trainer:
     return make_trainer(model_config("siclip-nano"), loss, training, teacher=teacher, inherit_weights=True)
 
 
-def test_a_run_continued_from_a_checkpoint_is_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     training = config(checkpoint_every=3)
     whole, first = Record(tmp_path), student(training)
     train(first, batches, whole)
@@ -69,7 +69,7 @@ def test_a_run_continued_from_a_checkpoint_is_the_uninterrupted_one(tmp_path: Pa
     assert all(torch.equal(value, state[name]) for name, value in first.model.state_dict().items())
 
 
-def test_training_keeps_frozen_weights_and_statistics_and_moves_the_rest() -> None:
+def test_training_changes_everything_except_frozen_weights_and_statistics() -> None:
     trainer = student(config(steps=20))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trained = {name for name, p in trainer.model.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -90,9 +90,9 @@ def test_the_loss_falls_on_one_batch() -> None:
     assert record.losses[30] < 0.5 * record.losses[1]
 
 
-def test_the_figures_of_a_step_hold_every_part_and_the_weighted_sum() -> None:
+def test_the_metrics_of_a_step_include_every_part_and_the_weighted_sum() -> None:
     trainer = student(config())
-    figures = {name: float(value) for name, value in trainer.train_step(batch(0)).items()}
+    metrics = {name: float(value) for name, value in trainer.train_step(batch(0)).items()}
     parts = (
         "contrastive",
         "feature_distillation",
@@ -100,12 +100,12 @@ def test_the_figures_of_a_step_hold_every_part_and_the_weighted_sum() -> None:
         "interactive_contrastive",
         "pair_matching",
     )
-    weighted = sum(getattr(EVERYTHING, part) * figures[part] for part in parts)
-    assert figures["loss"] == pytest.approx(weighted, rel=1e-5)
-    assert {"gradient_norm", "learning_rate", "logit_scale"} <= figures.keys()
+    weighted = sum(getattr(EVERYTHING, part) * metrics[part] for part in parts)
+    assert metrics["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert {"gradient_norm", "learning_rate", "logit_scale"} <= metrics.keys()
 
 
-def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     training = config(steps=100, warmup_steps=10, learning_rate=1.0)
     rates = [learning_rate(step, training) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
@@ -133,7 +133,7 @@ def test_the_logit_scale_is_clamped_at_100() -> None:
     assert trainer.model.logit_scale.exp().item() == pytest.approx(100.0, rel=1e-6)
 
 
-def test_at_the_cap_the_logit_scale_has_a_gradient_and_can_fall() -> None:
+def test_at_its_bound_the_logit_scale_has_a_gradient_and_can_decrease() -> None:
     model = create_model("siclip-nano")
     for start in (math.log(100), 5.0):
         with torch.no_grad():
@@ -161,7 +161,7 @@ def all_gradients(trainer: Trainer) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
-def test_bf16_rounds_what_is_encoded_and_keeps_weights_moments_and_loss_in_fp32() -> None:
+def test_bf16_rounds_encodings_and_keeps_weights_moments_and_loss_in_fp32() -> None:
     exact, rounded = (student(config(precision=p, clip_norm=1e9), LossConfig()) for p in ("fp32", "bf16"))
     seen: set[torch.dtype] = set()
     rounded.model.text_encoder.blocks[0].mlp[0].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
@@ -177,14 +177,14 @@ def test_bf16_rounds_what_is_encoded_and_keeps_weights_moments_and_loss_in_fp32(
 
 
 def with_scaler(scale: float, **changes: object) -> Trainer:
-    """The scaler of fp16, on the CPU, where nothing else of it is: the arithmetic stays fp32."""
+    """The gradient scaler of fp16 on the CPU, with fp32 arithmetic."""
     trainer = student(config(**changes), LossConfig())
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
     return trainer
 
 
 def test_a_gradient_scaler_changes_neither_gradients_nor_steps_and_grows() -> None:
-    """Powers of two scale without rounding."""
+    """Scaling by powers of two does not round."""
     plain, scaled = student(config(), LossConfig()), with_scaler(2.0**10)
     for index in range(3):
         ours, theirs = scaled.train_step(batch(index)), plain.train_step(batch(index))
@@ -205,7 +205,7 @@ def test_a_scale_that_overflows_skips_the_step_and_is_halved_until_it_fits() -> 
     assert any(not torch.equal(p, before) for p, before in zip(trainer.model.parameters(), weights, strict=True))
 
 
-def test_a_continued_run_keeps_the_scale(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_scale(tmp_path: Path) -> None:
     first, second = with_scaler(2.0**127), with_scaler(2.0**5)
     first.train_step(batch(0))
     save_checkpoint(tmp_path / "1.pt", first.result, first.state_dict())
@@ -236,9 +236,8 @@ def test_a_step_on_a_gpu_agrees_with_the_cpu() -> None:
     for device in ("cpu", "cuda"):
         torch.manual_seed(7)
         teacher: Clip = create_model("mobileclip-nano")
-        trainer = make_trainer(
-            model_config("siclip-nano"), LossConfig(), config(), teacher=teacher, inherit_weights=True,
-            device=torch.device(device),
-        )  # fmt: skip
+        student = model_config("siclip-nano")
+        options = {"teacher": teacher, "inherit_weights": True, "device": torch.device(device)}
+        trainer = make_trainer(student, LossConfig(), config(), **options)
         losses.append(float(trainer.train_step(batch(0))["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

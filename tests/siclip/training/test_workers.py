@@ -1,6 +1,6 @@
-"""Two workers with half of each batch give what one process gives with all of it.
+"""Two workers with half of each batch equal one process with the whole batch.
 
-The workers are this file run as a script: they need no module to be found by name.
+The workers run this file as a script, so that they need no importable module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 
 def batch(index: int) -> Batch:
-    """Captions recur across the workers' halves."""
+    """A batch whose captions occur in the halves of both workers."""
     generator = torch.Generator().manual_seed(index)
     tokens = torch.randint(1, 400, (SIZE, 20), generator=generator)
     images = torch.randint(0, 256, (SIZE, 64, 64, 3), generator=generator, dtype=torch.uint8)
@@ -48,7 +48,7 @@ def part(whole: Batch, rank: int) -> Batch:
 
 
 def models() -> tuple[Clip, Clip, Objective]:
-    """Student, in eval mode and away from the start, where attention does nothing; teacher; objective."""
+    """Student in eval mode with attention that is not uniform, teacher and objective."""
     torch.manual_seed(3)
     teacher, student = create_model("mobileclip-nano").eval(), create_model("siclip-nano")
     siclip.inherit(student, teacher)
@@ -68,7 +68,7 @@ def gradients(*modules: nn.Module) -> State:
 
 
 def of_one_forward_pass(data: Batch) -> State:
-    """The plain way: no Step, everything in one graph."""
+    """The plain computation, without `Step`: everything in one graph."""
     student, teacher, objective = models()
     assert data.images is not None
     images = to_float_images(data.images)
@@ -91,31 +91,29 @@ def of_a_step(data: Batch, micro_batch_size: int) -> State:
 
 
 def trainer(**changes: object) -> Trainer:
-    """With fresh BatchNorms in the image blocks, whose statistics come from the first batch."""
+    """A trainer with fresh BatchNorms in the image blocks, whose statistics come from the first batch."""
     values = {"steps": STEPS, "batch_size": SIZE, "warmup_steps": 1, "precision": "fp32", "threads": 1}
     training = TrainingConfig.model_validate(values | {"batch_norm": "eval", "ema_decay": 0.5} | changes)
     torch.manual_seed(7)
     teacher = create_model("mobileclip-nano")
-    return make_trainer(
-        model_config("siclip-nano"), EVERYTHING, training, teacher=teacher, inherit_weights=True,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    options = {"teacher": teacher, "inherit_weights": True, "device": torch.device("cpu")}
+    return make_trainer(model_config("siclip-nano"), EVERYTHING, training, **options)
 
 
 def of_training(rank: int | None) -> State:
-    """Weights, statistics and figures after some steps; of one process where there is no rank."""
+    """Weights, statistics and metrics after some steps; without a rank those of a single process."""
     run = trainer()
-    figures = {}
+    metrics = {}
     for index in range(STEPS):
         whole = batch(index)
-        figures = run.train_step(whole if rank is None else part(whole, rank))
-    numbers = {name: torch.as_tensor(figures[name]) for name in ("loss", "gradient_norm", "pair_dropped")}
+        metrics = run.train_step(whole if rank is None else part(whole, rank))
+    numbers = {name: torch.as_tensor(metrics[name]) for name in ("loss", "gradient_norm", "pair_dropped")}
     average = {f"average.{name}": value for name, value in run.result.state_dict().items()}
     return dict(run.model.state_dict()) | average | numbers
 
 
 class OnlyOnTheFirst(nn.Module):
-    """A block with two scales: one that the first worker alone uses, one that nobody does."""
+    """A block with two scales: one that only the first worker uses, and an unused one."""
 
     def __init__(self, block: nn.Module, rank: int) -> None:
         super().__init__()
@@ -155,7 +153,7 @@ def main(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
-    """What each rank computed."""
+    """The results of each rank."""
     folder = tmp_path_factory.mktemp("workers")
     commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(WORKERS)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
@@ -170,14 +168,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
 
 
 def movement(state: State) -> State:
-    """How far training has moved the weights, those of the average too."""
+    """The change of the weights by training, including the average's."""
     start = dict(trainer().model.named_parameters(remove_duplicate=False))
     names = {name: name.removeprefix("average.") for name in state}
     return {name: state[name] - start[weight].detach() for name, weight in names.items() if weight in start}
 
 
 def relative_distance(ours: State, theirs: State) -> float:
-    """Of all tensors as one vector."""
+    """The relative distance of all tensors as one vector."""
     assert ours.keys() == theirs.keys()
     vectors = [torch.cat([state[name].double().flatten() for name in theirs]) for state in (ours, theirs)]
     return float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
@@ -193,17 +191,18 @@ def test_every_worker_has_the_gradients_of_the_joined_batch(
         ours = found[rank][micro_batch_size]
         torch.testing.assert_close(ours.pop("loss"), loss, rtol=1e-5, atol=0)
         assert relative_distance(ours, expected) < 1e-5
-        for name, value in ours.items():  # a tensor with small gradients is right too
+        # Each tensor separately, so that those with small gradients are checked too.
+        for name, value in ours.items():
             assert (value - expected[name]).norm() < 1e-4 * expected[name].norm() + 1e-6, name
 
 
-def test_one_worker_alone_has_other_gradients() -> None:
-    """What the others check can be wrong: half of the batch has other negatives."""
+def test_one_worker_alone_has_different_gradients() -> None:
+    """Shows that the tests above can fail: half of the batch has other negatives."""
     expected = of_one_forward_pass(batch(0))
     assert relative_distance(of_one_forward_pass(part(batch(0), 0)), expected) > 0.05
 
 
-def test_workers_stay_the_same_and_train_what_one_process_trains(found: list[dict[str, State]]) -> None:
+def test_workers_stay_equal_and_train_like_one_process(found: list[dict[str, State]]) -> None:
     first, second = (found[rank]["training"] for rank in range(WORKERS))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     expected = of_training(None)
@@ -219,7 +218,7 @@ def test_workers_stay_the_same_and_train_what_one_process_trains(found: list[dic
 def test_a_parameter_without_a_gradient_on_one_worker_gets_the_others_and_without_any_none(
     found: list[dict[str, State]],
 ) -> None:
-    """The gradient of a scale of the first half of the batch, from a plain backward pass."""
+    """Compared with a plain backward pass of the first half of the batch."""
     student, teacher, objective = models()
     scales = torch.ones(SIZE, 1, 1, requires_grad=True)
     student.text_encoder.transformer[1].register_forward_hook(lambda block, inputs, out: out * scales)

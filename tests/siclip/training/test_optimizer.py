@@ -1,4 +1,4 @@
-"""A step does not depend on how gradients and moments lie in memory."""
+"""The optimizer's step does not depend on the memory layout of gradients and moments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from siclip.training.optimizer import make_optimizer
 
 
 def stepped(gradient_format: torch.memory_format, moment_format: torch.memory_format) -> torch.Tensor:
-    """A channels-last weight after two steps, gradients and the moments between them in these layouts."""
+    """A channels-last weight after two steps, with gradients and moments in these layouts."""
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 3, 2, 2, generator=generator).to(memory_format=torch.channels_last))
     config = TrainingConfig(steps=10, warmup_steps=1, learning_rate=0.1, precision="fp32")
@@ -24,7 +24,7 @@ def stepped(gradient_format: torch.memory_format, moment_format: torch.memory_fo
     return weight.detach().contiguous()
 
 
-def test_layouts_of_gradients_and_moments_change_nothing() -> None:
+def test_layouts_of_gradients_and_moments_do_not_change_the_step() -> None:
     plain, last = torch.contiguous_format, torch.channels_last
     expected = stepped(last, last)
     for gradient, moment in ((plain, last), (last, plain), (plain, plain)):

@@ -8,8 +8,8 @@ import pytest
 from siclip.training import loop
 
 
-def test_the_first_wait_is_told_apart_from_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that only the data and the steps move: the first batch takes 40 s, the others 1 s, a step 3 s."""
+def test_the_first_wait_is_not_part_of_the_wait_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake clock: the first batch takes 40 s, the others 1 s, a step 3 s."""
     now = [100.0]
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -22,8 +22,8 @@ def test_the_first_wait_is_told_apart_from_the_share(monkeypatch: pytest.MonkeyP
     for _ in clock.waiting(batches()):
         now[0] += 3
         clock.count()
-    figures = clock.read()
-    assert figures["train/data_wait_share"] == pytest.approx(3 / 15)
-    assert figures["train/samples_per_second"] == pytest.approx(4 * 8 / 15)
-    assert figures["cost/first_batch_seconds"] == 40
-    assert figures["cost/training_seconds"] == pytest.approx(50 + 15)
+    metrics = clock.read()
+    assert metrics["train/data_wait_share"] == pytest.approx(3 / 15)
+    assert metrics["train/samples_per_second"] == pytest.approx(4 * 8 / 15)
+    assert metrics["cost/first_batch_seconds"] == 40
+    assert metrics["cost/training_seconds"] == pytest.approx(50 + 15)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from pydantic import ValidationError
 
+from siclip.errors import UserError
 from siclip_platform.cli.experiments import absolute, named_recipe, read_recipe, set_values
 
 if TYPE_CHECKING:
@@ -34,11 +36,20 @@ def options_of(context: typer.Context, out: Path, **fixed: Any) -> Options:
         context: its parameters that have a field's name become that field; those that are None are not set.
         out: the folder if the command line names none.
         fixed: fields that do not come from the command line.
+
+    Raises:
+        UserError: an option has no valid value.
     """
     from siclip_platform.studies.options import Options
+    from siclip_platform.studies.resume import flag_of
 
     fields = {name: context.params[name] for name in Options.model_fields if context.params.get(name) is not None}
-    return Options(**({"out": out} | fields | fixed))
+    try:
+        return Options(**({"out": out} | fields | fixed))
+    except ValidationError as error:
+        # Without the values: a URI may hold credentials.
+        problems = [(str(item["loc"][0]), item["msg"].removeprefix("Value error, ")) for item in error.errors()]
+        raise UserError("\n".join(f"{flag_of(field)}: {problem}" for field, problem in problems)) from None
 
 
 def new_study(context: typer.Context, out: Path, **fixed: Any) -> StartingPoint:

@@ -201,7 +201,9 @@ class Experiment:
         assert self.study_run is not None
         states = [trial.state for trial in result.trials]
         counts = {f"study/{state}": float(states.count(state)) for state in ("completed", "pruned", "failed")}
-        self.study_run.log(0, {**counts, f"study/best/{result.metric}": result.best.value})
+        # before a study without a best is refused
+        self.study_run.log(0, counts)
+        self.study_run.log(0, {f"study/best/{result.metric}": result.best.value})
 
     def log_best(self, result: StudyResult) -> None:
         """Log the best trial's checkpoint as the study's model."""

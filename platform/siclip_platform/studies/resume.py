@@ -107,7 +107,7 @@ def _option_differences(study: StudyFile, asked: Options, given: Collection[str]
         if name == "data":
             has = study.options.dataset_folder
         if has != asked_value:
-            found.append(Difference(_flag(name), has, asked_value))
+            found.append(Difference(flag_of(name), has, asked_value))
     if "checkpoints" in given and not _holds(asked.checkpoints, study):
         found.append(
             Difference("--checkpoints", study.options.checkpoints or f"those in {study.folder}", asked.checkpoints)
@@ -137,7 +137,8 @@ def recipe_differences(has: Recipe, asked: Recipe) -> list[Difference]:
     return [Difference(path, before.get(path), now[path]) for path in now if now[path] != before.get(path)]
 
 
-def _flag(field: str) -> str:
+def flag_of(field: str) -> str:
+    """How the command line names a field of `Options`."""
     return FLAGS.get(field, f"--{field.replace('_', '-')}")
 
 

@@ -129,6 +129,15 @@ def test_a_cluster_that_does_not_exist(tmp_path: Path, digits: Path, refused: Re
         ),
         (["tune", "--resume", "wikd", "--sampler", "gp"], "no study 'wikd'"),
         (["ablate"], "name a study file"),
+        (["demo", "--data", "s3://k:secret@b/d"], "--data: s3://… was given with credentials"),
+        (
+            ["train", "--preset", "digits-teacher", "--data", ".", "--checkpoints", "s3://"],
+            "--checkpoints: s3:",
+        ),
+        (
+            ["tune", "--preset", "digits-teacher", "--data", ".", "--disk-budget", "20"],
+            "--disk-budget: '20' is not a size",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -143,5 +152,6 @@ def test_bad_arguments_are_refused(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert message in printed and "secret" not in printed
     assert not list(tmp_path.rglob("mlflow.db"))

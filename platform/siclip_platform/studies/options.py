@@ -91,14 +91,14 @@ class Options(Config):
     data: AbsolutePath = None
     teacher: AbsolutePath = None
     tracking_uri: str | None = None
-    trials: int = Field(8, ge=1)
-    seeds: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-    concurrent: int | None = Field(None, ge=1)
-    workers: int = Field(1, ge=1)
+    trials: int = Field(8, ge=1, le=1_000_000)
+    seeds: int = Field(1, ge=1, le=1000)
+    seed: int = Field(0, ge=0, lt=2**32)
+    concurrent: int | None = Field(None, ge=1, le=10_000)
+    workers: int = Field(1, ge=1, le=10_000)
     backend: Backend = "process"
     rerun: bool = False
-    confirm: int = Field(0, ge=0)
+    confirm: int = Field(0, ge=0, le=1000)
     register_as: str | None = None
     disk_budget: Annotated[int | None, BeforeValidator(_size)] = None
     space: str = "wikd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,6 @@ CHANGEABLE = frozenset(
 )
 """Options that change nothing in what is already computed. ``checkpoints`` must contain the study."""
 FLAGS = {"register_as": "--register", "settings": "--setting", "ablation": "STUDY"}
-
 COPIED: dict[str, tuple[str, Callable[[str], str]]] = {
     "space": (SPACE, space_text),
     "ablation": (ABLATION, ablation_text),
@@ -126,9 +126,10 @@ def _copied(field: str, study: StudyFile, named: str) -> tuple[str, str]:
 
 def _holds(checkpoints: AnyPath | None, study: StudyFile) -> bool:
     """Whether the study writes its checkpoints there, or they were moved there."""
-    return checkpoints == study.options.checkpoints or bool(
-        checkpoints and (checkpoints / study.name / FILE).is_file()
-    )
+    if checkpoints is None or checkpoints == study.options.checkpoints:
+        return True
+    file = checkpoints / study.name / FILE
+    return file.is_file() and json.loads(file.read_bytes()).get("key") == study.key
 
 
 def recipe_differences(has: Recipe, asked: Recipe) -> list[Difference]:
@@ -145,4 +146,4 @@ def flag_of(field: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "all"
-    return "none" if value is None else str(value)
+    return "(not set)" if value is None else str(value)

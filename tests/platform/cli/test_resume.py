@@ -169,16 +169,16 @@ REFUSED = {
         (["--seed", "0"], "--seed: the study has 3, 0 was given"),
         (["--space", "data_scaling"], "--space: the study has wikd, data_scaling was given"),
         (["--sampler", "tpe"], "--sampler: the study has random, tpe was given"),
-        (["--scheduler", "none"], "--scheduler: the study has none, none was given"),
+        (["--scheduler", "none"], "--scheduler: the study has (not set), none was given"),
         (["--backend", "train"], "--backend: the study has process, train was given"),
-        (["--register", "m"], "--register: the study has none, m was given"),
+        (["--register", "m"], "--register: the study has (not set), m was given"),
         (["--data", "other"], "--data: the study has DIGITS, "),
         (["--teacher", "other.pt"], "--teacher: the study has "),
         (["--set", "training.steps=25"], "training.steps: the study has 24, 25 was given"),
         (["--preset", "digits-teacher"], "model.name: the study has siclip-nano, mobileclip-nano was given"),
     ],
     "train": [
-        (["--register", "m"], "--register: the study has none, m was given"),
+        (["--register", "m"], "--register: the study has (not set), m was given"),
         (["--name", "other"], "--name: the study has train, other was given"),
         (["--set", "training.learning_rate=0.02"], "training.learning_rate: the study has 0.01, 0.02 was given"),
         (["--recipe", "RECIPE"], "training.learning_rate: the study has 0.01, 0.004 was given"),
@@ -186,7 +186,7 @@ REFUSED = {
     ],
     "demo": [
         (["--steps", "48"], "--steps: the study has 24, 48 was given"),  # the default
-        (["--teacher-steps", "200"], "--teacher-steps: the study has none, 200 was given"),
+        (["--teacher-steps", "200"], "--teacher-steps: the study has (not set), 200 was given"),
         (["--space", "data_scaling"], "--space: the study has wikd, data_scaling was given"),
         (["--checkpoints", "elsewhere"], "--checkpoints: the study has "),
         (["--recipe", "RECIPE", "--set", "training.steps=30"], "training.steps: the study has 24, 30 was given"),
@@ -263,5 +263,12 @@ def test_checkpoints_that_were_moved_are_found_again(commands: Commands) -> None
     (commands.folder / "kept").rename(commands.folder / "moved")
     resumed = commands.resume("demo", "--checkpoints", str(commands.folder / "moved"))
     assert resumed.checkpoints == commands.folder / "moved"
-    content = json.loads((commands.folder / "moved" / "wikd" / "study.json").read_text())
+    file = commands.folder / "moved" / "wikd" / "study.json"
+    content = json.loads(file.read_text())
     assert content["options"]["checkpoints"] == str(commands.folder / "moved")
+
+    another = commands.folder / "another" / "wikd"
+    another.mkdir(parents=True)
+    (another / "study.json").write_text(json.dumps(content | {"key": "another"}))
+    with pytest.raises(UserError, match="--checkpoints: the study has"):
+        commands.resume("demo", "--checkpoints", str(another.parent))

@@ -12,7 +12,6 @@ from torch import Tensor
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
-from siclip.tokenizer import tokenize
 
 # bf16 keeps 8 bits, so that unit embeddings computed in it are off by up to 0.004
 TOLERANCE = 0.01
@@ -46,7 +45,7 @@ def finite(scores: Tensor, what: str) -> Tensor:
 
 @torch.no_grad()
 def check_finite(model: Clip, what: str) -> None:
-    """Encode a grey image and a short text, before anything that takes longer.
+    """Encode a grey image and an empty text, before anything that takes longer.
 
     Args:
         model: its mode is preserved.
@@ -56,7 +55,9 @@ def check_finite(model: Clip, what: str) -> None:
         NotFinite: see `unit`.
     """
     size, device = model.config.image.image_size, model.logit_scale.device
-    tokens = tokenize(["a photo"], model.config.text.context_length).to(device)
+    # end of text, the highest id: there a text is read. Not from the tokenizer, as some vocabularies are smaller.
+    tokens = torch.zeros(1, model.config.text.context_length, dtype=torch.int64, device=device)
+    tokens[0, 1] = model.config.text.vocab_size - 1
     with eval_mode(model):
         unit(model.encode_image(torch.full((1, 3, size, size), 0.5, device=device), normalize=True), what)
         unit(model.encode_text(tokens, normalize=True), what)

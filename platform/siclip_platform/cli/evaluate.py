@@ -123,6 +123,7 @@ def _prepare(
     import torch
 
     from siclip.evaluation.classification import ClassEmbeddings
+    from siclip.evaluation.encoder import check_encoder
     from siclip.evaluation.reranking import load_pair_head
     from siclip_platform.evaluation.measure import Subject
     from siclip_platform.evaluation.models import OPEN_CLIP, open_model
@@ -142,6 +143,7 @@ def _prepare(
         encoder = open_model(name, device)
         if pair_matching and name.startswith(OPEN_CLIP):
             raise UserError(f"{name} has no pair-matching head: omit --pair-matching or the model")
+        check_encoder(encoder)
         with local_copy(name) if pair_matching else nullcontext() as path:
             head = load_pair_head(path) if path else None
         subjects.append(Subject(encoder, ClassEmbeddings(encoder, cache), head, top))

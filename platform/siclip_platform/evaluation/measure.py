@@ -25,6 +25,7 @@ from siclip.evaluation.reranking import rerank_retrieval
 from siclip.evaluation.retrieval import retrieve
 from siclip.evaluation.suite import SuiteSet
 from siclip.losses.pair_matching import PairMatchingHead
+from siclip.models.finite import finite, unit
 from siclip_platform.evaluation.sets import (
     ClassificationData,
     CompositionData,
@@ -33,7 +34,6 @@ from siclip_platform.evaluation.sets import (
     Encoded,
     RetrievalData,
     caption_index,
-    check_finite,
     decode_as_benchmarks,
     encode_samples,
 )
@@ -104,8 +104,8 @@ def measure(subject: Subject, data: Data, known: SuiteSet | None) -> Measured:
 
 def _classification(subject: Subject, data: ClassificationData, encoded: Encoded, known: SuiteSet | None) -> Measured:
     classes = subject.classes.of(data.classnames, data.templates)
-    # with NaN the metrics would be wrong and look valid
-    check_finite(classes, f"{subject.encoder.name} on the class names of {data.where}")
+    # they may be from a cache
+    unit(classes, subject.encoder.name)
     if data.multilabel:
         targets = _stacked(encoded, data.where)
         if targets.shape[1] != len(classes):
@@ -127,7 +127,7 @@ def _classification(subject: Subject, data: ClassificationData, encoded: Encoded
 
 def _retrieval(subject: Subject, data: RetrievalData, encoded: Encoded) -> Measured:
     texts, owner = caption_index(encoded.samples, data.where)
-    text = _texts(subject, texts, data.where)
+    text = subject.encoder.encode_texts(texts)
     # ranking all pairs is fast on a GPU
     device = subject.encoder.device
     statistics = retrieve(encoded.images.to(device), text.to(device), owner).statistics()
@@ -145,9 +145,11 @@ def _composition(subject: Subject, data: CompositionData, encoded: Encoded) -> M
     readable = [group for group in groups if all(item.image in index_of for item in group)]
     items = [CompositionItem(index_of[item.image], item.true, item.false) for group in readable for item in group]
     pairs = list(zip(items[::2], items[1::2], strict=True)) if data.winoground else []
-    text = _texts(subject, data.texts, data.where)
+    text = subject.encoder.encode_texts(data.texts)
     statistics: dict[str, Statistic] = {}
-    judges: dict[str, Score] = {"": cosine} if subject.head is None else {"": cosine, HEAD: _judged_by(subject.head)}
+    judges: dict[str, Score] = {"": cosine}
+    if subject.head is not None:
+        judges[HEAD] = _judged_by(subject.head, subject.encoder.name)
     for prefix, score in judges.items():
         if data.winoground:
             statistics |= winoground_statistics(pairs, encoded.images, text, score, prefix)
@@ -161,7 +163,7 @@ def _composition(subject: Subject, data: CompositionData, encoded: Encoded) -> M
 def _cues(subject: Subject, data: CueData, encoded: Encoded) -> Measured:
     index_of = {position: index for index, position in enumerate(encoded.positions)}
     cues = [cue for cue in data.cues if all(candidate in index_of for candidate in cue[1])]
-    text = _texts(subject, [prompt for prompt, _, _ in cues], data.where)
+    text = subject.encoder.encode_texts([prompt for prompt, _, _ in cues])
     measured = [
         (text[index], encoded.images[[index_of[candidate] for candidate in candidates]], np.array(right, np.int64))
         for index, (_, candidates, right) in enumerate(cues)
@@ -170,17 +172,10 @@ def _cues(subject: Subject, data: CueData, encoded: Encoded) -> Measured:
     return Measured(jaccard_statistics(measured), len(cues), keys, tuple(encoded.unreadable))
 
 
-def _texts(subject: Subject, texts: list[str] | tuple[str, ...], where: str) -> Tensor:
-    text = subject.encoder.encode_texts(texts)
-    check_finite(text, f"{subject.encoder.name} on the captions of {where}")
-    return text
-
-
-def _judged_by(head: PairMatchingHead) -> Score:
+def _judged_by(head: PairMatchingHead, name: str) -> Score:
     @torch.no_grad()
     def score(image: Tensor, text: Tensor) -> Tensor:
-        logits: Tensor = head(image, text)
-        return logits
+        return finite(head(image, text), f"the pair-matching head of {name}")
 
     return score
 

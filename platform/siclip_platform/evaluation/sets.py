@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from siclip.data.background import InBackground
-from siclip.data.images import BROKEN, decode_image
+from siclip.data.images import decode_as_pillow, decode_image
 from siclip.errors import UserError
 from siclip.evaluation.classification import Templates
 from siclip.evaluation.composition import CompositionItem
@@ -26,13 +25,12 @@ DECODING_THREADS = 4
 
 
 def decode_as_benchmarks(data: bytes) -> Image.Image:
-    """Decode as CLIP_benchmark and DataComp do: with Pillow, converted to RGB, transparency dropped."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+    """Decode as CLIP_benchmark and DataComp do: not turned, transparency dropped, see `decode_as_pillow`."""
+    return decode_as_pillow(data)
 
 
 def decode_as_training(data: bytes) -> Image.Image:
-    """Decode as the training stream does: transparent pixels over white."""
+    """Decode as the training stream does: upright, transparent pixels over white."""
     return Image.fromarray(decode_image(data))
 
 
@@ -160,7 +158,8 @@ def encode_samples(
         batch: images that are encoded at once.
 
     Raises:
-        UserError: there are no samples, none can be read, or an embedding is not finite.
+        UserError: there are no samples, or none can be read.
+        NotFinite: an embedding is not finite.
     """
     readable: list[EvaluationSample] = []
     positions: list[int] = []
@@ -181,20 +180,7 @@ def encode_samples(
         raise UserError(f"{where} has no samples: its test split is empty; name another split or folder")
     if not readable:
         raise UserError(f"{where}: none of its {count} images can be read, the first is {unreadable[0]}")
-    images = torch.cat(parts)
-    check_finite(images, f"{encoder.name} on the images of {where}")
-    return Encoded(images, readable, positions, unreadable)
-
-
-def check_finite(embeddings: Tensor, what: str) -> None:
-    """Check the embeddings (N, D) of ``what``.
-
-    Raises:
-        UserError: one is not finite.
-    """
-    wrong = int((~embeddings.isfinite().all(dim=1)).sum())
-    if wrong:
-        raise UserError(f"{what}: {wrong} of {len(embeddings)} embeddings are not finite; the model is broken")
+    return Encoded(torch.cat(parts), readable, positions, unreadable)
 
 
 def _prepared(
@@ -203,7 +189,7 @@ def _prepared(
     def prepare(sample: EvaluationSample) -> Tensor | None:
         try:
             image = decode(sample.image)
-        except (*BROKEN, UserError):
+        except UserError:
             return None
         return encoder.prepare(image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
+from siclip.models.finite import NotFinite
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import DESCRIPTION, LOCATION, PARTS, REJECTED, IndexDescription
 from siclip_platform.inference.inputs import InputPart, InputRow, Modality, find_parts, read_rows
@@ -34,7 +36,16 @@ class _Embed:
         index, part = int(batch["index"][0]), InputPart(**json.loads(str(batch["part"][0])))
         rows, inputs, rejected = self._read(part)
         encode = self.encoder.texts if part.kind == "text" else self.encoder.images
-        embeddings = encode(inputs) if inputs else np.empty((0, self.encoder.width), np.float32)
+        try:
+            embeddings = encode(inputs) if inputs else np.empty((0, self.encoder.width), np.float32)
+        except NotFinite as error:
+            # as a value: Ray would put its traceback before the message of an exception
+            return {
+                "index": batch["index"],
+                "rows": np.array([0]),
+                "rejected": np.array(["[]"]),
+                "refused": np.array([str(error)]),
+            }
         flat = pa.array(embeddings.reshape(-1), pa.float32())
         table = pa.table(
             {
@@ -49,6 +60,7 @@ class _Embed:
             "index": batch["index"],
             "rows": np.array([len(rows)]),
             "rejected": np.array([json.dumps(rejected)]),
+            "refused": np.array([""]),
         }
 
     def _read(self, part: InputPart) -> tuple[list[InputRow], list[Any], list[dict[str, str]]]:
@@ -97,7 +109,8 @@ def embed(
         progress: called with the number of finished parts and of all parts.
 
     Raises:
-        UserError: the checkpoint or the source cannot be used, ``out`` exists, or no row could be read.
+        UserError: the checkpoint or the source cannot be used, ``out`` exists, or no row could be read. Nothing is
+            left of ``out`` then.
     """
     encoder = Encoder.load(checkpoint)
     model = encoder.model.config
@@ -108,10 +121,15 @@ def embed(
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
     (out / PARTS).mkdir(parents=True)
-    written, rejected = _run(checkpoint, parts, out / PARTS, actors, progress)
-    if not written:
-        reason = rejected[0]["reason"] if rejected else "it is empty"
-        raise UserError(f"no row of {source} could be embedded: {reason}")
+    try:
+        written, rejected = _run(checkpoint, parts, out / PARTS, actors, progress)
+        if not written:
+            reason = rejected[0]["reason"] if rejected else "it is empty"
+            raise UserError(f"no row of {source} could be embedded: {reason}")
+    except UserError:
+        # a folder without a description could neither be searched nor be named again
+        shutil.rmtree(out)
+        raise
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED_SCHEMA), out / REJECTED)
     description = IndexDescription(
         kind=kinds.pop(),
@@ -153,6 +171,8 @@ def _run(
     written, rejected = 0, {}
     # Ray Data yields the parts in the order in which they finish.
     for done, row in enumerate(found.iter_rows(), 1):
+        if row["refused"]:
+            raise NotFinite(row["refused"])
         written += int(row["rows"])
         rejected[int(row["index"])] = json.loads(row["rejected"])
         if progress is not None:

@@ -16,6 +16,7 @@ from siclip.data.batch import to_float_images
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
 from siclip.models.clip import Clip
+from siclip.models.finite import check_finite, unit
 from siclip.models.hashing import weights_hash
 from siclip.tokenizer import tokenize
 from siclip_platform.storage import AnyPath
@@ -32,11 +33,13 @@ class Encoder:
         model: the reparameterized model.
         device: the GPU, if there is one, else the CPU.
         weights: `weights_hash` of the model as the checkpoint stores it.
+        name: the checkpoint.
     """
 
     model: Clip
     device: torch.device
     weights: str
+    name: str
 
     @classmethod
     def load(cls, checkpoint: str | AnyPath) -> Encoder:
@@ -44,11 +47,14 @@ class Encoder:
 
         Raises:
             UserError: it is missing, damaged or not such a checkpoint.
+            NotFinite: the model is not finite.
         """
         model = read_model(checkpoint)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         fused = model if model.is_reparameterized else model.reparameterize()
-        return cls(fused.eval().requires_grad_(False).to(device), device, weights_hash(model))
+        fused = fused.eval().requires_grad_(False).to(device)
+        check_finite(fused, str(checkpoint))
+        return cls(fused, device, weights_hash(model), str(checkpoint))
 
     @property
     def width(self) -> int:
@@ -69,17 +75,24 @@ class Encoder:
 
     @torch.no_grad()
     def images(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Embeddings:
-        """Images from `pixels` → (N, D), unit length."""
+        """Images from `pixels` → (N, D), unit length.
+
+        Raises:
+            NotFinite: an embedding is not finite.
+        """
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-        return _array(self.model.encode_image(to_float_images(batch), normalize=True))
+        return self._array(self.model.encode_image(to_float_images(batch), normalize=True))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Embeddings:
-        """Texts → (N, D), unit length. A text that is longer than the model's context is truncated."""
+        """Texts → (N, D), unit length. A text that is longer than the model's context is truncated.
+
+        Raises:
+            NotFinite: an embedding is not finite.
+        """
         tokens = tokenize(list(texts), self.model.config.text.context_length).to(self.device)
-        return _array(self.model.encode_text(tokens, normalize=True))
+        return self._array(self.model.encode_text(tokens, normalize=True))
 
-
-def _array(embeddings: torch.Tensor) -> Embeddings:
-    found: Embeddings = embeddings.float().cpu().numpy()
-    return found
+    def _array(self, embeddings: torch.Tensor) -> Embeddings:
+        found: Embeddings = unit(embeddings.float(), self.name).cpu().numpy()
+        return found

@@ -1,7 +1,7 @@
 """An index: embeddings of images or of texts in Parquet, with a description of their origin.
 
 Folder: ``index.json`` (`IndexDescription`), ``embeddings/*.parquet`` (id, place, embedding) and ``rejected.parquet``
-(id, place, reason); ``place`` is the location of the input. Shapes: N rows, D embed_dim.
+(id, place, reason); ``place`` is the location of the input, see `InputRow`. Shapes: N rows, D embed_dim.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, open_dataset
+from siclip_platform.storage.text_files import read_lines
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes")
 TEXT_COLUMNS = ("text", "caption", "txt")
 ID_COLUMNS = ("id", "key", "uid")
 Modality = Literal["image", "text"]
+# indexes of earlier versions have no column
+IN_PARQUET = re.compile(r"(?P<file>.*\.parquet)#(?P<group>\d+):(?P<row>\d+)(:(?P<column>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class InputRow:
 
     Attributes:
         id: unique within the source.
-        location: a path, ``FILE:LINE`` of a text file, or ``FILE#GROUP:ROW`` of a Parquet file.
+        location: an absolute path, ``FILE:LINE`` of a text file, or ``FILE#GROUP:ROW:COLUMN`` of a Parquet file.
         value: the encoded image or the text; None for a null in Parquet.
     """
 
@@ -72,6 +76,8 @@ def find_parts(source: Path, kind: Modality | None, column: str | None, size: in
     """
     if not source.exists():
         raise UserError(f"{source} does not exist: name a folder of images, a Parquet file or folder, or a .txt file")
+    # locations are read later, from another working folder
+    source = source.absolute()
     if source.is_file() and source.suffix == ".txt":
         return [InputPart("text", files=(str(source),), root=str(source.parent))]
     tables = _tables(source)
@@ -114,7 +120,7 @@ def _row_groups(table: Path, kind: Modality | None, column: str | None) -> Itera
         )
     type_ = schema.field(found).type
     is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_)
-    if not is_text and not (pa.types.is_binary(type_) or pa.types.is_large_binary(type_)):
+    if not is_text and not _is_binary(type_):
         raise UserError(f"column {found!r} of {table} is {type_}: images are binary, texts are strings")
     id_column = next((name for name in ID_COLUMNS if name in schema.names), "")
     # A row group is the smallest part of a Parquet file that can be read alone.
@@ -129,7 +135,7 @@ def read_rows(part: InputPart) -> Iterator[InputRow]:
     if part.parquet:
         yield from _table_rows(part)
     elif part.kind == "text":
-        for number, line in enumerate(Path(part.files[0]).read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(Path(part.files[0])), 1):
             yield InputRow(str(number), f"{part.files[0]}:{number}", line)
     else:
         for name in part.files:
@@ -142,26 +148,37 @@ def _table_rows(part: InputPart) -> Iterator[InputRow]:
     table = pq.ParquetFile(part.parquet).read_row_group(part.row_group, columns=columns)
     ids = table[part.id_column].to_pylist() if part.id_column else [None] * table.num_rows
     for index, (identity, value) in enumerate(zip(ids, table[part.column].to_pylist(), strict=True)):
-        location = f"{part.parquet}#{part.row_group}:{index}"
-        yield InputRow(str(identity) if identity is not None else location, location, value)
+        row = f"{part.parquet}#{part.row_group}:{index}"
+        yield InputRow(str(identity) if identity is not None else row, f"{row}:{part.column}", value)
 
 
 def read_image_at(location: str) -> bytes:
     """The encoded image at the location of an `InputRow`.
 
     Raises:
-        UserError: it cannot be read any more.
+        UserError: it cannot be read any more, or an index of an earlier version does not tell its column.
     """
-    table, mark, rest = location.rpartition("#")
+    found = IN_PARQUET.fullmatch(location)
     try:
-        if not mark or not table.endswith(".parquet"):
+        if found is None:
             return Path(location).read_bytes()
-        group, _, index = rest.partition(":")
-        file = pq.ParquetFile(table)
-        column = next(
-            name for name in file.schema_arrow.names if pa.types.is_binary(file.schema_arrow.field(name).type)
-        )
-        value: bytes = file.read_row_group(int(group), columns=[column])[column][int(index)].as_py()
+        file = pq.ParquetFile(found["file"])
+        column = found["column"] or _only_image_column(file.schema_arrow, location)
+        value: bytes = file.read_row_group(int(found["group"]), columns=[column])[column][int(found["row"])].as_py()
         return value
-    except (OSError, StopIteration, pa.ArrowException) as error:
+    except (OSError, KeyError, IndexError, pa.ArrowException) as error:
         raise UserError(f"the image at {location} cannot be read any more: {error}; embed the images again") from None
+
+
+def _only_image_column(schema: pa.Schema, location: str) -> str:
+    names = [field.name for field in schema if _is_binary(field.type)]
+    if len(names) != 1:
+        raise UserError(
+            f"the image at {location} may be in any of {', '.join(names) or 'no column'}: embed the images again, "
+            "with this version, which stores the column"
+        )
+    return str(names[0])
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))

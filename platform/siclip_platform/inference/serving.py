@@ -34,7 +34,8 @@ class SiclipModel(mlflow.pyfunc.PythonModel):
         """A pandas DataFrame with a column ``text`` or ``image`` → embeddings.
 
         Raises:
-            UserError: neither or both columns, too many rows, or an image that cannot be decoded.
+            UserError: neither or both columns, too many rows, a value that is not a string, or an image that cannot
+                be decoded.
         """
         columns = [name for name in ("text", "image") if name in model_input.columns]
         if len(columns) != 1 or len(model_input) > LARGEST_REQUEST:
@@ -42,7 +43,13 @@ class SiclipModel(mlflow.pyfunc.PythonModel):
                 f"a request requires one column, text or image, and at most {LARGEST_REQUEST} rows; this one has "
                 f"{', '.join(map(str, model_input.columns))} and {len(model_input)} rows"
             )
-        values = [str(value) for value in model_input[columns[0]]]
+        values = list(model_input[columns[0]])
+        # pandas has three kinds of null, each of which str() would turn into a word
+        wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
+        if wrong:
+            raise UserError(
+                f"the {columns[0]} of row {wrong[0]} is {values[wrong[0]]!r}, not a string: send a string in each row"
+            )
         if columns == ["text"]:
             found = self.encoder.texts(values)
         else:
@@ -62,15 +69,17 @@ def export_mlflow(checkpoint: Path, out: Path) -> None:
     """Write an MLflow model folder: the checkpoint, its signature and the requirements.
 
     Raises:
-        UserError: ``out`` exists, or the checkpoint cannot be read.
+        UserError: ``out`` exists, the checkpoint cannot be read, or its model is not finite.
     """
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     from siclip.checkpoints.formats import load_model
+    from siclip.models.finite import check_finite
 
-    load_model(checkpoint)  # a damaged checkpoint is refused here, not by the server
+    # a checkpoint that is damaged or not finite is refused here, not by the server
+    check_finite(load_model(checkpoint), str(checkpoint))
     if out.exists():
         raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
     inputs = Schema([ColSpec("string", "text", required=False), ColSpec("string", "image", required=False)])

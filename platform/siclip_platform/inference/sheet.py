@@ -24,13 +24,14 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; p
 ol { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); list-style: none;
      padding: 0; }
 img, .gone { aspect-ratio: 1; border-radius: .5rem; object-fit: contain; width: 100%; background: #8881; }
-.gone { display: grid; place-items: center; }
+.gone { display: grid; overflow-wrap: anywhere; place-items: center; }
 p { margin: .25rem 0; overflow-wrap: anywhere; }
 </style></head><body>
 <h1>{{ query }}</h1>
 {% if image %}<p><img src="{{ image }}" alt="the query image" style="max-width: 12rem"></p>{% endif %}
-<ol>{% for hit, thumbnail in found %}<li>
-{% if thumbnail %}<img src="{{ thumbnail }}" alt="{{ hit.id }}">{% else %}<div class="gone">no image</div>{% endif %}
+<ol>{% for hit, thumbnail, problem in found %}<li>
+{% if thumbnail %}<img src="{{ thumbnail }}" alt="{{ hit.id }}">
+{% else %}<div class="gone">{{ problem }}</div>{% endif %}
 <p>{{ loop.index }}. {{ hit.id }}</p><p>similarity {{ "%.3f"|format(hit.similarity) }}</p>
 </li>{% endfor %}</ol></body></html>
 """
@@ -47,7 +48,7 @@ def write_sheet(path: Path, query: str, hits: Sequence[Hit], image: bytes | None
         with_images: the hits are images.
     """
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    found = [(hit, _thumbnail_at(hit.location) if with_images else None) for hit in hits]
+    found = [(hit, *(_thumbnail_at(hit.location) if with_images else ("", "no image"))) for hit in hits]
     page = template.render(query=query, image=thumbnail(image) if image else None, found=found)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -62,8 +63,9 @@ def thumbnail(file: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _thumbnail_at(location: str) -> str | None:
+def _thumbnail_at(location: str) -> tuple[str, str]:
+    """Return a thumbnail, or nothing and the reason."""
     try:
-        return thumbnail(read_image_at(location))
-    except UserError:
-        return None
+        return thumbnail(read_image_at(location)), ""
+    except UserError as error:
+        return "", str(error)

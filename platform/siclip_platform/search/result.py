@@ -45,7 +45,9 @@ class StudyResult:
         """
         done = [t for t in self.trials if t.state == "completed"]
         if not done:
-            raise UserError("no trial of the study ran to its end: see the failed trials' siclip.reason in MLflow")
+            reasons = [t.reason for t in self.trials if t.state == "failed" and t.reason]
+            first = f"the first failure is: {reasons[0]}" if reasons else "all were stopped"
+            raise UserError(f"no trial of the study ran to its end, so it has no best; {first}")
         return max(done, key=lambda trial: trial.value)
 
 

@@ -45,6 +45,7 @@ def convert(
     _check_out(out)
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config
+    from siclip.models.finite import check_finite
     from siclip_platform.display import echo
     from siclip_platform.storage import local_copy
 
@@ -53,6 +54,7 @@ def convert(
         changed = _with_sharing(config, image_sharing, text_sharing, checkpoint)
         before, after = Clip(config), Clip(changed)
         load_checkpoint(after, path, sharing=how.value)
+    check_finite(after, checkpoint)
     save_checkpoint(out, after)
     for tower in ("image", "text"):
         old, new = getattr(config, tower).sharing, getattr(changed, tower).sharing

@@ -42,12 +42,14 @@ def propose_sharing_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the attention of a model's blocks; print proposed sharing patterns and write them as a search space."""
+    from siclip.models.finite import check_finite
     from siclip_platform.display import Display, echo
     from siclip_platform.storage.checkpoints import read_model
 
     # Before the measurement, which takes minutes.
     _check_out(out)
     model = read_model(checkpoint)
+    check_finite(model, checkpoint)
     divergences = _probe(model, data, split, samples)
     findings = {
         "checkpoint": checkpoint,

@@ -1,7 +1,8 @@
 """Import: a source of image–caption pairs → a dataset, and a ledger of the rejected rows.
 
 Two stages on Ray Data. The first writes the checked rows of every part of the source to shards. The second rewrites
-the shards that contain duplicates. Both store their files in ``DEST/.work``; the manifest is written last.
+the shards that contain duplicates, or further rows of an image. Both store their files in ``DEST/.work``; the
+manifest is written last.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Pool, Record, Task, run_stage
-from siclip_platform.datasets.importing.deduplication import Drops, filter_shard, find_duplicates
+from siclip_platform.datasets.importing.deduplication import Changes, change_shard, find_changes
 from siclip_platform.datasets.importing.ledger import LEDGER, LEDGER_SCHEMA, Tally, write_ledger
 from siclip_platform.datasets.importing.parts import (
     ORDER,
@@ -42,7 +43,7 @@ from siclip_platform.storage.atomic import replacing
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
 from siclip_platform.storage.locking import locked
 
-VERSION = "2"  # increase it when the same source and config give other bytes
+VERSION = "3"  # increase it when the same source and config give other bytes
 WORK = ".work"
 LOCK = ".import.lock"
 MAX_BAD_SHARE = 0.01
@@ -50,11 +51,19 @@ MAX_BAD_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported dataset, the number of rows read, and the rejected rows by reason."""
+    """An imported dataset.
+
+    Attributes:
+        dataset: as written.
+        read: rows of the source.
+        rejected: reason → rows.
+        merged: rows that are further captions of another row's image.
+    """
 
     dataset: Dataset
     read: int
     rejected: dict[str, int]
+    merged: int = 0
 
 
 def import_dataset(
@@ -131,6 +140,8 @@ class _Job:
                 "pieces": canonical_hash(parts, spaced=True),
             },
             "config": self.config.model_dump(mode="json"),
+            # Without the folders, because the manifest holds no paths.
+            "access": {"outside": bool(self.source.access.outside), "hosts": list(self.source.access.hosts)},
         }
 
     @property
@@ -139,12 +150,12 @@ class _Job:
 
     def run(self) -> None:
         records = self._import_parts()
-        drops = find_duplicates([self._part("keys", number) for number in range(len(records))], self.config)
-        for lost in drops.values():
-            self.tally.add(0, lost.reasons)
+        changes = find_changes([self._part("keys", number) for number in range(len(records))], self.config)
+        for part in changes.values():
+            self.tally.add(0, part.reasons, part.merged)
         # A generator: its stage runs only when the shards are linked, after the checks below.
-        shards = self._without_duplicates(records, drops)
-        ledger = self._write_ledger(range(len(records)), drops)
+        shards = self._changed(records, changes)
+        ledger = self._write_ledger(range(len(records)), changes)
         self.tally.check(self.max_bad_share, self.folder, finished=True)
         if not self.tally.written:
             raise UserError(
@@ -158,15 +169,21 @@ class _Job:
         # A lost row must never go unnoticed.
         if written != self.tally.written or ledger["rows"] != self.tally.rejected:
             raise RuntimeError(
-                f"{self.tally.read} rows read, but {written} written and {ledger['rows']} in the ledger"
+                f"{self.tally.read} rows read, but {written} written, {self.tally.merged} merged and "
+                f"{ledger['rows']} in the ledger"
             )
-        counts = {"read": self.tally.read, "written": written, "rejected": dict(sorted(self.tally.reasons.items()))}
+        counts = {
+            "read": self.tally.read,
+            "written": written,
+            "merged": self.tally.merged,
+            "rejected": dict(sorted(self.tally.reasons.items())),
+        }
         recipe = {**self.settings, "libraries": libraries(), "rows": counts, "ledger": ledger}
         write_manifest(self.folder, Manifest(name=self.name, version=VERSION, recipe=recipe, splits=splits))
 
     def _import_parts(self) -> list[Record]:
         jobs = [
-            PartJob(root=self.source.root, number=number, piece=part, config=self.config)
+            PartJob(root=self.source.root, number=number, piece=part, config=self.config, access=self.source.access)
             for number, part in enumerate(self.source.parts)
         ]
         tasks = [Task(name=f"{job.number:05d}", payload=job.model_dump(mode="json")) for job in jobs]
@@ -174,7 +191,7 @@ class _Job:
 
         def count(record: Record) -> None:
             done.append(int(record.task))
-            self.tally.add(record.result["read"], record.result["reasons"])
+            self.tally.add(record.result["read"], record.result["reasons"], record.result["merged"])
             if self.progress is not None:
                 self.progress(len(done), len(tasks))
             try:
@@ -186,35 +203,50 @@ class _Job:
 
         return run_stage(self.parts, self._plan, tasks, import_part, pool=self.pool, on_record=count)
 
-    def _without_duplicates(
-        self, records: list[Record], drops: dict[int, Drops]
-    ) -> Iterator[tuple[str, Path, ShardEntry]]:
-        """Yield (split, path, entry) of every remaining shard, in the order of the source."""
+    def _changed(self, records: list[Record], changes: dict[int, Changes]) -> Iterator[tuple[str, Path, ShardEntry]]:
+        """Yield (split, path, entry) of every shard after the changes, in the order of the source."""
+
+        def path_of(part: int, shard: int) -> Path:
+            return self.parts / str(records[part].result["shards"][shard]["path"])
+
         tasks = {}
-        for part, lost in drops.items():
-            for shard, rows in lost.rows.items():
-                path = self.parts / records[part].result["shards"][shard]["path"]
-                payload = {"source": str(path), "drop": sorted(rows), "row_group_rows": self.config.row_group_rows}
-                tasks[part, shard] = Task(name=path.stem, payload=payload)
+        for part, change in changes.items():
+            for shard in change.shards:
+                payload = {
+                    "source": str(path_of(part, shard)),
+                    "split": records[part].result["shards"][shard]["split"],
+                    "drop": sorted(change.rows.get(shard, [])),
+                    "captions": [[row, str(path_of(p, s)), i] for row, p, s, i in change.captions.get(shard, [])],
+                    "moved": sorted(change.moved.get(shard, [])),
+                    "row_group_rows": self.config.row_group_rows,
+                }
+                tasks[part, shard] = Task(name=path_of(part, shard).stem, payload=payload)
         kept = self.folder / WORK / "kept"
-        rewritten = run_stage(kept, self._plan, list(tasks.values()), filter_shard, pool=self.pool)
-        entries = {key: record.result["entry"] for key, record in zip(tasks, rewritten, strict=True)}
+        rewritten = run_stage(kept, self._plan, list(tasks.values()), change_shard, pool=self.pool)
+        results = {key: record.result for key, record in zip(tasks, rewritten, strict=True)}
         for part, record in enumerate(records):
             for number, shard in enumerate(record.result["shards"]):
                 split = shard["split"]
-                if (part, number) not in entries:
+                if (part, number) not in results:
                     entry = ShardEntry.model_validate({key: shard[key] for key in shard if key != "split"})
                     yield split, self.parts / entry.path, entry
-                elif entries[part, number]:
-                    entry = ShardEntry.model_validate(entries[part, number])
-                    yield split, kept / entry.path, entry
+                    continue
+                for what, where in (("kept", split), ("moved", VALIDATION)):
+                    if results[part, number][what]:
+                        entry = ShardEntry.model_validate(results[part, number][what])
+                        yield where, kept / entry.path, entry
 
-    def _write_ledger(self, parts: Any, drops: dict[int, Drops]) -> dict[str, Any]:
+    def _write_ledger(self, parts: Any, changes: dict[int, Changes]) -> dict[str, Any]:
+        schema = pa.schema([ORDER, *LEDGER_SCHEMA])
+
         def tables() -> Iterator[pa.Table]:
             for number in parts:
-                found = [pq.read_table(self._part("ledger", number), schema=pa.schema([ORDER, *LEDGER_SCHEMA]))]
-                found += [drops[number].table] if number in drops else []
-                yield pa.concat_tables(found).sort_by("order")
+                found = pq.ParquetFile(self._part("ledger", number))
+                if number in changes and changes[number].ledger:
+                    yield pa.concat_tables([found.read().cast(schema), changes[number].table]).sort_by("order")
+                else:
+                    # In pieces: a part of nulls has millions of rejected rows.
+                    yield from (pa.Table.from_batches([batch]) for batch in found.iter_batches())
 
         digest, rows = write_ledger(self.folder / LEDGER, tables())
         return {"path": LEDGER, "rows": rows, "sha256": digest}
@@ -240,13 +272,18 @@ def _check_folder(folder: Path) -> None:
 def _existing(folder: Path, job: _Job) -> Imported:
     dataset = open_dataset(folder)
     found = dataset.manifest
-    if found.version != VERSION or {key: found.recipe.get(key) for key in job.settings} != job.settings:
+    if found.version != VERSION and "source" in found.recipe:
+        raise UserError(
+            f"{folder} was imported by another version ({found.version}, now {VERSION}), which gave other bytes: "
+            "keep it as it is, or name another folder"
+        )
+    if {key: found.recipe.get(key) for key in job.settings} != job.settings:
         raise UserError(
             f"{folder} contains the dataset {found.name!r} of another source or other settings: name another folder, "
             "or delete this one"
         )
     rows = found.recipe["rows"]
-    return Imported(dataset, rows["read"], rows["rejected"])
+    return Imported(dataset, rows["read"], rows["rejected"], rows["merged"])
 
 
 def _link(path: Path, target: Path) -> None:

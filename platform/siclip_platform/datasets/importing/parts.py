@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from siclip.config import Config
+from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Task, TaskOutput
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
-from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_row, storable
+from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_file, ledger_row, storable
+from siclip_platform.datasets.importing.sources.access import Access
 from siclip_platform.datasets.importing.sources.part import SourcePart, read_samples
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample
 from siclip_platform.datasets.manifest import ShardEntry, write_shard
@@ -27,6 +28,7 @@ from siclip_platform.storage.atomic import replacing
 
 VALIDATION = "validation"
 ORDER = pa.field("order", pa.int64())  # of the sample in its part
+MERGED = pa.struct([("order", pa.int64()), ("id", pa.string()), ("place", pa.string())])
 KEYS_SCHEMA = pa.schema(
     [
         ORDER,
@@ -38,6 +40,10 @@ KEYS_SCHEMA = pa.schema(
         pa.field("bytes", pa.int64()),
         pa.field("source", pa.string()),
         pa.field("place", pa.string()),
+        pa.field("image", pa.binary(32)),  # rows with equal ones are one image; null: never merged
+        pa.field("merged", pa.list_(MERGED)),  # rows whose captions were added to this one
+        pa.field("captions", pa.list_(pa.binary(16))),  # hashes, if the split is drawn by caption
+        pa.field("drawn", pa.bool_()),  # whether the row may be drawn for validation by its captions
     ]
 )
 
@@ -47,7 +53,8 @@ class ImportConfig(Config):
 
     Attributes:
         split: of rows whose source names no split.
-        validation_share: of the rows of ``split``, chosen by their ids, that go to validation.
+        validation_share: of the samples of ``split`` that go to validation, drawn by the bytes of their images.
+        share_by: ``caption``: samples that share a caption or an image are also drawn together.
         images: how images are checked and stored.
         prefix_ids: prefix each id with its file's name.
         shard_rows: maximum rows per shard.
@@ -58,10 +65,11 @@ class ImportConfig(Config):
 
     split: str = Field("train", pattern="^[a-z][a-z0-9_]*$")
     validation_share: float = Field(0, ge=0, lt=1)
+    share_by: Literal["image", "caption"] = "image"
     images: ImageRules = ImageRules()
     prefix_ids: bool = False
-    shard_rows: int = Field(10_000, ge=1)
-    row_group_rows: int = Field(250, ge=1)
+    shard_rows: int = Field(10_000, ge=1, le=10_000_000)
+    row_group_rows: int = Field(250, ge=1, le=1_000_000)
     drop_duplicates: bool = False
     near_duplicates: int | None = Field(None, ge=0, le=8)
 
@@ -74,12 +82,14 @@ class PartJob(Config):
         number: index of the part.
         piece: the part; the stored digest depends on the name of this field.
         config: settings of the import.
+        access: what rows may name besides the files in the source's folder.
     """
 
     root: str
     number: int
     piece: SourcePart
     config: ImportConfig
+    access: Access = Access()
 
 
 def libraries() -> dict[str, str]:
@@ -88,52 +98,117 @@ def libraries() -> dict[str, str]:
 
 
 def import_part(folder: Path, task: Task) -> TaskOutput:
-    """Import a part; the result has the rows ``read``, ``reasons`` (reason → rows) and the ``shards``."""
+    """Import a part; the result has the rows ``read`` and ``merged``, ``reasons`` (reason → rows), the ``shards``."""
     job = PartJob.model_validate(task.payload)
-    shards = _Shards(folder, job)
-    rejected: list[dict[str, Any]] = []
-    keys: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    read = 0
-    for order, sample in enumerate(read_samples(job.root, job.piece)):
-        read += 1
-        try:
-            row, pixels = make_row(sample, job.config)
-            # Duplicates within a part; those of other parts are found by the second stage.
-            if row["id"] in seen:
-                raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
-        except Rejection as rejection:
-            rejected.append({"order": order, **ledger_row(sample, rejection)})
-            continue
-        seen.add(row["id"])
-        shard, number = shards.add(_split(row["id"], job), row)
-        phash = perceptual_hash(pixels) if job.config.near_duplicates is not None else None
-        keys.append({"order": order, "shard": shard, "row": number, "id": row["id"], **_keys(sample, phash)})
-    shards.close()
-    side = {
-        f"ledger-{job.number:05d}.parquet": (rejected, pa.schema([ORDER, *LEDGER_SCHEMA])),
-        f"keys-{job.number:05d}.parquet": (keys, KEYS_SCHEMA),
-    }
-    for name, (rows, schema) in side.items():
-        with replacing(folder / name) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
-    reasons = dict(sorted(Counter(row["reason"] for row in rejected).items()))
-    entries = [{"split": split, **entry.model_dump()} for split, entry in shards.entries]
+    rows = _Rows(folder, job)
+    ledger_name, keys_name = f"ledger-{job.number:05d}.parquet", f"keys-{job.number:05d}.parquet"
+    order = -1
+    with ledger_file(folder / ledger_name, pa.schema([ORDER, *LEDGER_SCHEMA])) as ledger:
+        for order, sample in enumerate(read_samples(job.root, job.piece, job.access)):
+            try:
+                rows.add(order, sample)
+            except Rejection as rejection:
+                ledger.add({"order": order, **ledger_row(sample, rejection)})
+    rows.shards.close()
+    with replacing(folder / keys_name) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows.keys, KEYS_SCHEMA), temporary, compression="zstd")
+    entries = [{"split": split, **entry.model_dump()} for split, entry in rows.shards.entries]
     return TaskOutput(
-        files=(*side, *(entry.path for _, entry in shards.entries)),
-        result={"read": read, "reasons": reasons, "shards": entries},
+        files=(ledger_name, keys_name, *(entry.path for _, entry in rows.shards.entries)),
+        result={
+            "read": order + 1,
+            "merged": rows.merged,
+            "reasons": dict(sorted(ledger.reasons.items())),
+            "shards": entries,
+        },
     )
 
 
-def _keys(sample: SourceSample, phash: int | None) -> dict[str, Any]:
-    image = sample.image or b""
-    return {
-        "sha256": hashlib.sha256(image).digest(),
-        "bytes": len(image),
-        "phash": phash,
-        "source": storable(sample.source),
-        "place": storable(sample.location),
-    }
+class _Rows:
+    """The good rows of a part: rows of one image become one sample with several captions.
+
+    Attributes:
+        shards: that the rows are written to.
+        keys: rows of `KEYS_SCHEMA`.
+        merged: number of rows that were added to earlier ones.
+    """
+
+    def __init__(self, folder: Path, job: PartJob) -> None:
+        self.job = job
+        self.shards = _Shards(folder, job)
+        self.keys: list[dict[str, Any]] = []
+        self.merged = 0
+        self._ids: dict[str, bytes | None] = {}  # id → image
+        self._images: dict[bytes, int] = {}  # image → index in keys
+
+    def add(self, order: int, sample: SourceSample) -> None:
+        """Add a row.
+
+        Raises:
+            Rejection: the row cannot be used.
+        """
+        config = self.job.config
+        if sample.rejected:
+            raise sample.rejected
+        split = _split(sample, self.job)
+        image = _image_key(sample, split, config)
+        if image in self._images and self._merge(self.keys[self._images[image]], order, sample):
+            return
+        row, pixels = make_row(sample, config)
+        # Duplicates within a part; those of other parts, and further rows of an image, are found by the second stage.
+        if row["id"] in self._ids and (image is None or self._ids[row["id"]] != image):
+            raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
+        self._ids[row["id"]] = image
+        shard, number = self.shards.add(split, row)
+        by_caption = config.share_by == "caption" and bool(config.validation_share)
+        key = {
+            "order": order,
+            "shard": shard,
+            "row": number,
+            "id": row["id"],
+            "sha256": hashlib.sha256(sample.image or b"").digest(),
+            "phash": perceptual_hash(pixels) if config.near_duplicates is not None else None,
+            "bytes": len(sample.image or b""),
+            "source": storable(sample.source),
+            "place": storable(sample.location),
+            "image": image,
+            "merged": [],
+            "captions": [_caption_key(c.text) for c in sample.captions] if by_caption else [],
+            "drawn": by_caption and split == config.split,
+        }
+        if image is not None:
+            self._images[image] = len(self.keys)
+        self.keys.append(key)
+
+    def _merge(self, key: dict[str, Any], order: int, sample: SourceSample) -> bool:
+        """Add the captions to an earlier row of the image; False if its shard is already written."""
+        row = self.shards.row(key["shard"], key["row"])
+        if row is None:
+            return False
+        row["captions"] = add_captions(row["captions"], [_caption(caption) for caption in sample.captions])
+        key["merged"].append({"order": order, "id": storable(sample.id), "place": storable(sample.location)})
+        if key["drawn"]:
+            key["captions"] = list(
+                dict.fromkeys([*key["captions"], *(_caption_key(c.text) for c in sample.captions)])
+            )
+        self.merged += 1
+        return True
+
+
+def add_captions(captions: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return ``captions`` and those of ``more`` that are not among them."""
+    return captions + [caption for caption in more if caption not in captions]
+
+
+def _caption_key(text: str) -> bytes:
+    return hashlib.sha256(text.casefold().encode()).digest()[:16]
+
+
+def _image_key(sample: SourceSample, split: str, config: ImportConfig) -> bytes | None:
+    """Return what the rows of one image share. The split is part of it: a source's own splits are never mixed."""
+    if sample.identity is None or (config.drop_duplicates and not sample.by_path):
+        return None
+    return hashlib.sha256(f"{split}\n{sample.identity}".encode(errors="surrogateescape")).digest()
 
 
 def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
@@ -142,8 +217,6 @@ def make_row(sample: SourceSample, config: ImportConfig) -> tuple[dict[str, Any]
     Raises:
         Rejection: the sample cannot be used.
     """
-    if sample.rejected:
-        raise sample.rejected
     if sample.image is None:
         raise Rejection(Reason.MISSING_IMAGE, "there is no image")
     row_id = f"{sample.source}/{sample.id}" if config.prefix_ids else sample.id
@@ -181,13 +254,23 @@ def _caption(caption: Caption) -> dict[str, Any]:
     return {"text": caption.text, "source": caption.source, "model": caption.model}
 
 
-def _split(row_id: str, job: PartJob) -> str:
-    split = job.piece.split or job.config.split
-    if split != job.config.split or not job.config.validation_share:
+def _split(sample: SourceSample, job: PartJob) -> str:
+    config = job.config
+    named = (sample.split or job.piece.split or sample.folder_split) if job.piece.keep_splits else None
+    split = named or config.split
+    if not config.validation_share:
         return split
-    # By the id alone, so that the split does not depend on shards, order or duplicates.
-    uniform = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) / 2**64
-    return VALIDATION if uniform < job.config.validation_share else split
+    if named == VALIDATION:
+        raise UserError(f"--validation-share, but {sample.source} already has the split {VALIDATION!r}: leave it out")
+    if split != config.split or config.share_by == "caption":
+        return split
+    # By the image alone, so that the split does not depend on shards or order, and equal images are never in both.
+    return VALIDATION if drawn(hashlib.sha256(sample.image or b"").digest(), config.validation_share) else split
+
+
+def drawn(digest: bytes, share: float) -> bool:
+    """Return whether a SHA-256 falls into a share."""
+    return int.from_bytes(digest[:8]) / 2**64 < share
 
 
 class _Shards:
@@ -211,6 +294,10 @@ class _Shards:
         if len(rows) == self.job.config.shard_rows:
             self._write(split)
         return number, index
+
+    def row(self, shard: int, index: int) -> dict[str, Any] | None:
+        """Return a row that was added; None if its shard is already written."""
+        return next((rows[index] for number, rows in self.open.values() if number == shard), None)
 
     def close(self) -> None:
         for split in list(self.open):

@@ -16,12 +16,12 @@ from PIL import Image
 from siclip.data.mixing import mixture
 from siclip_platform.datasets.derived.stage import run_stage
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
-from siclip_platform.datasets.importing.sources.columns import ColumnNames, image_bytes, plain
-from siclip_platform.datasets.importing.sources.lists import rows_with_offsets
-from siclip_platform.datasets.importing.sources.sample import Rejection
+from siclip_platform.datasets.importing.sources.access import Access, Reader
+from siclip_platform.datasets.importing.sources.columns import ColumnNames, plain, row_sample
+from siclip_platform.datasets.importing.sources.lists import ListForm, rows_with_offsets
+from siclip_platform.datasets.importing.sources.sample import Rejection, SourceSample
 from siclip_platform.datasets.importing.sources.tables import parquet_samples
 from siclip_platform.storage import without_credentials
-from siclip_platform.storage.files import read_uri
 
 
 def test_a_value_that_is_not_utf8_rejects_only_its_row(tmp_path: Path) -> None:
@@ -31,14 +31,15 @@ def test_a_value_that_is_not_utf8_rejects_only_its_row(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array([b"x"] * 4, pa.binary()), "caption": captions}), path)
     columns = ColumnNames(image="image", caption=("caption",))
-    found = list(parquet_samples(pafs.LocalFileSystem(), str(path), "a", range(1), 0, columns, lambda name: b""))
+    reader = Reader(tmp_path, Access())
+    found = list(parquet_samples(pafs.LocalFileSystem(), str(path), "a", range(1), 0, columns, reader))
     assert [sample.rejected is None for sample in found] == [True, False, True, True]
 
 
 def test_an_unclosed_quotation_mark_is_rejected() -> None:
     text = b'a\tb\nx\t"open one\ny\tplain\n'
-    found = [row for _, row in rows_with_offsets(io.BytesIO(text), "a.tsv", ("image", "caption"))]
-    assert any(isinstance(row, Rejection) for row in found)
+    found = [row for _, row in rows_with_offsets(io.BytesIO(text), ListForm(("image", "caption"), "\t"))]
+    assert [isinstance(row, Rejection) for row in found] == [False, True, False]
 
 
 def test_an_image_beyond_the_limit_of_jpeg_is_rejected() -> None:
@@ -68,17 +69,24 @@ def test_credentials_are_removed_from_a_uri(uri: str, shown: str) -> None:
     assert without_credentials(uri) == shown
 
 
-def test_the_signature_of_a_rows_uri_is_used_and_not_stored() -> None:
+def test_the_signature_of_a_rows_uri_is_used_and_not_stored(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/odd/a.jpg?signature=hunter2", b"bytes")
-    assert image_bytes("memory://odd/a.jpg?signature=hunter2", read_uri) == b"bytes"
+    reader = Reader(tmp_path, Access(hosts=("odd", "bucket")))
+    columns = ColumnNames(image="path", caption=("text",))
+
+    def sample(uri: str) -> SourceSample:
+        return row_sample({"path": uri, "text": "x"}, columns, "a.csv", "0", reader)
+
+    assert sample("memory://odd/a.jpg?signature=hunter2").image == b"bytes"
     for uri in (
         "memory://odd/b.jpg?signature=hunter2",
+        "memory://elsewhere/b.jpg?signature=hunter2",
         "s3://KEY:SEC/RET@bucket/a.jpg",
         "nosuch://a.jpg?key=hunter2",
     ):
-        with pytest.raises(Rejection) as rejected:
-            image_bytes(uri, read_uri)
-        assert not any(part in str(rejected.value.detail) for part in ("hunter2", "KEY:", "/RET"))
+        rejected = sample(uri).rejected
+        assert rejected is not None
+        assert not any(part in str(rejected.detail) for part in ("hunter2", "KEY:", "/RET"))
 
 
 def test_a_driver_killed_while_writing_its_plan_can_be_restarted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import posixpath
 import stat
@@ -89,7 +90,7 @@ class Reader:
                 raise Rejection(Reason.REFUSED_PATH, f"{name!r} is outside the source's folder")
             return path
         root = os.path.realpath(self.root)
-        path = os.path.realpath(os.path.join(root, os.path.dirname(beside), name))
+        path = os.path.realpath(Path(root, posixpath.dirname(beside), name))
         if path.startswith(tuple(f"{folder}/" for folder in NEVER)) and not path.startswith(f"{MEMORY_FOLDER}/"):
             raise Rejection(Reason.REFUSED_PATH, f"{name!r} is in {NEVER[0]}, {NEVER[1]} or {NEVER[2]}")
         if not any(path.startswith(folder.rstrip("/") + "/") for folder in (root, *self.access.outside)):
@@ -116,7 +117,7 @@ class Reader:
             filesystem, folder = filesystem_of(self.root)
             return bounded(filesystem, posixpath.join(folder, location), location)
         # Opening a FIFO would wait for ever, so its kind is asked first.
-        if not stat.S_ISREG(os.stat(location).st_mode):
+        if not stat.S_ISREG(Path(location).stat().st_mode):
             raise Rejection(Reason.REFUSED_PATH, "it is no regular file")
         return bounded(pafs.LocalFileSystem(), location, location)
 
@@ -129,9 +130,7 @@ class Reader:
         except ValueError:
             raise Rejection(Reason.REFUSED_PATH, f"{clean!r} is no address") from None
         if host not in self.access.hosts:
-            raise Rejection(
-                Reason.REFUSED_PATH, f"{clean}: addresses are only read with --allow-download HOST"
-            )
+            raise Rejection(Reason.REFUSED_PATH, f"{clean}: addresses are only read with --allow-download HOST")
         return name
 
 
@@ -158,10 +157,14 @@ def bounded(filesystem: Any, path: str, shown: str, most: int = MAX_FILE_BYTES) 
         Rejection: it has more than ``most`` bytes.
     """
     with filesystem.open_input_stream(path, compression="detect") as file:
-        data = bytes(file.read(most + 1))
-    if len(data) > most:
+        # In pieces: pyarrow allocates as many bytes as are asked for.
+        pieces, size = [], 0
+        while (piece := file.read(MIB)) and size <= most:
+            pieces.append(piece)
+            size += len(piece)
+    if size > most:
         raise Rejection(Reason.DECOMPRESSION_BOMB, f"{posixpath.basename(shown)} has more than {most // MIB} MiB")
-    return data
+    return b"".join(pieces)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -187,11 +190,9 @@ def _download(address: str) -> bytes:
         with opener.open(address, timeout=DOWNLOAD_SECONDS) as answer:
             data = bytes(answer.read(MAX_FILE_BYTES + 1))
     except urllib.error.HTTPError as error:
-        raise Rejection(Reason.NOT_DOWNLOADED, f"{without_credentials(address)}: HTTP status {error.code}") from None
-    except READ_ERRORS as error:
-        raise Rejection(
-            Reason.NOT_DOWNLOADED, f"{without_credentials(address)}: {type(error).__name__}"
-        ) from None
+        raise Rejection(Reason.MISSING_IMAGE, f"{without_credentials(address)}: HTTP status {error.code}") from None
+    except (http.client.HTTPException, *READ_ERRORS) as error:
+        raise Rejection(Reason.MISSING_IMAGE, f"{without_credentials(address)}: {type(error).__name__}") from None
     if len(data) > MAX_FILE_BYTES:
         raise Rejection(Reason.DECOMPRESSION_BOMB, f"more than {MAX_FILE_BYTES // MIB} MiB")
     return data

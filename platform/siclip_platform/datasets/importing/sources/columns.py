@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import hashlib
+import json
 import math
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample, captions_of
+from siclip_platform.datasets.importing.sources.splits import split_named, split_of
 from siclip_platform.storage import READ_ERRORS, without_credentials
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
@@ -18,6 +23,19 @@ PATH = ("path", "filepath", "file_path", "file_name", "filename", "file", "image
 CAPTION = ("captions", "caption", "txt", "text", "title")
 ID = ("id", "key", "uid", "image_id")
 CATEGORY = ("category", "class", "label")
+SPLIT = "split"
+NO_VALUE = frozenset({"nan", "NaN", "null", "NULL", "None", "<NA>"})
+"""What other programs write into a text file where a value is missing."""
+LIST = re.compile(r"""\s*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+class RowReader(Protocol):
+    """`access.Reader`: reads the files that rows name."""
+
+    def locate(self, name: str, beside: str) -> str: ...
+
+    def read(self, location: str) -> bytes: ...
 
 
 class ColumnNames(Config):
@@ -28,24 +46,30 @@ class ColumnNames(Config):
         caption: one or more columns with captions.
         id: of the sample.
         category: of the image.
+        split: of the row.
     """
 
     image: str | None = None
     caption: tuple[str, ...] = ()
     id: str | None = None
     category: str | None = None
+    split: str | None = None
 
     def found_in(self, names: Sequence[str], where: str) -> ColumnNames:
-        """Fill in the columns that are None; ``id`` and ``category`` stay None if the table has no such column.
+        """Fill in the columns that are None; ``id``, ``category`` and ``split`` stay None if the table has none.
 
         Args:
             names: columns of the table.
             where: the table's name for the message.
 
         Raises:
-            UserError: the table lacks a named column, or has no usual column for the image or the caption.
+            UserError: the table lacks a named column, has one twice, or has no usual column for the image or the
+                caption.
         """
-        for named in (self.image, *self.caption, self.id, self.category):
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise UserError(f"{where} has the column {twice[0]!r} more than once: rename or remove one of them")
+        for named in (self.image, *self.caption, self.id, self.category, self.split):
             if named is not None and named not in names:
                 raise UserError(f"{where} has no column {named!r}: it has {', '.join(names)}")
         image = self.image or _first((*IMAGE, *PATH), names)
@@ -60,6 +84,7 @@ class ColumnNames(Config):
             caption=caption,
             id=self.id or _first(ID, names),
             category=self.category or _first(CATEGORY, names),
+            split=self.split or _first((SPLIT,), names),
         )
 
 
@@ -68,7 +93,7 @@ def _first(wanted: Sequence[str], names: Sequence[str], taken: str | None = None
 
 
 def row_sample(
-    row: Mapping[str, Any], columns: ColumnNames, source: str, location: str, read: Callable[[str], bytes]
+    row: Mapping[str, Any], columns: ColumnNames, source: str, location: str, reader: RowReader
 ) -> SourceSample:
     """Return a row of a table as a sample.
 
@@ -77,27 +102,76 @@ def row_sample(
         columns: from `ColumnNames.found_in`.
         source: as in `SourceSample`.
         location: as in `SourceSample`.
-        read: returns the bytes of an image for its path.
+        reader: of the files that rows name.
     """
-    stem = posixpath.splitext(source)[0]
-    identity = row.get(columns.id) if columns.id else None
-    sample_id = str(identity) if identity not in (None, "") else f"{stem}:{location}"
-    used = {columns.image, *columns.caption, columns.id, columns.category}
+    try:
+        return _row_sample(row, columns, source, location, reader)
+    except RecursionError:
+        rejected = Rejection(Reason.DAMAGED_ROW, "a value is nested too deeply")
+        return SourceSample(source, location, "", rejected=rejected)
+
+
+def _row_sample(
+    row: Mapping[str, Any], columns: ColumnNames, source: str, location: str, reader: RowReader
+) -> SourceSample:
+    used = {columns.image, *columns.caption, columns.id, columns.category, columns.split}
+    sample_id = f"{posixpath.splitext(source)[0]}:{location}"
     meta = {name: plain(value) for name, value in row.items() if name not in used and value is not None}
-    category = row.get(columns.category) if columns.category else None
     captions: tuple[Caption, ...] = ()
-    image = rejected = None
+    image = rejected = split = folder_split = identity = None
+    by_path = False
+    value = row.get(columns.image or "")
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
     status = row.get("status")
     try:
+        sample_id = _id(row.get(columns.id) if columns.id else None) or sample_id
         # img2dataset's column: rows that it could not download have no image.
-        if isinstance(status, str) and status != "success" and row.get(columns.image or "") is None:
+        if isinstance(status, str) and status != "success" and value is None:
             raise Rejection(Reason.NOT_DOWNLOADED, f"{status}: {row.get('error_message')}")
-        image = image_bytes(row.get(columns.image or ""), read)
+        split = split_named(row.get(columns.split)) if columns.split else None
+        if by_path := isinstance(value, str) and bool(value):
+            image, identity = _named_image(value, source, reader)
+            folder_split = split_of(value, folders_only=True) if _is_relative(value) else None
+        else:
+            image = image_bytes(value)
+            identity = f"sha256:{hashlib.sha256(image).hexdigest()}"
         captions = _captions(row, columns)
     except Rejection as error:
         rejected = error
-    text = None if category is None else str(category)
-    return SourceSample(source, location, sample_id, image, captions, text, meta, rejected)
+    category = _category(row.get(columns.category)) if columns.category else None
+    return SourceSample(
+        source,
+        location,
+        sample_id,
+        image=image,
+        captions=captions,
+        category=category,
+        meta=meta,
+        rejected=rejected,
+        split=split,
+        folder_split=folder_split,
+        identity=identity,
+        by_path=by_path,
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not path.startswith(("/", ".."))
+
+
+def _id(value: Any) -> str | None:
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bool | list | tuple | Mapping | bytes):
+        raise Rejection(Reason.DAMAGED_ROW, f"the id is a {type(value).__name__}, not a text or a number")
+    return str(value)
+
+
+def _category(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else str(plain(value))
 
 
 def _captions(row: Mapping[str, Any], columns: ColumnNames) -> tuple[Caption, ...]:
@@ -109,27 +183,67 @@ def _captions(row: Mapping[str, Any], columns: ColumnNames) -> tuple[Caption, ..
     return captions_of(flat or None)
 
 
-def image_bytes(value: Any, read: Callable[[str], bytes]) -> bytes:
-    """Return the encoded image of a value: bytes, a path, or a struct with ``bytes`` or ``path`` (Hugging Face).
+def _named_image(name: str, source: str, reader: RowReader) -> tuple[bytes, str]:
+    """Return the content of a file that a row names, and where the file is.
 
     Raises:
-        Rejection: there is no image, or its file cannot be read.
+        Rejection: the file cannot or may not be read.
     """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if value is None or value == "":
-        raise Rejection(Reason.MISSING_IMAGE, "there is no image")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if not isinstance(value, str):
-        raise Rejection(Reason.NOT_AN_IMAGE, f"the image is a {type(value).__name__}, neither bytes nor a path")
+    location = reader.locate(name, source)
     try:
-        return read(value)
+        return reader.read(location), f"path:{location}"
     except READ_ERRORS as error:
         # The ledger must not contain the signature of a signed URI, which the error may quote.
-        clean = without_credentials(value)
-        problem = str(error).replace(value, clean).replace(value.removeprefix(clean), "")
+        clean = without_credentials(name)
+        problem = str(error).replace(name, clean).replace(name.removeprefix(clean), "")
         raise Rejection(Reason.MISSING_IMAGE, f"{clean}: {problem}") from None
+
+
+def image_bytes(value: Any) -> bytes:
+    """Return the encoded image of a value.
+
+    Raises:
+        Rejection: there is none.
+    """
+    if value is None or value == "":
+        raise Rejection(Reason.MISSING_IMAGE, "there is no image")
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise Rejection(Reason.NOT_AN_IMAGE, f"the image is a {type(value).__name__}, neither bytes nor a path")
+    return bytes(value)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; for ``object_pairs_hook``.
+
+    Raises:
+        Rejection: a key occurs twice, and only one of its values could be kept.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Rejection(Reason.DAMAGED_ROW, f"the key {twice!r} occurs twice")
+    return found
+
+
+def text_value(text: str) -> Any:
+    """Return the value that a field of a CSV file stands for as a caption: None, a list of texts, or the text.
+
+    Raises:
+        Rejection: the field begins as a list of texts and is none.
+    """
+    if text.strip() in NO_VALUE:
+        return None
+    if not LIST.match(text):
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    raise Rejection(Reason.MISSING_CAPTION, "the caption begins as a list of texts and is none")
 
 
 def plain(value: Any) -> Any:
@@ -141,5 +255,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return NOT_FINITE[str(value)]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from siclip.errors import UserError
+from siclip_platform.datasets.importing.sources.access import Access, check_files
 from siclip_platform.datasets.importing.sources.columns import ColumnNames
-from siclip_platform.datasets.importing.sources.lists import DELIMITERS, JSON_LINES, read_header, rows_with_offsets
+from siclip_platform.datasets.importing.sources.lists import (
+    DELIMITERS,
+    JSON_LINES,
+    ListForm,
+    read_header,
+    rows_with_offsets,
+)
 from siclip_platform.datasets.importing.sources.members import IMAGES, TEXTS
 from siclip_platform.datasets.importing.sources.part import Layout, SourcePart
+from siclip_platform.datasets.importing.sources.splits import split_of
 from siclip_platform.datasets.importing.sources.tables import arrow_names, parquet_layout
 from siclip_platform.storage import READ_ERRORS, AnyPath, as_path, filesystem_of
 from siclip_platform.storage.filesystem import read_file
@@ -39,15 +47,25 @@ class ImportSource:
         layout: of its files.
         parts: one per task of the import.
         files: (path relative to the source, bytes) of the files that are imported.
+        access: what rows may name besides the files in the source's folder.
     """
 
     root: str
     layout: Layout
     parts: list[SourcePart]
     files: Files
+    access: Access = field(default_factory=Access)
 
 
-def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: int) -> ImportSource:
+def find_source(
+    root: str,
+    layout: Layout | None,
+    columns: ColumnNames,
+    rows: int,
+    *,
+    access: Access | None = None,
+    keep_splits: bool = True,
+) -> ImportSource:
     """Cut a source into parts of about ``rows`` rows; each tar or Arrow file is one part.
 
     Args:
@@ -56,6 +74,8 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
             files without images beside them), a list named metadata, Parquet, a list, images.
         columns: of tables and lists.
         rows: per part.
+        access: what the source may name besides the files in its folder; default: nothing.
+        keep_splits: keep the splits that the source names (see `splits`).
 
     Raises:
         UserError: there is nothing to import, or a table lacks the columns.
@@ -64,6 +84,7 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
     path = as_path(root)
     found = list_files(path)
     folder = base_folder(path)
+    access = access or Access()
     layout = layout or _layout(root, found)
     chosen = [(name, size) for name, size in found if name.lower().endswith(SUFFIXES[layout])]
     # A list named metadata describes the images beside it; other lists are then something else.
@@ -71,6 +92,8 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
         chosen = [item for item in chosen if _is_metadata(item[0])] or chosen
     if not chosen:
         raise UserError(f"{root} contains no {' or '.join(SUFFIXES[layout])} file: name another source or --layout")
+    if layout != "folder":
+        check_files(folder, [name for name, _ in chosen], access)
     if layout == "webdataset":
         parts = [SourcePart(layout=layout, name=name, bytes=size) for name, size in chosen]
     elif layout == "folder":
@@ -81,9 +104,17 @@ def find_source(root: str, layout: Layout | None, columns: ColumnNames, rows: in
         parts = _arrow_parts(folder, found, chosen, columns)
     else:
         parts = [part for item in chosen for part in _list_parts(folder, *item, columns, rows)]
+    parts = [_with_split(part, keep_splits) for part in parts]
     if not parts:
         raise UserError(f"{root} contains no rows: name another source")
-    return ImportSource(root, layout, parts, chosen)
+    return ImportSource(root, layout, parts, chosen, access)
+
+
+def _with_split(part: SourcePart, keep: bool) -> SourcePart:
+    if keep:
+        return part.model_copy(update={"split": part.split or split_of(part.name)})
+    columns = part.columns.model_copy(update={"split": None})
+    return part.model_copy(update={"split": None, "keep_splits": False, "columns": columns})
 
 
 def _layout(root: str, files: Files) -> Layout:
@@ -179,8 +210,9 @@ def _arrow_parts(folder: AnyPath, files: Files, chosen: Files, columns: ColumnNa
 def _list_parts(folder: AnyPath, name: str, size: int, columns: ColumnNames, rows: int) -> list[SourcePart]:
     filesystem, path = filesystem_of(folder / name)
     with filesystem.open_input_file(path) as stream:
-        header, offset = read_header(stream, name)
+        header, delimiter, offset = read_header(stream, name)
     found = columns.found_in(header, name)
+    form = ListForm(() if name.lower().endswith(JSON_LINES) else header, delimiter, found.image)
     parts: list[SourcePart] = []
     with filesystem.open_input_file(path) as stream:
         stream.seek(offset)
@@ -189,9 +221,10 @@ def _list_parts(folder: AnyPath, name: str, size: int, columns: ColumnNames, row
 
         def part() -> SourcePart:
             span = {"start": start, "count": held, "first": first}
-            return SourcePart(layout="list", name=name, bytes=size, header=header, columns=found, **span)
+            described = {"header": form.header, "delimiter": delimiter, "columns": found}
+            return SourcePart(layout="list", name=name, bytes=size, **described, **span)
 
-        for consumed, _ in rows_with_offsets(stream, name, header):
+        for consumed, _ in rows_with_offsets(stream, form):
             end, held = offset + consumed, held + 1
             if held == rows:
                 parts.append(part())

@@ -1,4 +1,4 @@
-"""How much of a source may be in memory at once: what a hostile or damaged file claims is compared with these first."""
+"""How much of a source may be in memory at once; what a file claims is compared with these before it is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ MAX_TEXT_BYTES = MIB
 """A .txt, .json or .cls: parsed JSON takes up to a hundred times its size."""
 MAX_SAMPLE_FILES = 1_000
 """Files with a common name."""
+MAX_MEMBER_BYTES = 2**40
+"""A member of a tar archive that is skipped: tarfile counts through its bytes even if the archive has ended."""
 MAX_HEADER_BYTES = MIB
 """The extended header of a member of a tar archive: tarfile reads it as a whole."""
 MAX_HEADERS = 8

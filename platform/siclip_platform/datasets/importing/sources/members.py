@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from siclip_platform.datasets.importing.sources.access import Reader
+from siclip_platform.datasets.importing.sources.archive import BROKEN_ARCHIVE, Archive
+from siclip_platform.datasets.importing.sources.columns import plain, unique_keys
+from siclip_platform.datasets.importing.sources.limits import MAX_FILE_BYTES, MAX_SAMPLE_FILES, MAX_TEXT_BYTES
 from siclip_platform.datasets.importing.sources.sample import (
     Caption,
     Reason,
@@ -18,76 +21,112 @@ from siclip_platform.datasets.importing.sources.sample import (
     captions_of,
     decode_text,
 )
+from siclip_platform.datasets.importing.sources.splits import split_of
 from siclip_platform.storage import READ_ERRORS
-from siclip_platform.storage.filesystem import read_file
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jfif")
 TEXTS = ("txt", "caption", "text")
+SIDE = (*TEXTS, "json", "cls")
 CAPTION_KEYS = ("caption", "captions", "text", "txt")
-MAX_MEMBER_BYTES = 256 * 2**20
-BROKEN_ARCHIVE = (tarfile.TarError, zlib.error, EOFError, *READ_ERRORS)
+MAX_WAITING = 10_000  # incomplete samples of an archive that wait for their other members
+INCOMPLETE = (Reason.MISSING_IMAGE, Reason.MISSING_CAPTION)
 
 
 @dataclass
 class _Group:
-    """Files with a common name: extension → bytes."""
+    """Files with a common name: extension → bytes. Files of other kinds are named and have no bytes."""
 
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
     rejected: Rejection | None = None
+    size: int = 0
 
+    def room(self, name: str, extension: str, size: int) -> bool:
+        """Return whether a file of ``size`` bytes is to be read. It is checked before anything is read."""
+        if len(self.files) >= MAX_SAMPLE_FILES:
+            detail = f"more than {MAX_SAMPLE_FILES} files are named {self.key!r} up to the first dot"
+            self.rejected = Rejection(Reason.DAMAGED_ROW, detail)
+            return False
+        kind = extension.rpartition(".")[2]
+        if kind not in (*IMAGES, *SIDE):
+            self.files.setdefault(extension, b"")
+            return False
+        most = MAX_TEXT_BYTES if kind in SIDE else MAX_FILE_BYTES
+        if size > most:
+            detail = f"{name!r} has {size} bytes, more than {most}"
+        elif self.size + size > MAX_FILE_BYTES:
+            detail = f"the files of {self.key!r} have more than {MAX_FILE_BYTES} bytes"
+        else:
+            return True
+        self.rejected = Rejection(Reason.DECOMPRESSION_BOMB, detail)
+        return False
 
-class _Header(tarfile.TarInfo):
-    """Marks the archive when its end mark is read: tarfile accepts a truncated archive as a whole one."""
-
-    @classmethod
-    def fromtarfile(cls, archive: Any) -> Any:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            archive.ended = True
-            raise
+    def put(self, extension: str, data: bytes) -> None:
+        if extension in self.files:
+            self.rejected = Rejection(Reason.DAMAGED_ROW, f"there are two files {self.key}.{extension}")
+        self.files[extension] = data
+        self.size += len(data)
 
 
 def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
-    """Yield the samples of a tar archive, in its order; consecutive members with a common name form a sample.
+    """Yield the samples of a tar archive; consecutive members with a common name form a sample, as in webdataset.
 
     One sample at a time is in memory. A truncated or damaged archive yields the samples before the damage, then a
-    rejected one.
+    rejected one. A sample without image or caption is yielded at the end, because later members may tell why: if they
+    have its name, the archive is not grouped by sample.
     """
+    waiting: dict[str, SourceSample] = {}
+
+    def release(most: int) -> Iterator[SourceSample]:
+        while len(waiting) > most:
+            yield waiting.pop(next(iter(waiting)))
+
+    for sample in _tar_samples(filesystem, path, source):
+        if sample.rejected is None or sample.rejected.reason not in INCOMPLETE:
+            if sample.rejected is not None and sample.rejected.reason is Reason.DAMAGED_SOURCE:
+                yield from release(0)
+            yield sample
+            continue
+        earlier = waiting.pop(sample.id, None)
+        if earlier is None:
+            waiting[sample.id] = sample.without_image()
+            yield from release(MAX_WAITING)
+            continue
+        detail = f"other members named {sample.id!r} stand elsewhere in the archive: write it sorted by name"
+        for part in (earlier, sample):
+            yield replace(part, rejected=Rejection(Reason.SCATTERED, detail))
+    yield from release(0)
+
+
+def _tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
     group: _Group | None = None
-    count = 0
+    archive: Archive | None = None
     try:
         with filesystem.open_input_stream(path, compression=None) as stream:
-            archive = tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header)  # noqa: SIM115
+            archive = Archive(stream)
             for member in archive:
-                if member.isdir():
-                    continue
                 key, extension = _split(member.name)
+                if member.isdir() or not extension:
+                    continue
                 if group is not None and group.key != key:
-                    yield _sample(group, source)
+                    yield from _samples(group, source)
                     group = None
                 group = group or _Group(key)
                 _add(group, extension, archive, member)
-                count += 1
-            # Without this check a truncated archive would be imported as a shorter one.
-            if not getattr(archive, "ended", False):
-                raise tarfile.ReadError("its end mark is missing")
     except BROKEN_ARCHIVE as error:
         # The damage may be after a complete sample.
         if group is not None:
-            last = _sample(group, source)
-            if last.rejected is None:
-                yield last
+            yield from (sample for sample in _samples(group, source) if sample.rejected is None)
+        count = archive.count if archive else 0
         detail = f"the archive is cut or damaged after {count} members: {error}"
         yield SourceSample(source, f"after {count} members", "", rejected=Rejection(Reason.DAMAGED_SOURCE, detail))
         return
     if group is not None:
-        yield _sample(group, source)
+        yield from _samples(group, source)
 
 
-def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[SourceSample]:
-    """Yield the samples of files in a folder; files with a common stem form a sample."""
+def folder_samples(reader: Reader, names: list[str]) -> Iterator[SourceSample]:
+    """Yield the samples of files in the source's folder; files with a common stem form a sample."""
     group: _Group | None = None
     for name in names:
         key, _, extension = name.rpartition(".")
@@ -96,7 +135,11 @@ def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[Sou
             group = None
         group = group or _Group(key)
         try:
-            _put(group, extension.lower(), read_file(filesystem, posixpath.join(root, name), decompress=True))
+            data = reader.read(reader.locate(posixpath.basename(name), name))
+            if group.room(name, extension.lower(), len(data)):
+                group.put(extension.lower(), data)
+        except Rejection as refused:
+            group.rejected = refused
         except READ_ERRORS as error:
             group.rejected = Rejection(Reason.DAMAGED_ROW, f"{name} cannot be read: {error}")
     if group is not None:
@@ -104,29 +147,48 @@ def folder_samples(filesystem: Any, root: str, names: list[str]) -> Iterator[Sou
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Split a name by WebDataset's rule: the extension begins at the first dot of the file's name."""
+    """Split a name by WebDataset's rule: the extension begins at the first dot of the file's name.
+
+    The extension is empty for what is no part of a sample: names without a dot, hidden files (such as ``._a.jpg``,
+    which macOS adds for each file), and WebDataset's own metadata.
+    """
     folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
+    first = name.partition("/")[0]
+    if (
+        not stem
+        or "__MACOSX" in folder.split("/")
+        or (first.startswith("__") and first.endswith("__") and len(first) > 3)
+    ):
+        return name, ""
     return posixpath.join(folder, stem), extension.lower()
 
 
-def _add(group: _Group, extension: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+def _add(group: _Group, extension: str, archive: Archive, member: tarfile.TarInfo) -> None:
     if not member.isreg():
         group.rejected = Rejection(Reason.DAMAGED_ROW, f"member {member.name!r} is no file but a link or a device")
-        return
-    # Checked by the header, because a member is read into memory as a whole.
-    if member.size > MAX_MEMBER_BYTES:
-        detail = f"member {member.name!r} has {member.size} bytes, more than {MAX_MEMBER_BYTES}"
-        group.rejected = Rejection(Reason.DECOMPRESSION_BOMB, detail)
-        return
-    file = archive.extractfile(member)
-    _put(group, extension, file.read() if file else b"")
+    elif group.room(member.name, extension, member.size):
+        group.put(extension, archive.read(member))
 
 
-def _put(group: _Group, extension: str, data: bytes) -> None:
-    if extension in group.files:
-        group.rejected = Rejection(Reason.DAMAGED_ROW, f"there are two files {group.key}.{extension}")
-    group.files[extension] = data
+def _samples(group: _Group, source: str) -> Iterator[SourceSample]:
+    """Yield the samples of a group.
+
+    Names with further dots, such as ``a.1.jpg``, are those of several samples, unless an image has the plain name:
+    then the others are further files of its sample, such as ``a.depth.png``.
+    """
+    if group.rejected or any(name in group.files for name in IMAGES):
+        yield _sample(group, source)
+        return
+    groups: dict[str, _Group] = {}
+    for extension, data in group.files.items():
+        stem, dot, kind = extension.rpartition(".")
+        key = f"{group.key}{dot}{stem}"
+        groups.setdefault(key, _Group(key)).put(kind, data)
+    if any(name in part.files for part in groups.values() for name in IMAGES):
+        yield from (_sample(part, source) for part in groups.values())
+    else:
+        yield _sample(group, source)
 
 
 def _sample(group: _Group, source: str) -> SourceSample:
@@ -142,29 +204,35 @@ def _sample(group: _Group, source: str) -> SourceSample:
     category = None
     rejected = group.rejected
     try:
-        meta = _meta(files.get("json"))
+        values = _json(files.get("json"))
+        meta = plain(values)
         category = decode_text(files["cls"], "the class").strip() if "cls" in files else None
-        captions = captions_of(_caption(files, meta))
+        captions = captions_of(_caption(files, values))
+    except RecursionError:
+        rejected = rejected or Rejection(Reason.DAMAGED_ROW, "the .json is nested too deeply")
     except Rejection as error:
+        if error.reason is Reason.MISSING_CAPTION and not {*SIDE} & {*files}:
+            error = Rejection(error.reason, f"there are only {', '.join(sorted(files)[:20])}")
         rejected = rejected or error
     if image is None and group.rejected is None:
-        detail = f"there are only {', '.join(sorted(files)) or 'no files'}"
+        detail = f"there are only {', '.join(sorted(files)[:20]) or 'no files'}"
         rejected = Rejection(Reason.MISSING_IMAGE, detail)
-    return SourceSample(source, group.key, group.key, image, captions, category, meta, rejected)
+    split = split_of(group.key, folders_only=True)
+    return SourceSample(source, group.key, group.key, image, captions, category, meta, rejected, folder_split=split)
 
 
-def _caption(files: dict[str, bytes], meta: dict[str, Any]) -> Any:
+def _caption(files: dict[str, bytes], values: dict[str, Any]) -> Any:
     for name in TEXTS:
         if name in files:
             return decode_text(files[name], f"the .{name}")
-    return next((meta[key] for key in CAPTION_KEYS if meta.get(key) is not None), None)
+    return next((values[key] for key in CAPTION_KEYS if values.get(key) is not None), None)
 
 
-def _meta(data: bytes | None) -> dict[str, Any]:
+def _json(data: bytes | None) -> dict[str, Any]:
     if data is None:
         return {}
     try:
-        value = json.loads(decode_text(data, "the .json"), parse_constant=str)  # NaN and Infinity are not JSON
+        value = json.loads(decode_text(data, "the .json"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise Rejection(Reason.DAMAGED_ROW, f"the .json is none: {error}") from None
     return value if isinstance(value, dict) else {"json": value}

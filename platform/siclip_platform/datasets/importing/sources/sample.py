@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -68,7 +69,8 @@ class SourceSample:
         captions: at least one, unless the sample is rejected.
         category: of the image.
         meta: JSON values of other columns.
-        split: that the source names for this sample; None: the part's.
+        split: that the sample itself names; None: the part's.
+        folder_split: that the folder of its image names, used if the part has none.
         identity: of the image among the rows of a table: rows with equal identities are one image. None: the sample
             is never merged with another.
         by_path: the image was read from a path that a row names, not from the source's own bytes.
@@ -85,6 +87,7 @@ class SourceSample:
     meta: Mapping[str, Any] = field(default_factory=dict)
     rejected: Rejection | None = None
     split: str | None = None
+    folder_split: str | None = None
     identity: str | None = None
     by_path: bool = False
     digest: tuple[str, int] | None = None
@@ -129,7 +132,7 @@ def captions_of(value: Any) -> tuple[Caption, ...]:
 
 
 def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _caption(item: Any) -> Caption:

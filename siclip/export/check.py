@@ -5,6 +5,7 @@ Shapes: B batch, S image size, T context length, D embed_dim.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,19 +42,36 @@ class Exported:
     largest_difference: float
 
 
+def check_new_output(path: Path) -> None:
+    """Check, before anything is computed, that a new file or folder can be written; nothing is created.
+
+    Raises:
+        UserError: ``path`` exists, or the first folder above it that exists is not a writable folder.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists and is not overwritten: delete it or choose another name")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is not a folder; choose another name")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {above} may not be written to; choose another folder")
+
+
 @contextmanager
 def new_output(path: Path) -> Iterator[Path]:
     """A temporary path for a file or folder, which is renamed to ``path`` when the block ends without an error.
 
+    Missing folders above it are created.
+
     Raises:
         UserError: ``path`` exists, or its parent is not a writable folder.
     """
-    if path.exists():
-        raise UserError(f"{path} exists and is not overwritten: delete it or choose another name")
+    check_new_output(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise UserError(f"cannot write in {path.parent}: {error.strerror}; create the folder first") from None
+        raise UserError(f"cannot write in {path.parent}: {error.strerror}; choose another folder") from None
     try:
         yield temporary / path.name
         (temporary / path.name).rename(path)

@@ -15,6 +15,16 @@ from siclip.export.check import Exported, largest_difference, new_output
 from siclip.models.clip import Clip
 
 
+def check_suffix(path: Path) -> None:
+    """Check that the name of a state dict tells its format.
+
+    Raises:
+        UserError: the suffix is neither ``.pt`` nor ``.safetensors``.
+    """
+    if path.suffix not in (".pt", ".safetensors"):
+        raise UserError(f"{path}: an official state dict is a .pt or .safetensors file, choose one of these suffixes")
+
+
 def export_official(model: Clip, path: Path | str) -> Exported:
     """Write the model's weights in train form under the official names, as ``.pt`` or ``.safetensors``.
 
@@ -24,8 +34,7 @@ def export_official(model: Clip, path: Path | str) -> Exported:
             value.
     """
     path = Path(path)
-    if path.suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{path}: an official state dict is a .pt or .safetensors file, choose one of these suffixes")
+    check_suffix(path)
     reference = copy.deepcopy(model).cpu().eval()
     state = {name: tensor.detach().clone().contiguous() for name, tensor in to_official(reference).items()}
     with new_output(path) as temporary:

@@ -132,8 +132,32 @@ def test_bad_arguments_are_refused(tmp_path: Path, student: Path, export: Export
         (("out.pt", "--format", "official"), "'siclip-nano' has SAS-P blocks"),
         (("out", "--format", "tflite"), "'tflite' is not one of"),
         (("out",), "--format"),
-        (("nowhere/out", "--format", "open_clip"), "cannot write in nowhere"),
     ):
         code, _, error = export(student, *arguments)
         assert code == 2 and expected in error
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(
+    tmp_path: Path, student: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(named: str) -> None:
+        raise AssertionError("the checkpoint was read first")
+
+    monkeypatch.setattr("siclip_platform.storage.checkpoints.read_model", read)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    for format in ("onnx", "open_clip", "mlflow"):
+        code, _, error = export(student, "file/new/out", "--format", format)
+        assert code == 2 and f"{tmp_path}/file is not a folder" in error
+        code, _, error = export(student, "taken", "--format", format)
+        assert code == 2 and "taken exists and is not overwritten" in error
+    code, _, error = export(student, "out.bin", "--format", "official")
+    assert code == 2 and "is a .pt or .safetensors file" in error
+
+
+def test_missing_folders_above_the_output_are_created(tmp_path: Path, student: Path, export: Export) -> None:
+    code, out, error = export(student, "new/deep/out", "--format", "open_clip")
+    assert code == 0, error
+    assert "model card: new/deep/out/README.md" in out
+    assert sorted(path.name for path in (tmp_path / "new/deep").iterdir()) == ["out"]

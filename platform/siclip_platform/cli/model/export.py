@@ -38,16 +38,21 @@ def export(
     names, which siclip.export.load_open_clip reads. mlflow: a model for `mlflow models serve`.
     A model card is written too: README.md in the folder, or NAME.md beside the file.
     """
+    from siclip.export.check import check_new_output
+    from siclip.export.official import check_suffix
     from siclip.models.finite import check_finite
     from siclip_platform.display import echo
     from siclip_platform.storage import as_path, local_copy
     from siclip_platform.storage.checkpoints import read_model
 
+    if (run is None) != (tracking_uri is None):
+        raise UserError("--run and --tracking-uri require each other: a run is looked up in its store")
+    if format is Format.OFFICIAL:
+        check_suffix(out)
+    check_new_output(out)
     model = read_model(checkpoint)
     from siclip_platform.inference.model_card import model_card, read_origin, write_card
 
-    if (run is None) != (tracking_uri is None):
-        raise UserError("--run and --tracking-uri require each other: a run is looked up in its store")
     check_finite(model, checkpoint)
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
     card = model_card(model, as_path(checkpoint).name, origin)

@@ -187,7 +187,7 @@ def _check_fields(section: Mapping[str, Any], names: frozenset[str], where: str)
         if name not in names:
             raise UserError(
                 f"{where}: {name!r} is no architecture field and is refused, because open_clip could load code or "
-                f"files that it names: remove it; allowed are {', '.join(sorted(names))}"
+                "files that it names: remove it"
             )
         if name in ("act_kwargs", "norm_kwargs"):
             _check_value(list(_mapping(value or {}, f"{where}: {name}").values()), f"{where}: {name}")

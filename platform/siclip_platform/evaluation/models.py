@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from siclip import open_clip_models
 from siclip.errors import UserError
 from siclip.evaluation.encoder import ClipEncoder, Encoder, OpenClipEncoder
 from siclip_platform.storage.checkpoints import read_model
@@ -31,11 +32,10 @@ def open_model(model: str, device: torch.device) -> Encoder:
 
 
 def _open_clip(name: str, tag: str, label: str, device: torch.device) -> Encoder:
-    import open_clip
-
     try:
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(name)
+        model, tokenizer, transform = open_clip_models.open_model(name, tag)
+    except UserError:
+        raise
     # parsers and downloads raise errors of many types
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

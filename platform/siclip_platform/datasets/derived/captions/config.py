@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from siclip.config import Config
+from siclip.config import LARGEST_BATCH, LARGEST_CONTEXT, LARGEST_COUNT, Config
 
 COCA = "coca_ViT-L-14"
 TAG = "mscoco_finetuned_laion2B-s13B-b90k"
@@ -24,10 +24,10 @@ class Sampling(Config):
     """
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    min_tokens: int = Field(4, ge=0)
-    max_tokens: int = Field(30, ge=1)
-    seed: int = Field(0, ge=0)
+    temperature: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    min_tokens: int = Field(4, ge=0, le=LARGEST_CONTEXT)
+    max_tokens: int = Field(30, ge=1, le=LARGEST_CONTEXT)
+    seed: int = Field(0, ge=0, lt=2**64)
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Sampling:
@@ -53,8 +53,8 @@ class CleanRules(Config):
 
     cut_at_stop: bool = True
     lower_case: bool = False
-    min_words: int = Field(3, ge=1)
-    max_words: int = Field(0, ge=0)
+    min_words: int = Field(3, ge=1, le=LARGEST_COUNT)
+    max_words: int = Field(0, ge=0, le=LARGEST_COUNT)
     without: tuple[str, ...] = ()
     near_equal: float = Field(0.9, ge=0, le=1)
 
@@ -89,9 +89,9 @@ class CaptionConfig(Config):
 
     model: str = COCA
     pretrained: str = TAG
-    per_image: int = Field(3, ge=1)
+    per_image: int = Field(3, ge=1, le=1024)
     sampling: Sampling = Sampling()
     rules: CleanRules = CleanRules()
     similarity: SimilarityFilter | None = None
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=LARGEST_BATCH)
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from siclip.data.transforms import fit_image
 from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset, open_dataset, read_manifest
+from siclip_platform.datasets.negatives import negatives_of
 from siclip_platform.datasets.parquet import read_table
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, in_threads
@@ -39,8 +40,8 @@ def load_evaluation_set(
 ) -> EvaluationSet:
     """Read samples of a split for a model.
 
-    Each image has its original caption; if every sample's ``meta`` names the same number of negatives, it has those
-    too.
+    Each image has all of its original captions, as in CLIP_benchmark. If every sample's ``meta`` names the same number
+    of negatives (`negatives_of`), it has those too.
 
     Args:
         folder: the dataset.
@@ -73,8 +74,11 @@ def _load_evaluation(
     shards = Dataset(folder, read_manifest(folder)).shards(split)
     table = pa.concat_tables(in_threads(read_table, shards, folder))
     rows = _chosen(table, limit, subset_seed).to_pylist()
-    texts = [_original(row["captions"]) for row in rows]
-    negatives = [list(json.loads(row["meta"] or "{}").get("negatives", {}).values()) for row in rows]
+    texts = [original_captions(row["captions"]) for row in rows]
+    owner = None
+    if any(len(own) != 1 for own in texts):
+        owner = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(list(map(len, texts))))
+    negatives = [list(chain(*negatives_of(row["meta"]).values())) for row in rows]
     # one tensor needs the same number for every sample
     counts = {len(captions) for captions in negatives}
     tokens = None
@@ -82,7 +86,8 @@ def _load_evaluation(
         flat = tokenize([text for captions in negatives for text in captions], context_length)
         tokens = flat.view(len(rows), -1, context_length)
     images = torch.from_numpy(_images(rows, image_size))
-    return EvaluationSet(images=images, tokens=tokenize(texts, context_length), negatives=tokens)
+    captions = tokenize(list(chain(*texts)), context_length)
+    return EvaluationSet(images=images, tokens=captions, negatives=tokens, image_of_text=owner)
 
 
 def _chosen(table: pa.Table, limit: int, subset_seed: int | None) -> pa.Table:
@@ -94,8 +99,9 @@ def _chosen(table: pa.Table, limit: int, subset_seed: int | None) -> pa.Table:
     return table.take(pa.array(np.sort(drawn)))
 
 
-def _original(captions: list[dict[str, str]]) -> str:
-    return next((c["text"] for c in captions if c["source"] == ORIGINAL), captions[0]["text"])
+def original_captions(captions: list[dict[str, str]]) -> list[str]:
+    """The original captions of a sample in their order; all captions if none is original."""
+    return [c["text"] for c in captions if c["source"] == ORIGINAL] or [c["text"] for c in captions]
 
 
 def _images(rows: list[dict[str, Any]], size: int) -> np.ndarray:

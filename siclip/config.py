@@ -7,9 +7,9 @@ of a run.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 BlockKind = Literal["attention", "sasp"]
 ContrastiveBase = Literal["clip", "siglip"]
@@ -19,16 +19,50 @@ Precision = Literal["fp32", "bf16", "fp16"]
 BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
 FreezePolicy = Literal["inherited", "before_sasp", "none"]
-MicroBatch = Annotated[int, Field(ge=0)] | Literal["auto"]
+LARGEST = 1e32
+"""The largest float of a config: products of a few of them with a gradient still fit into a float32."""
+LARGEST_COUNT = 2**31 - 1
+"""The largest number of steps or captions, which torch and databases keep in 32 bits."""
+LARGEST_BATCH = 2**20
+"""The similarities of one batch of this size are 4 TiB in fp32."""
+LARGEST_WIDTH = 2**16
+LARGEST_DEPTH = 1024
+LARGEST_CONTEXT = 2**13
+
+MicroBatch = Annotated[int, Field(ge=0, le=LARGEST_BATCH)] | Literal["auto"]
 # timm's FastViT hard-codes the head width of its attention blocks.
 TIMM_HEAD_WIDTH = 32
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=LARGEST)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
-    """Base of every config: immutable; an unknown key is an error."""
+    """Base of every config: immutable; an unknown key, NaN, infinity and a truth value for a number are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would read true as 1.
+        types = _types(cls.model_fields[str(info.field_name)].annotation)
+        if bool not in types and types & {int, float} and _has_truth(value):
+            raise ValueError("true and false are not numbers; write a number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    arguments = get_args(annotation)
+    return (
+        set().union(*map(_types, arguments)) if arguments else {annotation} if isinstance(annotation, type) else set()
+    )
+
+
+def _has_truth(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_truth, value.values()))
+    return any(map(_has_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 class SasPConfig(Config):
@@ -74,13 +108,13 @@ class ImageTowerConfig(Config):
         sasp: options of the SAS-P blocks; other than the defaults they require ``block="sasp"``.
     """
 
-    image_size: int = Field(256, ge=16)
-    layers: tuple[int, ...] = (2, 6, 10, 2)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    image_size: int = Field(256, ge=16, le=LARGEST_CONTEXT)
+    layers: tuple[Annotated[int, Field(ge=1, le=LARGEST_DEPTH)], ...] = (2, 6, 10, 2)
+    widths: tuple[Annotated[int, Field(ge=1, le=LARGEST_WIDTH)], ...] = (64, 128, 256, 512)
     squeeze_excite_downsample: tuple[bool, ...] = (False, False, True, True)
-    mlp_ratio: float = Field(3.0, gt=0)
-    head_width: int = Field(32, ge=1)
-    layer_scale: float = Field(1e-5, gt=0)
+    mlp_ratio: float = Field(3.0, gt=0, le=1024)
+    head_width: int = Field(32, ge=1, le=LARGEST_WIDTH)
+    layer_scale: float = Field(1e-5, gt=0, le=LARGEST)
     block: BlockKind = "attention"
     sharing: str = "none"
     sasp: ImageSasPConfig = ImageSasPConfig()
@@ -108,14 +142,16 @@ class ImageTowerConfig(Config):
 class TextTowerConfig(Config):
     """``mct``, MobileCLIP's text tower (arXiv 2311.17049): RepMixer, attention or SAS-P blocks, RepMixer."""
 
-    context_length: int = Field(77, ge=8)
-    vocab_size: int = Field(49408, ge=1)
-    width: int = Field(512, ge=1)
-    heads: int = Field(8, ge=1)
-    layers: int = Field(4, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)
-    mixer_kernel: int = Field(11, ge=1, description="odd, so that the window is centred on a token")
-    layer_scale: float = Field(1e-5, gt=0)
+    context_length: int = Field(77, ge=8, le=LARGEST_CONTEXT)
+    vocab_size: int = Field(49408, ge=1, le=2**24)
+    width: int = Field(512, ge=1, le=LARGEST_WIDTH)
+    heads: int = Field(8, ge=1, le=LARGEST_WIDTH)
+    layers: int = Field(4, ge=1, le=LARGEST_DEPTH)
+    mlp_ratio: float = Field(4.0, gt=0, le=1024)
+    mixer_kernel: int = Field(
+        11, ge=1, le=LARGEST_CONTEXT, description="odd, so that the window is centred on a token"
+    )
+    layer_scale: float = Field(1e-5, gt=0, le=LARGEST)
     block: BlockKind = "attention"
     sharing: str = "none"
     sasp: SasPConfig = SasPConfig()
@@ -136,7 +172,7 @@ class ModelConfig(Config):
     """Two towers into one embedding space. Contains everything needed to rebuild the model."""
 
     name: str
-    embed_dim: int = Field(512, ge=1)
+    embed_dim: int = Field(512, ge=1, le=LARGEST_WIDTH)
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
 
@@ -154,8 +190,8 @@ LossTerm = Literal[
 class LossStage(Config):
     """Weights (and τ) that apply after ``step`` completed optimizer steps; weights not named do not change."""
 
-    step: int = Field(ge=1)
-    weights: dict[LossTerm, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    step: int = Field(ge=1, le=LARGEST_COUNT)
+    weights: dict[LossTerm, Annotated[float, Field(gt=0, le=LARGEST)]]
 
 
 class LossConfig(Config):
@@ -177,7 +213,7 @@ class LossConfig(Config):
     contrastive: Weight = 1.0
     feature_distillation: Weight = 2000.0
     contrastive_relational: Weight = 1.0
-    relational_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    relational_temperature: float = Field(1.0, gt=0, le=LARGEST)
     interactive_contrastive: Weight = 1.0
     pair_matching: Weight = 0.0
     pair_matching_warmup: float = Field(0.0, ge=0, le=1)
@@ -231,26 +267,28 @@ class TrainingConfig(Config):
         max_skipped_steps: consecutive steps with a loss or gradient that is not finite before the run stops.
     """
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(1536, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup_steps: int = Field(100, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    steps: int = Field(ge=1, le=LARGEST_COUNT)
+    batch_size: int = Field(1536, ge=2, le=LARGEST_BATCH)
+    learning_rate: float = Field(1e-3, gt=0, le=LARGEST)
+    weight_decay: float = Field(0.1, ge=0, le=LARGEST)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    warmup_steps: int = Field(100, ge=0, le=LARGEST_COUNT)
+    clip_norm: float = Field(1.0, gt=0, le=LARGEST)
     precision: Precision = "bf16"
     seed: int = Field(0, ge=0, lt=2**32)
-    threads: int = Field(0, ge=0)
-    thaw_step: int = Field(0, ge=0, description="steps after which inherited, frozen weights train too; 0: never")
+    threads: int = Field(0, ge=0, le=1024)
+    thaw_step: int = Field(
+        0, ge=0, le=LARGEST_COUNT, description="steps after which inherited, frozen weights train too; 0: never"
+    )
     micro_batch_size: MicroBatch = 0
     batch_norm: Literal["train", "eval"] = "train"
     inexact_batch_norm: bool = False
     ema_decay: float = Field(0, ge=0, lt=1, description="0: no exponential moving average")
     compile: bool = False
-    max_skipped_steps: int = Field(10, ge=1)
-    log_every: int = Field(10, ge=1)
-    evaluate_every: int = Field(0, ge=0, description="0: only after the last step")
-    checkpoint_every: int = Field(0, ge=0, description="0: only after the last step")
+    max_skipped_steps: int = Field(10, ge=1, le=LARGEST_COUNT)
+    log_every: int = Field(10, ge=1, le=LARGEST_COUNT)
+    evaluate_every: int = Field(0, ge=0, le=LARGEST_COUNT, description="0: only after the last step")
+    checkpoint_every: int = Field(0, ge=0, le=LARGEST_COUNT, description="0: only after the last step")
 
     @model_validator(mode="after")
     def _fits_in_steps(self) -> TrainingConfig:

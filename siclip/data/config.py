@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from siclip.config import Config, Weight
+from siclip.config import LARGEST_COUNT, Config, Weight
 
 # Levels of RandAugment, 0 to 30, as in torchvision.
 MAGNITUDES = 31
@@ -24,7 +24,7 @@ class CaptionPolicy(Config):
     """
 
     synthetic_share: float = Field(0.5, ge=0, le=1)
-    synthetic_captions: int = Field(0, ge=0)
+    synthetic_captions: int = Field(0, ge=0, le=LARGEST_COUNT)
     weights: dict[str, Weight] = Field({})
 
     def weight(self, caption: Mapping[str, str | None]) -> float:
@@ -52,7 +52,7 @@ class AugmentConfig(Config):
     crop_scale: float = Field(1.0, gt=0, le=1)
     jitter: float = Field(0.0, ge=0, le=1)
     hue: float = Field(0.0, ge=0, le=0.5)
-    rand_augment: int = Field(0, ge=0)
+    rand_augment: int = Field(0, ge=0, le=100)
     rand_augment_magnitude: int = Field(9, ge=0, lt=MAGNITUDES)
 
     @property

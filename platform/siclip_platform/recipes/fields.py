@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from siclip.errors import UserError
 from siclip_platform.recipes.problems import choices_of, closest
@@ -50,7 +50,7 @@ def path_problem(path: str) -> str | None:
 def _adapter(path: str) -> TypeAdapter[Any]:
     field = find_field(Recipe, path)
     annotated: Any = Annotated[field.annotation, field]
-    return TypeAdapter(annotated)
+    return TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
 
 
 def read_value(path: str, value: Any) -> tuple[Any, str | None]:

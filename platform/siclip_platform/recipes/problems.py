@@ -260,5 +260,9 @@ def choices_of(item: ErrorDetails) -> list[str]:
 
 def short(value: Any) -> str:
     """A value for a message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    # Python writes no number of more than 4300 digits, and no list that is nested too deeply.
+    except (ValueError, RecursionError):
+        return "a value that is too large to be shown"
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"

@@ -10,14 +10,26 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from siclip.config import Config, FreezePolicy, ImageSasPConfig, LossConfig, SasPConfig, TrainingConfig, Weight
+from siclip.config import (
+    LARGEST_CONTEXT,
+    LARGEST_COUNT,
+    Config,
+    FreezePolicy,
+    ImageSasPConfig,
+    LossConfig,
+    SasPConfig,
+    TrainingConfig,
+    Weight,
+)
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
 from siclip_platform.recipes.problems import Problems, dotted, explain
-from siclip_platform.recipes.yaml_file import read_model
+from siclip_platform.recipes.yaml_file import LONGEST_TEXT, read_model
 from siclip_platform.storage.hashing import canonical_hash
 
 Share = Annotated[float, Field(ge=0, le=1)]
+LARGEST_LIMIT = 10**15
+"""The largest number of samples, above every dataset; positions in the order of many epochs still fit in 64 bits."""
 
 
 class MixedDataset(Config):
@@ -31,8 +43,8 @@ class MixedDataset(Config):
     """
 
     path: str
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    limit: int = Field(0, ge=0)
+    weight: float = Field(1.0, gt=0, le=1e6)
+    limit: int = Field(0, ge=0, le=LARGEST_LIMIT)
     captions: tuple[str, ...] = ()
 
 
@@ -68,21 +80,25 @@ class DataConfig(Config):
 
     path: str
     mix: tuple[MixedDataset, ...] = ()
-    limit: int = Field(0, ge=0)
+    limit: int = Field(0, ge=0, le=LARGEST_LIMIT)
     captions: tuple[str, ...] = ()
     teacher_embeddings: str | None = None
     synthetic_share: Share = 0.5
-    synthetic_captions: int = Field(0, ge=0, description="synthetic captions of a sample that are used; 0: all")
+    synthetic_captions: int = Field(
+        0, ge=0, le=LARGEST_COUNT, description="synthetic captions of a sample that are used; 0: all"
+    )
     caption_weights: dict[str, Weight] = Field({}, description="by the model that wrote a caption, or its source")
     unique_captions: bool = False
     augment: AugmentConfig = AugmentConfig()
     scaled_decode: bool = True
-    window_row_groups: int = Field(8, ge=1, description="row groups shuffled together")
+    window_row_groups: int = Field(8, ge=1, le=2**16, description="row groups shuffled together")
     reader: Literal["threads", "ray"] = "threads"
-    concurrent_reads: int = Field(2, ge=1, description="threads or tasks that read and decode at the same time")
+    concurrent_reads: int = Field(
+        2, ge=1, le=1024, description="threads or tasks that read and decode at the same time"
+    )
     reader_nodes: dict[str, str] = Field({}, description="by the label's name, as ray start --labels gives it")
     trunk_cache: str | None = None
-    augmentations: int = Field(1, ge=1)
+    augmentations: int = Field(1, ge=1, le=1024)
 
     @property
     def caption_policy(self) -> CaptionPolicy:
@@ -141,10 +157,10 @@ class StudentConfig(Config):
     text_sharing: str | None = None
     image_sasp: ImageSasPConfig = ImageSasPConfig()
     text_sasp: SasPConfig = SasPConfig()
-    context_length: int | None = Field(None, ge=8)
+    context_length: int | None = Field(None, ge=8, le=LARGEST_CONTEXT)
     inherit: bool = True
     freeze: FreezePolicy = "inherited"
-    block_regression_steps: int = Field(0, ge=0)
+    block_regression_steps: int = Field(0, ge=0, le=LARGEST_COUNT)
 
 
 class EvaluationConfig(Config):
@@ -157,8 +173,8 @@ class EvaluationConfig(Config):
             skipped and logged; the first and the last are never skipped. 1 skips none, as a study requires.
     """
 
-    validation_samples: int = Field(500, ge=0)
-    subset_seed: int = Field(0, ge=0)
+    validation_samples: int = Field(500, ge=0, le=LARGEST_LIMIT)
+    subset_seed: int = Field(0, ge=0, lt=2**32)
     max_share: float = Field(1.0, gt=0, le=1)
 
 
@@ -322,7 +338,8 @@ def load_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise UserError(f"recipe {path} does not exist; name a file")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read: {error}; it must be a UTF-8 text file") from None
     return read_model(text, str(path), Recipe, remedy="write its data, model and training")

@@ -16,6 +16,15 @@ TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"
 UNREADABLE = object()
 
+LONGEST_TEXT = 4_000_000
+"""Characters of a file: PyYAML reads about a million in a few seconds."""
+MOST_VALUES = 100_000
+"""Values of a file with every alias read: aliases of lists of aliases would multiply without end."""
+DEEPEST = 50
+LONGEST_NUMBER_BITS = 1024
+DAMAGED = re.compile("[\0\ud800-\udfff]")
+"""What no file name and no UTF-8 can hold, and an escape in quotes can write: null and halves of surrogate pairs."""
+
 EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 TEXT = (f"{TAG}timestamp", f"{TAG}value")
@@ -62,17 +71,20 @@ class Document:
         """Read the text.
 
         Raises:
-            NotYaml: it is empty or is not YAML.
+            NotYaml: it is empty or is not YAML, or it is larger than a file that a person writes.
         """
         self.problems: list[tuple[int, Loc, str]] = []
         self._lines: dict[Loc, tuple[int, int]] = {}  # path → the line of the key, the line of the value
         self._unread: set[Loc] = set()
         self._open: set[int] = set()
+        self._values = 0
         root = self._compose(text)
         self._lines[()] = (_line(root), _line(root))
         self.value = self._read(root, ())
 
     def _compose(self, text: str) -> yaml.Node:
+        if len(text) > LONGEST_TEXT:
+            raise NotYaml(1, f"it has {len(text):,} characters, and at most {LONGEST_TEXT:,} are read")
         try:
             self._loader = _Loader(text)
             root = self._loader.get_single_node()
@@ -112,6 +124,9 @@ class Document:
         return None
 
     def _read(self, node: yaml.Node, loc: Loc) -> Any:
+        self._count(node)
+        if len(loc) > DEEPEST:
+            return self._give_up(loc[:1], f"nested more than {DEEPEST} deep; write it flat")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, loc)
         plain = f"{TAG}map" if isinstance(node, yaml.MappingNode) else f"{TAG}seq"
@@ -134,6 +149,7 @@ class Document:
     def _fill(self, values: dict[str, Any], node: yaml.MappingNode, loc: Loc, *, merged: bool = False) -> None:
         """Add the entries of a mapping; those that ``<<`` merges in give way to the mapping's own."""
         own: dict[str, int] = {}
+        self._count(node)
         for key_node, value_node in node.value:
             if key_node.tag == MERGE:
                 continue
@@ -163,6 +179,11 @@ class Document:
             self._fill(values, part, loc, merged=True)
             self._open.discard(id(part))
 
+    def _count(self, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise NotYaml(_line(node), f"more than {MOST_VALUES:,} values, with those of its aliases")
+
     def _key(self, node: yaml.Node, loc: Loc) -> str | None:
         where = f"a key of {dotted(loc)}" if loc else "a key"
         if not isinstance(node, yaml.ScalarNode):
@@ -190,7 +211,11 @@ class Document:
             value = self._loader.construct_object(node)
         except (yaml.YAMLError, ValueError):
             return UNREADABLE
-        return value if isinstance(value, str | int | float | bool | None) else UNREADABLE
+        is_too_long = isinstance(value, int) and value.bit_length() > LONGEST_NUMBER_BITS
+        is_damaged = isinstance(value, str) and DAMAGED.search(value) is not None
+        if is_too_long or is_damaged or not isinstance(value, str | int | float | bool | None):
+            return UNREADABLE
+        return value
 
     def _give_up(self, loc: Loc, text: str) -> None:
         self.note(loc, text)

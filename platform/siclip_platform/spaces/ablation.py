@@ -174,7 +174,7 @@ class _AblationFile(FilePart):
     name: PlainName
     question: Question | None = None
     metric: Metric
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     teachers: dict[TeacherName, TeacherChanges] = Field({})
     settings: tuple[Setting, ...]
     baseline: Text

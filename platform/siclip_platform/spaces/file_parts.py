@@ -8,22 +8,29 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.metrics import METRICS
 from siclip_platform.recipes.fields import path_problem, read_value
 from siclip_platform.recipes.problems import closest, refusal, short
+from siclip_platform.recipes.yaml_file import LONGEST_TEXT
 
 CheckValue = Callable[[str, Any], str | None]
 """(recipe path, value) → why the value is wrong, or None; called for values that the recipe's field accepts."""
 
 
 class FilePart(Config):
-    """Base of the models of files: defaults are not validated."""
+    """Base of the models of files: read in strict mode, and defaults are not validated."""
 
     model_config = ConfigDict(validate_default=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any) -> Any:
+        # Strict mode refuses it, and pydantic allows no validator before the one that chooses a union's member.
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +108,13 @@ OneValue = Annotated[Any, AfterValidator(one_value)]
 
 
 def read_text(source: Traversable, what: str) -> str:
-    """The text of a file.
+    """The text of a file; of one that is too large its beginning, which the reader of YAML refuses.
 
     Raises:
         UserError: it cannot be read or is not UTF-8.
     """
     try:
-        return source.read_text(encoding="utf-8")
+        with source.open(encoding="utf-8") as file:
+            return file.read(LONGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {source} cannot be read: {error}; it must be a UTF-8 text file") from None

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from siclip.config import Config
+from siclip.config import LARGEST_COUNT, Config
 
 SamplerName = Literal["tpe", "random", "grid", "gp", "cmaes"]
 SchedulerName = Literal["asha", "hyperband", "median", "pbt", "none"]
@@ -25,7 +25,7 @@ class SamplerConfig(Config):
     """
 
     name: SamplerName = "tpe"
-    startup_trials: int | None = Field(None, ge=1)
+    startup_trials: int | None = Field(None, ge=1, le=LARGEST_COUNT)
 
 
 class SchedulerConfig(Config):
@@ -45,9 +45,9 @@ class SchedulerConfig(Config):
     """
 
     name: SchedulerName = "asha"
-    min_steps: int | None = Field(None, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-    min_trials: int = Field(3, ge=1)
-    perturbation_interval: int | None = Field(None, ge=1)
+    min_steps: int | None = Field(None, ge=1, le=LARGEST_COUNT)
+    reduction_factor: int = Field(3, ge=2, le=LARGEST_COUNT)
+    min_trials: int = Field(3, ge=1, le=LARGEST_COUNT)
+    perturbation_interval: int | None = Field(None, ge=1, le=LARGEST_COUNT)
     quantile: float = Field(0.25, gt=0, le=0.5)
     resample: float = Field(0.25, ge=0, le=1)

@@ -130,6 +130,23 @@ class Options(Config):
         return bool(self.address or os.environ.get("RAY_ADDRESS"))
 
 
+def check_study_name(name: str, option: str = "the study's name") -> None:
+    """Check a study's name, which becomes a folder in the output folder.
+
+    Args:
+        name: from the command line, or of a space or an ablation.
+        option: what gave the name, for the message.
+
+    Raises:
+        UserError: a folder of this name would be elsewhere, hidden, or cannot be created.
+    """
+    if not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,99}", name):
+        raise UserError(
+            f"{option} {name!r} cannot name a folder in --out: write 1 to 100 characters without / and \\, the first "
+            "not a dot"
+        )
+
+
 def unused_name(name: str, taken: Collection[str], out: Path) -> str:
     """``name``, with the lowest number appended for which it is neither ``taken`` nor a folder in ``out``."""
     number, candidate = 1, name

@@ -36,13 +36,13 @@ MISALIGNMENT = 0.1  # of the image's side; maximum distance of the centres acros
 class DigitScenesConfig(Config):
     """Number of scenes per split, and how they are drawn and stored."""
 
-    train_scenes: int = Field(12_000, ge=1)
+    train_scenes: int = Field(12_000, ge=1, le=100_000_000)
     validation_scenes: int = Field(500, ge=1, le=10_000)
     test_scenes: int = Field(1_000, ge=1, le=10_000)
-    image_size: int = Field(64, ge=32)
-    shard_rows: int = Field(2_000, ge=1)
-    row_group_rows: int = Field(250, ge=1)
-    seed: int = Field(0, ge=0)
+    image_size: int = Field(64, ge=32, le=4096)
+    shard_rows: int = Field(2_000, ge=1, le=10_000_000)
+    row_group_rows: int = Field(250, ge=1, le=1_000_000)
+    seed: int = Field(0, ge=0, lt=2**32)
     jpeg_quality: int = Field(95, ge=1, le=100)
 
     def scenes(self, split: str) -> int:

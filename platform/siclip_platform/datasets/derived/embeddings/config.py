@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from siclip.config import Config
+from siclip.config import LARGEST_BATCH, LARGEST_CONTEXT, Config
 from siclip.data.quantize import Numbers
 from siclip_platform.datasets.derived.embeddings.teacher import Precision
 
@@ -26,11 +26,11 @@ class EmbedConfig(Config):
     """
 
     teacher: str
-    augmentations: int = Field(1, ge=1)
+    augmentations: int = Field(1, ge=1, le=1024)
     crop_scale: float = Field(0.9, gt=0, le=1)
-    seed: int = Field(0, ge=0)
-    image_size: int | None = Field(None, ge=8)
+    seed: int = Field(0, ge=0, lt=2**64)
+    image_size: int | None = Field(None, ge=8, le=LARGEST_CONTEXT)
     numbers: Numbers = "bf16"
     captions: tuple[str, ...] = ()
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=LARGEST_BATCH)
     precision: Precision = "fp32"

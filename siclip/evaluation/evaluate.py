@@ -18,24 +18,38 @@ from siclip.models.fused_trunk import fused_trunk
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """N images with one caption each and, if the dataset has them, K false captions per image.
+    """N images with their M captions and, if the dataset has them, K false captions per image.
 
     Attributes:
         images: (N, height, width, 3) uint8.
-        tokens: token ids (N, T).
+        tokens: token ids (M, T).
         negatives: token ids (N, K, T) of the false captions, or None.
+        image_of_text: (M,), the index of each caption's image, ascending; None: caption i describes image i.
     """
 
     images: Tensor
     tokens: Tensor
     negatives: Tensor | None
+    image_of_text: Tensor | None = None
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """Token ids (N, T) of each image's first caption."""
+        return self.firsts(self.tokens)
+
+    def firsts(self, per_caption: Tensor) -> Tensor:
+        """The rows (M, …) of captions → those (N, …) of each image's first caption."""
+        if self.image_of_text is None:
+            return per_caption
+        first = torch.searchsorted(self.image_of_text, torch.arange(len(self.images)))
+        return per_caption[first.to(per_caption.device)]
 
 
 @torch.no_grad()
 def evaluate(
     model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128, name: str = ""
 ) -> dict[str, float]:
-    """Retrieval recall and, with negatives, ``beats_all_negatives``, computed in fp32.
+    """Retrieval recall over all captions and, with negatives, ``beats_all_negatives`` of the first, in fp32.
 
     A frozen image trunk runs in folded form, as in training.
 
@@ -54,11 +68,15 @@ def evaluate(
         pixels = torch.split(data.images, chunk)
         image = torch.cat([unit(_encode_images(model, to_float_images(x.to(device))), name) for x in pixels])
         text = unit(_encode_texts(model, data.tokens, device, chunk), name)
-        metrics = {name: value for name, value in retrieval_metrics(image, text).items() if "recall@" in name}
+        metrics = {
+            name: value
+            for name, value in retrieval_metrics(image, text, data.image_of_text).items()
+            if "recall@" in name
+        }
         if data.negatives is not None:
             flat = unit(_encode_texts(model, data.negatives.flatten(0, 1), device, chunk), name)
             negatives = flat.view(*data.negatives.shape[:2], -1)
-            metrics["beats_all_negatives"] = beats_all_negatives(image, text, negatives)
+            metrics["beats_all_negatives"] = beats_all_negatives(image, data.firsts(text), negatives)
     return metrics
 
 

@@ -3,7 +3,10 @@
     captions_*.json         MSCOCO: images with id and file_name, annotations with image_id and caption
     dataset_*.json          Karpathy's splits of either: images with filename, split and sentences
     *.token                 Flickr30k: FILE#NUMBER, a tab, the caption; with SPLIT.txt, the files of the split
-    *annotations*.csv       Flickr30k: columns raw (JSON list), filename, split
+    *annotations*.csv       Flickr30k: columns raw (a list of captions as JSON), filename, split
+
+A file that several entries name is one image with all of their captions. A caption is a text or a list of texts; null
+is refused.
 
 Images are in the folder itself, in a sub-folder that the file names, or in one of `IMAGE_FOLDERS`.
 """
@@ -11,13 +14,15 @@ Images are in the folder itself, in a sub-folder that the file names, or in one 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData
+from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData, texts_of
+from siclip_platform.storage.text_files import read_lines, read_text
 
 PATTERNS = ("dataset_*.json", "captions_*.json", "*.token", "*annotations*.csv")
 IMAGE_FOLDERS = ("", "images", "val2014", "val2017", "flickr30k-images", "flickr30k_images")
@@ -47,7 +52,9 @@ def read_captions(folder: Path, annotations: Path, split: str) -> RetrievalData:
     """
     try:
         captions = _parse(annotations, split)
-    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(f"{annotations} is not an annotation file of MSCOCO or Flickr30k: {error!r}") from None
     if not captions:
         raise UserError(f"{annotations} has no captions of split {split!r}: name another with --split")
@@ -71,26 +78,42 @@ def _parse(annotations: Path, split: str) -> Captions:
     if annotations.suffix == ".token":
         return _flickr_tokens(annotations, split)
     if annotations.suffix == ".csv":
-        with annotations.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == split]
-        return {row["filename"]: json.loads(row["raw"]) for row in rows}
-    tree: dict[str, Any] = json.loads(annotations.read_text(encoding="utf-8"))
+        rows = csv.DictReader(io.StringIO(read_text(annotations), newline=""))
+        return _joined((row["filename"], json.loads(row["raw"])) for row in rows if row["split"] == split)
+    tree: dict[str, Any] = json.loads(read_text(annotations))
     if "annotations" not in tree:
         chosen = [image for image in tree["images"] if image["split"] == split]
-        return {_path(image): [sentence["raw"] for sentence in image["sentences"]] for image in chosen}
-    by_id: dict[int, list[str]] = {}
+        return _joined((_path(image), sentence["raw"]) for image in chosen for sentence in image["sentences"])
+    by_id: dict[Any, list[Any]] = {}
     for annotation in tree["annotations"]:
         by_id.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    return {image["file_name"]: by_id[image["id"]] for image in tree["images"] if image["id"] in by_id}
+    # a list of images may name one twice, by the same id
+    images = dict.fromkeys((image["file_name"], image["id"]) for image in tree["images"])
+    return _joined((file, caption) for file, identity in images for caption in by_id.get(identity, ()))
+
+
+def _joined(rows: Iterable[tuple[Any, Any]]) -> Captions:
+    """The captions by file; one file may be in several rows."""
+    captions: Captions = {}
+    for file, given in rows:
+        if not isinstance(file, str) or not file:
+            raise ValueError(f"the file of an image is {file!r}")
+        try:
+            captions.setdefault(file, []).extend(texts_of(given))
+        except ValueError as error:
+            raise ValueError(f"a caption of {file}: {error}") from None
+    return captions
 
 
 def _path(image: dict[str, Any]) -> str:
-    return "/".join(part for part in (image.get("filepath", ""), image["filename"]) if part)
+    return "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
 
 
 def _flickr_tokens(annotations: Path, split: str) -> Captions:
     captions: Captions = {}
-    for line in annotations.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(annotations):
+        if not line.strip():
+            continue
         name, tab, text = line.partition("\t")
         if not tab:
             raise ValueError(f"no tab in {line!r}")
@@ -102,7 +125,7 @@ def _flickr_tokens(annotations: Path, split: str) -> Captions:
             f"{annotations} has all images and no split: write the files of split {split!r}, one per line, into "
             f"{lists[0]}"
         )
-    return _only(captions, (line.strip() for line in chosen.read_text().splitlines() if line.strip()), chosen)
+    return _only(captions, (line.strip() for line in read_lines(chosen) if line.strip()), chosen)
 
 
 def _only(captions: Captions, names: Iterable[str], chosen: Path) -> Captions:

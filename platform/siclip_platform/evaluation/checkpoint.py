@@ -22,7 +22,7 @@ def evaluate_checkpoint(checkpoint: str | AnyPath, data: str | AnyPath, split: s
     model = read_model(checkpoint)
     check_finite(model, str(checkpoint))
     samples = load_evaluation_set(data, split, model.config)
-    if not len(samples.tokens):
+    if not len(samples.images):
         raise UserError(f"dataset {data} has no samples in its split {split!r}: name another with --split")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics = evaluate(model.to(device), samples, device=device, name=str(checkpoint))

@@ -6,7 +6,8 @@
                     the category if there is one, and a box to cut out (bbox_x, bbox_y, bbox_w, bbox_h)
     Winoground      a list, or JSON lines, of {"image_0", "image_1", "caption_0", "caption_1"}
 
-Images are in the folder or in its ``images/``. Several files in a folder are one set, with a category for each file.
+The files are ``*.json``, ``*.jsonl`` or ``*.ndjson``, each a JSON value or JSON lines. Images are in the folder or in
+its ``images/``. Several files in a folder are one set, with a category for each file.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from siclip.data.images import decode_as_pillow
+from siclip.data.pillow_images import BROKEN
 from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
-from siclip_platform.evaluation.sets import CompositionData, EvaluationSample
+from siclip_platform.evaluation.prompts import PROMPTS
+from siclip_platform.evaluation.sets import CompositionData, EvaluationSample, texts_of
+from siclip_platform.storage.text_files import read_lines, read_text
 
 KEYS = (
     ("image", "negatives"),
@@ -33,9 +36,26 @@ BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 WINOGROUND = "caption_1"
 
 
+SUFFIXES = {".json", ".jsonl", ".ndjson"}
+
+
 def find_composition(folder: Path) -> list[Path]:
-    """Return the composition files of a folder, recognized by the keys of their first item."""
-    return [path for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]) if _is_composition(path)]
+    """Return the composition files of a folder: all of its JSON files, except prompts for class names.
+
+    Raises:
+        UserError: one has no items, or its first item has the keys of no format.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != PROMPTS)
+    files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+    for path in files:
+        first = _entries(path)[0]
+        if not any(all(key in first for key in keys) for keys in KEYS):
+            formats = "; ".join(" and ".join(keys) for keys in KEYS)
+            raise UserError(
+                f"{path} is not a composition file: its first item has {', '.join(map(repr, first)) or 'no keys'}, "
+                f"and an item has one of {formats}; correct it, or move it out of the folder"
+            )
+    return files
 
 
 def read_composition(folder: Path, files: list[Path]) -> CompositionData:
@@ -55,7 +75,7 @@ def read_composition(folder: Path, files: list[Path]) -> CompositionData:
         for number, entry in enumerate(entries):
             try:
                 builder.add(entry, path.stem)
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f"{path}: item {number} has missing or invalid keys: {error!r}") from None
     return builder.data(bool(winoground))
 
@@ -80,7 +100,9 @@ class _Builder:
                 self.items.append(CompositionItem(image, captions[side], ((category, (captions[1 - side],)),)))
             return
         if "negatives" in entry:
-            false = {name: [one] if isinstance(one, str) else one for name, one in entry["negatives"].items()}
+            # an empty list is an item without false captions of that kind
+            given = {str(name): one for name, one in entry["negatives"].items()}
+            false = {name: texts_of(one) if one != [] else [] for name, one in given.items()}
             image, true = self._image(entry["image"]), entry["caption"]
         elif "negative_caption" in entry:
             image, true = self._image(entry["filename"]), entry["caption"]
@@ -125,36 +147,49 @@ class _Builder:
 def _cut(content: bytes, box: tuple[int, ...]) -> bytes:
     """Cut a box out of an image, without loss.
 
-    Bytes that are not an image are returned as they are: whoever decodes them counts them as unreadable.
+    Of an image that cannot be decoded nothing is returned, which whoever decodes it counts as unreadable.
     """
     x, y, width, height = box
     cut = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            # PNG, since another JPEG compression would change the pixels
-            image.convert("RGB").crop((x, y, x + width, y + height)).save(cut, "PNG")
-    except (OSError, ValueError, SyntaxError):
-        return content
+        # PNG, since another JPEG compression would change the pixels
+        decode_as_pillow(content).crop((x, y, x + width, y + height)).save(cut, "PNG")
+    except (UserError, *BROKEN):
+        return b""
     return cut.getvalue()
 
 
-def _is_composition(path: Path) -> bool:
-    try:
-        entry = _entries(path)[0]
-    except UserError:
-        return False
-    return any(all(key in entry for key in keys) for keys in KEYS)
-
-
 def _entries(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        tree = (
-            [json.loads(line) for line in text.splitlines() if line] if path.suffix == ".jsonl" else json.loads(text)
-        )
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    entries = list(tree.values()) if isinstance(tree, dict) else tree
-    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
-        raise UserError(f"{path} has no items")
+    tree = _tree(path)
+    entries = list(tree.values()) if isinstance(tree, dict) and not _is_item(tree) else tree
+    entries = [entries] if isinstance(entries, dict) else entries
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} has no items: remove it, or write a list of them")
+    wrong = next((number for number, entry in enumerate(entries) if not isinstance(entry, dict)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: item {wrong} is not an object: correct it, or move the file out of the folder")
     return entries
+
+
+def _is_item(tree: dict[str, Any]) -> bool:
+    return any(all(key in tree for key in keys) for keys in KEYS)
+
+
+def _tree(path: Path) -> Any:
+    """A file's JSON value, or the list of its JSON lines, whatever its suffix says."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        whole = error
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            # a file of one value has no lines of JSON at all
+            reason = f"line {number}: {error}" if rows else str(whole)
+            raise UserError(f"{path} is neither JSON nor JSON lines: {reason}") from None
+    return rows

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import CueData, EvaluationSample
+from siclip_platform.evaluation.sets import CueData, EvaluationSample, texts_of
+from siclip_platform.storage.text_files import read_lines
 
 FILE = "winogavil.jsonl"
 EXTENSIONS = ("", ".jpg", ".png", ".jpeg", ".webp")
@@ -27,14 +28,17 @@ def read_cues(folder: Path) -> CueData:
     """
     images: dict[str, int] = {}
     cues = []
-    for number, line in enumerate((folder / FILE).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(folder / FILE), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            cue, candidates, right = str(entry["cue"]).lower(), entry["candidates"], set(entry["associations"])
+            cue, candidates, right = entry["cue"], texts_of(entry["candidates"]), set(texts_of(entry["associations"]))
+            if not isinstance(cue, str) or not cue.strip():
+                raise ValueError(f"the cue is {cue!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / FILE}, line {number} is not a cue: {error!r}") from None
+        cue = cue.strip().lower()
         if not right or not right <= set(candidates):
             raise UserError(f"{folder / FILE}, line {number}: associations must be some of the candidates")
         prompt = f"{'An' if cue[0] in 'aeiou' else 'A'} {cue}"

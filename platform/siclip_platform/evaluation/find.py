@@ -15,7 +15,7 @@ from siclip_platform.evaluation.cue_file import FILE, read_cues
 from siclip_platform.evaluation.datasets import read_dataset
 from siclip_platform.evaluation.hub_cache import CACHE, cache_folder, find_arrow, read_hub_cache
 from siclip_platform.evaluation.image_folder import is_image_folder, read_image_folder
-from siclip_platform.evaluation.sets import Data
+from siclip_platform.evaluation.sets import ClassificationData, Data
 from siclip_platform.evaluation.webdataset_layout import SHARDS, read_webdataset
 from siclip_platform.storage import AnyPath, RemotePath
 
@@ -131,6 +131,11 @@ def _captioned(folder: Path, split: str) -> Data | None:
 
 def _checked(data: Data, found: Found) -> Data:
     names = getattr(data, "classnames", None)
+    if isinstance(data, ClassificationData) and len(data.classnames) < 2 and not data.multilabel:
+        raise UserError(
+            f"{found.folder} has one class, {', '.join(data.classnames)!r}, and every accuracy would be 1: name the "
+            "folder of a set, or add the other classes"
+        )
     if found.known and found.known.classes and names is not None and len(names) != found.known.classes:
         raise UserError(
             f"{found.folder}: {found.known.title} has {found.known.classes} classes and {len(names)} are named: "

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from siclip.errors import UserError
 from siclip.evaluation.suite import SuiteSet
-from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData
+from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData, texts_of
 
 CACHE = "hf_cache"
 COLUMNS = ("image", "caption")
@@ -60,11 +61,21 @@ def read_hub_cache(folder: Path, files: list[Path]) -> RetrievalData:
             with pa.memory_map(str(file)) as source:
                 for batch in pa.ipc.open_stream(source):
                     for row in batch.select(COLUMNS).to_pylist():
-                        texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-                        yield EvaluationSample(f"{file.name}:{count}", _bytes(row["image"], file), texts=tuple(texts))
+                        key = f"{file.name}:{count}"
+                        yield EvaluationSample(key, _bytes(row["image"], file), texts=_texts(row["caption"], key))
                         count += 1
 
     return RetrievalData(folder.name, samples)
+
+
+def _texts(caption: Any, key: str) -> tuple[str, ...]:
+    try:
+        # some uploads have the list as JSON text
+        if isinstance(caption, str) and caption.lstrip().startswith('["'):
+            caption = json.loads(caption)
+        return tuple(texts_of(caption))
+    except ValueError as error:
+        raise UserError(f"the captions of {key} cannot be read: {error}; remove the row") from None
 
 
 def _names(file: Path) -> list[str]:
@@ -76,6 +87,8 @@ def _names(file: Path) -> list[str]:
 
 
 def _bytes(image: Any, file: Path) -> bytes:
+    if not isinstance(image, dict) or (image.get("bytes") is None and image.get("path") is None):
+        raise UserError(f"{file} has a row without an image: download the set again")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
     path = Path(image["path"])

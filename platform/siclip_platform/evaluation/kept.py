@@ -23,7 +23,7 @@ from siclip_platform.evaluation.results import Sampling, SetResult
 from siclip_platform.storage.atomic import write_text_atomically
 from siclip_platform.storage.hashing import canonical_hash
 
-VERSION = "1"
+VERSION = "2"
 """Raise it whenever the same model and files give other results."""
 # they decide how images are decoded and resized, and what the models compute
 LIBRARIES = ("siclip-platform", "torch", "torchvision", "open_clip_torch", "pillow")
@@ -70,7 +70,7 @@ class KeptResults:
         try:
             tree = json.loads(self._path(found).read_bytes())
             return replace(TypeAdapter(SetResult).validate_python(tree), kept=True)
-        except (FileNotFoundError, ValueError, ValidationError):
+        except (OSError, ValueError, ValidationError):
             return None
 
     def keep(self, found: Found, result: SetResult) -> None:
@@ -101,8 +101,11 @@ def _files(folder: Any) -> str:
         folders.sort()
         for name in sorted(names):
             path = Path(parent, name)
-            # a symbolic link may be broken
-            state = path.stat() if path.exists() else None
+            try:
+                state = path.stat()
+            except OSError:
+                # a broken symbolic link, or a file that nobody may look at
+                state = None
             line = f"{path.relative_to(folder)}\0{state and (state.st_size, state.st_mtime_ns)}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

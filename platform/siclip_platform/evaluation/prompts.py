@@ -11,6 +11,7 @@ from typing import Any
 
 from siclip.errors import UserError
 from siclip.evaluation.classification import Templates, prompts_of
+from siclip_platform.storage.text_files import read_lines, read_text
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -106,7 +107,7 @@ def class_prompts_missing(folder: Path) -> str:
 def _lines(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
-    lines = tuple(line.strip() for line in _text(path).splitlines())
+    lines = tuple(line.strip() for line in read_lines(path))
     # editors end files with empty lines; one between names would shift all labels after it
     while lines and not lines[-1]:
         lines = lines[:-1]
@@ -120,7 +121,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        tree = json.loads(_text(path))
+        tree = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     whole = isinstance(tree, dict) and all(
@@ -129,11 +130,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not whole:
         raise UserError(f'{path} is not an object of prompts: write {{"CLASS NAME": ["prompt", "prompt"], …}}')
     return dict(tree)
-
-
-def _text(path: Path) -> str:
-    try:
-        # some editors write a byte order mark, which would become part of the first name
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None

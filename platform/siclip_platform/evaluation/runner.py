@@ -28,7 +28,7 @@ def run_suite(
     progress: Callable[[SetResult], None] = lambda result: None,
     kept: KeptResults | None = None,
 ) -> SuiteResult:
-    """Measure every set that was found. A set that cannot be measured does not stop the others.
+    """Measure every set that was found. A set that cannot be measured, for whatever reason, does not stop the others.
 
     Args:
         subjects: the models.
@@ -78,6 +78,12 @@ def _run_set(subjects: Sequence[Subject], found: Found, split: str, sampling: Sa
         if alone:
             raise
         return SetResult(found.name, title, "failed", reason=str(error))
+    # readers of foreign files raise errors of many types, and the hours that other sets take must not be lost
+    except Exception as error:
+        reason = f"{found.folder} cannot be read: {type(error).__name__}: {error}"
+        if alone:
+            raise UserError(f"{reason}; download the set again, or correct its files") from error
+        return SetResult(found.name, title, "failed", reason=reason)
     names = next(iter(result.metrics.values()))
     chosen = [name for name in MAIN if name in names] or list(names)
     result.main = found.known.metric if found.known else chosen[0]

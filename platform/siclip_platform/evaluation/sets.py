@@ -120,6 +120,18 @@ class CueData:
     cues: tuple[tuple[str, tuple[int, ...], tuple[bool, ...]], ...]
 
 
+def texts_of(value: Any) -> list[str]:
+    """A text, or a list of texts, as a list.
+
+    Raises:
+        ValueError: it is anything else, such as null, an empty list or a number.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{value!r} is neither a text nor a list of texts")
+    return list(texts)
+
+
 Data = ClassificationData | RetrievalData | CompositionData | CueData
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from siclip.errors import UserError
 from siclip_platform.evaluation.prompts import class_prompts, class_prompts_missing
 from siclip_platform.evaluation.sets import ClassificationData, Data, EvaluationSample, RetrievalData
+from siclip_platform.storage.text_files import read_text
 
 SHARDS = "nshards.txt"
 TYPE = "dataset_type.txt"
@@ -31,7 +32,7 @@ def read_webdataset(folder: Path, split: str, set_name: str) -> Data:
         UserError: a file of the layout is missing or invalid; while reading samples: a shard or a label is damaged.
     """
     shards = _shards(folder / split)
-    task = (folder / TYPE).read_text().strip().lower() if (folder / TYPE).is_file() else "classification"
+    task = read_text(folder / TYPE).strip().lower() if (folder / TYPE).is_file() else "classification"
     where = f"{folder.name}/{split}"
 
     def samples() -> Iterator[EvaluationSample]:
@@ -52,7 +53,7 @@ def read_webdataset(folder: Path, split: str, set_name: str) -> Data:
 
 def _shards(folder: Path) -> list[Path]:
     file = folder / SHARDS
-    text = file.read_text().strip()
+    text = read_text(file).strip()
     if not text.isdigit():
         raise UserError(f"{file} has {text!r}: write the number of .tar files")
     shards = [folder / f"{index}.tar" for index in range(int(text))]

@@ -5,9 +5,17 @@ A sample passes through `source` (shards and their order), `windows` (row groups
 """
 
 from siclip_platform.stream.columns import Columns
-from siclip_platform.stream.evaluation_set import load_evaluation_set, validation_set
+from siclip_platform.stream.evaluation_set import load_evaluation_set, original_captions, validation_set
 from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stream import Stream
 from siclip_platform.stream.threads import thread_batches
 
-__all__ = ["Columns", "Stream", "StreamSource", "load_evaluation_set", "thread_batches", "validation_set"]
+__all__ = [
+    "Columns",
+    "Stream",
+    "StreamSource",
+    "load_evaluation_set",
+    "original_captions",
+    "thread_batches",
+    "validation_set",
+]

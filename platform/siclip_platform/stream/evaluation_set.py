@@ -40,8 +40,8 @@ def load_evaluation_set(
 ) -> EvaluationSet:
     """Read samples of a split for a model.
 
-    Each image has all of its original captions, as in CLIP_benchmark. If every sample's ``meta`` names the same number
-    of negatives (`negatives_of`), it has those too.
+    Each image has all of its original captions, as in CLIP_benchmark. If every sample's ``meta`` names the same
+    number of negatives (`negatives_of`), it has those too.
 
     Args:
         folder: the dataset.

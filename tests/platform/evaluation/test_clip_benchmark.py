@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pytest
 import torch
 import webdataset
 from PIL import Image
 
+from siclip.checkpoints.formats import load_model
 from siclip.evaluation.classification import ClassEmbeddings
+from siclip.evaluation.encoder import ClipEncoder
+from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
+from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.evaluation.find import find_sets
 from siclip_platform.evaluation.measure import Subject
 from siclip_platform.evaluation.models import open_model
@@ -122,3 +127,52 @@ def test_the_metrics_are_clip_benchmarks(model: str, sets: Path, name: str, monk
     for metric, value in expected.items():
         assert found[metric] == pytest.approx(value, abs=1e-6), metric
         assert 0 < value < 1
+
+
+@pytest.fixture(scope="module")
+def dataset(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples of the set with five captions each, as a dataset; every third sample has a synthetic one first."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = []
+    shards = [str(sets / "captions" / "test" / f"{index}.tar") for index in range(2)]
+    for index, sample in enumerate(webdataset.WebDataset(shards, shardshuffle=False)):
+        captions = [{"text": text, "source": "original"} for text in sample["txt"].decode().splitlines()]
+        if index % 3 == 0:
+            captions.insert(0, {"text": "a synthetic caption", "source": "synthetic", "model": "coca"})
+        image = sample.get("png") or sample["jpg"]
+        rows.append({"id": sample["__key__"], "image": image, "captions": captions, "meta": None, "category": None})
+    entry = write_shard(table_of(rows), folder / "test-00000.parquet", 16)
+    write_manifest(folder, Manifest(name="captions", version="1", recipe={}, splits={"test": [entry]}))
+    return folder
+
+
+def table_of(rows: list[dict[str, object]]) -> pa.Table:
+    from siclip_platform.datasets.schema import SCHEMA
+
+    sizes = [Image.open(io.BytesIO(row["image"])).size for row in rows]  # type: ignore[arg-type]
+    whole = [row | {"width": width, "height": height} for row, (width, height) in zip(rows, sizes, strict=True)]
+    return pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in whole], SCHEMA)
+
+
+def test_all_captions_of_a_dataset_count_as_in_clip_benchmark(model: str, sets: Path, dataset: Path) -> None:
+    expected = theirs(model, sets / "captions", retrieval=True)
+    encoder = open_model(model, torch.device("cpu"))
+    result = run_suite(
+        [Subject(encoder, ClassEmbeddings(encoder))], find_sets(None, dataset), split="test", suite=False
+    )
+    assert (result.sets[0].units, result.sets[0].captions) == (80, 400)
+    found = result.sets[0].metrics[model]
+    for metric, value in expected.items():
+        assert found[metric].value == pytest.approx(value, abs=1e-6), metric
+
+
+def test_training_and_the_plain_command_count_all_captions_too(nano_teacher: Path, dataset: Path) -> None:
+    encoder = ClipEncoder(load_model(nano_teacher), "nano", torch.device("cpu"))
+    result = run_suite(
+        [Subject(encoder, ClassEmbeddings(encoder))], find_sets(None, dataset), split="test", suite=False
+    )
+    found = result.sets[0].metrics["nano"]
+    metrics = evaluate_checkpoint(nano_teacher, dataset, "test")
+    assert len(metrics) == 7
+    for metric, value in metrics.items():
+        assert found[metric.removeprefix("test/")].value == pytest.approx(value, abs=1e-6), metric

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn.functional import normalize
@@ -77,3 +78,27 @@ def test_a_frozen_trunk_has_the_metrics_of_one_that_trains() -> None:
     features = fused_trunk(model.image_encoder, to_float_images(images))
     folded = normalize(model.image_encoder.head(features), dim=-1)
     torch.testing.assert_close(folded, image, rtol=1e-4, atol=1e-5)
+
+
+def test_all_captions_are_searched_and_the_first_is_compared_with_false_ones() -> None:
+    torch.manual_seed(0)
+    model = create_model("mobileclip-nano").eval()
+    images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    owner = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 5])
+    tokens, negatives = torch.randint(1, 400, (10, 20)), torch.randint(1, 400, (6, 2, 20))
+    data = EvaluationSet(images, tokens, negatives, owner)
+    assert torch.equal(data.first_tokens, tokens[[0, 2, 3, 6, 7, 8]])
+    found = evaluate(model, data, device=torch.device("cpu"), chunk=4)
+    with torch.no_grad():
+        image = model.encode_image(to_float_images(images), normalize=True)
+        text, false = (model.encode_text(t, normalize=True) for t in (tokens, negatives.flatten(0, 1)))
+    scores = image @ text.T
+    # by hand: a caption finds its image, an image finds any of its captions
+    for k in (1, 5):
+        hits = (scores.T.topk(k).indices == owner[:, None]).any(dim=1)
+        assert found[f"image_retrieval_recall@{k}"] == pytest.approx(hits.float().mean().item())
+        hits = (owner[scores.topk(k).indices] == torch.arange(6)[:, None]).any(dim=1)
+        assert found[f"text_retrieval_recall@{k}"] == pytest.approx(hits.float().mean().item())
+    true = (image * text[[0, 2, 3, 6, 7, 8]]).sum(dim=1, keepdim=True)
+    right = (true > (image[:, None] * false.view(6, 2, -1)).sum(dim=-1)).all(dim=1)
+    assert found["beats_all_negatives"] == pytest.approx(right.float().mean().item())

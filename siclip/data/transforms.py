@@ -10,6 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from siclip.data.pillow_images import upright_rgb
+
 TRAIN_SCALE = (0.9, 1.0)
 """Share of the area that a training crop keeps: open_clip's default."""
 
@@ -21,6 +23,10 @@ def preprocess(train: bool, size: int = 256) -> Callable[[Image.Image], Tensor]:
     of 90 to 100 % of the area at an aspect ratio of 3:4 to 4:3, drawn from torch's global generator; no flip, because
     captions mention left and right. Values are not normalised by a mean and standard deviation.
 
+    The image is read as every other reader does, see `siclip.data.pillow_images.upright_rgb`: turned upright by what
+    its EXIF or XMP states, transparency over white, 16 bits scaled to 8. The transform raises `ImageError`, a
+    `UserError`, for one that is too large, animated or of a depth without a fixed range.
+
     Args:
         train: for training instead of evaluation.
         size: height and width of the result in pixels.
@@ -31,12 +37,8 @@ def preprocess(train: bool, size: int = 256) -> Callable[[Image.Image], Tensor]:
     fit: list[Any] = [RandomResizedCrop(size, scale=TRAIN_SCALE, interpolation=bilinear)]
     if not train:
         fit = [Resize(size, interpolation=bilinear), CenterCrop(size)]
-    transform: Callable[[Image.Image], Tensor] = Compose([_as_rgb, *fit, ToTensor()])
+    transform: Callable[[Image.Image], Tensor] = Compose([upright_rgb, *fit, ToTensor()])
     return transform
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
 
 
 def fit_image(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

@@ -82,6 +82,8 @@ def prepare_image(data: bytes, rules: ImageRules) -> Prepared:
         size = (max(round(width * scale), rules.size), max(round(height * scale), rules.size))
         pixels = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
         width, height = size
+    if width * height > MAX_PIXELS:
+        raise Rejection(Reason.DECOMPRESSION_BOMB, f"{width} × {height} pixels as stored, more than training reads")
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=rules.quality, colorsubsampling="420", fastdct=False
     )

@@ -50,14 +50,14 @@ def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[s
     """
     # Captions of the web are markup of strangers: everything is escaped, nothing may be undefined.
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
-    shown = [{**row, "picture": _thumbnail(row["image"])} for row in rows]
+    shown = [{**row, "picture": _thumbnail(row["image"], f"sample {row['id']}")} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, template.render(title=title, note=note, rows=shown))
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(data: bytes, where: str) -> str:
     """Return a data URI of a JPEG whose sides are at most `SIDE` pixels."""
-    image = Image.fromarray(decode_image(data))
+    image = Image.fromarray(decode_image(data, where))
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)

@@ -223,7 +223,12 @@ def _retrieve(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[list[
 
     model = load_model(checkpoint)
     size = model.config.image.image_size
-    images = torch.stack([torch.from_numpy(fit_image(decode_image(row["image"]), size)) for row in rows])
+    images = torch.stack(
+        [
+            torch.from_numpy(fit_image(decode_image(row["image"], f"row {index}"), size))
+            for index, row in enumerate(rows)
+        ]
+    )
     tokens = tokenize([row["captions"][0]["text"] for row in rows], model.config.text.context_length)
     with torch.no_grad(), eval_mode(model):
         image = torch.cat(
@@ -238,15 +243,16 @@ def _example(rows: Sequence[Mapping[str, Any]], index: int, nearest: Sequence[in
     own = tuple(caption["text"][:MAX_CAPTION] for caption in rows[index]["captions"])
     found = [rows[other]["captions"][0]["text"][:MAX_CAPTION] for other in nearest]
     retrieved = tuple(RetrievedCaption(caption=text, right=text in own) for text in found)
-    return ExampleSummary(image=_thumbnail(rows[index]["image"]), captions=own, retrieved=retrieved)
+    return ExampleSummary(image=_thumbnail(rows[index]["image"], f"row {index}"), captions=own, retrieved=retrieved)
 
 
-def _thumbnail(encoded: bytes) -> str:
+def _thumbnail(encoded: bytes, where: str) -> str:
     from PIL import Image
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=80)
+    from siclip.data.images import decode_image
+
+    small = Image.fromarray(decode_image(encoded, where))
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -20,6 +20,7 @@ from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cluster.connect import Needs, ray_cluster
 from siclip_platform.datasets.derived.actors import actor_pool
 from siclip_platform.datasets.derived.captions.caption import caption_dataset
+from siclip_platform.datasets.derived.captions.coca import check_model
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
@@ -54,6 +55,7 @@ def prepare_cc12m_syn(
     makes = Preparation.of(cli.recipe_beside(recipe, preset, data, teacher, changes), data, teacher)
     importing = ImportConfig.model_validate({"images": {"size": size}, "shard_rows": shard_rows})
     captions = CaptionConfig(model=captioner, pretrained=pretrained, per_image=per_image)
+    check_model(captions.model)
     found = find_source(source, None, ColumnNames(), shard_rows)
     display = Display()
     with ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose), display.live():

@@ -105,7 +105,7 @@ def load_open_clip(folder: Path | str) -> CustomTextCLIP:
         config = ModelConfig.model_validate(json.loads(file.read_text())["model_cfg"]["siclip"])
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): name a folder of an open_clip export") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         remedy = "only folders that siclip exported can be read, open_clip.create_model reads others"
         raise UserError(f"{file} does not describe a siclip model: {reason}; {remedy}") from None

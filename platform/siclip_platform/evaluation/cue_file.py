@@ -36,7 +36,7 @@ def read_cues(folder: Path) -> CueData:
             cue, candidates, right = entry["cue"], texts_of(entry["candidates"]), set(texts_of(entry["associations"]))
             if not isinstance(cue, str) or not cue.strip():
                 raise ValueError(f"the cue is {cue!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / FILE}, line {number} is not a cue: {error!r}") from None
         cue = cue.strip().lower()
         if not right or not right <= set(candidates):

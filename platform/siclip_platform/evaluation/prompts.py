@@ -122,7 +122,7 @@ def _json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     whole = isinstance(tree, dict) and all(
         isinstance(own, list) and all(isinstance(prompt, str) for prompt in own) for own in tree.values()

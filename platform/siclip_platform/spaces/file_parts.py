@@ -28,7 +28,7 @@ class FilePart(Config):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _truth_is_no_number(cls, value: Any) -> Any:
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Strict mode refuses it, and pydantic allows no validator before the one that chooses a union's member.
         return value
 

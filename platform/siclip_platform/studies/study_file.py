@@ -120,7 +120,7 @@ def read_study(folder: Path) -> StudyFile:
         )
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; restore it or begin a new study") from None
     try:
         study = StudyFile.model_validate(_placed(content, folder.parent))

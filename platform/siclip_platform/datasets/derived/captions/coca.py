@@ -20,7 +20,7 @@ from torch import Tensor
 from siclip.data.captions import stable_id
 from siclip.errors import UserError
 from siclip.models.hashing import weights_hash
-from siclip.open_clip_models import open_model, register
+from siclip.open_clip_models import check_config, open_model, read_config, register
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, Sampling
 
 LIKELIEST = 256  # tokens tried first: sorting the whole vocabulary takes longer
@@ -144,6 +144,16 @@ def pick(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     # Rounding of the cumulative sum can lead past the last token of the nucleus.
     index = torch.minimum(index, nucleus.sum(dim=-1) - 1)
     return order.gather(1, index[:, None])[:, 0]
+
+
+def check_model(model: str) -> None:
+    """Refuse a config file that is no architecture, before work is spent on what comes before the captions.
+
+    Raises:
+        UserError: names the field.
+    """
+    if model.endswith(".json"):
+        check_config(read_config(Path(model).absolute()), model)
 
 
 def _registered(model: str) -> str:

@@ -1,4 +1,5 @@
-"""How every command ends on bad input (one message, exit code 2, no traceback) and on Ctrl-C (exit code 130)."""
+"""How every command ends: on bad input (one message, exit code 2, no traceback), on Ctrl-C (exit code 130) or
+SIGTERM (143), and when its work is done but MLflow lacks records of it (exit code 1)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from siclip.errors import UserError
 from siclip_platform.cluster.interrupt import INTERRUPTED, Interrupted, handle_interrupts, leave
+from siclip_platform.studies import shortfall
 from siclip_platform.studies.command_line import command_line
 
 BAD_INPUT = 2
@@ -25,6 +27,8 @@ def guarded(app: Callable[[], object]) -> NoReturn:
         leave()
     except SystemExit as ended:
         # Typer turns KeyboardInterrupt into this exit code, without a message.
+        if ended.code in (0, None):
+            sys.exit(shortfall.exit_code())
         if ended.code != INTERRUPTED:
             raise
         _say(f"stopped; to resume: {command_line(sys.argv)}")
@@ -38,7 +42,7 @@ def guarded(app: Callable[[], object]) -> NoReturn:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg']}" for e in error.errors()]
         _refuse("\n".join(problems))
-    sys.exit(0)
+    sys.exit(shortfall.exit_code())
 
 
 def as_app(job: Callable[..., None]) -> typer.Typer:

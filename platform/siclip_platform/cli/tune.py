@@ -119,11 +119,16 @@ def sync(
     from siclip_platform.display import echo
     from siclip_platform.tracking import sync as send
 
-    waiting = 0
+    waiting, refused = 0, 0
     for spool in send(folder.resolve(), tracking_uri, timeout):
         waiting += spool.waiting
-        echo(f"{spool.folder}: {spool.waited - spool.waiting} records sent, {spool.waiting} wait")
+        echo(f"{spool.folder}: {spool.sent} records sent, {spool.waiting} wait")
+        refused += len(spool.problems)
         for problem in spool.problems:
             echo(f"  MLflow refused: {problem}")
     if waiting:
         raise UserError("the server stopped answering before everything was sent: run this again when it is back")
+    if refused:
+        raise UserError(
+            f"MLflow refused {refused} records, which it lacks: remove the cause that is named and run this again"
+        )

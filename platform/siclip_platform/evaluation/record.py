@@ -14,6 +14,7 @@ from siclip_platform.evaluation.results import SetResult, SuiteResult
 from siclip_platform.metrics import evaluation_key
 from siclip_platform.storage import AnyPath
 from siclip_platform.tracking import Tracker
+from siclip_platform.tracking.address import without_password
 
 
 def as_dict(result: SuiteResult, costs: Mapping[str, Cost]) -> dict[str, Any]:
@@ -91,10 +92,14 @@ def record(
         run = tracker.start(f"evaluation of {Path(model).name}", "evaluation", params=params, tags=tags)
         extra = cost_metrics(costs[model]) if model in costs else {}
         run.finish("completed", flat_metrics(result, model) | extra)
+    left = tracker.flush()
     reason = tracker.sender.reason
-    left = tracker.close()
-    if left:
-        raise UserError(f"{left} records did not reach the MLflow store {uri}: {reason or 'it does not answer'}")
+    refused = tracker.spool.problems()
+    tracker.close(0)
+    if left or refused:
+        why = refused[0] if refused else reason or "it does not answer"
+        count = left + len(refused)
+        raise UserError(f"{count} records did not reach the MLflow store {without_password(uri)}: {why}")
 
 
 def _set(each: SetResult) -> dict[str, Any]:

@@ -30,16 +30,16 @@ def read_origin(tracking_uri: str, run_id: str) -> Origin:
     Raises:
         UserError: the store or the run does not exist.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     from siclip_platform.metrics import metric_name
     from siclip_platform.tracking import check_store_exists, check_tracking
+    from siclip_platform.tracking.store import connect
 
     check_tracking(tracking_uri)
     check_store_exists(tracking_uri)
     try:
-        run = MlflowClient(tracking_uri=tracking_uri).get_run(run_id)
+        run = connect(tracking_uri).get_run(run_id)
     except MlflowException as error:
         raise UserError(f"no run {run_id!r} in this tracking store: {error.message}") from None
     metrics = {metric_name(key): value for key, value in run.data.metrics.items()}

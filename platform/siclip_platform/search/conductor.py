@@ -14,7 +14,7 @@ from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, tr
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import Retention, newest_checkpoint
 from siclip_platform.search.ledger.reuse import Reuse
-from siclip_platform.search.replay import replay_into_scheduler
+from siclip_platform.search.replay import replay_into_scheduler, restore_searcher
 from siclip_platform.search.result import StudyResult, outcome
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.trial import REPLAY, SECONDS
@@ -47,12 +47,14 @@ class Conductor:
     def catch_up(self) -> None:
         """After a restart: report to the searcher, the scheduler and MLflow what they missed."""
         finished = self.journal.finished()
+        restore_searcher(self.plan, self.journal)
         for entry in finished:
             if not entry.told:
                 self._suggest_again(entry)
                 self._tell(entry)
             if self.recorder.open(entry):
                 self.recorder.begin(self.plan, entry, {})
+                self.recorder.fill(entry)
                 self.recorder.end(self.plan, entry)
             self._compare(entry)
         # Before anything new is suggested: that depends on all results.

@@ -1,4 +1,4 @@
-"""A scheduler's state after a restart, from the journal."""
+"""The state of a scheduler, and of a searcher whose database was lost, after a restart, from the journal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
+from siclip.errors import UserError
 from siclip_platform.search.ledger.journal import Journal
+from siclip_platform.search.policy.searcher import StudySearch
 from siclip_platform.search.study import StudyPlan
+
+DATABASE = "optuna.db"
 
 
 @dataclass
@@ -38,3 +42,39 @@ def replay_into_scheduler(plan: StudyPlan, journal: Journal) -> None:
         last = {"step": entry.steps, "training_iteration": len(entry.results), **entry.last}
         if entry.results:
             plan.scheduler.on_trial_complete(None, past[entry.name], last)
+
+
+def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
+    """Tell a searcher that lost its trials everything that the journal has, in order; it must suggest the same again.
+
+    A suggestion depends on the seed, the trial's name and the results before it, so the same order restores the
+    searcher exactly.
+
+    Raises:
+        UserError: the searcher has lost only some of its trials, or suggests something else.
+    """
+    searcher = plan.searcher
+    # A trial is in the searcher's storage before it is in the journal.
+    if not isinstance(searcher, StudySearch) or all(map(searcher.knows, journal.entries)):
+        return
+    lost = f"{plan.folder / DATABASE}, the database of the search, lacks trials that {journal.path} has"
+    remedy = (
+        "restore it from a copy, or begin a new study, which reuses the finished trainings of the same MLflow store"
+    )
+    if plan.population is not None or any(map(searcher.knows, journal.entries)):
+        raise UserError(f"{lost}: {remedy}")
+    for event in journal.events():
+        name = event.get("trial", "")
+        match event["event"]:
+            case "suggested":
+                if searcher.suggest(name) != event["values"]:
+                    raise UserError(
+                        f"{lost}, and cannot be written again from it ({name} would be another setting): remove the "
+                        f"file that was made now, and {remedy}"
+                    )
+            case "result":
+                searcher.on_trial_result(name, {"step": event["step"], **event["metrics"]})
+            case "ended":
+                entry = journal.entries[name]
+                last = {"step": entry.step, **entry.last} if entry.results else None
+                searcher.on_trial_complete(name, result=last, error=event["state"] == "failed")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -22,6 +24,37 @@ def limit_http_requests() -> None:
     """Set `HTTP_LIMITS` for this process; a variable that is already set keeps its value."""
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def http_limits(repeats: int, seconds: int | None = None) -> Iterator[None]:
+    """Other limits for the requests within the block, in all threads.
+
+    MLflow's client repeats a request whose answer was lost, so a run would be created twice: with ``repeats=0`` it
+    does not. Waits for arguments of ``MlflowClient``.
+
+    Args:
+        repeats: of one request.
+        seconds: for one request; None leaves the present limit.
+    """
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(repeats)}
+    if seconds is not None:
+        limits["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def log_in(user: str, password: str) -> None:
+    """Log this process in to MLflow servers. In MLflow's own URI the password would be part of its messages."""
+    os.environ.update({"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password})
 
 
 def quieten() -> None:

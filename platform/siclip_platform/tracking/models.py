@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from siclip_platform.tracking.mlflow_patches import http_limits
+
 MODEL_KEY = "siclip.model_key"
 FLAVOR = "siclip"
 CHECKPOINT = "model.pt"
@@ -57,14 +59,16 @@ def log_model(client: Any, experiment_id: str, run_id: str, key: str, payload: M
     if found:
         model = found[0]
     else:
-        model = client.create_logged_model(
-            experiment_id,
-            name=payload["name"],
-            source_run_id=run_id,
-            model_type=FLAVOR,
-            tags={MODEL_KEY: tag},
-            params={"architecture": payload["architecture"]},
-        )
+        # Without repeats by MLflow's client: if only the answer was lost, the next call finds the model.
+        with http_limits(repeats=0):
+            model = client.create_logged_model(
+                experiment_id,
+                name=payload["name"],
+                source_run_id=run_id,
+                model_type=FLAVOR,
+                tags={MODEL_KEY: tag},
+                params={"architecture": payload["architecture"]},
+            )
     # A kill between creation and upload leaves a model that is not ready: its files are written again.
     if model.status != LoggedModelStatus.READY:
         with tempfile.TemporaryDirectory() as folder:
@@ -104,4 +108,5 @@ def _register(client: Any, name: str, model: Any, run_id: str) -> None:
             raise
     versions = client.search_model_versions(f"name = '{name}'")
     if all(version.source != model.artifact_location for version in versions):
-        client.create_model_version(name, source=model.artifact_location, run_id=run_id, model_id=model.model_id)
+        with http_limits(repeats=0):
+            client.create_model_version(name, source=model.artifact_location, run_id=run_id, model_id=model.model_id)

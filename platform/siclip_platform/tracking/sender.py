@@ -8,21 +8,24 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from siclip_platform.tracking.mlflow_patches import http_limits
 from siclip_platform.tracking.models import log_model
 from siclip_platform.tracking.spool import Event, Spool
 from siclip_platform.tracking.store import connect, experiment_id
 
 SPOOL_KEY = "siclip.spool_key"
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
-# Error codes after which sending the same event again cannot succeed.
+# Error codes after which sending the same event again soon cannot succeed.
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
-    "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "INVALID_STATE",
     "NOT_IMPLEMENTED",
 }
+# MLflow's answer for a run that was deleted, and for a moment that of a server that starts, or of a proxy before it.
+GONE = "RESOURCE_DOES_NOT_EXIST"
+TRIES_IF_GONE = 5
 PARENT_TAG = "mlflow.parentRunId"  # a documented system tag: the UI nests the run under that one
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class Sender:
         self.reason = ""
         self._client = client
         self._experiment_id: str | None = None
+        self._gone: dict[int, int] = {}
+        self._gone_runs: set[str] = set()
         self._stop = threading.Event()
         # A daemon: a request that hangs must not keep the process alive.
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-sender")
@@ -131,7 +136,7 @@ class Sender:
             return True
         except MlflowException as error:
             self.reason = _first_line(error)
-            if error.error_code not in PERMANENT:
+            if error.error_code not in PERMANENT and not self._is_gone(event, error.error_code):
                 return False
             self._refuse(event, self.reason)
             return True
@@ -142,9 +147,20 @@ class Sender:
             self.reason = _first_line(error)
             return False
         self.reason = ""
+        self._gone.pop(event.seq, None)
         # `created` marks a create event as sent, in one transaction with the run's id.
         if event.op != "create":
             self.spool.sent(event)
+        return True
+
+    def _is_gone(self, event: Event, code: str) -> bool:
+        """Whether MLflow has said often enough that a run does not exist; once for each later event of the run."""
+        if code != GONE:
+            return False
+        self._gone[event.seq] = self._gone.get(event.seq, 0) + 1
+        if event.run not in self._gone_runs and self._gone[event.seq] < TRIES_IF_GONE:
+            return False
+        self._gone_runs.add(event.run)
         return True
 
     def _refuse(self, event: Event, reason: str) -> None:
@@ -152,27 +168,61 @@ class Sender:
         self.spool.refused(event, reason)
 
     def _run(self, event: Event) -> str:
-        run_id = self.spool.run_id(event.run)
+        return self._run_id(event.run)
+
+    def _run_id(self, key: str) -> str:
+        run_id = self.spool.run_id(key)
         if run_id is None:
-            raise RunMissing(f"run {event.run} could not be created")
+            raise RunMissing(f"run {key} could not be created")
         return run_id
 
     def _create(self, event: Event) -> None:
-        found = []
-        if event.tried:
-            same_key = f"tags.`{SPOOL_KEY}` = '{event.run}'"
-            found = self.client.search_runs([self.experiment_id], same_key, max_results=1)
         payload = event.payload
         tags = {**payload["tags"], SPOOL_KEY: event.run}
         if payload["parent"]:
-            tags[PARENT_TAG] = str(self.spool.run_id(payload["parent"]))
-        run = found[0] if found else self._new_run(payload, tags)
-        self.spool.created(event, run.info.run_id)
+            tags[PARENT_TAG] = self._parent(payload["parent"])
+        run_id = self._created_before(event.run, tags) if event.tried else None
+        if run_id is None:
+            # A repeat of the request by MLflow's client would create a second run if only the answer was lost.
+            with http_limits(repeats=0):
+                run_id = self._new_run(payload, tags)
+        self.spool.created(event, run_id)
+        self._gone_runs.discard(event.run)
 
-    def _new_run(self, payload: dict[str, Any], tags: dict[str, str]) -> Any:
-        return self.client.create_run(
+    def _parent(self, key: str) -> str:
+        run_id = self.spool.run_id(key)
+        if run_id is None:
+            raise RunMissing(f"its parent, run {key}, could not be created")
+        return run_id
+
+    def _new_run(self, payload: dict[str, Any], tags: dict[str, str]) -> str:
+        run = self.client.create_run(
             self.experiment_id, start_time=payload["time"], run_name=payload["name"], tags=tags
         )
+        return str(run.info.run_id)
+
+    def _created_before(self, key: str, tags: dict[str, str]) -> str | None:
+        found = self._with_key(key)
+        if not found:
+            return None
+        run = found[0]
+        if run.data.tags.get(PARENT_TAG) != tags.get(PARENT_TAG) and PARENT_TAG in tags:
+            self.client.set_tag(run.info.run_id, PARENT_TAG, tags[PARENT_TAG])
+        return str(run.info.run_id)
+
+    def _with_key(self, key: str) -> list[Any]:
+        """The runs that were created for a key, the oldest first: more than one if an answer came too late."""
+        same_key = f"tags.`{SPOOL_KEY}` = '{key}'"
+        return list(
+            self.client.search_runs([self.experiment_id], same_key, order_by=["attributes.start_time ASC", "run_id"])
+        )
+
+    def _remove_doubles(self, key: str) -> None:
+        """Delete the empty runs of requests that MLflow handled after we had asked again."""
+        own = self._run_id(key)
+        for run in self._with_key(key):
+            if run.info.run_id != own:
+                self.client.delete_run(run.info.run_id)
 
     def _params(self, event: Event) -> None:
         from mlflow.entities import Param
@@ -203,6 +253,8 @@ class Sender:
         log_model(self.client, self.experiment_id, self._run(event), event.run, event.payload)
 
     def _end(self, event: Event) -> None:
+        if self.spool.repeated(event.run):
+            self._remove_doubles(event.run)
         self.client.set_terminated(self._run(event), status=event.payload["status"], end_time=event.payload["time"])
 
     def _reopen(self, event: Event) -> None:

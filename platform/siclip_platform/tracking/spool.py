@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock
 
+from siclip.errors import UserError
+from siclip_platform.storage.full_disk import when_there_is_space
 from siclip_platform.storage.locking import claim
 
 FILE = "spool.db"
+T = TypeVar("T")
 Op = Literal["create", "params", "metrics", "tags", "inputs", "artifact", "model", "end", "reopen"]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT);
@@ -54,7 +57,7 @@ class Spool:
     Only one process at a time can open a spool. Without a folder it is kept in memory.
 
     Raises:
-        UserError: another process has it open.
+        UserError: another process has it open, or the file is damaged.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -69,15 +72,30 @@ class Spool:
         self._lock = threading.RLock()
         # One connection for all threads: every access takes the lock.
         self._data = sqlite3.connect(folder / FILE if folder else ":memory:", check_same_thread=False, timeout=60)
-        self._data.execute("PRAGMA journal_mode=WAL")
-        # With a write-ahead log, NORMAL loses no event when the process is killed, only when the machine is.
-        self._data.execute("PRAGMA synchronous=NORMAL")
-        self._data.executescript(_SCHEMA)
         self.arrived = threading.Event()
+        try:
+            self._data.execute("PRAGMA journal_mode=WAL")
+            # With a write-ahead log, NORMAL loses no event when the process is killed, only when the machine is.
+            self._data.execute("PRAGMA synchronous=NORMAL")
+            self._data.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise UserError(
+                f"{folder}/{FILE} cannot be used ({error}): if it is damaged, move it and the {FILE}-* files beside "
+                "it away and resume the study, which finds its runs in MLflow"
+            ) from None
 
     def _do(self, statement: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._data:
-            return self._data.execute(statement, values).fetchall()
+        return self._change(lambda: self._data.execute(statement, values).fetchall())
+
+    def _change(self, write: Callable[[], T]) -> T:
+        """Do everything in ``write`` or nothing, when the disk has space."""
+
+        def whole() -> T:
+            with self._lock, self._data:
+                return write()
+
+        return when_there_is_space(whole, self.folder or "the spool")
 
     def describe(self, **meta: str) -> None:
         """Store what a later sender needs: the store's URI, the experiment."""
@@ -91,23 +109,68 @@ class Spool:
 
     def put(self, run: str, *events: tuple[Op, Mapping[str, Any]]) -> None:
         """Add events of a run, in one transaction."""
-        with self._lock, self._data:
-            self._insert(run, events)
+        self._change(lambda: self._insert(run, events))
         self.arrived.set()
 
     def begin(self, key: str, *events: tuple[Op, Mapping[str, Any]]) -> bool:
         """Register a run key with its first events. Returns False, and changes nothing, if the key is known."""
-        with self._lock, self._data:
+
+        def write() -> bool:
             if self._data.execute("SELECT 1 FROM runs WHERE key = ?", (key,)).fetchall():
                 return False
             self._data.execute("INSERT INTO runs VALUES (?, NULL)", (key,))
             self._insert(key, events)
-        self.arrived.set()
-        return True
+            return True
 
-    def _insert(self, run: str, events: Iterable[tuple[Op, Mapping[str, Any]]]) -> None:
-        rows = [(run, op, json.dumps(payload)) for op, payload in events]
-        self._data.executemany("INSERT INTO events (run, op, payload) VALUES (?, ?, ?)", rows)
+        begun = self._change(write)
+        self.arrived.set()
+        return begun
+
+    def adopt(self, key: str, run_id: str, *events: tuple[Op, Mapping[str, Any]]) -> None:
+        """Register a run that MLflow has, with the events that led to it, as sent; a known key is left alone."""
+
+        def write() -> None:
+            if not self._data.execute("SELECT 1 FROM runs WHERE key = ?", (key,)).fetchall():
+                self._data.execute("INSERT INTO runs VALUES (?, ?)", (key, run_id))
+                self._insert(key, events, sent=1)
+
+        self._change(write)
+
+    def _insert(self, run: str, events: Iterable[tuple[Op, Mapping[str, Any]]], sent: int = 0) -> None:
+        rows = [(run, op, json.dumps(payload), sent) for op, payload in events]
+        self._data.executemany("INSERT INTO events (run, op, payload, sent) VALUES (?, ?, ?, ?)", rows)
+
+    def run_ids(self) -> dict[str, str]:
+        """The keys of the runs that MLflow has created, with its ids."""
+        return dict(self._do("SELECT key, run_id FROM runs WHERE run_id IS NOT NULL"))
+
+    def send_again(self, keys: Iterable[str]) -> None:
+        """Let all events of runs that MLflow has lost be sent again, in their order."""
+
+        def write() -> None:
+            for key in keys:
+                self._data.execute("UPDATE runs SET run_id = NULL WHERE key = ?", (key,))
+                again = "UPDATE events SET sent = 0, problem = NULL, tried = MAX(tried, 1) WHERE run = ?"
+                self._data.execute(again, (key,))
+
+        self._change(write)
+        self.arrived.set()
+
+    def retry_refused(self) -> None:
+        """Let the refused events be sent again, with those that followed in the same run: a tag's last value wins."""
+        first = "SELECT run, MIN(seq) FROM events WHERE sent = 2 GROUP BY run"
+
+        def write() -> None:
+            for run, seq in self._data.execute(first).fetchall():
+                again = "UPDATE events SET sent = 0, problem = NULL WHERE run = ? AND seq >= ?"
+                self._data.execute(again, (run, seq))
+
+        self._change(write)
+        self.arrived.set()
+
+    def repeated(self, key: str) -> bool:
+        """Whether MLflow was asked more than once to create a run."""
+        return bool(self._do("SELECT 1 FROM events WHERE run = ? AND op = 'create' AND tried > 1", (key,)))
 
     def knows(self, key: str) -> bool:
         """Whether a run was started with this key."""
@@ -128,19 +191,22 @@ class Spool:
 
     def trying(self, event: Event) -> None:
         """Record that an event is about to be sent: after a kill it may have arrived."""
-        self._do("UPDATE events SET tried = 1 WHERE seq = ?", (event.seq,))
+        self._do("UPDATE events SET tried = tried + 1 WHERE seq = ?", (event.seq,))
 
     def created(self, event: Event, run_id: str) -> None:
         """Record that a ``create`` event was sent, and MLflow's id of the run."""
-        with self._lock, self._data:
+
+        def write() -> None:
             self._data.execute("UPDATE runs SET run_id = ? WHERE key = ?", (run_id, event.run))
             self._data.execute("UPDATE events SET sent = 1 WHERE seq = ?", (event.seq,))
+
+        self._change(write)
 
     def sent(self, event: Event) -> None:
         self._do("UPDATE events SET sent = 1 WHERE seq = ?", (event.seq,))
 
     def refused(self, event: Event, problem: str) -> None:
-        """Record that MLflow refuses an event for good; it is kept with the reason and not sent again."""
+        """Record that MLflow refuses an event; it is kept with the reason until `retry_refused`."""
         self._do("UPDATE events SET sent = 2, problem = ? WHERE seq = ?", (problem, event.seq))
 
     def waiting(self) -> int:

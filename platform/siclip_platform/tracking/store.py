@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
-import urllib.error
 import urllib.request
 from dataclasses import replace
 from functools import cache
@@ -15,20 +15,25 @@ from urllib.parse import urlparse
 
 from siclip.errors import UserError
 from siclip_platform.storage import RemotePath, as_path, check_writable
-from siclip_platform.tracking.mlflow_patches import limit_http_requests, quieten
+from siclip_platform.tracking.address import read_address, without_password
+from siclip_platform.tracking.creation import create_store, sqlite_file, sqlite_uri
+from siclip_platform.tracking.mlflow_patches import http_limits, limit_http_requests, log_in, quieten
 
 EXPERIMENT = "siclip"
+OPEN_SECONDS = 10  # at the start somebody waits, and later the sender does
+LOG_IN = (
+    "give --tracking-uri http(s)://USER:PASSWORD@SERVER, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
+REFUSED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+
+
+class LoginRefused(UserError):
+    """A server that answers, but not to this user."""
 
 
 def default_tracking_uri(out: Path) -> str:
     """An sqlite store in the output folder, named by its absolute path."""
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """The URI of a store without user and password, as it may be written to files."""
-    parts = urlparse(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+    return sqlite_uri(out / "mlflow.db")
 
 
 def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
@@ -37,28 +42,38 @@ def check_tracking(uri: str, timeout_seconds: float = 5.0) -> None:
     Raises:
         UserError: the scheme is not supported, the folder cannot be created, or the server does not answer.
     """
-    scheme = urlparse(uri).scheme
-    if scheme == "sqlite" and uri.startswith("sqlite:////"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+    scheme = uri.partition(":")[0]
+    file = sqlite_file(uri)
+    if file is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"tracking store {uri}: {folder} cannot be created ({error.strerror}); choose another --out"
+                f"tracking store {uri}: {file.parent} cannot be created ({error.strerror}); choose another --out"
             ) from None
     elif scheme in ("http", "https"):
+        address = read_address(uri)
+        request = urllib.request.Request(f"{address.uri.rstrip('/')}/health", headers=address.authorization)
         try:
             # Not with MLflow's client, which would retry for minutes.
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout_seconds):
+            with urllib.request.urlopen(request, timeout=timeout_seconds):
                 pass
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            if getattr(error, "code", None) in (401, 403):
+                raise UserError(
+                    f"the MLflow server at {address.uri} refuses the login ({reason}); {LOG_IN}"
+                ) from None
             raise UserError(
-                f"the MLflow server at {without_password(uri)} does not answer within {timeout_seconds:g} s "
+                f"the MLflow server at {address.uri} does not answer within {timeout_seconds:g} s "
                 f"({reason}); start it, correct --tracking-uri, or omit it for an sqlite store in --out"
             ) from None
     else:
-        raise UserError(f"tracking URI {uri!r}: write sqlite:///ABSOLUTE/PATH/mlflow.db or http(s)://SERVER:PORT")
+        # Only the kind: a URI of an unknown kind may have a password anywhere.
+        kind = f"the kind {scheme!r} is not supported" if "://" in uri else f"{uri.rpartition('@')[2]!r} has no kind"
+        if scheme == "sqlite":
+            kind = f"{uri!r} has no absolute path" if "@" not in uri else "the path is not absolute"
+        raise UserError(f"tracking URI: {kind}; write sqlite:///ABSOLUTE/PATH/mlflow.db or http(s)://SERVER:PORT")
 
 
 def check_store_exists(uri: str) -> None:
@@ -67,18 +82,38 @@ def check_store_exists(uri: str) -> None:
     Raises:
         UserError: the store does not exist, with the remedy.
     """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not path.is_file():
+    path = sqlite_file(uri)
+    if path is not None and not path.is_file():
         raise UserError(f"no MLflow store at {path}: name one with --tracking-uri, or run a search first (make demo)")
     check_tracking(uri)
 
 
 def connect(uri: str) -> Any:
-    """An ``MlflowClient`` that gives up soon when a server does not answer: the sender retries."""
+    """An ``MlflowClient`` that gives up soon when a server does not answer: the sender retries.
+
+    The store of an sqlite URI is created if it is missing. User and password of an http(s) URI log this process in,
+    and are no part of the client's URI, which MLflow shows in its messages.
+
+    Raises:
+        UserError: an sqlite store cannot be created.
+    """
     limit_http_requests()
+    address = read_address(uri)
+    if address.user:
+        log_in(address.user, address.password)
+    file = sqlite_file(uri)
+    if file is not None:
+        create_store(file, _client)
+    return _client(address.uri)
+
+
+def _client(uri: str) -> Any:
     import mlflow
 
     quieten()
+    if sqlite_file(uri) is not None:
+        # MLflow makes the folder of a URI that begins with sqlite:///, without decoding it: a stray "a%2541b".
+        uri = uri.replace("sqlite:", "sqlite+pysqlite:", 1)
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
@@ -91,7 +126,7 @@ def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
         artifacts: where a new experiment stores files; None leaves it to the store.
 
     Raises:
-        UserError: the experiment exists and stores its files at another URI.
+        UserError: the experiment exists and stores its files at another URI, or was deleted.
     """
     import mlflow
 
@@ -105,6 +140,11 @@ def experiment_id(client: Any, name: str, artifacts: str | None) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"experiment {name!r} of this store was deleted in MLflow: restore it with mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}, or name another --tracking-uri"
+        )
     return str(found.experiment_id)
 
 
@@ -150,6 +190,7 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, s
 
     Raises:
         UserError: the store is not an MLflow store.
+        LoginRefused: the server refuses the user.
     """
     import mlflow
     from alembic.util.exc import CommandError
@@ -157,10 +198,30 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, s
 
     try:
         client = connect(uri)
-        return client, experiment_id(client, experiment, artifacts)
+        with http_limits(repeats=0, seconds=OPEN_SECONDS):
+            return client, experiment_id(client, experiment, artifacts)
     except (mlflow.MlflowException, SQLAlchemyError, CommandError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"tracking store {uri} cannot be used as an MLflow store: {reason}") from None
+        where = without_password(uri)
+        if getattr(error, "error_code", "") in REFUSED:
+            raise LoginRefused(f"the MLflow server at {where} refuses the login ({reason}); {LOG_IN}") from None
+        raise UserError(
+            f"tracking store {where} cannot be used as an MLflow store: {reason}; name another --tracking-uri, or "
+            "restore the store from a copy"
+        ) from None
+
+
+def check_usable(uri: str) -> None:
+    """For writers: as `check_tracking`, and the store is opened, so that it is known to be an MLflow store.
+
+    Raises:
+        UserError: it is not one, may not be written to, or its experiment was deleted.
+    """
+    check_tracking(uri)
+    file = sqlite_file(uri)
+    if file is not None and not all(os.access(path, os.W_OK) for path in (file.parent, file) if path.exists()):
+        raise UserError(f"tracking store {file} may not be written to: name another --tracking-uri")
+    open_store(uri, EXPERIMENT, None)
 
 
 def study_names(uri: str, artifacts: Path | str | None = None, experiment: str = EXPERIMENT) -> set[str]:

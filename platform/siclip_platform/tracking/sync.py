@@ -1,4 +1,4 @@
-"""Send the records that could not be sent while a study ran."""
+"""Send the records that could not be sent while a study ran, or that the store has lost since."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siclip.errors import UserError
+from siclip_platform.tracking.reconcile import reconcile
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import FILE, Spool
-from siclip_platform.tracking.store import EXPERIMENT, check_tracking
+from siclip_platform.tracking.store import EXPERIMENT, check_tracking, open_store
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,19 @@ class Synced:
 
     Attributes:
         folder: the spool's folder.
-        waited: records that had not been sent before.
+        waited: records that were not in the store before.
         waiting: records that have still not been sent.
-        problems: records that MLflow refused for good, each with the reason.
+        problems: records that MLflow refuses, each with the reason.
     """
 
     folder: Path
     waited: int
     waiting: int
     problems: list[str]
+
+    @property
+    def sent(self) -> int:
+        return self.waited - self.waiting - len(self.problems)
 
 
 def sync(folder: Path, tracking_uri: str | None = None, timeout_seconds: float | None = 300) -> list[Synced]:
@@ -48,12 +53,17 @@ def sync(folder: Path, tracking_uri: str | None = None, timeout_seconds: float |
 def _sync(folder: Path, tracking_uri: str | None, timeout_seconds: float | None) -> Synced:
     spool = Spool(folder)
     try:
-        waited = spool.waiting()
         uri = tracking_uri or spool.meta("uri")
-        if uri is None or not waited:
-            return Synced(folder, waited, waited, spool.problems())
+        if uri is None:
+            return Synced(folder, spool.waiting(), spool.waiting(), spool.problems())
         check_tracking(uri)
-        sender = Sender(spool, uri, spool.meta("experiment") or EXPERIMENT, spool.meta("artifacts") or None)
+        experiment, artifacts = spool.meta("experiment") or EXPERIMENT, spool.meta("artifacts") or None
+        client, experiment_id = open_store(uri, experiment, artifacts)
+        spool.retry_refused()
+        reconcile(spool, client, experiment_id)
+        waited = spool.waiting()
+        sender = Sender(spool, uri, experiment, artifacts, client)
+        sender.found(client, experiment_id)
         sender.start()
         waiting = sender.flush(timeout_seconds)
         sender.stop()

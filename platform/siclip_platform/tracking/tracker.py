@@ -13,17 +13,19 @@ from typing import Any, Literal
 from siclip.errors import UserError
 from siclip_platform.metrics import stored_key
 from siclip_platform.storage import AnyPath
+from siclip_platform.tracking.address import without_password
 from siclip_platform.tracking.models import model_payload
+from siclip_platform.tracking.reconcile import Reconciled, reconcile
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import Op, Spool
 from siclip_platform.tracking.store import (
     EXPERIMENT,
+    LoginRefused,
     artifact_location,
     check_tracking,
     git_commit,
     names_in,
     open_store,
-    without_password,
 )
 
 RunKind = Literal["study", "trial", "seed", "teacher", "best", "control", "confirm", "train", "evaluation"]
@@ -196,8 +198,8 @@ class Tracker:
             uri: the store.
             artifacts: where a new experiment stores files: a URI, or for a local store a folder.
             experiment: the experiment's name.
-            spool: the folder of the spool; None keeps it in memory. If it was used with this store before, the store
-                need not answer now.
+            spool: the folder of the spool; None keeps it in memory. If it was used with this server before, the
+                server need not answer now.
             client: an ``MlflowClient`` to use instead of a new one.
 
         Raises:
@@ -208,14 +210,36 @@ class Tracker:
         self.spool = Spool(spool)
         self.sender = Sender(self.spool, uri, experiment, location, client)
         try:
-            if self.spool.meta("uri") != without_password(uri) and client is None:
-                check_tracking(uri)
-                self.sender.found(*open_store(uri, experiment, location))
-        except UserError:
+            self._answers = client is not None or self._open(experiment, location)
+        except BaseException:
             self.spool.close()
             raise
         self.spool.describe(uri=without_password(uri), experiment=experiment, artifacts=location or "")
         self.sender.start()
+
+    def _open(self, experiment: str, location: str | None) -> bool:
+        """Connect. Returns False if a server that the spool was used with before does not answer."""
+        try:
+            check_tracking(self.uri)
+            self.sender.found(*open_store(self.uri, experiment, location))
+        except LoginRefused:
+            raise
+        except UserError:
+            if self.uri.startswith("sqlite:") or self.spool.meta("uri") != without_password(self.uri):
+                raise
+            return False
+        return True
+
+    def reconcile(self, study: str) -> Reconciled:
+        """Before a study is resumed: repair what was lost in its store or its spool, if the store answers.
+
+        Args:
+            study: the study's key.
+        """
+        self.spool.retry_refused()
+        if not self._answers:
+            return Reconciled()
+        return reconcile(self.spool, self.client, self.experiment_id, study)
 
     @property
     def address(self) -> str:
@@ -295,7 +319,7 @@ class Tracker:
         until = time.monotonic() + timeout_seconds
         while (found := self.spool.run_id(key)) is None:
             if time.monotonic() > until:
-                raise UserError(f"the MLflow store {self.uri} does not answer: {self.sender.reason}")
+                raise UserError(f"the MLflow store {self.address} does not answer: {self.sender.reason}")
             # Wakes the sender, which waits up to a second for new events.
             self.spool.arrived.set()
             time.sleep(0.01)

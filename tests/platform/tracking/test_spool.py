@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -233,13 +236,125 @@ def test_the_events_of_a_run_that_mlflow_refuses_to_create_are_set_aside(
     tracker = Tracker(uri, spool=tmp_path / "s", client=client)
     run = tracker.start("a", "trial", params={"x": 1}, tags={}, key="a")
     run.finish("completed")
-    assert tracker.close() == 0
-    assert sync(tmp_path)[0].problems == [
+    assert tracker.flush() == 0
+    assert client.create_run.call_count == 5, "it may be a passing error"
+    assert tracker.spool.problems() == [
         "create: no such experiment",
         "params: run a could not be created",
         "tags: run a could not be created",
         "end: run a could not be created",
     ]
+    tracker.close()
+    (synced,) = sync(tmp_path)
+    assert (synced.sent, synced.waiting, synced.problems) == (4, 0, [])
+    assert read_store(uri)["a#1"][0] == "FINISHED"
+
+
+def test_a_run_below_one_that_could_not_be_created_waits_for_it(tmp_path: Path, uri: str, quick: None) -> None:
+    client = Flaky(uri, lambda name: None)
+    refused = mlflow.MlflowException("no such experiment", error_code=RESOURCE_DOES_NOT_EXIST)
+    client.create_run = Mock(side_effect=[refused] * 5)  # type: ignore[attr-defined]
+    tracker = Tracker(uri, spool=tmp_path / "s", client=client)
+    study = tracker.start("study", "study", params={}, tags={}, key="s")
+    tracker.start("trial", "trial", params={}, tags={}, parent=study, key="s/t").finish("completed")
+    study.finish("completed")
+    assert tracker.close() == 0
+    assert sync(tmp_path)[0].problems == []
+    store = read_store(uri)
+    assert store["trial#1"][3] == "study" and store["trial#1"][0] == "FINISHED"
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path, uri: str, expected: dict[str, Any], quick: None) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s")
+
+    def pages(limit: int) -> None:
+        with tracker.spool._lock:
+            tracker.spool._data.execute(f"PRAGMA max_page_count = {limit}")
+
+    pages(1)  # SQLite reduces it to the present size, and then says that the disk is full
+    space = threading.Timer(2.0, pages, [10**6])
+    space.start()
+    began = time.monotonic()
+    write_study(tracker, tmp_path / "file.txt")
+    assert time.monotonic() - began > 1, "the disk was full"
+    assert tracker.close() == 0
+    assert read_store(uri) == expected
+
+
+def test_a_damaged_spool_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "spool.db").write_bytes(b"this is no database" * 100)
+    for _ in range(2):  # the first refusal releases the lock
+        with pytest.raises(UserError, match=r"spool\.db cannot be used .* move it"):
+            Spool(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["spool", "store", "a run of the store"])
+def test_what_was_lost_is_written_again_before_a_study_is_resumed(
+    tmp_path: Path, uri: str, expected: dict[str, Any], empty_store: Path, lost: str
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    first = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s")
+    write_study(first, tmp_path / "file.txt")
+    assert first.close() == 0
+    before = {run.info.run_id for run in runs_in(uri)}
+    if lost == "spool":
+        for file in (tmp_path / "s").glob("spool.db*"):
+            file.unlink()
+    elif lost == "store":
+        shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    else:
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as data, data:
+            (run_id,) = data.execute("SELECT run_uuid FROM runs WHERE name = 'trial-1'").fetchone()
+            for table in ("params", "metrics", "latest_metrics", "tags", "runs"):
+                data.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (run_id,))
+
+    second = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s")
+    done = second.reconcile("s")
+    assert (done.adopted, done.sent_again) == {"spool": (3, 0), "store": (0, 3)}.get(lost, (0, 1))
+    write_study(second, tmp_path / "file.txt")  # repeats what it did before, as a resumed study does
+    assert second.flush() == 0 and second.spool.problems() == []
+    second.close()
+    # A lost spool does not know which files it sent, so it logs their sizes again.
+    assert without_sizes(read_store(uri)) == without_sizes(expected)
+    if lost == "spool":
+        assert {run.info.run_id for run in runs_in(uri)} == before
+
+
+def without_sizes(store: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [
+            {key: value for key, value in part.items() if key != "cost/artifact_bytes"}
+            if isinstance(part, dict)
+            else part
+            for part in run
+        ]
+        for name, run in store.items()
+    }
+
+
+def runs_in(uri: str) -> list[Any]:
+    client = connect(uri)
+    return list(client.search_runs([client.get_experiment_by_name("siclip").experiment_id]))
+
+
+def test_sync_writes_a_lost_store_again(
+    tmp_path: Path, uri: str, expected: dict[str, Any], empty_store: Path
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    tracker = Tracker(uri, artifacts=tmp_path / "artifacts", spool=tmp_path / "s")
+    write_study(tracker, tmp_path / "file.txt")
+    assert tracker.close() == 0
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    assert sync(tmp_path)[0].problems == []
+    assert read_store(uri) == expected
+
+
+def test_a_damaged_store_is_refused_before_a_study_is_resumed(tmp_path: Path, uri: str) -> None:
+    assert Tracker(uri, spool=tmp_path / "s").close() == 0
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(UserError, match="cannot be used as an MLflow store"):
+        Tracker(uri, spool=tmp_path / "s")
 
 
 def test_a_checkpoint_becomes_one_logged_model_with_a_signature_and_one_version_in_the_registry(

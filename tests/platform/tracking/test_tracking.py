@@ -12,7 +12,7 @@ import pytest
 from siclip.errors import UserError
 from siclip_platform.studies.options import unused_name
 from siclip_platform.tracking import TrackedRun, Tracker, check_store_exists, check_tracking, default_tracking_uri
-from siclip_platform.tracking.store import without_password
+from siclip_platform.tracking.address import read_address, without_password
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def test_the_bytes_of_each_file_count_once_from_any_thread_and_after_a_restart(
     ("uri", "message"),
     [
         ("ftp://x/y", "write sqlite:///"),
+        ("http://ann:s/cr@127.0.0.1:{port}", "%2F"),
         ("sqlite:///relative.db", "ABSOLUTE"),
         ("sqlite:////proc/nothing/mlflow.db", "cannot be created"),
         ("http://127.0.0.1:{port}", "does not answer"),
@@ -146,9 +147,25 @@ def test_a_reader_does_not_create_a_store(tmp_path: Path) -> None:
     [
         ("https://user:secret@host:5000/p", "https://host:5000/p"),
         ("https://user:se@ret@host", "https://host"),
+        ("https://user:se/cret@host/p", "https://host/p"),
+        ("http://host:5000/p@q", "http://host:5000/p@q"),
+        ("postgresql://user:se?c#ret@host/d", "postgresql://host/d"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
     ],
 )
 def test_a_password_is_removed_from_a_uri(uri: str, expected: str) -> None:
     assert without_password(uri) == expected
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql+pymysql", "databricks", "ftp", "sqlite"])
+@pytest.mark.parametrize("login", ["ann:s3cret", "ann:s3/cret", "ann:s3?cret", "ann:s3#c@ret"])
+def test_a_refused_uri_does_not_show_its_password(kind: str, login: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_tracking(f"{kind}://{login}@host/d?password=s3cret")
+    assert "s3" not in str(refused.value)
+
+
+def test_user_and_password_may_be_percent_encoded() -> None:
+    address = read_address("https://ann%40x:p%3Aw%2F@host:5000/base")
+    assert (address.uri, address.user, address.password) == ("https://host:5000/base", "ann@x", "p:w/")

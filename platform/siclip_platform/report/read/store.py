@@ -14,11 +14,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from siclip.errors import UserError
 from siclip_platform.metrics import metric_name, stored_key
 from siclip_platform.report.read.runs import Curve, Run
+from siclip_platform.tracking.address import without_password
+from siclip_platform.tracking.store import connect
 
 PAGE = 1000  # results per request
 MAX_ARTIFACT_BYTES = 4 * 2**20  # larger than any data summary, small enough to inline in a page
@@ -29,7 +31,7 @@ class Store:
     """A connected store.
 
     Attributes:
-        uri: The tracking URI.
+        uri: The tracking URI, without credentials.
         url: Base URL of the store's web pages without credentials; None if it is not known.
         experiments: Experiment id → name.
     """
@@ -46,14 +48,12 @@ class Store:
         """
         # MLflow would create a missing sqlite file; a report must not.
         _check_sqlite_file(uri)
-        from mlflow import MlflowClient
-
-        self.uri = uri
+        self.uri = without_password(uri)
         if url is not None and urlsplit(url).scheme not in ("http", "https"):
             raise UserError(f"MLflow URL {url!r}: write http(s)://SERVER:PORT, the address of its web pages")
         self.url = without_password(url or uri).rstrip("/") if url or uri.startswith("http") else None
         try:
-            self.client = MlflowClient(tracking_uri=uri)
+            self.client = connect(uri)
             self.experiments = {item.experiment_id: item.name for item in _pages(self.client.search_experiments)}
         except Exception as error:
             raise UserError(f"tracking store {without_password(uri)} cannot be read: {_first_line(error)}") from None
@@ -126,14 +126,6 @@ class Store:
         return f"{self.url}/#/experiments/{quote(run.experiment_id, safe='')}/runs/{quote(run.run_id, safe='')}"
 
 
-def without_password(uri: str) -> str:
-    """A URI without the user name and password that it may contain."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names) or "none"
 
@@ -192,6 +184,6 @@ def _first_line(error: Exception) -> str:
 
 def _check_sqlite_file(tracking_uri: str) -> None:
     if tracking_uri.startswith("sqlite:///"):
-        path = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0])
+        path = Path(unquote(tracking_uri.removeprefix("sqlite:///").partition("?")[0]))
         if not path.is_file():
             raise UserError(f"no MLflow database at {path}: check the tracking URI, or run a study first")

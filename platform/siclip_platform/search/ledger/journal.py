@@ -108,6 +108,10 @@ class Journal:
                     "or start a new study: finished trainings are reused from MLflow"
                 ) from None
 
+    def events(self) -> list[dict[str, Any]]:
+        """Everything that happened, in order."""
+        return list(self._read())
+
     def _apply(self, event: Mapping[str, Any]) -> None:
         name = event.get("trial", "")
         match event["event"]:

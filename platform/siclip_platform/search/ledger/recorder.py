@@ -104,6 +104,14 @@ class Recorder:
         trial.log(step, means)
         trial.flush()
 
+    def fill(self, entry: Entry) -> None:
+        """Record the results that a trial's runs lack; what was logged between them is not in the journal."""
+        trial = self._trials[entry.name]
+        for step, means, seeds in entry.results:
+            for seed, metrics in seeds.items():
+                self._seeds.get((entry.name, seed), trial).log(step, metrics)
+            trial.log(step, means)
+
     def note(self, name: str, notes: Mapping[str, str]) -> None:
         """Record events of a trial, such as a retry, as tags. A trial reports them with every result."""
         if notes and self._notes.get(name) != notes:

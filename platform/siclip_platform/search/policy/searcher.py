@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import DataConfig, Recipe, StudentConfig
 from siclip_platform.search.policy.samplers import make_sampler
+from siclip_platform.search.policy.storage import WaitingStorage
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.finite import check_sampler, shuffled_grid
 from siclip_platform.spaces.policy import SamplerConfig
@@ -103,6 +104,10 @@ class StudySearch(Searcher):
                     self._ended.add(name)
             elif trial.state == TrialState.RUNNING:
                 self._nameless = trial.number
+
+    def knows(self, trial_id: str) -> bool:
+        """Whether the storage has a trial of this name."""
+        return trial_id in self._numbers
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if trial_id in self._ended:
@@ -295,10 +300,10 @@ def paper_point(space: SearchSpace) -> dict[str, Any]:
     return space.restrict(recipe.flat())
 
 
-def _open(path: Path) -> optuna.storages.RDBStorage:
+def _open(path: Path) -> WaitingStorage:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.RDBStorage(
+        return WaitingStorage(
             f"sqlite:///{quote(str(path.resolve()))}", engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}}
         )
     except (OSError, RuntimeError, CommandError, SQLAlchemyError, OptunaError) as error:

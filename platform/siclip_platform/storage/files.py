@@ -17,7 +17,6 @@ from pyarrow import fs as pafs
 
 from siclip.errors import UserError
 from siclip_platform.storage.atomic import replacing
-from siclip_platform.storage.filesystem import read_file
 from siclip_platform.storage.path import AnyPath, RemotePath, Stat, as_path, filesystem_of, store_errors
 
 READERS = 16
@@ -61,17 +60,6 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
         return
     with store_errors(target):
         pafs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
-
-
-def read_uri(uri: str) -> bytes:
-    """Return the content of the file at a URI that a row of a source names; the URI may be signed.
-
-    Raises:
-        UserError: the URI holds credentials, or its store does not answer.
-    """
-    path = as_path(uri, signed=True)
-    with store_errors(path):
-        return read_file(*filesystem_of(path), decompress=True)
 
 
 @contextmanager

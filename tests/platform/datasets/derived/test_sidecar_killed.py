@@ -181,7 +181,7 @@ def test_a_killed_worker_repeats_one_source_part_of_an_import(
     log = tmp_path / "log"
     log.mkdir()
     monkeypatch.setattr(ingest, "import_part", killed_at(log, ingest.import_part, "00007"))
-    monkeypatch.setattr(ingest, "filter_shard", killed_at(log, ingest.filter_shard, ""))
+    monkeypatch.setattr(ingest, "change_shard", killed_at(log, ingest.change_shard, ""))
     found = run("killed", Pool())
     assert (found.dataset.hash, found.read, found.rejected) == (
         expected.dataset.hash,

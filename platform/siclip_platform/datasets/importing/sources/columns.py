@@ -27,6 +27,7 @@ SPLIT = "split"
 NO_VALUE = frozenset({"nan", "NaN", "null", "NULL", "None", "<NA>"})
 """What other programs write into a text file where a value is missing."""
 LIST = re.compile(r"""\s*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
+GLUED = re.compile(r"""['"]\s+['"]""")
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -236,7 +237,8 @@ def text_value(text: str) -> Any:
         return None
     if not LIST.match(text):
         return text
-    for parse in (json.loads, ast.literal_eval):
+    # Python joins texts without a comma between them, which is how numpy prints its lists.
+    for parse in (json.loads, *([] if GLUED.search(text) else [ast.literal_eval])):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -28,6 +28,7 @@ from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.sources.sample import Rejection
 from siclip_platform.datasets.tools import summary
 from siclip_platform.datasets.tools.contact_sheet import write_contact_sheet
+from siclip_platform.evaluation.composition_files import _cut
 from siclip_platform.evaluation.sets import decode_as_training
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.sheet import thumbnail
@@ -166,3 +167,10 @@ def test_an_import_stores_nothing_that_training_refuses(monkeypatch: pytest.Monk
     monkeypatch.setattr(importing_images, "MAX_PIXELS", 48 * 96 - 1)
     with pytest.raises(Rejection, match="96 × 48 pixels as stored"):
         prepare_image(saved(picture(48, 96), "PNG"), ImageRules(max_pixels=10_000))
+
+
+def test_a_box_that_cannot_be_cut_out_is_unreadable_and_not_the_whole_image() -> None:
+    data = saved(picture(), "PNG")
+    assert np.array_equal(shown("," + base64.b64encode(_cut(data, (16, 0, 32, 48))).decode()), picture()[:48, 16:48])
+    for content, box in ((data, (0, 0, 10**6, 10**6)), (bombs()["JPEG"], (0, 0, 8, 8)), (b"none", (0, 0, 8, 8))):
+        assert _cut(content, box) == b""

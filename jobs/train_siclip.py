@@ -38,7 +38,10 @@ def train_siclip(
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
 ) -> None:
-    """Train one recipe with Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split."""
+    """Train one recipe with Ray Train, track it in MLflow, keep its checkpoint, measure it on the test split.
+
+    A dataset without a test split is measured on its validation split.
+    """
     folder = default_out("train")
     if resume:
         start = resumed_study(context, "train", folder)
@@ -53,7 +56,7 @@ def train_siclip(
         finished = experiment.train({"train": start.base})["train"]
 
     for key, value in sorted(finished.metrics.items()):
-        if key.startswith("test/"):
+        if key.startswith(f"{experiment.final_split}/"):
             experiment.display.say(f"{key}: {value:.4f}")
     experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.address}")
 

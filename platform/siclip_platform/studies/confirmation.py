@@ -21,7 +21,7 @@ def confirm(
     setting: str | None = None,
     against: str = "control",
 ) -> None:
-    """Train both recipes with seeds that the study has not used, and measure them on the test split.
+    """Train both recipes with seeds that the study has not used, and measure them on the study's `final_split`.
 
     Args:
         seeds: how many; 0 trains nothing.

@@ -20,12 +20,12 @@ from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text
 from siclip_platform.storage.atomic import write_text_atomically
 from siclip_platform.studies.command_line import command_line
-from siclip_platform.studies.final_runs import FinalRuns, Finished, Jobs
+from siclip_platform.studies.final_runs import FinalRuns, Finished, Jobs, final_split
 from siclip_platform.studies.options import WORKER_CPUS, Options
 from siclip_platform.studies.study_file import ABLATION, SPACE, StudyFile, StudyKind, read_study
 from siclip_platform.studies.timeline import Timeline
 from siclip_platform.tracking import TrackedRun, Tracker
-from siclip_platform.tracking.store import without_password
+from siclip_platform.tracking.address import without_password
 from siclip_platform.training.identity import weights_hash
 
 
@@ -57,7 +57,18 @@ class Experiment:
                 build_digit_scenes(self.options.built_folder, DigitScenesConfig(), task.progress)
         self._dataset = open_dataset(self.options.dataset_folder)
         self.tags["dataset_hash"] = self._dataset.hash
+        if self.final_split != "test":
+            self.display.say(
+                f"dataset {self._dataset.folder} has no test split: finished models are measured on its "
+                f"{self.final_split} split, by which settings are chosen too, so such figures are optimistic"
+            )
         return self._dataset
+
+    @property
+    def final_split(self) -> str:
+        """The split on which finished models are measured; its name is the prefix of their metrics."""
+        assert self._dataset is not None
+        return final_split(self._dataset)
 
     def describe(self, kind: StudyKind, base: Recipe, teaching: Recipe | None = None) -> None:
         """Write the study's file, by which ``--resume`` finds it; a resumed study stores the options that changed.
@@ -216,7 +227,7 @@ class Experiment:
         self.log_summary(best.checkpoint)
 
     def train(self, recipes: Mapping[Any, Recipe], **tags: str) -> dict[Any, Finished]:
-        """Train the recipes with Ray Train and measure each on the test split; see `FinalRuns.train_all`.
+        """Train the recipes with Ray Train and measure each on the `final_split`; see `FinalRuns.train_all`.
 
         Args:
             recipes: by name; a name is a kind of run, or starts with one and ``-``.

@@ -21,7 +21,7 @@ from siclip_platform.storage import copy_file
 from siclip_platform.storage.atomic import write_text_atomically
 from siclip_platform.studies.options import WORKER_CPUS, Options
 from siclip_platform.tracking import RunKind, TrackedRun, Tracker
-from siclip_platform.training.ray_train import run_with_ray_train
+from siclip_platform.training.ray_train import TrainedModel, run_with_ray_train
 
 FILE = "trained.json"
 STOP_SECONDS, FAIL_SECONDS = 5.0, 60.0  # after Ctrl-C somebody waits
@@ -30,9 +30,14 @@ Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
 """Name → recipe and tags."""
 
 
+def final_split(dataset: Dataset) -> str:
+    """The split on which finished models are measured: ``test``, or ``validation`` without samples for a test."""
+    return "test" if "test" in dataset.split_names and dataset.rows("test") else "validation"
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A model trained under Ray Train and measured on the test split."""
+    """A model trained under Ray Train and measured on the `final_split`."""
 
     checkpoint: Path
     metrics: dict[str, float]
@@ -72,13 +77,13 @@ class Names:
 
 @dataclass(kw_only=True)
 class FinalRuns:
-    """Trains recipes in a study's folder and measures each on the test split.
+    """Trains recipes in a study's folder and measures each on the `final_split` of the dataset.
 
     Attributes:
         key: of the study; the runs' keys begin with it.
         tags: MLflow tags of every run, without the prefix.
         study_run: parent of the runs, if the study has a run.
-        dataset: logged with every run, if it is known.
+        dataset: logged with every run, if it is known; else it is assumed to have a test split.
     """
 
     options: Options
@@ -205,8 +210,15 @@ class FinalRuns:
             )
             if kept:
                 copy_file(trained.checkpoint, kept / f"{name}.pt")
-        metrics = trained.metrics | evaluate_checkpoint(trained.checkpoint, recipe.data.path, "test")
-        return Finished(trained.checkpoint, metrics)
+        return Finished(trained.checkpoint, trained.metrics | self._measure(trained, recipe))
+
+    def _measure(self, trained: TrainedModel, recipe: Recipe) -> dict[str, float]:
+        split = final_split(self.dataset) if self.dataset else "test"
+        # The training measured its last step on the validation split; a second figure of the same name would be lost
+        # in MLflow, or differ from it where the recipe evaluates on a part of the split.
+        if any(name.startswith(f"{split}/") for name in trained.metrics):
+            return {}
+        return evaluate_checkpoint(trained.checkpoint, recipe.data.path, split)
 
 
 def _log_to(run: TrackedRun, task: Task) -> Callable[[int, Mapping[str, float]], None]:

@@ -27,7 +27,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         UserError: the text is not a number and a unit.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
     if not found:
         raise UserError(f"{text!r} is not a size: write a number and KB, MB, GB or TB, for example 20GB")
     return int(float(found[1]) * UNITS[found[2].upper()])

@@ -12,7 +12,7 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces.ablation import ablation_text
 from siclip_platform.spaces.load import space_text
 from siclip_platform.storage import AnyPath
-from siclip_platform.studies.options import Options
+from siclip_platform.studies.options import Options, check_study_name
 from siclip_platform.studies.study_file import (
     ABLATION,
     COMMANDS,
@@ -69,6 +69,7 @@ def resumed(
             or an option was given that neither agrees with the study nor may change.
     """
     assert asked.resume
+    check_study_name(asked.resume, "--resume")
     folder = asked.out / asked.resume
     if asked.checkpoints and not (folder / FILE).is_file():
         fetch_study(folder, asked.checkpoints)

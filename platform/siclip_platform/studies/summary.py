@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from siclip_platform.studies.experiment import Experiment
     from siclip_platform.studies.final_runs import Finished
 
-ROWS = {
-    "test/mean_recall@1": "retrieval R@1, mean of both ways",
-    "test/image_retrieval_recall@1": "text → image R@1",
-    "test/text_retrieval_recall@1": "image → text R@1",
-    "test/beats_all_negatives": "beats all one-attribute negatives",
+MEASURED = {
+    "mean_recall@1": "retrieval R@1, mean of both ways",
+    "image_retrieval_recall@1": "text → image R@1",
+    "text_retrieval_recall@1": "image → text R@1",
+    "beats_all_negatives": "beats all one-attribute negatives",
+}
+COSTS = {
     "cost/steps": "steps",
     "cost/parameters_trainable": "parameters trained",
 }
@@ -40,17 +42,20 @@ def study_report(experiment: Experiment) -> ReportPaths:
 def print_summary(
     experiment: Experiment, study: StudyResult, finished: Mapping[Any, Finished], report: ReportPaths
 ) -> None:
-    """Print the best setting, best and control on the test split, and the locations of the store and the report."""
+    """Print the best setting, best and control on the `final_split`, and where the store and the report are."""
     best = study.best
     say = experiment.display.say
     say(f"\nBest setting of {len(study.trials)} trials ({study.metric} {best.value:.3f} at step {best.steps}):")
     for path, value in best.values.items():
         say(f"  {path}: {value:.4g}" if isinstance(value, float) else f"  {path}: {value}")
-    table = Table(title="Test split, one seed: a difference this size may be noise until it is repeated")
+    split = experiment.final_split
+    table = Table(
+        title=f"{split.capitalize()} split, one seed: a difference this size may be noise until it is repeated"
+    )
     table.add_column("")
     for kind in finished:
         table.add_column(kind, justify="right")
-    for name, title in ROWS.items():
+    for name, title in ({f"{split}/{name}": title for name, title in MEASURED.items()} | COSTS).items():
         table.add_row(title, *(_show(run.metrics.get(name)) for run in finished.values()))
     experiment.display.table(table)
     say(f"MLflow:  {experiment.tracker.address}")

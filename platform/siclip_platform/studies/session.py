@@ -15,7 +15,7 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import check_writable
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.experiment import Experiment
-from siclip_platform.studies.options import WORKER_CPUS, Options, unused_name
+from siclip_platform.studies.options import WORKER_CPUS, Options, check_study_name, unused_name
 from siclip_platform.studies.study_file import FILE, read_study
 from siclip_platform.tracking import RunState, Tracker, check_tracking, default_tracking_uri
 from siclip_platform.tracking.store import check_artifacts, study_names, without_password
@@ -37,6 +37,7 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     Raises:
         UserError: see `Tracker`, `ray_cluster`, `siclip_platform.training.build.check`.
     """
+    check_study_name(name)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,10 @@ from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, open_dataset
 from siclip_platform.storage.text_files import read_lines
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+READ = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "j2k")
+REFUSED = ("avif", "heic", "heif", "jxl")
+"""Images too, but of formats that are not read: they are rejected by name instead of being passed over."""
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in (*READ, *REFUSED))
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes")
 TEXT_COLUMNS = ("text", "caption", "txt")
 ID_COLUMNS = ("id", "key", "uid")
@@ -86,7 +89,7 @@ def find_parts(source: Path, kind: Modality | None, column: str | None, size: in
     images = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
     if not images:
         raise UserError(
-            f"nothing to embed in {source}: it contains neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor "
+            f"nothing to embed in {source}: it contains neither images ({', '.join(READ)}) nor "
             "Parquet files, and is not a .txt file with one text per line"
         )
     names = [str(path.relative_to(source)) for path in images]

@@ -37,8 +37,8 @@ class Numbers(StrEnum):
 
 def plan(
     recipe: Annotated[Path | None, typer.Option(help="A recipe file; default: SiCLIP-S0 with WIKD and PM.")] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of the dataset.")] = 12_000_000,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the dataset.")] = 32,
+    pairs: Annotated[int, typer.Option(min=1, max=10**15, help="Pairs of the dataset.")] = 12_000_000,
+    epochs: Annotated[float, typer.Option(min=0.01, max=1e6, help="Passes over the dataset.")] = 32,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Overrides the recipe's batch size; of all cards together.")
     ] = None,

@@ -26,7 +26,7 @@ from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe, leaf_paths, load_recipe, parse_recipe
 from siclip_platform.recipes.yaml_file import dump_yaml, read_model
 from siclip_platform.spaces.policy import SamplerConfig, SchedulerConfig
-from siclip_platform.studies.options import Options
+from siclip_platform.studies.options import Options, parse_bytes
 
 HEAD = "data: {path: x}\nmodel: {name: n}\n"
 EXTREME: list[Any] = [
@@ -175,3 +175,9 @@ def test_a_checkpoints_config_with_a_huge_layer_is_refused() -> None:
     stored["image"]["widths"] = [10**9] * len(stored["image"]["widths"])
     with pytest.raises(ValidationError, match=r"image\.widths\.0"):
         ModelConfig.model_validate(stored)
+
+
+def test_a_size_without_end_is_refused() -> None:
+    assert parse_bytes("1.5TB") == 1_500_000_000_000
+    with pytest.raises(UserError, match="is not a size"):
+        parse_bytes("9" * 400 + "GB")

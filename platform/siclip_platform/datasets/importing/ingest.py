@@ -97,6 +97,9 @@ def import_dataset(
     folder = folder.absolute()
     if config.validation_share and config.split == VALIDATION:
         raise UserError(f"--validation-share and --split both name the split {VALIDATION!r}: name another --split")
+    named = next((part.name for part in source.parts if part.split == VALIDATION), None)
+    if config.validation_share and named is not None:
+        raise UserError(f"--validation-share, but {named} already is the split {VALIDATION!r}: leave the option out")
     job = _Job(source, folder, config, name or _name(source.root), max_bad_share, pool or Pool(), progress)
     _check_folder(folder)
     # Not inside the work folder: a waiting process must still find the folder of the lock after the removal.

@@ -9,7 +9,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from siclip.config import Config
@@ -237,8 +237,11 @@ def text_value(text: str) -> Any:
         return None
     if not LIST.match(text):
         return text
+    parsers: list[Callable[[str], Any]] = [json.loads]
     # Python joins texts without a comma between them, which is how numpy prints its lists.
-    for parse in (json.loads, *([] if GLUED.search(text) else [ast.literal_eval])):
+    if not GLUED.search(text):
+        parsers.append(ast.literal_eval)
+    for parse in parsers:
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -128,7 +128,7 @@ def _prepare(
     from siclip_platform.evaluation.measure import Subject
     from siclip_platform.evaluation.models import OPEN_CLIP, open_model
     from siclip_platform.storage import local_copy
-    from siclip_platform.tracking import check_tracking
+    from siclip_platform.tracking.store import check_usable
 
     # First of all: opening a model of open_clip may download it.
     local = [name for name in models if not name.startswith(OPEN_CLIP) and "://" not in name]
@@ -136,7 +136,7 @@ def _prepare(
     if missing:
         raise UserError(f"checkpoint {missing[0]} does not exist")
     if tracking_uri:
-        check_tracking(tracking_uri)
+        check_usable(tracking_uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     subjects = []
     for name in models:

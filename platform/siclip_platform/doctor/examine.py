@@ -82,11 +82,12 @@ def _size(folder: Path) -> int | None:
 
 def _store(out: Path, tracking_uri: str | None) -> Finding:
     from siclip_platform.tracking import check_tracking, default_tracking_uri
+    from siclip_platform.tracking.creation import sqlite_file
 
     uri = tracking_uri or default_tracking_uri(out)
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = sqlite_file(uri)
     # Connecting would create the file.
-    if uri.startswith("sqlite:") and not path.is_file():
+    if path is not None and not path.is_file():
         return Finding("MLflow store", "ok", f"{path} will be created by the first run")
     return _answer("MLflow store", lambda: check_tracking(uri), "answers", "correct --tracking-uri, or omit it")
 

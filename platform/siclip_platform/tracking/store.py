@@ -111,7 +111,7 @@ def _client(uri: str) -> Any:
     import mlflow
 
     quieten()
-    if sqlite_file(uri) is not None:
+    if sqlite_file(uri) is not None and "%" in uri:
         # MLflow makes the folder of a URI that begins with sqlite:///, without decoding it: a stray "a%2541b".
         uri = uri.replace("sqlite:", "sqlite+pysqlite:", 1)
     return mlflow.MlflowClient(tracking_uri=uri)

@@ -13,12 +13,14 @@ from siclip_platform.cluster.interrupt import Interrupted, leave
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import check_writable
+from siclip_platform.studies import shortfall
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.experiment import Experiment
 from siclip_platform.studies.options import WORKER_CPUS, Options, check_study_name, unused_name
 from siclip_platform.studies.study_file import FILE, read_study
 from siclip_platform.tracking import RunState, Tracker, check_tracking, default_tracking_uri
-from siclip_platform.tracking.store import check_artifacts, study_names, without_password
+from siclip_platform.tracking.address import without_password
+from siclip_platform.tracking.store import check_artifacts, study_names
 from siclip_platform.training.build import check
 
 
@@ -56,6 +58,8 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
     display = Display()
     needs = Needs(concurrent=options.trainings, worker_cpus=WORKER_CPUS, workers=options.workers)
     try:
+        if options.resume:
+            _repair(tracker, display, read_study(options.out / name).key)
         experiment = Experiment(options, display, tracker, name)
         cluster = ray_cluster(needs, options.address, options.verbose)
         with cluster, _leaving(tracker, display, options.out / name), display.live(), _ending(experiment):
@@ -67,6 +71,15 @@ def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[E
         _close(tracker, display, options.out / name, 10)
         raise
     _close(tracker, display, options.out / name, 60)
+
+
+def _repair(tracker: Tracker, display: Display, study: str) -> None:
+    """Give MLflow and the spool of a study what they have lost."""
+    done = tracker.reconcile(study)
+    if done.sent_again:
+        display.say(f"MLflow at {tracker.address} has lost {done.sent_again} runs of the study: they are sent again")
+    if done.adopted:
+        display.say(f"{done.adopted} runs of the study were found in MLflow at {tracker.address}")
 
 
 @contextmanager
@@ -91,7 +104,14 @@ def _how_to_resume(folder: Path) -> str:
 
 def _new_name(name: str, uri: str, options: Options) -> str:
     check_tracking(uri)
-    return unused_name(name, study_names(uri, options.artifacts or options.out / "artifacts"), options.out)
+    taken = study_names(uri, options.artifacts or options.out / "artifacts")
+    while True:
+        unused = unused_name(name, taken, options.out)
+        try:
+            (options.out / unused).mkdir()
+        except FileExistsError:  # of a study that starts at the same moment
+            continue
+        return unused
 
 
 @contextmanager
@@ -123,3 +143,7 @@ def _close(tracker: Tracker, display: Display, folder: Path, timeout_seconds: fl
         display.say(f"{left} records wait for MLflow at {store}{why}: siclip-platform sync {folder} sends them")
     for problem in problems:
         display.say(f"MLflow refused a record: {problem}")
+    if problems:
+        display.say(f"{len(problems)} records are not in MLflow: siclip-platform sync {folder} sends them again")
+    if left or problems:
+        shortfall.note(str(folder))

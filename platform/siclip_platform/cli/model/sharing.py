@@ -128,7 +128,7 @@ def _probe(model: Clip, data: str, split: str, samples: int) -> dict[str, Attent
 
     pairs = load_evaluation_set(data, split, model.config, samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chunks = zip(torch.split(pairs.images, CHUNK), torch.split(pairs.tokens, CHUNK), strict=True)
+    chunks = zip(torch.split(pairs.images, CHUNK), torch.split(pairs.first_tokens, CHUNK), strict=True)
     return attention_divergence(model.to(device), ((to_float_images(images), tokens) for images, tokens in chunks))
 
 

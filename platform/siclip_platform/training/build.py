@@ -143,7 +143,7 @@ def prepare(recipe: Recipe) -> Prepared:
     validation = validation_set(recipe, config)
 
     def validate(model: Clip) -> dict[str, float]:
-        metrics = evaluate(model, validation, device=trainer.device)
+        metrics = evaluate(model, validation, device=trainer.device, name=f"the model at step {trainer.step}")
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     stream = _training_stream(recipe, trainer)

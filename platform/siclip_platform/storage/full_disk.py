@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from siclip.errors import UserError
 
 SECONDS = 300.0  # within this time other programs usually free space; longer waits need a person
 PAUSE = 0.5
+FULL = os.strerror(errno.ENOSPC)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,9 @@ def is_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return True
+        # Errors that crossed processes, or come from a library in C++, keep only the text.
+        if FULL in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from siclip.errors import UserError
+from siclip_platform.storage.full_disk import when_there_is_space
 
 TrialState = Literal["completed", "pruned", "failed"]
 FILE = "journal.jsonl"
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,6 +32,9 @@ class Entry:
         steps: the last step, once the trial has ended.
         seconds: training seconds of all its seed runs, once the trial has ended.
         reason: why it did not complete.
+        outside: it failed for a reason outside its recipe, such as a lost machine; a resumed study runs it again.
+        losses: how often its process was lost since it was suggested or a resumed study began to run it again.
+        reopened: it had ended for a reason outside its recipe, and a resumed study runs it again.
         told: the searcher was told how the trial ended.
         parents: (step, member) for each member whose training state this one copied.
         lineage: (step, member) for each copy that its present training state descends from.
@@ -41,6 +48,9 @@ class Entry:
     steps: int = 0
     seconds: float = 0.0
     reason: str = ""
+    outside: bool = False
+    losses: int = 0
+    reopened: bool = False
     told: bool = False
     parents: list[tuple[int, str]] = field(default_factory=list)
     lineage: list[tuple[int, str]] = field(default_factory=list)
@@ -65,11 +75,18 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
+def _is_event(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 class Journal:
     """The entries of a study by trial name, in the order of suggestion.
 
-    Every change is a line of ``folder/journal.jsonl``. A last line that a kill cut short is removed when the journal
-    is opened again.
+    Every change is a line of ``folder/journal.jsonl``. A last line that a kill, a full disk or a power cut spoiled is
+    cut off and reported when the journal is opened again.
 
     Attributes:
         entries: the trials by name.
@@ -95,14 +112,19 @@ class Journal:
         if not self.path.is_file():
             return
         data = self.path.read_bytes()
-        # Only the last line can be cut short: each line is one write to a file opened for appending.
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        # Only the last line can be spoiled: each line is one write to a file opened for appending, and a write that
+        # fails is undone.
+        lines = data.split(b"\n")
+        start = len(data)
+        if lines[-1] or not _is_event(lines[-2] if len(lines) > 1 else b"{}"):
+            kept = lines[:-1] if lines[-1] else lines[:-2]
+            start = sum(len(line) + 1 for line in kept)
+            os.truncate(self.path, start)
+            log.warning("%s: its last line was incomplete and is cut off (%d bytes)", self.path, len(data) - start)
+        for number, line in enumerate(data[:start].split(b"\n")[:-1], start=1):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 raise UserError(
                     f"{self.path}:{number}: not a line of a study's journal ({error}); restore the file from a copy, "
                     "or start a new study: finished trainings are reused from MLflow"
@@ -128,7 +150,14 @@ class Journal:
                 entry = self.entries[name]
                 entry.state, entry.steps = event["state"], event["steps"]
                 entry.seconds, entry.reason = event["seconds"], event["reason"]
+                entry.outside = event.get("outside", False)
                 self._in_flight.pop(name, None)
+            case "lost":
+                self.entries[name].losses += 1
+            case "reopened":
+                entry = self._in_flight[name] = self.entries[name]
+                entry.state, entry.reason, entry.outside, entry.losses = None, "", False, 0
+                entry.reopened = True
             case "told":
                 self.entries[name].told = True
             # The name on disk is older than the word generation; journals of earlier versions stay readable.
@@ -142,11 +171,23 @@ class Journal:
 
     def _write(self, event: str, durable: bool = False, **what: Any) -> None:
         record = {"event": event, **what}
-        os.write(self._file, (json.dumps(record) + "\n").encode())
+        line = (json.dumps(record) + "\n").encode()
+        when_there_is_space(lambda: self._append(line), self.path)
         # What other stores are told next must survive a power cut; a lost result is only trained again.
         if durable:
             os.fsync(self._file)
         self._apply(record)
+
+    def _append(self, line: bytes) -> None:
+        """Append a whole line, or nothing: on a disk that becomes full a write ends in the middle of the line."""
+        before = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
     def suggested(self, trial: str, values: Mapping[str, Any]) -> None:
         self._write("suggested", trial=trial, values=dict(values))
@@ -161,8 +202,21 @@ class Journal:
         each = {seed: dict(values) for seed, values in seeds.items()}
         self._write("result", trial=trial, step=step, metrics=dict(metrics), seeds=each)
 
-    def ended(self, trial: str, state: TrialState, steps: int, seconds: float, reason: str = "") -> None:
-        self._write("ended", trial=trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason)
+    def ended(
+        self, trial: str, state: TrialState, steps: int, seconds: float, reason: str = "", outside: bool = False
+    ) -> None:
+        more = {"outside": True} if outside else {}
+        self._write(
+            "ended", trial=trial, durable=True, state=state, steps=steps, seconds=seconds, reason=reason, **more
+        )
+
+    def lost(self, trial: str, reason: str) -> None:
+        """The process of a trial was lost; the trial is run on."""
+        self._write("lost", trial=trial, reason=reason)
+
+    def reopened(self, trial: str) -> None:
+        """A trial that has ended is run on."""
+        self._write("reopened", trial=trial)
 
     def told(self, trial: str) -> None:
         self._write("told", trial=trial)

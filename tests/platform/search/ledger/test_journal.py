@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,41 @@ def test_a_step_reported_again_keeps_its_first_metrics(tmp_path: Path) -> None:
     assert [(step, means["v"]) for step, means, _ in journal.entries["trial-000"].results] == [(2, 0.1), (4, 0.2)]
     assert journal.sequence == [("trial-000", 0), ("trial-000", 1)]
     journal.close()
+
+
+@pytest.mark.parametrize("spoiled", [b'{"event": "resu', b'{"event": "resu\n', b"\0" * 40, b"\0\0\0\n", b"[]\n"])
+def test_a_spoiled_last_line_is_cut_off_and_reported(
+    spoiled: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path)
+    write(journal)
+    journal.close()
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + spoiled)
+    again = Journal(tmp_path)
+    again.close()
+    assert journal.path.read_bytes() == whole
+    assert list(again.entries) == ["trial-000", "trial-001"]
+    assert f"its last line was incomplete and is cut off ({len(spoiled)} bytes)" in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_moment_leaves_no_part_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.suggested("trial-000", {})
+    write_all, left = os.write, [7, 0, None]
+
+    def write_some(file: int, data: bytes) -> int:
+        space = left.pop(0) if left else None
+        if space == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_all(file, data[:space])
+
+    monkeypatch.setattr("siclip_platform.storage.full_disk.PAUSE", 0.01)
+    monkeypatch.setattr(os, "write", write_some)
+    journal.result("trial-000", 2, {"v": 0.5}, {})
+    monkeypatch.undo()
+    journal.close()
+    assert Journal(tmp_path).entries["trial-000"].last == {"v": 0.5}
+    assert journal.path.read_bytes().count(b"\n") == 2

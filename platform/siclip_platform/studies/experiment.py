@@ -18,7 +18,7 @@ from siclip_platform.search.study import StudyPlan
 from siclip_platform.spaces.ablation import ablation_text
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text
-from siclip_platform.storage.atomic import write_text_atomically
+from siclip_platform.storage.atomic import remove_abandoned, write_text_atomically
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.final_runs import FinalRuns, Finished, Jobs, final_split
 from siclip_platform.studies.options import WORKER_CPUS, Options
@@ -43,6 +43,11 @@ class Experiment:
         self.name = name
         self.folder = options.out / name
         self.key = read_study(self.folder).key if options.resume else uuid.uuid4().hex
+        if options.resume:
+            # The tracker's lock is held: no other process works in this folder.
+            freed = remove_abandoned(self.folder)
+            if freed:
+                display.say(f"{freed / 1e6:,.1f} MB of temporary files that were left by a kill are removed")
         self.tags: dict[str, str] = {"study": name}
         self.study_run: TrackedRun | None = None
         self.timeline = Timeline()

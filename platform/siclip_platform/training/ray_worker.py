@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from siclip.errors import UserError
 from siclip.training.diverged import TrainingDiverged
 from siclip.training.loop import Save
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.storage.atomic import remove_abandoned
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches
 from siclip_platform.stream.trunk_features import CachedStream
@@ -23,6 +25,8 @@ from siclip_platform.training.in_process import run_recipe
 
 FINAL = {"UserError": UserError, "TrainingDiverged": TrainingDiverged}
 """Errors that a retry would only repeat, by name."""
+FOLDER = "siclip-checkpoint."
+"""How the names of the folders begin from which Ray Train copies checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class _TrainReporter:
             ray.train.report({"step": step, **metrics, **costs})
             return
         # report copies the folder before it returns
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=FOLDER, suffix=f".{os.getpid()}.tmp") as folder:
             save(Path(folder) / CHECKPOINT)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step, **metrics, **costs}, checkpoint=checkpoint)
@@ -126,6 +130,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     import ray.train
 
+    remove_abandoned(Path(tempfile.gettempdir()), prefix=FOLDER, deep=False)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     failures = config["failures"]

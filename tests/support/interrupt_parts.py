@@ -41,14 +41,17 @@ def program(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "siclip_platform", *words]
 
 
-def stop(words: Sequence[str], log: Path, begun: Callable[[], bool], times: int = 1) -> Stopped:
-    """Start a command, send it SIGINT once ``begun`` is true, and wait for its end.
+def stop(
+    words: Sequence[str], log: Path, begun: Callable[[], bool], times: int = 1, by: signal.Signals = signal.SIGINT
+) -> Stopped:
+    """Start a command, send it a signal once ``begun`` is true, and wait for its end.
 
     Args:
         words: the command, without the program's name.
         log: where its output goes.
         begun: whether the stage has begun in which the command is stopped.
-        times: how often SIGINT is sent, half a second apart.
+        times: how often the signal is sent, half a second apart.
+        by: SIGINT goes to every process of the group, as a terminal sends it; SIGTERM to the command alone.
 
     Raises:
         AssertionError: the command ends before, does not begin the stage, or does not stop.
@@ -64,8 +67,7 @@ def stop(words: Sequence[str], log: Path, begun: Callable[[], bool], times: int 
         started = time.monotonic()
         for index in range(times):
             time.sleep(0.5 * bool(index))
-            # As a terminal does: to every process of the group.
-            os.killpg(process.pid, signal.SIGINT)
+            (os.killpg if by == signal.SIGINT else os.kill)(process.pid, by)
         process.wait(STOP_SECONDS)
         seconds = time.monotonic() - started
         _, alive = psutil.wait_procs(children, timeout=10)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
 import socket
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.cluster.ray_patches import hide_worker_count_warning, silence_through_environment
+from siclip_platform.cluster.interrupt import handle_interrupts, handles_interrupts
+from siclip_platform.cluster.ray_patches import (
+    hide_worker_count_warning,
+    keep_sigterm_handler,
+    silence_through_environment,
+)
 
 COORDINATOR_CPUS = 0.01
 DATA_CPUS = 0.5
-CONNECT_SECONDS, GREETING_SECONDS = 5, 10
-CLIENT_PORT = "10001"  # of ray://HOST
+CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
     import ray
 
     _quieten(verbose)
+    if handles_interrupts():
+        keep_sigterm_handler()
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if address:
         _join(address, options)
@@ -57,6 +60,9 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         # Logical CPUs may exceed the cores: Ray schedules by them and reserves nothing.
         ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
         _restrict_token()
+    if handles_interrupts():
+        # Ray's C++ part has put a handler of SIGTERM in front that prints its stack and aborts.
+        handle_interrupts()
     try:
         check_size(needs, address)
         ray.data.DataContext.get_current().enable_progress_bars = verbose
@@ -83,45 +89,17 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 
 def check_address(address: str) -> None:
-    """Check that a cluster answers at HOST:PORT or ray://HOST[:PORT], or a dashboard at http(s)://HOST:PORT.
-
-    An address of another form is not checked.
+    """Check that something listens at HOST:PORT; an address without a port is not checked.
 
     Raises:
-        UserError: nothing listens there, or what listens does not answer. Ray itself would retry for minutes.
+        UserError: nothing listens there. Ray itself would retry for minutes.
     """
-    scheme, _, server = address.rpartition("://")
-    host, colon, port = server.partition("/")[0].rpartition(":")
-    if not colon and scheme == "ray":
-        host, port = server, CLIENT_PORT
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        if scheme in ("http", "https"):
-            _ask_dashboard(address)
-        else:
-            _greet(f"{host}:{port}")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _no_cluster(address, error) from None
-
-
-def _ask_dashboard(address: str) -> None:
-    with suppress(urllib.error.HTTPError):  # an answer: it may want the token
-        urllib.request.urlopen(address, timeout=CONNECT_SECONDS).close()
-
-
-def _greet(server: str) -> None:
-    """Wait for the greeting of a gRPC server, which every part of Ray is."""
-    if os.environ.get("RAY_USE_TLS", "0") != "0":
-        return  # its greeting needs Ray's certificates
-    import grpc  # of ray[default]
-
-    with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdigit():
         try:
-            grpc.channel_ready_future(channel).result(timeout=GREETING_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise TimeoutError(f"what listens there does not answer as Ray within {GREETING_SECONDS} s") from None
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise _no_cluster(address, error) from None
 
 
 def _no_cluster(address: str, error: Exception) -> UserError:

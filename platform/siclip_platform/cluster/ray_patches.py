@@ -12,6 +12,10 @@ from typing import Any
 
 SECRETS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"})
 WORKER_COUNT_WARNING = "worker processes have been started on node"
+LOST_WORKER_WARNINGS = (
+    "A worker died or was killed while executing a task",
+    "Workers (tasks / actors) killed due to memory pressure",
+)
 QUIET = {
     # Ray Data configures its loggers again at each execution: a level that is set on a logger does not last.
     # Waits for a log level in ray.data.DataContext.
@@ -29,10 +33,10 @@ def silence_through_environment() -> None:
 
 
 def hide_worker_count_warning() -> None:
-    """Drop the warning that more worker processes run than Ray expected; calling it again has no effect.
+    """Drop the warnings that many worker processes run and that one was lost; calling it again has no effect.
 
-    Trials with fractional CPUs start many workers on purpose. Ray prints the warning past its loggers, also with
-    ``log_to_driver=False``. Waits for an argument of ray.init or a logger.
+    Trials with fractional CPUs start many workers on purpose, and a loss is told in a sentence where it matters. Ray
+    prints these past its loggers, also with ``log_to_driver=False``. Waits for an argument of ray.init or a logger.
     """
     from ray._private import worker
 
@@ -41,11 +45,23 @@ def hide_worker_count_warning() -> None:
         return
 
     def show(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        if not any(WORKER_COUNT_WARNING in line for line in data["lines"]):
+        hidden = (WORKER_COUNT_WARNING, *LOST_WORKER_WARNINGS)
+        if not any(warning in line for line in data["lines"] for warning in hidden):
             shown(data, *args, **options)
 
     show.hides_worker_count = True  # type: ignore[attr-defined]
     worker.print_to_stdstream = show
+
+
+def keep_sigterm_handler() -> None:
+    """Stop ray.init from replacing this process's handler of SIGTERM, for the rest of this process.
+
+    Ray's own handlers end the process in the middle of its work, with threads that abort it. Waits for an argument of
+    ray.init.
+    """
+    from ray._private import utils
+
+    utils.set_sigterm_handler = lambda handler: None
 
 
 def keep_secrets_from_metadata() -> None:

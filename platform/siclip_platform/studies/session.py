@@ -9,7 +9,7 @@ from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.cluster.connect import Needs, ray_cluster
-from siclip_platform.cluster.interrupt import Interrupted, leave
+from siclip_platform.cluster.interrupt import Interrupted, leave, stopped_by
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import check_writable
@@ -28,8 +28,8 @@ from siclip_platform.training.build import check
 def open_experiment(options: Options, name: str, *recipes: Recipe) -> Iterator[Experiment]:
     """Check everything that can be checked, connect MLflow and Ray, and close both at the end.
 
-    Ctrl-C marks the study's run as interrupted, prints the command that resumes the study, and ends the process with
-    exit code 130.
+    Ctrl-C and SIGTERM mark the study's run as interrupted, print the command that resumes the study, and end the
+    process with exit code 130 or 143.
 
     Args:
         options: with ``resume``, that study is opened.
@@ -84,7 +84,7 @@ def _repair(tracker: Tracker, display: Display, study: str) -> None:
 
 @contextmanager
 def _leaving(tracker: Tracker, display: Display, folder: Path) -> Iterator[None]:
-    """End the process at Ctrl-C."""
+    """End the process at Ctrl-C or SIGTERM."""
     try:
         yield
     except KeyboardInterrupt:
@@ -125,7 +125,7 @@ def _ending(experiment: Experiment) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        finish("interrupted", "stopped by Ctrl-C")
+        finish("interrupted", f"stopped by {stopped_by()}")
         raise
     except BaseException as error:
         finish("failed", f"{type(error).__name__}: {error}")

@@ -1,9 +1,10 @@
-"""Ctrl-C ends every command within seconds at a resumable point, and leaves no process behind."""
+"""Ctrl-C and SIGTERM end every command within seconds at a resumable point, and leave no process behind."""
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from siclip_platform.training.in_process import run_recipe
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 
-def check_stopped(stopped: Stopped) -> None:
-    assert stopped.code == 130, stopped.output
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def check_stopped(stopped: Stopped, by: signal.Signals = signal.SIGINT) -> None:
+    assert stopped.code == 128 + by, stopped.output
     assert stopped.survivors == [], stopped.output
     assert "Traceback" not in stopped.output
 
@@ -57,8 +61,9 @@ class Last:
             save(self.path)
 
 
+@pytest.mark.parametrize("by", SIGNALS, ids=lambda by: by.name)
 def test_train_resumes_to_the_model_of_an_undisturbed_training(
-    digits: Path, nano_teacher: Path, tmp_path: Path, mlflow_database: bytes
+    digits: Path, nano_teacher: Path, tmp_path: Path, mlflow_database: bytes, by: signal.Signals
 ) -> None:
     steps = 120
     changes = {
@@ -75,8 +80,9 @@ def test_train_resumes_to_the_model_of_an_undisturbed_training(
     def has_checkpoint() -> bool:
         return any((out / "train" / "train").glob("train/checkpoint_*/checkpoint.pt"))
 
-    stopped = stop([*words, "--out", str(out)], tmp_path / "first.log", has_checkpoint)
-    check_stopped(stopped)
+    stopped = stop([*words, "--out", str(out)], tmp_path / "first.log", has_checkpoint, by=by)
+    check_stopped(stopped, by)
+    assert "core_worker" not in stopped.output and "Stack" not in stopped.output
     assert states(out) == {"train": "interrupted"}
     assert stopped.resume == ["train", "--resume", "train", "--out", str(out)]
     assert not (out / "train" / "train.pt").exists()
@@ -134,7 +140,8 @@ def test_a_second_ctrl_c_ends_the_command_at_once(
     assert (stopped.code, stopped.survivors) == (130, []) and stopped.seconds < 5
 
 
-def test_data_import_stops_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", SIGNALS, ids=lambda by: by.name)
+def test_data_import_stops_and_resumes(tmp_path: Path, by: signal.Signals) -> None:
     source, parts = tmp_path / "source", 120
     source.mkdir()
     rng = np.random.default_rng(0)
@@ -153,8 +160,8 @@ def test_data_import_stops_and_resumes(tmp_path: Path) -> None:
     def finished() -> list[Path]:
         return [path for path in (dest / ".work").rglob("*.parquet") if not path.name.startswith(".")]
 
-    stopped = stop(words, tmp_path / "first.log", lambda: bool(finished()))
-    check_stopped(stopped)
+    stopped = stop(words, tmp_path / "first.log", lambda: bool(finished()), by=by)
+    check_stopped(stopped, by)
     assert stopped.resume == words
     kept = {path: path.stat().st_mtime_ns for path in finished()}
     assert kept and not (dest / "manifest.json").exists()

@@ -7,6 +7,7 @@ import inspect
 import logging
 import mmap
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray._private import worker
 from ray.tune.execution import class_cache
 
 from siclip_platform.cluster import ray_patches
-from siclip_platform.cluster.ray_patches import QUIET, WORKER_COUNT_WARNING
+from siclip_platform.cluster.ray_patches import LOST_WORKER_WARNINGS, QUIET, WORKER_COUNT_WARNING
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -88,7 +89,8 @@ def test_the_raylet_still_has_the_warning_about_workers() -> None:
     """It comes from Ray's C++ part: no setting of Python's loggers reaches it."""
     raylet = Path(str(ray.__file__)).parent / "core/src/ray/raylet/raylet"
     with raylet.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        assert content.find(WORKER_COUNT_WARNING.encode()) > 0
+        for warning in (WORKER_COUNT_WARNING, *LOST_WORKER_WARNINGS):
+            assert content.find(warning.encode()) > 0
 
 
 def test_only_the_warning_about_workers_is_hidden(
@@ -105,6 +107,7 @@ def test_only_the_warning_about_workers_is_hidden(
     assert WORKER_COUNT_WARNING in printed(warning)  # why it is needed
     ray_patches.hide_worker_count_warning()
     assert printed(warning.replace("9", "8")) == ""
+    assert [printed(f"{warning} and more") for warning in LOST_WORKER_WARNINGS] == ["", ""]
     assert "another message" in printed("another message")
     patched = worker.print_to_stdstream
     ray_patches.hide_worker_count_warning()
@@ -139,6 +142,17 @@ def test_tune_passes_no_key_on(as_installed: ModuleType, monkeypatch: pytest.Mon
     assert {n: v for n, v in passed_on(as_installed, monkeypatch).items() if n in names} == {
         name: f"value of {name}" for name in names - keys
     }
+
+
+def test_ray_init_leaves_the_handler_of_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import utils
+
+    assert "set_sigterm_handler(sigterm_handler)" in inspect.getsource(worker.init)  # why it is needed
+    monkeypatch.setattr(utils, "set_sigterm_handler", utils.set_sigterm_handler)  # so that it is put back
+    ray_patches.keep_sigterm_handler()
+    before = signal.getsignal(signal.SIGTERM)
+    utils.set_sigterm_handler(lambda *of_signal: None)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ray_train_stops_a_run_only_from_the_main_thread() -> None:

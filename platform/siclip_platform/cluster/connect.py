@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import socket
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from siclip_platform.cluster.ray_patches import (
 
 COORDINATOR_CPUS = 0.01
 DATA_CPUS = 0.5
-CONNECT_SECONDS = 5
+CONNECT_SECONDS, GREETING_SECONDS = 5, 10
+CLIENT_PORT = "10001"  # of ray://HOST
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,45 @@ def _join(address: str, options: dict[str, Any]) -> None:
 
 
 def check_address(address: str) -> None:
-    """Check that something listens at HOST:PORT; an address without a port is not checked.
+    """Check that a cluster answers at HOST:PORT or ray://HOST[:PORT], or a dashboard at http(s)://HOST:PORT.
+
+    An address of another form is not checked.
 
     Raises:
-        UserError: nothing listens there. Ray itself would retry for minutes.
+        UserError: nothing listens there, or what listens does not answer. Ray itself would retry for minutes.
     """
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
-    if colon and port.isdigit():
+    scheme, _, server = address.rpartition("://")
+    host, colon, port = server.partition("/")[0].rpartition(":")
+    if not colon and scheme == "ray":
+        host, port = server, CLIENT_PORT
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        if scheme in ("http", "https"):
+            _ask_dashboard(address)
+        else:
+            _greet(f"{host}:{port}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _ask_dashboard(address: str) -> None:
+    with suppress(urllib.error.HTTPError):  # an answer: it may want the token
+        urllib.request.urlopen(address, timeout=CONNECT_SECONDS).close()
+
+
+def _greet(server: str) -> None:
+    """Wait for the greeting of a gRPC server, which every part of Ray is."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return  # its greeting needs Ray's certificates
+    import grpc  # of ray[default]
+
+    with grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise _no_cluster(address, error) from None
+            grpc.channel_ready_future(channel).result(timeout=GREETING_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(f"what listens there does not answer as Ray within {GREETING_SECONDS} s") from None
 
 
 def _no_cluster(address: str, error: Exception) -> UserError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -19,6 +21,10 @@ PYARROW_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 STORE_MESSAGES = ("AWS Error", "google::cloud", "Azure Error", "HDFS")
 # A dead endpoint must fail within seconds; pyarrow's defaults retry for minutes.
 CONNECT_SECONDS, REQUEST_SECONDS, ATTEMPTS = 3, 30, 4
+OPENING = "waits for a store"
+"""The name of threads that wait for the first answer of a store."""
+ANSWER_SECONDS = 12
+"""How long a store may take for its first answer; later requests have the longer limits of their clients."""
 
 
 class StoreError(UserError):
@@ -31,10 +37,39 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """Return the pyarrow filesystem of a URI and the path in it. S3 clients have bounded timeouts and retries.
 
     Raises:
-        StoreError: no library reads this scheme, or the store does not answer.
+        StoreError: no library reads this scheme, or the store does not answer within `ANSWER_SECONDS`.
     """
     parts = urlsplit(uri)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    opened: Future[tuple[Any, str]] = Future()
+
+    def ask() -> None:
+        try:
+            filesystem, path = _open(uri, clean)
+            try:
+                filesystem.get_file_info(path or "/")
+            except Exception as error:
+                if _is_silent(error):
+                    raise
+                # The store answered; what it refuses is reported by the request that needs it.
+            opened.set_result((filesystem, path))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    # In a thread that is abandoned: the clients of most schemes take no limit, and wait for minutes.
+    threading.Thread(target=ask, daemon=True, name=OPENING).start()
+    try:
+        return opened.result(ANSWER_SECONDS)
+    except TimeoutError:
+        raise StoreError(f"{_no_server(clean)} (nothing within {ANSWER_SECONDS} s)") from None
+    except READ_ERRORS as error:
+        if isinstance(error, UserError):
+            raise
+        raise StoreError(explain(clean, error)) from None
+
+
+def _open(uri: str, clean: str) -> tuple[Any, str]:
+    parts = urlsplit(uri)
     try:
         if parts.scheme == "s3":
             return _s3(parts.netloc, dict(parse_qsl(parts.query))), parts.netloc + parts.path.rstrip("/")
@@ -42,8 +77,6 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         return filesystem, path
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return _from_fsspec(uri, clean)
-    except READ_ERRORS as error:
-        raise StoreError(explain(clean, error)) from None
 
 
 def read_file(filesystem: Any, path: str, *, decompress: bool = False) -> bytes:
@@ -106,8 +139,19 @@ def explain(uri: str, error: BaseException) -> str:
             f"{uri}: the store refuses the credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile "
             "or a role that may read (and for --checkpoints and --artifacts write) there"
         )
-    if "NETWORK_CONNECTION" in text or "timed out" in text.lower():
-        endpoint = dict(parse_qsl(urlsplit(uri).query)).get("endpoint_override") or _endpoint()
-        address = endpoint or "its default address"
-        return f"{uri}: no server answers at {address}; start it, or correct AWS_ENDPOINT_URL"
+    if _is_silent(error):
+        return _no_server(uri)
     return f"{uri} cannot be used: {text.splitlines()[0][:300] if text else type(error).__name__}"
+
+
+def _is_silent(error: BaseException) -> bool:
+    return "NETWORK_CONNECTION" in str(error) or "timed out" in str(error).lower()
+
+
+def _no_server(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.scheme != "s3":
+        return f"{uri}: no server answers; start it, or correct the URI"
+    endpoint = dict(parse_qsl(parts.query)).get("endpoint_override") or _endpoint()
+    address = endpoint or "its default address"
+    return f"{uri}: no server answers at {address}; start it, or correct AWS_ENDPOINT_URL"

@@ -41,11 +41,13 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     """
     parts = urlsplit(uri)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    # The options of an S3 client, such as its endpoint, are part of the message; other queries may be signed.
+    shown = f"{clean}?{parts.query}" if parts.scheme == "s3" and parts.query else clean
     opened: Future[tuple[Any, str]] = Future()
 
     def ask() -> None:
         try:
-            filesystem, path = _open(uri, clean)
+            filesystem, path = open_unasked(uri)
             try:
                 filesystem.get_file_info(path or "/")
             except Exception as error:
@@ -61,15 +63,17 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
     try:
         return opened.result(ANSWER_SECONDS)
     except TimeoutError:
-        raise StoreError(f"{_no_server(clean)} (nothing within {ANSWER_SECONDS} s)") from None
+        raise StoreError(f"{_no_server(shown)} (nothing within {ANSWER_SECONDS} s)") from None
     except READ_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        raise StoreError(explain(clean, error)) from None
+        raise StoreError(explain(shown, error)) from None
 
 
-def _open(uri: str, clean: str) -> tuple[Any, str]:
+def open_unasked(uri: str) -> tuple[Any, str]:
+    """As `open_filesystem`, without asking the store for a first answer; errors are those of the libraries."""
     parts = urlsplit(uri)
+    clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
     try:
         if parts.scheme == "s3":
             return _s3(parts.netloc, dict(parse_qsl(parts.query))), parts.netloc + parts.path.rstrip("/")
@@ -151,7 +155,7 @@ def _is_silent(error: BaseException) -> bool:
 def _no_server(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme != "s3":
-        return f"{uri}: no server answers; start it, or correct the URI"
+        return f"{uri}: no server answers at {parts.netloc.rpartition('@')[2]}; start it, or correct the URI"
     endpoint = dict(parse_qsl(parts.query)).get("endpoint_override") or _endpoint()
     address = endpoint or "its default address"
     return f"{uri}: no server answers at {address}; start it, or correct AWS_ENDPOINT_URL"

@@ -17,7 +17,7 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, local_copy
-from siclip_platform.storage.filesystem import explain, open_filesystem
+from siclip_platform.storage.filesystem import explain, open_unasked
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training.build import recipe_model
 
@@ -108,8 +108,8 @@ def test_errors_of_a_store_are_explained_with_a_remedy(problem: str, remedy: str
 
 def test_the_endpoint_of_s3_comes_from_the_uri_then_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     def endpoint(uri: str) -> tuple[str, str, str]:
-        # Without the cache, which would return the clients of other environments.
-        filesystem, path = open_filesystem.__wrapped__(uri)
+        # Nothing listens there, and the cache would return the clients of other environments.
+        filesystem, path = open_unasked(uri)
         _, (fields,) = filesystem.__reduce__()
         return fields["scheme"], fields["endpoint_override"], path
 

@@ -64,6 +64,28 @@ def keep_sigterm_handler() -> None:
     utils.set_sigterm_handler = lambda handler: None
 
 
+def forget_trial(scheduler: Any, trial: Any) -> Any:
+    """Remove a trial's results from ASHA, Hyperband or the median rule; returns its bracket if there are brackets.
+
+    A trial that is run on after its process was lost reports its results again. Waits for a public way to do this.
+    """
+    from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+
+    if isinstance(scheduler, MedianStoppingRule):
+        scheduler._results.pop(trial, None)
+    if not isinstance(scheduler, AsyncHyperBandScheduler):
+        return None
+    bracket = scheduler._trial_info.pop(trial.trial_id, None)
+    for _, recorded in bracket._rungs if bracket else ():
+        recorded.pop(trial.trial_id, None)
+    return bracket
+
+
+def put_in_bracket(scheduler: Any, trial: Any, bracket: Any) -> None:
+    """Give a trial the bracket of a forgotten one. Waits for a public way to choose a trial's bracket."""
+    scheduler._trial_info[trial.trial_id] = bracket
+
+
 def keep_secrets_from_metadata() -> None:
     """Stop Tune from passing `SECRETS` to the processes of trials, for the rest of this process.
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune.search import Searcher
 
+from siclip_platform.cluster.losses import MEMORY, START, loss
 from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import Retention, newest_checkpoint
 from siclip_platform.search.ledger.reuse import Reuse
-from siclip_platform.search.replay import replay_into_scheduler, restore_searcher
+from siclip_platform.search.replay import forget_in_scheduler, replay_into_scheduler, restore_searcher
 from siclip_platform.search.result import StudyResult, outcome
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.trial import REPLAY, SECONDS
+
+RETRIES = 2
+"""How often a trial is run on after its process was lost."""
+MEMORY_SECONDS = 30.0
+"""The wait before a trial is run on whose process was killed for want of memory, twice as long the second time."""
 
 
 class Conductor:
@@ -25,24 +33,42 @@ class Conductor:
 
     The journal is the truth: after a restart the searcher, the scheduler and MLflow get from it what a kill kept from
     them. The work per result and per ended trial does not grow with the number of trials.
+
+    A trial whose process or machine is lost is run on from its last checkpoint, at most `RETRIES` times. After that
+    it has failed, the searcher is not told, and a resumed study runs it again.
+
+    Attributes:
+        stopping: the study is being stopped: what fails from now on stays in flight.
     """
+
+    runs_lost_again = True
 
     def __init__(self, plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> None:
         self.plan = plan
         self.recorder = recorder
         self.journal = Journal(plan.folder)
+        for entry in self.journal.finished() if self.runs_lost_again else ():
+            if entry.outside:
+                self.journal.reopened(entry.name)
         self.reuse = Reuse(plan, recorder.tracker, recorder.study, rerun)
         self.retention = Retention(plan, self.journal)
         self.names: dict[str, str] = {}
         self.trials: dict[str, Any] = {}
         self.exhausted = False
+        self.stopping = False
         self._reused: dict[str, dict[int, str]] = {}
         self._waiting = self.journal.in_flight()
+        self._not_before: dict[str, float] = {}
         self._best: float | None = None
 
     @property
     def remaining(self) -> int:
         return self.plan.trials - self.journal.finished_count
+
+    @property
+    def starts(self) -> int:
+        """The most Tune trials that the study can still need."""
+        return self.remaining + RETRIES * self.plan.trials
 
     def catch_up(self) -> None:
         """After a restart: report to the searcher, the scheduler and MLflow what they missed."""
@@ -76,22 +102,30 @@ class Conductor:
         return [(step, means) for step, means, _ in entry.results]
 
     def suggest(self, tune_id: str) -> dict[str, Any] | Any:
-        """The setting of a trial that was in flight, else a new one; None and FINISHED come from the searcher."""
-        if self._waiting:
-            entry = self._waiting.pop(0)
+        """The setting of a trial that was in flight, else a new one; None while there is none now."""
+        entry = next((each for each in self._waiting if self._may_start(each)), None)
+        if entry is not None:
+            self._waiting.remove(entry)
         else:
             name = trial_name(len(self.journal.entries))
-            if len(self.journal.entries) >= self.plan.trials:
-                return Searcher.FINISHED
+            if self.exhausted or len(self.journal.entries) >= self.plan.trials:
+                return self._nothing_new()
             values = self.plan.searcher.suggest(name)
             if values is None or values == Searcher.FINISHED:
                 self.exhausted = values is not None
-                return values
+                return self._nothing_new() if self.exhausted else None
             self.journal.suggested(name, values)
             entry = self.journal.entries[name]
         self.names[tune_id] = entry.name
         self._write_known(tune_id, entry)
         return dict(entry.values)
+
+    def _nothing_new(self) -> str | None:
+        # While a trial runs, its process can be lost, and Ray Tune asks for no trial after it was told FINISHED.
+        return None if self.journal.in_flight() else str(Searcher.FINISHED)
+
+    def _may_start(self, entry: Entry) -> bool:
+        return time.monotonic() >= self._not_before.get(entry.name, 0.0)
 
     def _write_known(self, tune_id: str, entry: Entry) -> None:
         """Write what the trial need not compute: whole trainings, or the milestones before it was killed."""
@@ -149,17 +183,44 @@ class Conductor:
 
     def ended(self, tune_id: str, error: bool) -> None:
         entry = self.journal.entries[self.names[tune_id]]
-        if entry.state:
+        if entry.state or (error and self.stopping):
+            return
+        self.recorder.begin(self.plan, entry, self._reused[entry.name])  # it may have failed before it started
+        lost = self._loss(tune_id) if error else None
+        if lost and entry.losses < RETRIES:
+            self._run_on(tune_id, entry, lost)
             return
         state, reason = self._judge(tune_id, entry, error)
-        self.journal.ended(entry.name, state, entry.step, entry.last.get(SECONDS, 0.0), reason)
-        self.recorder.begin(self.plan, entry, self._reused[entry.name])  # it may have failed before it started
+        reason = self._lost_again(lost) if lost else reason
+        self.journal.ended(entry.name, state, entry.step, entry.last.get(SECONDS, 0.0), reason, bool(lost))
         self.recorder.end(self.plan, entry)
+        if lost and self.runs_lost_again:
+            self._show_progress()
+            return
         self._tell(entry)
         self.retention.ended(entry, self._needed())
         self.reuse.add([entry])
         self._compare(entry)
         self._show_progress()
+
+    def _loss(self, tune_id: str) -> str | None:
+        """What the trial lost, in a sentence; None if the trial itself failed."""
+        trial = self.trials.get(tune_id)
+        return START if trial is None else loss(_error(trial))
+
+    def _lost_again(self, lost: str) -> str:
+        then = "; a resumed study runs the trial again" if self.runs_lost_again else ""
+        return f"{lost}, as {RETRIES} times before{then}"
+
+    def _run_on(self, tune_id: str, entry: Entry, lost: str) -> None:
+        """Let a trial whose process was lost start again from its last checkpoint."""
+        self.journal.lost(entry.name, lost)
+        self.recorder.note(entry.name, {"losses": str(entry.losses), "loss": lost})
+        if lost == MEMORY:
+            # The machine needs time to recover: without the wait all trials would be lost within a minute.
+            self._not_before[entry.name] = time.monotonic() + MEMORY_SECONDS * entry.losses
+        forget_in_scheduler(self.plan, self.trials.get(tune_id))
+        self._waiting.append(entry)
 
     def _needed(self) -> set[str]:
         """Trials whose checkpoints other trials will resume from."""
@@ -204,6 +265,13 @@ class Conductor:
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """Our own metrics in Ray Tune's result: those with a "/" in their names."""
     return {key: float(value) for key, value in result.items() if "/" in key and isinstance(value, int | float)}
+
+
+def _error(trial: Any) -> BaseException | None:
+    """The exception that Ray Tune wrote for a trial."""
+    # Ray Tune's own method reads the copy in the study's folder, which is made later.
+    file = Path(trial.pickled_error_file) if trial is not None and trial.pickled_error_file else None
+    return cloudpickle.loads(file.read_bytes()) if file and file.is_file() else None
 
 
 def _last_line(trial: Any) -> str:

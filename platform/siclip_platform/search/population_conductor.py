@@ -35,6 +35,8 @@ class PopulationConductor(Conductor):
     that a kill cut short is trained again, from the checkpoint at its start.
     """
 
+    runs_lost_again = False  # the others went on without it
+
     def __init__(self, plan: StudyPlan, recorder: Recorder, rerun: bool = False) -> None:
         assert plan.population is not None
         self.population = plan.population
@@ -72,7 +74,7 @@ class PopulationConductor(Conductor):
         return dict(entry.values)
 
     def _next(self) -> Entry | Any:
-        waiting = [entry for entry in self.journal.in_flight() if entry.name not in self._running]
+        waiting = [e for e in self.journal.in_flight() if e.name not in self._running and self._may_start(e)]
         name = trial_name(len(self.journal.entries))
         if len(self.journal.entries) < self.plan.trials:
             restarted = next((entry for entry in waiting if not self._start(entry)), None)

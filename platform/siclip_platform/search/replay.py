@@ -8,7 +8,9 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from siclip.errors import UserError
+from siclip_platform.cluster.ray_patches import forget_trial
 from siclip_platform.search.ledger.journal import Journal
+from siclip_platform.search.policy.schedulers import Hyperband
 from siclip_platform.search.policy.searcher import StudySearch
 from siclip_platform.search.study import StudyPlan
 
@@ -44,6 +46,15 @@ def replay_into_scheduler(plan: StudyPlan, journal: Journal) -> None:
             plan.scheduler.on_trial_complete(None, past[entry.name], last)
 
 
+def forget_in_scheduler(plan: StudyPlan, trial: Any) -> None:
+    """Make a scheduler forget a Tune trial whose process was lost: another one reports its results again."""
+    if trial is None:
+        return
+    bracket = forget_trial(plan.scheduler, trial)
+    if isinstance(plan.scheduler, Hyperband) and bracket is not None:
+        plan.scheduler.given_back.append(bracket)
+
+
 def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
     """Tell a searcher that lost its trials everything that the journal has, in order; it must suggest the same again.
 
@@ -74,7 +85,7 @@ def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
                     )
             case "result":
                 searcher.on_trial_result(name, {"step": event["step"], **event["metrics"]})
-            case "ended":
+            case "ended" if not event.get("outside"):
                 entry = journal.entries[name]
                 last = {"step": entry.step, **entry.last} if entry.results else None
                 searcher.on_trial_complete(name, result=last, error=event["state"] == "failed")

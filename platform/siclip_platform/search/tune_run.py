@@ -55,6 +55,8 @@ class ConductorSearcher(Searcher):
         return {}  # a study resumes from its journal, not from what Tune saves
 
     def suggest(self, trial_id: str) -> Any:
+        if self.conductor.stopping:  # while Ray Tune has no trial it takes no steps, and only asks for one
+            raise KeyboardInterrupt
         return self.conductor.suggest(trial_id)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -79,7 +81,7 @@ class ConductorCallback(Callback):
 
     def stop(self) -> None:
         """Stop Ray Tune before its next step."""
-        self._stopping = True
+        self._stopping = self.conductor.stopping = True
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         # Between two steps nothing is half written. Tune's own stop would wait 10 s for the processes of trials.
@@ -144,7 +146,7 @@ def _tuner(conductor: Conductor, watch: ConductorCallback) -> tune.Tuner:
         tune_config=TuneConfig(
             search_alg=ConcurrencyLimiter(ConductorSearcher(conductor), max_concurrent=plan.concurrent),
             scheduler=plan.scheduler,
-            num_samples=conductor.remaining,
+            num_samples=conductor.starts,
             reuse_actors=plan.backend == "process",  # a stopped Ray Train thread ends only with its process
         ),
         run_config=RunConfig(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
+from siclip_platform.cluster.losses import ProcessLost, training_loss
 from siclip_platform.cluster.ray_patches import Controller, reporting_controller
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath, RemotePath
@@ -107,6 +108,9 @@ def run_with_ray_train(
         with _draining(queue, received):
             result = trainer.fit()
     except TrainingFailedError as error:
+        lost = training_loss(error)
+        if lost:
+            raise ProcessLost(f"training {name} failed: {lost}") from None
         raise RuntimeError(f"training {name} failed: {error}") from error
     finally:
         if failures is not None:

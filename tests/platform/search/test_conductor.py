@@ -62,7 +62,9 @@ class Tune:
 
     def start(self, tune_id: str) -> dict[str, Any]:
         values = self.searcher.suggest(tune_id)
-        self.callback.on_trial_start(0, [], SimpleNamespace(trial_id=tune_id, error_file=None))
+        self.callback.on_trial_start(
+            0, [], SimpleNamespace(trial_id=tune_id, error_file=None, pickled_error_file=None)
+        )
         return dict(values)
 
     def report(self, tune_id: str, step: int, value: float, stops: bool = False) -> None:

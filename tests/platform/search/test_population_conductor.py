@@ -45,7 +45,7 @@ class Driven(PopulationConductor):
 
     def start(self, tune_id: str) -> dict[str, Any]:
         values = self.suggest(tune_id)
-        self.started(SimpleNamespace(trial_id=tune_id, error_file=None))
+        self.started(SimpleNamespace(trial_id=tune_id, error_file=None, pickled_error_file=None))
         return dict(values)
 
     def report(self, tune_id: str, step: int, value: float) -> None:

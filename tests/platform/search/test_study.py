@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from siclip.checkpoints.formats import read_checkpoint
 from siclip_platform.metrics import METRICS
-from siclip_platform.search.conductor import Conductor
+from siclip_platform.search.conductor import RETRIES, Conductor
 from siclip_platform.search.ledger.journal import Journal
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.policy.searcher import make_searcher
@@ -33,6 +33,7 @@ parameters:
   training.weight_decay: {distribution: uniform, low: 0, high: 1}
 """
 OPTUNA = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+OPTUNA[TrialState.RUNNING] = "failed"  # for a reason outside its recipe: a resumed study runs it again
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,8 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
         for trial in optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/optuna.db").trials
         if trial.state != TrialState.WAITING
     }
-    assert len(result.trials) == len(stored) == len(tune) == count
+    assert len(result.trials) == len(stored) == count
+    assert len(tune) == count + 2 * RETRIES  # two die in every attempt
     for number, trial in enumerate(result.trials):
         ended = runs[trial.trial_id]
         tags = ended.data.tags

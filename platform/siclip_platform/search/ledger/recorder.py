@@ -68,20 +68,25 @@ class Recorder:
         number = {"trial": entry.name, "tune_trial": entry.attempts[-1] if entry.attempts else ""}
         own = {} if several else self._training_tags(plan, recipe, reused.get(plan.seed_numbers[0]))
         tags = self.tags | number | {"recipe_hash": recipe.hash} | dict(plan.tags(entry.values)) | own
-        trial = self._start(entry.name, "trial", recipe, tags, self.study)
+        again = entry.reopened
+        trial = self._start(entry.name, "trial", recipe, tags, self.study, again)
         self._trials[entry.name] = trial
         for seed in plan.seed_numbers if several else ():
             of_seed = plan.recipe(entry.values, seed)
             tags = self.tags | number | {"recipe_hash": of_seed.hash, "seed": str(seed)}
             tags |= self._training_tags(plan, of_seed, reused.get(seed))
             self._seeds[entry.name, str(seed)] = self._start(
-                f"{entry.name}/seed-{seed}", "seed", of_seed, tags, trial
+                f"{entry.name}/seed-{seed}", "seed", of_seed, tags, trial, again
             )
 
-    def _start(self, name: str, kind: Any, recipe: Recipe, tags: Mapping[str, str], parent: TrackedRun) -> TrackedRun:
-        run = self.tracker.start(
-            name, kind, params=recipe.flat(), tags=tags, parent=parent, key=f"{self.study.key}/{name}"
-        )
+    def _start(
+        self, name: str, kind: Any, recipe: Recipe, tags: Mapping[str, str], parent: TrackedRun, again: bool
+    ) -> TrackedRun:
+        key = f"{self.study.key}/{name}"
+        params = recipe.flat()
+        run = self.tracker.start(name, kind, params=params, tags=tags, parent=parent, key=key, reopen=again)
+        if again:
+            run.tag(reason="")
         # A run that began before a restart has its dataset already.
         if self._dataset and not run.known:
             run.dataset(*self._dataset)

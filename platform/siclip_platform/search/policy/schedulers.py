@@ -9,6 +9,7 @@ from numpy.random import mtrand
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from siclip.errors import UserError
+from siclip_platform.cluster.ray_patches import put_in_bracket
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.policy import SchedulerConfig
 
@@ -19,13 +20,20 @@ class Hyperband(AsyncHyperBandScheduler):
     """Asynchronous successive halving in brackets; each one's first rung is ``reduction_factor`` times later.
 
     A trial's bracket is drawn from ``seed`` with Ray Tune's probabilities, so the same study stops the same trials.
+
+    Attributes:
+        given_back: brackets of trials that were lost; the next trials that are added get them.
     """
 
     def __init__(self, *, seed: int, **options: Any) -> None:
         super().__init__(**options)
         self._bits = np.random.default_rng(seed).bit_generator
+        self.given_back: list[Any] = []
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self.given_back:
+            put_in_bracket(self, trial, self.given_back.pop(0))
+            return
         # Tune draws the bracket from numpy's global generator, which nothing seeds.
         shared = mtrand.get_bit_generator()
         mtrand.set_bit_generator(self._bits)

@@ -131,5 +131,7 @@ def test_a_teacher_with_other_blocks_is_refused(recipe: Recipe, tmp_path: Path) 
     save_checkpoint(tmp_path / "deep.pt", create_model("mobileclip-nano", image={"layers": (1, 1, 3)}))
     deep = recipe.updated({"teacher": str(tmp_path / "deep.pt")})
     check(deep.updated({"model.block_regression_steps": 0}), with_data=False)
-    with pytest.raises(UserError, match=r"image tower of 'siclip-nano' has 2 blocks of width 128, that of .* 3 blocks"):
+    with pytest.raises(
+        UserError, match=r"image tower of 'siclip-nano' has 2 blocks of width 128, that of .* 3 blocks"
+    ):
         check(deep, with_data=False)

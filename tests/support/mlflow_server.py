@@ -63,7 +63,7 @@ def server(port: int, folder: Path) -> Iterator[str]:
 Fault = str | int | float | None
 Faults = Callable[[str], Fault]
 """Path of a request → what happens to it: ``drop`` loses its answer, an int is a status that is answered in place of
-the server, a float delays it for so many seconds, None passes it on.
+the server, a float delays it by that many seconds, None passes it on.
 """
 
 

@@ -118,7 +118,7 @@ class Archive:
 
 
 def _decompressed(stream: io.BufferedReader) -> Any:
-    """Return a stream of the decompressed bytes; each decoder returns as much as is asked for and no more."""
+    """Return a stream of the decompressed bytes; each decoder returns at most the requested number of bytes."""
     start = stream.peek(6)[:6]
     if start.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=cast(BinaryIO, stream))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData, texts_of
+from siclip_platform.evaluation.sets import EvaluationSample, RetrievalData, find_file, texts_of
 from siclip_platform.storage.text_files import read_lines, read_text
 
 PATTERNS = ("dataset_*.json", "captions_*.json", "*.token", "*annotations*.csv")
@@ -143,7 +143,7 @@ def _locate(folder: Path, name: str) -> Path | None:
     for images in IMAGE_FOLDERS:
         # annotations may name a sub-folder that the download does not have
         for relative in (name, Path(name).name):
-            path = folder / images / relative
-            if path.is_file():
+            path = find_file(folder / images, relative)
+            if path is not None:
                 return path
     return None

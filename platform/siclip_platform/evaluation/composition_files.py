@@ -23,7 +23,7 @@ from siclip.data.pillow_images import BROKEN
 from siclip.errors import UserError
 from siclip.evaluation.composition import CompositionItem
 from siclip_platform.evaluation.prompts import PROMPTS
-from siclip_platform.evaluation.sets import CompositionData, EvaluationSample, texts_of
+from siclip_platform.evaluation.sets import CompositionData, EvaluationSample, find_file, texts_of
 from siclip_platform.storage.text_files import read_lines, read_text
 
 KEYS = (
@@ -138,8 +138,9 @@ class _Builder:
 
     def _locate(self, name: str) -> Path:
         for base in (self.folder, self.folder / "images"):
-            for path in (base / name, base / f"{name}.png", base / f"{name}.jpg"):
-                if path.is_file():
+            for candidate in (name, f"{name}.png", f"{name}.jpg"):
+                path = find_file(base, candidate)
+                if path is not None:
                     return path
         raise UserError(f"{self.folder}: image {name} is neither in the folder nor in its images/")
 

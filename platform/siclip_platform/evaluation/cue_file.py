@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from siclip.errors import UserError
-from siclip_platform.evaluation.sets import CueData, EvaluationSample, texts_of
+from siclip_platform.evaluation.sets import CueData, EvaluationSample, find_file, texts_of
 from siclip_platform.storage.text_files import read_lines
 
 FILE = "winogavil.jsonl"
@@ -57,7 +57,7 @@ def read_cues(folder: Path) -> CueData:
 
 def _locate(folder: Path, name: str) -> Path:
     for extension in EXTENSIONS:
-        path = folder / "images" / f"{name}{extension}"
-        if path.is_file():
+        path = find_file(folder / "images", f"{name}{extension}")
+        if path is not None:
             return path
     raise UserError(f"{folder}: image {name} is not in images/")

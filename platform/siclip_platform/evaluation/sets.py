@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,23 @@ class CueData:
     where: str
     samples: Callable[[], Iterator[EvaluationSample]]
     cues: tuple[tuple[str, tuple[int, ...], tuple[bool, ...]], ...]
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the file that an annotation names in a folder; None if there is none, or the name leads out of it.
+
+    A name is data of others: ``../secret.png`` and ``/etc/passwd`` are never read. Links that the set's owner has
+    placed in the folder are followed.
+    """
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        return None
+    try:
+        path = folder / name
+        return path if path.is_file() else None
+    # a name that no file can have: too long, or with a null byte
+    except (OSError, ValueError):
+        return None
 
 
 def texts_of(value: Any) -> list[str]:

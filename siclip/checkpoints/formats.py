@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
@@ -195,6 +196,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise UserError(f"checkpoint {path} is empty")
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    _check_unpacked_size(path)
     try:
         content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
     # On bytes of another format the parsers raise exceptions of almost any type.
@@ -218,6 +220,21 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: its model is {error}") from None
     content["model"] = fill_aliases(state, checkpoint_config(content, path))
     return content
+
+
+def _check_unpacked_size(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+    # Damaged bytes raise almost anything here; the parsers say what is wrong with them.
+    except Exception:
+        return
+    # torch.save never compresses, but torch.load unpacks records that are: a file of megabytes could fill the memory.
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"{path} is refused: its records unpack to {unpacked:,} bytes, more than the file has; torch.save writes "
+            "them uncompressed, so save the state dict again"
+        )
 
 
 def _read_torch(path: Path) -> Any:

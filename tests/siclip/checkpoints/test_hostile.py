@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ def test_a_marked_file_with_a_damaged_body_is_refused(
     with pytest.raises(UserError, match=message) as error:
         load_model(tmp_path / "bad.pt")
     assert "\n" not in str(error.value)
+
+
+def test_compressed_records_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"state_dict": {"weight": torch.zeros(2_000_000)}}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for record in source.infolist():
+            archive.writestr(record.filename, source.read(record))
+    assert packed.stat().st_size < 100_000
+    assert (
+        torch.load(packed, weights_only=True)["state_dict"]["weight"].numel() == 2_000_000
+    )  # why the check is needed
+    with pytest.raises(UserError, match=r"packed.pt is refused: its records unpack to 8,\d{3},\d{3} bytes"):
+        load_checkpoint(create_model("siclip-nano"), packed)
 
 
 def test_a_folder_and_an_unreadable_path_have_different_errors(tmp_path: Path) -> None:

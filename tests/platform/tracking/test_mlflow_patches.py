@@ -51,6 +51,45 @@ def test_mlflow_logs_lines_when_it_creates_a_store(tmp_path: Path) -> None:
     assert "INFO" not in errors["with"]
 
 
+DOWNLOAD = """
+from pathlib import Path
+{client}
+client.search_experiments()
+run = client.create_run("0").info.run_id
+Path({folder!r}, "note.txt").write_text("x")
+client.log_artifact(run, {folder!r} + "/note.txt")
+client.download_artifacts(run, "note.txt", {folder!r})
+"""
+CLIENTS = {
+    "without": "import mlflow; client = mlflow.MlflowClient(tracking_uri={uri!r})",
+    "with": "from siclip_platform.tracking.store import connect; client = connect({uri!r})",
+}
+
+
+@pytest.mark.slow
+def test_mlflow_draws_bars_when_it_downloads(tmp_path: Path, mlflow_database: bytes) -> None:
+    errors: dict[str, str] = {}
+    for name, client in CLIENTS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "mlflow.db").write_bytes(mlflow_database)
+        code = DOWNLOAD.format(client=client.format(uri=f"sqlite:///{folder}/mlflow.db"), folder=str(folder))
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_ENABLE")}
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env=plain,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        errors[name] = ended.stderr
+    assert "Downloading artifacts" in errors["without"]  # why it is needed
+    assert "Downloading" not in errors["with"]
+
+
 def test_the_public_module_of_system_metrics_has_no_monitors() -> None:
     """A new public name may replace `system_monitors`."""
     functions = {name for name in vars(mlflow.system_metrics) if "system_metrics" in name and name.islower()}

@@ -68,7 +68,7 @@ def test_runs_are_found_by_id_prefix_or_name(store: SyntheticStore) -> None:
 
 
 def test_compare_of_one_run_is_refused(store: SyntheticStore) -> None:
-    with pytest.raises(UserError, match="two runs or more"):
+    with pytest.raises(UserError, match="at least two runs"):
         run("compare", "t0", "--tracking-uri", store.uri)
 
 

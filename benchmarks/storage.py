@@ -36,6 +36,7 @@ from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.manifest import write_shard
 from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, write_sidecar_shard
+from siclip_platform.plan.reference import AVAILABLE_PAIRS
 from siclip_platform.tracking import git_commit
 
 RESULT = Path(__file__).resolve().parent / "results" / "storage.json"
@@ -150,7 +151,7 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--pairs", type=int, default=10_000_000, help="images of CC12M that are still available")
+    parser.add_argument("--pairs", type=int, default=AVAILABLE_PAIRS, help="images of CC12M that are still available")
     parser.add_argument("--report", type=Path, help="write the tables to this Markdown file")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE.json")
     options = parser.parse_args()

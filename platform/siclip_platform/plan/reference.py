@@ -6,6 +6,9 @@ from siclip.config import LossConfig, TrainingConfig
 from siclip_platform.recipes.recipe import DataConfig, Recipe, StudentConfig
 
 PAIRS = 12_000_000
+AVAILABLE_PAIRS = 7_740_121
+"""Of CC12M's 12,423,374 images, those that could still be downloaded in October 2025 (62.3 %): issue 9 of the
+repository google-research-datasets/conceptual-12m."""
 EPOCHS = 32
 BATCH_SIZE = 1536
 

@@ -25,8 +25,8 @@ def report(result: dict[str, Any]) -> str:
         "python benchmarks/storage.py --report docs/results/storage.md",
         "```",
         "",
-        f"GB are for {pairs:,} pairs: of CC12M's 12,423,374 images those that could still be downloaded in October 2025, "
-        "according to issue 9 of google-research-datasets/conceptual-12m. The budget is 1 TB.",
+        f"GB are for {pairs:,} pairs: of CC12M's 12,423,374 images those that could still be downloaded in October "
+        "2025, according to issue 9 of google-research-datasets/conceptual-12m. The budget is 1 TB.",
         "",
         "## Images and original captions",
         "",

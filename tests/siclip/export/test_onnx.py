@@ -136,7 +136,7 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = create_model("siclip-nano", **SMALL)
     model.image_encoder.model.head.fc.weight.data[0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"image embeddings .* by nan"):
+    with pytest.raises(UserError, match=r"siclip-nano is not finite"):
         export_onnx(model, tmp_path / "onnx")
     assert not list(tmp_path.iterdir())
 

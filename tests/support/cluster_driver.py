@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from siclip_platform.cluster.connect import Needs, prepare_environment, ray_cluster
-from siclip_platform.recipes.recipe import load_recipe
+from siclip_platform.recipes.load import load_recipe
 from siclip_platform.training.ray_train import run_with_ray_train
 
 TRAINING_CPUS = 2

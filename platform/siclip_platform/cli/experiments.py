@@ -82,8 +82,8 @@ def read_recipe(
     Raises:
         UserError: neither or both of file and preset, a wrong PATH=VALUE, or an invalid recipe.
     """
+    from siclip_platform.recipes.load import load_recipe
     from siclip_platform.recipes.presets import preset as shipped
-    from siclip_platform.recipes.recipe import load_recipe
     from siclip_platform.storage import absolute_path, as_path
 
     if (file is None) == (preset is None):

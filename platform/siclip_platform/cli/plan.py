@@ -115,7 +115,7 @@ def plan(
 
 def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
     from siclip_platform.plan.reference import reference_recipe
-    from siclip_platform.recipes.recipe import load_recipe
+    from siclip_platform.recipes.load import load_recipe
 
     changes: dict[str, object] = {}
     if batch_size is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
@@ -24,7 +23,6 @@ from siclip.config import (
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
 from siclip_platform.recipes.problems import Problems, dotted, explain
-from siclip_platform.recipes.yaml_file import LONGEST_TEXT, read_model
 from siclip_platform.storage.hashing import canonical_hash
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -274,11 +272,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def section_of(field: FieldInfo) -> type[Config] | None:
+    """The config class of a field that is a section; None for a field with a value."""
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+
+
 def leaf_paths(model: type[Config] = Recipe, prefix: str = "") -> Iterator[str]:
     """Every dotted path of a config class that ends in a value."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from leaf_paths(field.annotation, f"{prefix}{name}.")
+        if section := section_of(field):
+            yield from leaf_paths(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 
@@ -306,9 +310,10 @@ def _find(model: type[Config], path: str, whole: str, paths: list[str]) -> Field
     value_type = get_args(field.annotation)[1:] if get_origin(field.annotation) is dict else ()
     if value_type:  # the rest is one key of a mapping, which may contain dots
         return FieldInfo.from_annotation(value_type[0])
-    if not (isinstance(field.annotation, type) and issubclass(field.annotation, Config)):
+    section = section_of(field)
+    if section is None:
         raise UserError(f"recipe field {head!r} has no parts, so there is no {path!r}; end at {head!r}")
-    return _find(field.annotation, rest, whole, paths)
+    return _find(section, rest, whole, paths)
 
 
 def parse_recipe(tree: Any, where: str) -> Recipe:
@@ -326,20 +331,3 @@ def parse_recipe(tree: Any, where: str) -> Recipe:
     except ValidationError as error:
         lines = [f"  {dotted(loc) or '(recipe)'}: {text}" for loc, text in explain(error, Recipe, tree)]
         raise UserError(f"{where} is not a valid recipe:\n" + "\n".join(lines)) from None
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe from a YAML or JSON file.
-
-    Raises:
-        UserError: the file is missing or is not text, or it is not a valid recipe: one line
-            ``file:line: path: problem; remedy`` for each problem.
-    """
-    if not path.is_file():
-        raise UserError(f"recipe {path} does not exist; name a file")
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST_TEXT + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read: {error}; it must be a UTF-8 text file") from None
-    return read_model(text, str(path), Recipe, remedy="write its data, model and training")

@@ -252,13 +252,14 @@ def read_model(
         raise UserError(f"{where}:{error.line}: {error.reason}; {remedy}") from None
     read = document.validate(model, strict=strict, context=context)
     if document.problems or read is None:
-        ordered = sorted(document.problems, key=lambda problem: problem[0])
-        raise UserError(
-            "\n".join(
-                f"{where}:{line}: {f'{dotted(loc)}: ' if loc else ''}{problem}" for line, loc, problem in ordered
-            )
-        )
+        raise UserError("\n".join(by_line(where, document)))
     return read
+
+
+def by_line(where: str, document: Document) -> list[str]:
+    """A document's problems, each as ``where:line: path: problem; remedy``, in the order of the lines."""
+    ordered = sorted(document.problems, key=lambda problem: problem[0])
+    return [f"{where}:{line}: {f'{dotted(loc)}: ' if loc else ''}{problem}" for line, loc, problem in ordered]
 
 
 def parse_value(text: str, where: str) -> Any:

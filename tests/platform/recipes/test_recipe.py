@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siclip.errors import UserError
+from siclip_platform.recipes.load import load_recipe
 from siclip_platform.recipes.presets import digits_student, digits_teacher, preset, without_distillation
-from siclip_platform.recipes.recipe import Recipe, find_field, load_recipe
+from siclip_platform.recipes.recipe import Recipe, find_field
 
 HEAD = "data: {path: x}\nmodel: {name: siclip-nano}\n"  # the rest starts in line 3
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from siclip_platform.recipes.recipe import load_recipe
+from siclip_platform.recipes.load import load_recipe
 from siclip_platform.search.population_conductor import PopulationConductor
 from siclip_platform.search.study import StudyPlan
+from siclip_platform.search.trial.seed_run import Milestone, SeedRun
 from siclip_platform.studies.confirmation import confirm_search
 from tests.support import study_parts as parts
-from tests.support.population_parts import PATH, STEPS, plan_of
+from tests.support.population_parts import PATH, STEPS, follow, plan_of
+
+WEIGHTS = [100.0, 300.0, 900.0]
 
 
 class Silent:
@@ -138,3 +143,66 @@ def test_a_copied_training_state_stays_though_its_parent_fails_first(tmp_path: P
     conductor.ended("child", True)
     assert not copied.is_file()
     conductor.journal.close()
+
+
+def two_generations(folder: Path) -> None:
+    """A population of three that has ended one generation and trained half of the next; one member has failed."""
+    conductor = Driven(plan_of(folder, folder, WEIGHTS))
+    for number, score in enumerate([0.9, 0.5, 0.1]):
+        conductor.start(f"tune{number}")
+        checkpoint = folder / "checkpoints" / f"tune{number}" / "seed-0.step-4.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text(json.dumps({"level": score, "applied": [WEIGHTS[number]] * 4}))
+        for step in (2, 4):
+            conductor.report(f"tune{number}", step, score)
+        conductor.ended(f"tune{number}", False)
+    for number in range(3):
+        conductor.start(f"again{number}")
+        conductor.report(f"again{number}", 6, 0.7)
+    conductor.ended("again1", True)
+    conductor.journal.close()
+
+
+def stored(folder: Path) -> list[tuple[Any, ...]]:
+    """What Optuna has of the members that have ended or copied."""
+    trials = optuna.load_study(study_name="p", storage=f"sqlite:///{folder / 'optuna.db'}").trials
+    return [(t.number, t.state, t.params, t.values, t.intermediate_values, t.user_attrs) for t in trials]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 4000])
+def test_a_population_whose_database_is_lost_has_it_again(tmp_path: Path, content: bytes | None) -> None:
+    two_generations(tmp_path)
+    before, database = stored(tmp_path), tmp_path / "optuna.db"
+    assert [list(trial[4]) for trial in before] == [[2, 4, 6], [2, 4, 6], [2, 4]]  # a copy's results are not its own
+    database.unlink()
+    if content is not None:
+        database.write_bytes(content)
+    if content:
+        with pytest.raises(UserError, match=r"optuna\.db cannot be used, it is damaged .* move it away and resume"):
+            plan_of(tmp_path, tmp_path, WEIGHTS)
+        database.unlink()
+    again = Driven(plan_of(tmp_path, tmp_path, WEIGHTS))
+    again.catch_up()
+    again.journal.close()
+    assert stored(tmp_path) == before
+
+
+def test_a_member_whose_training_state_is_lost_is_trained_again_by_its_schedule(tmp_path: Path) -> None:
+    two_generations(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "tune0")
+    again = Driven(plan_of(tmp_path, tmp_path, WEIGHTS))
+    again.catch_up()
+    for tune_id in ("first", "third"):  # the second has failed, the third has copied the first
+        values = again.start(tune_id)
+        part = again.part(tune_id)
+        assert (part["0"]["checkpoint"], part["until"]) == (None, 8)
+        assert [milestone["step"] for milestone in part["0"]["milestones"]] == [4]
+        assert again.plan.recipe(values).loss.at(0).feature_distillation == WEIGHTS[0]
+        run = functools.partial(SeedRun, run=follow, folder=tmp_path / tune_id, checkpoint=None)
+        recipe = again.plan.recipe(values)
+        known = [Milestone(**milestone) for milestone in part["0"]["milestones"]]
+        resumed = {each.step: each.metrics[parts.METRIC] for each in run(recipe, 0, known=known)}
+        whole = {each.step: each.metrics[parts.METRIC] for each in run(recipe, 0, known=[])}
+        assert list(resumed) == [4, 6, 8, 10, 12]
+        assert {step: resumed[step] for step in (6, 8, 10, 12)} == {step: whole[step] for step in (6, 8, 10, 12)}
+    again.journal.close()

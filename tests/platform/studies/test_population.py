@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from siclip.checkpoints.formats import read_checkpoint
-from siclip_platform.recipes.recipe import load_recipe
+from siclip_platform.recipes.load import load_recipe
 from siclip_platform.report.draw.values import Table
 from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.store import Store

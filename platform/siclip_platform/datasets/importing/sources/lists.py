@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import posixpath
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -35,11 +36,13 @@ class ListForm(NamedTuple):
         header: names of a CSV file's fields; empty for JSON lines.
         delimiter: of a CSV file's fields.
         image: name of the field with the image's path.
+        key: name of the field that identifies the row, in a list without paths.
     """
 
     header: tuple[str, ...] = ()
     delimiter: str = ""
     image: str | None = None
+    key: str | None = None
 
 
 def rows_with_offsets(stream: Any, form: ListForm) -> Iterator[tuple[int, Row]]:
@@ -204,15 +207,25 @@ def _csv_row(lines: _Lines, form: ListForm) -> Row | None:
 
 def _swallows_rows(lines: _Lines, count: int, fields: list[str], form: ListForm) -> bool:
     """Return whether a further line of a row over several lines is a row by itself: as many fields as the header,
-    with an image's path that has the extension of this row's."""
+    with an image's path that has the extension of this row's, or a key that looks like this row's."""
     width = len(form.header)
-    column = form.header.index(form.image) if form.image in form.header else 0
-    extension = _extension(fields[column]) if column < len(fields) else ""
+    name, kind = (form.image, _extension) if form.key is None else (form.key, _shape)
+    column = form.header.index(name) if name in form.header else 0
+    own = kind(fields[column]) if column < len(fields) else ""
     for index in range(1, count):
         row = lines.pending[index][0].rstrip("\r\n").split(form.delimiter)
-        if len(row) >= width and _extension(row[column].strip('"')) == extension:
+        if len(row) >= width and kind(row[column].strip('"')) == own:
             return True
     return False
+
+
+def _shape(key: str) -> str:
+    """Return what keys of one kind have in common: they are addresses, hashes, or built alike."""
+    if "://" in key:
+        return "address"
+    if re.fullmatch("[0-9a-fA-F]{16,}", key):
+        return "hash"
+    return re.sub("[^\\W\\d_]+", "a", re.sub(r"\d+", "9", key))
 
 
 def _extension(path: str) -> str:

@@ -103,6 +103,7 @@ class ImageTowerConfig(Config):
         image_size: height and width of the input in pixels.
         squeeze_excite_downsample: whether the downsampling at the start of a stage uses squeeze-and-excite.
         layer_scale: initial layer scale of the attention and RepMixer blocks.
+        projection_bias: whether the projection has a bias, as in MobileCLIP2.
         sharing: a pattern over the blocks of the last stage (see `siclip.models.sharing`); requires
             ``block="sasp"``.
         sasp: options of the SAS-P blocks; other than the defaults they require ``block="sasp"``.
@@ -115,6 +116,7 @@ class ImageTowerConfig(Config):
     mlp_ratio: float = Field(3.0, gt=0, le=1024)
     head_width: int = Field(32, ge=1, le=LARGEST_WIDTH)
     layer_scale: float = Field(1e-5, gt=0, le=LARGEST)
+    projection_bias: bool = False
     block: BlockKind = "attention"
     sharing: str = "none"
     sasp: ImageSasPConfig = ImageSasPConfig()
@@ -140,7 +142,11 @@ class ImageTowerConfig(Config):
 
 
 class TextTowerConfig(Config):
-    """``mct``, MobileCLIP's text tower (arXiv 2311.17049): RepMixer, attention or SAS-P blocks, RepMixer."""
+    """``mct``, MobileCLIP's text tower (arXiv 2311.17049): RepMixer, attention or SAS-P blocks, RepMixer.
+
+    With ``mixer_kernel=0`` it is the plain transformer of MobileCLIP2 (arXiv 2508.20691): the blocks alone.
+    ``layer_scale`` then has no effect.
+    """
 
     context_length: int = Field(77, ge=8, le=LARGEST_CONTEXT)
     vocab_size: int = Field(49408, ge=1, le=2**24)
@@ -149,7 +155,10 @@ class TextTowerConfig(Config):
     layers: int = Field(4, ge=1, le=LARGEST_DEPTH)
     mlp_ratio: float = Field(4.0, gt=0, le=1024)
     mixer_kernel: int = Field(
-        11, ge=1, le=LARGEST_CONTEXT, description="odd, so that the window is centred on a token"
+        11,
+        ge=0,
+        le=LARGEST_CONTEXT,
+        description="odd, so that the window is centred on a token; 0: no RepMixers",
     )
     layer_scale: float = Field(1e-5, gt=0, le=LARGEST)
     block: BlockKind = "attention"
@@ -160,12 +169,17 @@ class TextTowerConfig(Config):
     def _heads_divide(self) -> TextTowerConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.mixer_kernel % 2 == 0:
+        if self.has_mixers and self.mixer_kernel % 2 == 0:
             raise ValueError(
                 f"mixer_kernel {self.mixer_kernel} is even: only an odd kernel keeps the sequence length"
             )
         _check_sasp(self.block, self.sharing, self.sasp)
         return self
+
+    @property
+    def has_mixers(self) -> bool:
+        """Whether the blocks stand between two RepMixers."""
+        return self.mixer_kernel > 0
 
 
 class ModelConfig(Config):

@@ -220,9 +220,10 @@ def _block_tensor(name: str, config: ModelConfig) -> _BlockTensor | None:
     if found := re.fullmatch(rf"image_encoder\.model\.stages\.{stage}\.blocks\.(\d+)\.(.+)", name):
         return _BlockTensor("image", int(found[1]), found[2])
     found = re.fullmatch(r"text_encoder\.transformer\.(\d+)\.(.+)", name)
-    # The first and the last entry of the text tower's list are RepMixers.
-    if found and 1 <= int(found[1]) <= config.text.layers:
-        return _BlockTensor("text", int(found[1]) - 1, found[2])
+    # With RepMixers they are the first and the last entry of the text tower's list.
+    block = int(found[1]) - config.text.has_mixers if found else -1
+    if found and 0 <= block < config.text.layers:
+        return _BlockTensor("text", block, found[2])
     return None
 
 

@@ -92,8 +92,8 @@ def _all_groups(config: ModelConfig) -> list[list[str]]:
 def _block_prefix(config: ModelConfig, tower: Tower, block: int) -> str:
     if tower == "image":
         return f"image_encoder.model.stages.{len(config.image.layers) - 1}.blocks.{block}."
-    # Entry 0 of the list is the first RepMixer.
-    return f"text_encoder.transformer.{block + 1}."
+    # With RepMixers entry 0 of the list is the first of them.
+    return f"text_encoder.transformer.{block + config.text.has_mixers}."
 
 
 def _members(state: Mapping[str, Tensor], group: list[str]) -> dict[str, list[str]]:

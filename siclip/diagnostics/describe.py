@@ -3,7 +3,7 @@
 Stages of the image tower, in order: ``stem``, ``stage 0`` …, the last stage in two parts, ``stage n downsample``
 (with the position encoding) and ``stage n blocks``, then ``final conv`` and ``projection``. Stages of the text tower:
 ``embedding`` (with the positions), ``first RepMixer``, ``blocks``, ``last RepMixer``, ``projection`` (with the final
-norm).
+norm). A plain text tower has no RepMixers.
 """
 
 from __future__ import annotations
@@ -136,13 +136,14 @@ def _image_stages(tower: ImageTower) -> list[_Stage]:
 
 
 def _text_stages(tower: TextTower) -> list[_Stage]:
-    embedding, positions, first = tower.trunk_modules()
+    embedding, positions, *first = tower.trunk_modules()
+    last = [] if tower.last_mixer is None else [tower.last_mixer]
     projection = nn.ParameterList([tower.projection_layer])
     return [
         _Stage("text", "embedding", embedding, positions),
-        _Stage("text", "first RepMixer", first),
+        *(_Stage("text", "first RepMixer", mixer) for mixer in first),
         _Stage("text", "blocks", *tower.blocks),
-        _Stage("text", "last RepMixer", tower.transformer[-1]),
+        *(_Stage("text", "last RepMixer", mixer) for mixer in last),
         _Stage("text", "projection", tower.final_layer_norm, projection),
     ]
 

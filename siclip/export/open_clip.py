@@ -41,7 +41,10 @@ class _Visual(TimmModel):
         ours = self.trunk.head.fc
         projection = nn.Linear(ours.in_features, ours.out_features, device=ours.weight.device)
         projection.weight = ours.weight
-        nn.init.zeros_(projection.bias)
+        if ours.bias is None:
+            nn.init.zeros_(projection.bias)
+        else:
+            projection.bias = ours.bias
         self.trunk.head.fc = projection
 
 

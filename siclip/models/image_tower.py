@@ -42,9 +42,11 @@ class ImageTower(nn.Module):
             num_classes=embed_dim,
             layer_scale_init_value=config.layer_scale,
         )
-        # MobileCLIP projects without a bias; timm's classifier has one.
-        self.model.head.fc = nn.Linear(self.model.head.fc.in_features, embed_dim, bias=False)
+        # MobileCLIP projects without a bias; timm's classifier, which MobileCLIP2 uses, has one.
+        self.model.head.fc = nn.Linear(self.model.head.fc.in_features, embed_dim, bias=config.projection_bias)
         nn.init.trunc_normal_(self.model.head.fc.weight, std=0.02)
+        if config.projection_bias:
+            nn.init.zeros_(self.model.head.fc.bias)
         if config.block == "sasp":
             self._use_sasp(config)
 

@@ -1,16 +1,18 @@
-"""Names → configs → models."""
+"""Names → configs → models. Names and configs do not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from siclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from siclip.errors import UserError
-from siclip.models.clip import Clip
+
+if TYPE_CHECKING:
+    from siclip.models.clip import Clip
 
 # Narrow towers for 64-px images: the structure of S0 with three image stages, 4×4 = 16 attention tokens.
 # Layer scale starts at 1: timm's 1e-5 is meant for long training.
@@ -27,22 +29,49 @@ _S0 = ModelConfig(name="mobileclip-s0")
 _NANO = ModelConfig(name="mobileclip-nano", embed_dim=128, image=_NANO_IMAGE, text=_NANO_TEXT)
 
 
-def _sasp(base: ModelConfig, name: str) -> ModelConfig:
+def _second(base: ModelConfig) -> ModelConfig:
+    """MobileCLIP2's counterpart of a MobileCLIP: a plain text tower of 12 blocks, and a projection with a bias."""
     return base.model_copy(
         update={
-            "name": name,
-            "image": base.image.model_copy(update={"block": "sasp", "sharing": "qk:0-0"}),
-            "text": base.text.model_copy(update={"block": "sasp", "sharing": "qk:0-0-1-1"}),
+            "name": base.name.replace("mobileclip", "mobileclip2"),
+            "image": base.image.model_copy(update={"projection_bias": True}),
+            "text": base.text.model_copy(update={"mixer_kernel": 0, "layers": 12}),
         }
     )
 
 
-_CONFIGS = {config.name: config for config in (_S0, _sasp(_S0, "siclip-s0"), _NANO, _sasp(_NANO, "siclip-nano"))}
+def _sasp(base: ModelConfig) -> ModelConfig:
+    """A base with SAS-P blocks, of which adjacent pairs share queries and keys."""
+
+    def pairs(blocks: int) -> dict[str, str]:
+        return {"block": "sasp", "sharing": "qk:" + "-".join(str(block // 2) for block in range(blocks))}
+
+    return base.model_copy(
+        update={
+            "name": base.name.replace("mobileclip", "siclip"),
+            "image": base.image.model_copy(update=pairs(base.image.layers[-1])),
+            "text": base.text.model_copy(update=pairs(base.text.layers)),
+        }
+    )
+
+
+_BASES = {_sasp(base).name: base for base in (_S0, _NANO, _second(_S0), _second(_NANO))}
+_CONFIGS = {config.name: config for base in _BASES.values() for config in (base, _sasp(base))}
 
 
 def list_models() -> list[str]:
     """Names of the models that `create_model` builds."""
     return sorted(_CONFIGS)
+
+
+def base_of(name: str) -> str:
+    """The name of the model that a siclip model inherits from; any other name is returned unchanged."""
+    return _BASES[name].name if name in _BASES else name
+
+
+def student_of(name: str) -> str:
+    """The name of the siclip model that inherits from a base; any other name is returned unchanged."""
+    return next((student for student, base in _BASES.items() if base.name == name), name)
 
 
 def model_config(
@@ -84,4 +113,6 @@ def create_model(
     name: str, *, image_sharing: str | None = None, text_sharing: str | None = None, **config: Any
 ) -> Clip:
     """Build a model with fresh weights. Arguments and errors are those of `model_config`."""
+    from siclip.models.clip import Clip
+
     return Clip(model_config(name, image_sharing=image_sharing, text_sharing=text_sharing, **config))

@@ -1,8 +1,9 @@
-"""The text tower ``mct`` of MobileCLIP (arXiv 2311.17049), with the module names of the official state dict.
+"""The text towers of MobileCLIP (``mct``, arXiv 2311.17049) and MobileCLIP2, with the official state dict's names.
 
 Token embedding + learned positions, RepMixer, transformer (or SAS-P) blocks, RepMixer, final LayerNorm, pooling at
-the highest token id (the end of text), projection. As in the reference, attention is not causal and there is no
-padding mask, so padding tokens influence the output.
+the highest token id (the end of text), projection. MobileCLIP2's tower, open_clip's plain transformer, has no
+RepMixers. As in the references, attention is not causal and there is no padding mask, so padding tokens influence the
+output.
 
 Shapes: B batch, T context length, C width, D embed_dim.
 """
@@ -105,16 +106,31 @@ class Positions(nn.Module):
         return positions[0]
 
 
+class CutPositions(Positions):
+    """Learned positions of which a shorter text takes the first, as in open_clip's transformer."""
+
+    def forward(self, length: int) -> Tensor:
+        return cast(Tensor, self.pos_embed.pos_embed)[0, :, :length]
+
+
 class TextTower(nn.Module):
-    """Token ids (B, T) → embeddings (B, D), not normalised."""
+    """Token ids (B, T) → embeddings (B, D), not normalised.
+
+    Attributes:
+        skips_padding: compute the padding after the longest text of a batch once, where that is exact. Its length is
+            read from the data; False computes every token, so that shapes depend on the input's shapes alone.
+    """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
         super().__init__()
         width = config.width
+        self.has_mixers = config.has_mixers
+        self.skips_padding = True
         self.embedding_layer = nn.Embedding(config.vocab_size, width)
         nn.init.normal_(self.embedding_layer.weight, std=width**-0.5)
-        self.positional_embedding = Positions(config.context_length, width)
-        self.transformer = nn.ModuleList([RepMixerBlock(config), *_transformer_blocks(config), RepMixerBlock(config)])
+        positions = Positions if config.has_mixers else CutPositions
+        self.positional_embedding = positions(config.context_length, width)
+        self.transformer = nn.ModuleList(_layers(config))
         self.final_layer_norm = LayerNormFp32(width)
         self.projection_layer = nn.Parameter(torch.empty(width, embed_dim))
         nn.init.normal_(self.projection_layer, std=width**-0.5)
@@ -122,17 +138,22 @@ class TextTower(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer (or SAS-P) blocks."""
-        return list(self.transformer)[1:-1]
+        return list(self.transformer)[1:-1] if self.has_mixers else list(self.transformer)
+
+    @property
+    def last_mixer(self) -> RepMixerBlock | None:
+        """The RepMixer after the blocks."""
+        return cast(RepMixerBlock, self.transformer[-1]) if self.has_mixers else None
 
     def trunk_modules(self) -> list[nn.Module]:
         """Everything before the transformer blocks."""
-        return [self.embedding_layer, self.positional_embedding, self.transformer[0]]
+        return [self.embedding_layer, self.positional_embedding, *self.transformer[: int(self.has_mixers)]]
 
     def trunk(self, tokens: Tensor) -> Tensor:
         """(B, T) ids → (B, T, C)."""
         x = self.embedding_layer(tokens)
         x = x + self.positional_embedding(tokens.shape[1]).to(x.dtype)
-        return cast(Tensor, self.transformer[0](x))
+        return cast(Tensor, self.transformer[0](x)) if self.has_mixers else cast(Tensor, x)
 
     def head(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Trunk features (B, T, C) and token ids (B, T) → (B, D).
@@ -158,7 +179,12 @@ class TextTower(nn.Module):
         """
         block = self.blocks[0]
         # The number depends on the data: a compiled or exported graph would fix it.
-        if features.requires_grad or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if (
+            not self.skips_padding
+            or features.requires_grad
+            or torch.compiler.is_compiling()
+            or torch.compiler.is_exporting()
+        ):
             return 0
         if len(features) < 2 or not isinstance(block, SasPBlock) or not block.takes_common_tokens():
             return 0
@@ -166,26 +192,37 @@ class TextTower(nn.Module):
         return int(differs.flip(0).cumsum(0).eq(0).sum())
 
     def _all_tokens(self, last: nn.Module, x: Tensor, end: Tensor) -> Tensor:
-        x = self.transformer[-1](last(x))
+        x = last(x)
+        if self.last_mixer is not None:
+            x = self.last_mixer(x)
         return x[torch.arange(x.shape[0], device=x.device), end]
 
     def _end_of_text(self, last: nn.Module, x: Tensor, end: Tensor) -> Tensor:
-        mixer = cast(RepMixerBlock, self.transformer[-1])
+        mixer = self.last_mixer
+        if mixer is None:
+            return cast(Tensor, last(x, end[:, None])).squeeze(1)
         window = end[:, None] + torch.arange(-mixer.reach, mixer.reach + 1, device=x.device)
         inside = (window >= 0) & (window < x.shape[1])
         # Positions outside the sequence are clamped to valid ones, and ``inside`` sets their values to zero.
         return mixer.centre(last(x, window.clamp(0, x.shape[1] - 1)), inside)
 
     def _windowed(self, length: int) -> bool:
-        mixer = cast(RepMixerBlock, self.transformer[-1])
+        mixer = self.last_mixer
+        reach = mixer.reach if mixer is not None else 0
         # Exports contain the plain computation; a window as long as the text saves nothing.
-        if torch.compiler.is_exporting() or length <= 2 * mixer.reach + 1:
+        if torch.compiler.is_exporting() or length <= 2 * reach + 1:
             return False
-        modules = (*mixer.modules(), *self.blocks[-1].modules())
+        modules = (*(mixer.modules() if mixer is not None else ()), *self.blocks[-1].modules())
         return not any(m.training for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.trunk(tokens), tokens)
+
+
+def _layers(config: TextTowerConfig) -> list[nn.Module]:
+    if not config.has_mixers:
+        return _transformer_blocks(config)
+    return [RepMixerBlock(config), *_transformer_blocks(config), RepMixerBlock(config)]
 
 
 def _transformer_blocks(config: TextTowerConfig) -> list[nn.Module]:

@@ -7,7 +7,10 @@ of a run.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -19,6 +22,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
 FreezePolicy = Literal["inherited", "before_sasp", "none"]
+Schedule = Literal["cosine", "constant", "constant_cooldown"]
 LARGEST = 1e32
 """The largest float of a config: products of a few of them with a gradient still fit into a float32."""
 LARGEST_COUNT = 2**31 - 1
@@ -30,6 +34,9 @@ LARGEST_DEPTH = 1024
 LARGEST_CONTEXT = 2**13
 
 MicroBatch = Annotated[int, Field(ge=0, le=LARGEST_BATCH)] | Literal["auto"]
+CheckpointEvery = Annotated[int, Field(ge=0, le=LARGEST_COUNT)] | Literal["auto"]
+CHECKPOINT_SECONDS = 600.0
+"""Training time between two checkpoints where ``checkpoint_every`` is ``auto``."""
 # timm's FastViT hard-codes the head width of its attention blocks.
 TIMM_HEAD_WIDTH = 32
 Weight = Annotated[float, Field(ge=0, le=LARGEST)]
@@ -263,10 +270,29 @@ class LossConfig(Config):
         return (self.feature_distillation + self.contrastive_relational + self.interactive_contrastive) > 0
 
 
+ALTERNATIVES = {"epochs": "steps", "warmup_share": "warmup_steps", "cooldown_share": "cooldown_steps"}
+"""Fields of `TrainingConfig` that say the same in two ways. Of each pair one is 0: it is not used."""
+
+
+def replaced_by(values: Mapping[str, Any]) -> dict[str, int]:
+    """The fields of a `TrainingConfig` that become 0 because these values name their alternative instead."""
+    pairs = [*ALTERNATIVES.items(), *((two, one) for one, two in ALTERNATIVES.items())]
+    return {other: 0 for name, other in pairs if values.get(name) and other not in values}
+
+
 class TrainingConfig(Config):
     """Optimisation of one run: ``steps`` optimizer steps of ``batch_size`` samples.
 
     Attributes:
+        steps: their number; 0: they follow from ``epochs``.
+        epochs: passes over the training data, instead of ``steps``; see `with_steps`.
+        schedule: the learning rate after the warm-up: ``cosine`` falls to 0 at the last step, ``constant`` stays, and
+            ``constant_cooldown`` stays until the cool-down, in which it falls linearly to 0. A run at a constant
+            rate can be extended by more steps: what it has computed does not depend on its length.
+        warmup_steps: steps in which the learning rate rises linearly.
+        warmup_share: the same as a share of the steps, instead of ``warmup_steps``.
+        cooldown_steps: the last steps, in which the rate of ``constant_cooldown`` falls.
+        cooldown_share: the same as a share of the steps, instead of ``cooldown_steps``.
         precision: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
         threads: torch's CPU threads, part of the recipe because the result of a sum depends on them; 0: torch's
             default.
@@ -279,14 +305,22 @@ class TrainingConfig(Config):
         ema_decay: if above 0, the result of the run is the exponential moving average of its weights.
         compile: run the heads through torch.compile.
         max_skipped_steps: consecutive steps with a loss or gradient that is not finite before the run stops.
+        checkpoint_every: steps between checkpoints; ``auto``: ten minutes of training, however many steps they are;
+            0: only after the last step. The trials of a search take ``auto`` as 0. It changes nothing that is
+            computed.
     """
 
-    steps: int = Field(ge=1, le=LARGEST_COUNT)
+    steps: int = Field(0, ge=0, le=LARGEST_COUNT, description="0: they follow from epochs")
+    epochs: float = Field(0, ge=0, le=1e6, description="passes over the training data, instead of steps")
     batch_size: int = Field(1536, ge=2, le=LARGEST_BATCH)
     learning_rate: float = Field(1e-3, gt=0, le=LARGEST)
     weight_decay: float = Field(0.1, ge=0, le=LARGEST)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
+    schedule: Schedule = "cosine"
     warmup_steps: int = Field(100, ge=0, le=LARGEST_COUNT)
+    warmup_share: float = Field(0, ge=0, lt=1, description="share of the steps, instead of warmup_steps")
+    cooldown_steps: int = Field(0, ge=0, le=LARGEST_COUNT)
+    cooldown_share: float = Field(0.2, ge=0, le=1, description="share of the steps, instead of cooldown_steps")
     clip_norm: float = Field(1.0, gt=0, le=LARGEST)
     precision: Precision = "bf16"
     seed: int = Field(0, ge=0, lt=2**32)
@@ -302,15 +336,67 @@ class TrainingConfig(Config):
     max_skipped_steps: int = Field(10, ge=1, le=LARGEST_COUNT)
     log_every: int = Field(10, ge=1, le=LARGEST_COUNT)
     evaluate_every: int = Field(0, ge=0, le=LARGEST_COUNT, description="0: only after the last step")
-    checkpoint_every: int = Field(0, ge=0, le=LARGEST_COUNT, description="0: only after the last step")
+    checkpoint_every: CheckpointEvery = Field(
+        "auto", description="steps; auto: ten minutes of training; 0: only after the last step"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_gives_way(cls, values: Any) -> Any:
+        return {**values, **replaced_by(values)} if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
-    def _fits_in_steps(self) -> TrainingConfig:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below the {self.steps} steps of the training")
-        if self.thaw_step >= self.steps:
-            raise ValueError(f"thaw_step {self.thaw_step} must be below the {self.steps} steps of the training")
+    def _fits_in_steps(self) -> Self:
+        for one, two in ALTERNATIVES.items():
+            if getattr(self, one) and getattr(self, two):
+                here = f"{one} {getattr(self, one):g} and {two} {getattr(self, two)}"
+                raise ValueError(f"{here} say the same in two ways; remove one")
+        if not self.steps and not self.epochs:
+            raise ValueError("lacks its length; add steps or epochs")
+        if self.schedule == "constant_cooldown" and not (self.cooldown_steps or self.cooldown_share):
+            raise ValueError("constant_cooldown lacks its cool-down; add cooldown_share or cooldown_steps")
+        if self.steps:
+            self._check_steps()
         micro = self.micro_batch_size
         if isinstance(micro, int) and micro and self.batch_size % micro:
             raise ValueError(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
         return self
+
+    def _check_steps(self) -> None:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup} must be below the {self.steps} steps of the training")
+        if self.warmup + self.cooldown > self.steps:
+            raise ValueError(
+                f"a warm-up of {self.warmup} and a cool-down of {self.cooldown} steps do not fit in the {self.steps} "
+                "steps of the training: shorten one"
+            )
+        if self.thaw_step >= self.steps:
+            raise ValueError(f"thaw_step {self.thaw_step} must be below the {self.steps} steps of the training")
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        return self.warmup_steps or round(self.warmup_share * self.steps)
+
+    @property
+    def cooldown(self) -> int:
+        """Steps of the cool-down; 0 with a schedule that has none."""
+        if self.schedule != "constant_cooldown":
+            return 0
+        return self.cooldown_steps or round(self.cooldown_share * self.steps)
+
+    def with_steps(self, samples: int) -> Self:
+        """The same training with ``steps`` instead of ``epochs``, rounded up so that no sample is left out.
+
+        Args:
+            samples: of one epoch.
+
+        Raises:
+            pydantic.ValidationError: the warm-up, the cool-down or the thaw step do not fit in so few steps, or there
+                are too many.
+        """
+        if not self.epochs:
+            return self
+        # Exact: 0.1 · 30 is more than 3 in floats, and would be rounded up to 4.
+        steps = math.ceil(Fraction(str(self.epochs)) * samples / self.batch_size)
+        return self.model_validate(self.model_dump() | {"steps": steps, "epochs": 0})

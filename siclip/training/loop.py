@@ -14,6 +14,7 @@ from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.training.memory import peak_memory
+from siclip.training.saving import Notice, Saving
 from siclip.training.trainer import Trainer
 from siclip.training.workers import workers
 
@@ -39,7 +40,13 @@ class Reporter(Protocol):
         """
 
 
-def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Evaluate | None = None) -> None:
+def train(
+    trainer: Trainer,
+    batches: Batches,
+    reporter: Reporter,
+    evaluate: Evaluate | None = None,
+    notice: Notice | None = None,
+) -> None:
     """Train from the trainer's current step to its last one.
 
     Args:
@@ -47,6 +54,7 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
         batches: the data.
         reporter: receives metrics and checkpoints.
         evaluate: measures the model every ``evaluate_every`` steps and after the last one; None: no evaluation.
+        notice: whether a machine will be taken away; a checkpoint is then written at once.
 
     Raises:
         TrainingDiverged: loss or gradient were not finite for ``max_skipped_steps`` consecutive steps.
@@ -56,6 +64,7 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
     if trainer.step == config.steps:
         return
     clock = _Clock(config.batch_size, trainer.training_seconds)
+    saving = Saving(config, trainer.device, trainer.training_seconds, notice)
     start, stop = trainer.step * config.batch_size, config.steps * config.batch_size
     for batch in clock.waiting(batches(start, stop)):
         metrics = trainer.train_step(batch)
@@ -72,7 +81,7 @@ def train(trainer: Trainer, batches: Batches, reporter: Reporter, evaluate: Eval
             costs[f"cost/device_seconds_{trainer.device.type}"] = costs["cost/training_seconds"] * workers()
             reporter.log(step, values | costs | {"cost/peak_memory_mib": peak_memory(trainer.device) / 2**20})
         evaluates = evaluate is not None and (last or _due(step, config.evaluate_every))
-        saves = last or _due(step, config.checkpoint_every)
+        saves = saving.due(step, trainer.training_seconds) or last
         if evaluates or saves:
             with clock.paused():
                 evaluation = evaluate(trainer.result) if evaluates and evaluate else {}

@@ -64,11 +64,18 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """The learning rate of step 0 ≤ step < steps: linear warm-up, then a cosine to 0 at ``steps``."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    """The learning rate of step 0 ≤ step < steps: a linear warm-up, then ``config.schedule``.
+
+    The cosine and the cool-down reach 0 at ``steps``, which is after the last step.
+    """
+    peak, warmup = config.learning_rate, config.warmup
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule == "cosine":
+        progress = (step - warmup) / (config.steps - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    remaining = config.steps - step
+    return peak * remaining / config.cooldown if remaining < config.cooldown else peak
 
 
 def moving_average(model: Clip, decay: float) -> swa_utils.AveragedModel:

@@ -36,6 +36,15 @@ def own_rows(joined: Tensor) -> Tensor:
     return joined.chunk(workers())[dist.get_rank()]
 
 
+def of_first_worker(value: int, device: torch.device) -> int:
+    """The first worker's value, in every worker."""
+    if workers() == 1:
+        return value
+    shared = torch.tensor([value], device=device)
+    dist.broadcast(shared, src=0)
+    return int(shared.item())
+
+
 @torch.no_grad()
 def reduce_gradients(model: Clip, objective: nn.Module) -> None:
     """Sum the towers' gradients over the workers, and average those of the logit scale and the objective.

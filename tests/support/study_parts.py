@@ -27,7 +27,14 @@ def base_recipe(data: Path, **training: Any) -> Recipe:
         data=DataConfig(path=str(data)),
         model=StudentConfig(name="mobileclip-nano", inherit=False),
         loss={"feature_distillation": 0, "contrastive_relational": 0, "interactive_contrastive": 0},
-        training={"steps": STEPS, "batch_size": 8, "warmup_steps": 1, "evaluate_every": EVERY, "precision": "fp32"}
+        training={
+            "steps": STEPS,
+            "batch_size": 8,
+            "warmup_steps": 1,
+            "evaluate_every": EVERY,
+            "checkpoint_every": 0,
+            "precision": "fp32",
+        }
         | training,
     )
 

@@ -13,6 +13,7 @@ from siclip_platform.recipes.recipe import Recipe, find_field, leaf_paths
 
 NOT_SEARCHED = {
     "training.steps": "every trial has the same budget of steps",
+    "training.epochs": "every trial has the same budget of steps",
     "training.log_every": "it changes nothing that is computed",
     "training.evaluate_every": "it changes nothing that is computed",
     "training.checkpoint_every": "it changes nothing that is computed",

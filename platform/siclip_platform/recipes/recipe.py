@@ -19,6 +19,7 @@ from siclip.config import (
     SasPConfig,
     TrainingConfig,
     Weight,
+    replaced_by,
 )
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
@@ -208,7 +209,7 @@ class Recipe(Config):
                 *("training", "thaw_step"),
             )
         for index, stage in enumerate(self.loss.schedule):
-            if stage.step >= self.training.steps:
+            if 0 < self.training.steps <= stage.step:
                 text = f"step {stage.step} is not before training.steps {self.training.steps}; lower it or remove it"
                 problems.add(text, "loss", "schedule", index)
                 break
@@ -247,10 +248,15 @@ class Recipe(Config):
     def updated(self, values: Mapping[str, Any]) -> Recipe:
         """A new recipe with the fields at these dotted paths replaced, validated again.
 
+        ``training.epochs`` replaces ``training.steps`` and the reverse; so do the other `siclip.config.ALTERNATIVES`.
+
         Raises:
             UserError: a path does not exist or a value does not fit, with the field's name.
         """
         tree = self.model_dump(mode="json")
+        prefix = "training."
+        given = {path.removeprefix(prefix): value for path, value in values.items() if path.startswith(prefix)}
+        tree["training"] |= replaced_by(given)
         for path, value in values.items():
             find_field(type(self), path)
             node = tree

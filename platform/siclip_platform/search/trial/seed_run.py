@@ -207,7 +207,10 @@ class _Training:
 
     def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None:
         """Write a due checkpoint before its milestone is reported; one between evaluations waits for the next."""
-        self._save = save or self._save
+        training = self.seed_run.recipe.training
+        # Without a number of steps a trial keeps only its last checkpoint: those of many trials would fill the disk.
+        if training.checkpoint_every != "auto" or step == training.steps:
+            self._save = save or self._save
         if not metrics:
             return
         if self._save is not None:

@@ -48,7 +48,7 @@ from study_tools import (
 
 from siclip.config import MiningStrategy, PairHead
 from siclip.errors import UserError
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 
 SCREENING_SEED, FINAL_SEED = 0, 1000
 LEVEL = 0.05

@@ -29,7 +29,7 @@ from siclip_platform.datasets.digits.composition import DigitScenesConfig, compo
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.plan.calibration import TeacherSource, calibrate, calibration_trainer, two_sizes
 from siclip_platform.plan.storage import measure_rows
-from siclip_platform.recipes.presets import digits_student, digits_teacher
+from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.tracking import git_commit
 from siclip_platform.training.in_process import run_recipe

@@ -26,7 +26,7 @@ import optuna
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
+from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import load_space
@@ -72,9 +72,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--write", type=Path, required=True, metavar="FILE.json", help="file for all curves")
     parser.add_argument("--space", default="wikd", help="(%(default)s)")
     parser.add_argument("--settings", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=STUDENT_STEPS, help="steps per setting (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=digits_student(Path()).training.steps, help="steps per setting (%(default)s)"
+    )
     parser.add_argument("--every", type=int, default=8, help="steps between evaluations (%(default)s)")
-    parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS, help="(%(default)s)")
+    parser.add_argument(
+        "--teacher-steps", type=int, default=digits_teacher(Path()).training.steps, help="(%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws and of the trainings (%(default)s)")
     return parser.parse_args(arguments)
 

@@ -118,7 +118,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ours(root: Path, batch: int, augment: bool, reader: str) -> Iterator[Any]:
     from siclip.models import model_config
-    from siclip_platform.recipes.presets import digits_teacher
+    from siclip_platform.recipes.digits import digits_teacher
     from siclip_platform.stream import Stream, thread_batches
     from siclip_platform.stream.ray_reader import ray_batches
 

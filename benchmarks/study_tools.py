@@ -27,7 +27,7 @@ from typing import Any
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset, open_dataset
-from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage.locking import claim
 from siclip_platform.tracking import git_commit

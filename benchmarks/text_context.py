@@ -29,7 +29,7 @@ from wikd_ablation import ablation_table
 
 from siclip.errors import UserError
 from siclip.models.registry import model_config
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 
 FIRST_SEED = 3000

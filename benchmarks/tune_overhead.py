@@ -62,7 +62,7 @@ class Bench:
         from siclip.checkpoints.formats import save_checkpoint
         from siclip.models import create_model
         from siclip_platform.datasets.digits.digits import DigitScenesConfig, build_digit_scenes
-        from siclip_platform.recipes.presets import digits_student
+        from siclip_platform.recipes.digits import digits_student
         from siclip_platform.tracking import Tracker, default_tracking_uri, git_commit
 
         self.folder, self.options, self.commit = folder, options, git_commit()

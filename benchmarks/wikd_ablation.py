@@ -43,7 +43,7 @@ from study_tools import (
 
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import Dataset
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 
 FIRST_SEED = 2000

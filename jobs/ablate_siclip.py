@@ -16,7 +16,6 @@ from typer import Option as Opt
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cli.studies import new_study, resumed_study
-from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS
 from siclip_platform.spaces.ablation import load_ablation
 from siclip_platform.studies.ablation import (
     begin_ablation,
@@ -41,13 +40,12 @@ def ablate_siclip(
     ] = None,
     seeds: Annotated[int | None, Opt(min=1, help="Trainings per setting; default: the study's.")] = None,
     recipe: cli.BaseRecipeOption = None,
-    preset: cli.PresetOption = None,
     data: cli.BaseDataOption = None,
     teacher: cli.BaseTeacherOption = None,
     changes: cli.SetOption = None,
     out: cli.JobOutOption = None,
-    steps: cli.StepsOption = STUDENT_STEPS,
-    teacher_steps: cli.TeacherStepsOption = TEACHER_STEPS,
+    steps: cli.StepsOption = None,
+    teacher_steps: cli.TeacherStepsOption = None,
     concurrent: cli.ConcurrentOption = None,
     seed: Annotated[int, Opt(min=0, help="The first seed; the others follow it.")] = 0,
     rerun: Annotated[bool, Opt("--rerun", help="Train again what the MLflow store has finished.")] = False,

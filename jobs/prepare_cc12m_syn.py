@@ -36,7 +36,6 @@ from siclip_platform.studies.options import parse_bytes
 def prepare_cc12m_syn(
     source: Annotated[str, Argument(help="img2dataset shards or another source of `data import`.")],
     recipe: cli.RecipeOption = None,
-    preset: cli.PresetOption = None,
     data: cli.DataOption = None,
     teacher: cli.TeacherOption = None,
     changes: cli.SetOption = None,
@@ -52,7 +51,7 @@ def prepare_cc12m_syn(
     verbose: cli.VerboseOption = False,
 ) -> None:
     """Images and captions → a dataset with synthetic captions and the teacher's embeddings."""
-    makes = Preparation.of(cli.recipe_beside(recipe, preset, data, teacher, changes), data, teacher)
+    makes = Preparation.of(cli.recipe_beside(recipe, data, teacher, changes), data, teacher)
     importing = ImportConfig.model_validate({"images": {"size": size}, "shard_rows": shard_rows})
     captions = CaptionConfig(model=captioner, pretrained=pretrained, per_image=per_image)
     check_model(captions.model)

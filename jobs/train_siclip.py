@@ -1,6 +1,6 @@
 """Train one recipe with Ray Train, and measure it on the test split.
 
-python jobs/train_siclip.py --preset digits-teacher --data data/digits
+python jobs/train_siclip.py --recipe digits-teacher --data data/digits
 ray job submit -- python jobs/train_siclip.py --recipe /shared/siclip-s0.yaml --out /shared/runs/siclip-s0
 python jobs/train_siclip.py --resume train --out runs/train
 python jobs/train_siclip.py --recipe siclip-s0.yaml --data s3://bucket/cc12m --checkpoints s3://bucket/runs
@@ -23,7 +23,6 @@ from siclip_platform.studies.starting_point import StartingPoint
 def train_siclip(
     context: typer.Context,
     recipe: cli.RecipeOption = None,
-    preset: cli.PresetOption = None,
     data: cli.DataOption = None,
     teacher: cli.TeacherOption = None,
     changes: cli.SetOption = None,
@@ -46,7 +45,7 @@ def train_siclip(
     if resume:
         start = resumed_study(context, "train", folder)
     else:
-        named = cli.read_recipe(recipe, preset, data, teacher, changes)
+        named = cli.read_recipe(recipe, data, teacher, changes)
         options = options_of(context, folder, data=named.data.path, teacher=named.teacher, concurrent=1)
         start = StartingPoint(options, named)
 

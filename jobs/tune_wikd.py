@@ -15,7 +15,7 @@ from typer import Option as Opt
 from siclip_platform.cli import experiments as cli
 from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cli.studies import new_study, resumed_study
-from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, without_distillation
+from siclip_platform.recipes.control import without_distillation
 from siclip_platform.spaces import load_space
 from siclip_platform.studies.confirmation import confirm as fresh_seeds
 from siclip_platform.studies.options import check_sharing, default_out
@@ -26,15 +26,14 @@ from siclip_platform.studies.summary import print_summary, study_report
 def tune_wikd(
     context: typer.Context,
     recipe: cli.BaseRecipeOption = None,
-    preset: cli.PresetOption = None,
     data: cli.BaseDataOption = None,
     teacher: cli.BaseTeacherOption = None,
     changes: cli.SetOption = None,
     out: cli.JobOutOption = None,
     space: Annotated[str, Opt(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
     trials: Annotated[int, Opt(min=1, help="Trials of the study.")] = 8,
-    steps: cli.StepsOption = STUDENT_STEPS,
-    teacher_steps: cli.TeacherStepsOption = TEACHER_STEPS,
+    steps: cli.StepsOption = None,
+    teacher_steps: cli.TeacherStepsOption = None,
     concurrent: cli.ConcurrentOption = None,
     seed: Annotated[int, Opt(min=0, help="Seed of data order, weights and search.")] = 0,
     checkpoints: cli.CheckpointsOption = None,

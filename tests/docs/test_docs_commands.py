@@ -117,7 +117,7 @@ def test_every_command_is_run_by_a_test_or_has_a_reason() -> None:
         "siclip-platform plan --crad rtx-3090",
         "siclip-platform plan --card gtx-1",
         "siclip-platform no-such-command",
-        "siclip-platform train --preset digits-teacher --data d --set training.no_field=1",
+        "siclip-platform train --recipe digits-teacher --data d --set training.no_field=1",
         "siclip-platform tune --trials many",
         "siclip-platform ablate no-such-study",
         "siclip-platform submit tune_wikd --trails 4",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from siclip.checkpoints.formats import load_model, save_checkpoint
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import prepare
 

@@ -22,6 +22,7 @@ import typer.main
 from siclip_platform.cli import app
 from siclip_platform.cli.experiments import read_recipe
 from siclip_platform.plan.cards import find_card
+from siclip_platform.recipes.load import SUFFIXES
 from siclip_platform.spaces import load_space
 from siclip_platform.spaces.ablation import load_ablation
 from siclip_platform.studies.options import check_sharing
@@ -148,8 +149,9 @@ def _job(name: str, words: Sequence[str], mention: bool) -> None:
 def _check_values(values: dict[str, Any]) -> None:
     """Check values that are any string to the parser and that the command looks up."""
     sharing = check_sharing("siclip-nano")
-    if values.get("preset"):
-        read_recipe(None, values["preset"], values["data"], values["teacher"], list(values["changes"] or []))
+    recipe = values.get("recipe")
+    if recipe and "changes" in values and Path(recipe).suffix not in SUFFIXES:
+        read_recipe(recipe, values["data"], values["teacher"], list(values["changes"] or []))
     if values.get("card"):
         find_card(values["card"])
     if values.get("ablation") and "settings" in values:

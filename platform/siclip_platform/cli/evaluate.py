@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siclip.errors import UserError
-from siclip_platform.cli.experiments import PresetOption, RecipeOption, SetOption, recipe_beside
+from siclip_platform.cli.experiments import RecipeOption, SetOption, recipe_beside
 
 if TYPE_CHECKING:
     from siclip.evaluation.cost import Cost
@@ -27,7 +27,6 @@ DEFAULT_CACHE = Path("runs/evaluate")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint (file or URI), or open_clip:NAME:TAG.")],
     recipe: RecipeOption = None,
-    preset: PresetOption = None,
     data: Annotated[
         str | None,
         typer.Option(help="The folder of the sets; without --suite, the folder of one set or the URI of a dataset."),
@@ -71,7 +70,7 @@ def evaluate(
     from siclip_platform.evaluation.show import show
     from siclip_platform.storage import as_path
 
-    loaded = recipe_beside(recipe, preset, data, teacher, changes)
+    loaded = recipe_beside(recipe, data, teacher, changes)
     data = loaded.data.path if loaded else data
     teacher = loaded.teacher if loaded else teacher
     if data is None:

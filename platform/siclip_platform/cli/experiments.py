@@ -14,13 +14,19 @@ from siclip.errors import UserError
 if TYPE_CHECKING:
     from siclip_platform.recipes.recipe import Recipe
 
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file (YAML).")]
-PresetOption = Annotated[str | None, typer.Option(help="A shipped recipe: digits-teacher, digits-student.")]
+NAME_OR_FILE = "NAME-OR-FILE"
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar=NAME_OR_FILE, help="A shipped recipe (see recipe list) or a file of YAML."),
+]
 DataOption = Annotated[str | None, typer.Option(help="The dataset, a folder or a URI; overrides the recipe's.")]
 TeacherOption = Annotated[
     str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; overrides the recipe's.")
 ]
-BaseRecipeOption = Annotated[Path | None, typer.Option("--recipe", help="A recipe file; default: digits-student.")]
+BaseRecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar=NAME_OR_FILE, help="A shipped recipe or a file; default: digits-student."),
+]
 BaseDataOption = Annotated[
     str | None, typer.Option(help="The dataset, a folder or a URI; default: digit scenes, built if missing.")
 ]
@@ -38,8 +44,12 @@ TrackingOption = Annotated[str | None, typer.Option(help="MLflow store; default:
 AddressOption = Annotated[
     str | None, typer.Option(help="The Ray cluster to join; default: RAY_ADDRESS, else a new one here.")
 ]
-StepsOption = Annotated[int, typer.Option(min=12, help="Steps of digits-student; other recipes have their own.")]
-TeacherStepsOption = Annotated[int, typer.Option(min=12, help="Steps of a teacher that is trained.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=12, help="Steps of digits-student; default, and other recipes: their own.")
+]
+TeacherStepsOption = Annotated[
+    int | None, typer.Option(min=12, help="Steps of a teacher that is trained; default: its own.")
+]
 ConcurrentOption = Annotated[int | None, typer.Option(min=1, help="Trainings at the same time; default: what fits.")]
 ResumeOption = Annotated[
     str | None, typer.Option(metavar="STUDY", help="Resume this study of --out, with the options that it began with.")
@@ -67,33 +77,24 @@ def run_job(name: str, context: typer.Context) -> None:
     runpy.run_path(str(job), run_name="__main__")
 
 
-def read_recipe(
-    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
-) -> Recipe:
+def read_recipe(name: str | None, data: str | None, teacher: str | None, changes: list[str] | None) -> Recipe:
     """The recipe that a command line names, with its overrides. Paths are absolute.
 
     Args:
-        file: of ``--recipe``; exactly one of it and ``preset`` is required.
-        preset: name of a shipped recipe; requires ``data``.
+        name: of ``--recipe``, which is required: a shipped recipe or a file.
         data: overrides the recipe's dataset.
         teacher: overrides the recipe's teacher.
         changes: of ``--set``, each PATH=VALUE.
 
     Raises:
-        UserError: neither or both of file and preset, a wrong PATH=VALUE, or an invalid recipe.
+        UserError: no recipe is named, a wrong PATH=VALUE, or an invalid recipe.
     """
     from siclip_platform.recipes.load import load_recipe
-    from siclip_platform.recipes.presets import preset as shipped
-    from siclip_platform.storage import absolute_path, as_path
+    from siclip_platform.storage import absolute_path
 
-    if (file is None) == (preset is None):
-        raise UserError("name either --recipe FILE or --preset NAME")
-    if file is not None:
-        recipe = load_recipe(file)
-    elif data is None:
-        raise UserError(f"preset {preset!r} needs --data FOLDER (make one with: siclip-platform data build FOLDER)")
-    else:
-        recipe = shipped(str(preset), as_path(data).resolve())
+    if name is None:
+        raise UserError("name a recipe with --recipe NAME-OR-FILE; siclip-platform recipe list shows those that ship")
+    recipe = load_recipe(name)
     values: dict[str, object] = {}
     if data is not None:
         values["data.path"] = absolute_path(data)
@@ -102,24 +103,22 @@ def read_recipe(
     return absolute(recipe.updated(values | set_values(changes)))
 
 
-def named_recipe(
-    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
-) -> Recipe | None:
-    """As `read_recipe`; None if neither a file nor a preset is named."""
-    return read_recipe(file, preset, data, teacher, changes) if file or preset else None
+def named_recipe(name: str | None, data: str | None, teacher: str | None, changes: list[str] | None) -> Recipe | None:
+    """As `read_recipe`; None if no recipe is named."""
+    return read_recipe(name, data, teacher, changes) if name else None
 
 
 def recipe_beside(
-    file: Path | None, preset: str | None, data: str | None, teacher: str | None, changes: list[str] | None
+    name: str | None, data: str | None, teacher: str | None, changes: list[str] | None
 ) -> Recipe | None:
     """As `named_recipe`, for a command that only reads parts of a recipe: ``--set`` requires one.
 
     Raises:
         UserError: see `read_recipe`.
     """
-    if changes and not (file or preset):
-        raise UserError("--set changes a recipe: name one with --recipe or --preset")
-    return named_recipe(file, preset, data, teacher, changes)
+    if changes and not name:
+        raise UserError("--set changes a recipe: name one with --recipe")
+    return named_recipe(name, data, teacher, changes)
 
 
 def set_values(changes: list[str] | None) -> dict[str, object]:

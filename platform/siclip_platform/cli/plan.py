@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siclip_platform.cli.experiments import NAME_OR_FILE
+
 if TYPE_CHECKING:
     from siclip_platform.plan.calibration import TeacherSource
     from siclip_platform.recipes.recipe import Recipe
@@ -36,7 +38,9 @@ class Numbers(StrEnum):
 
 
 def plan(
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file; default: SiCLIP-S0 with WIKD and PM.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar=NAME_OR_FILE, help="A recipe; default: SiCLIP-S0 with WIKD and PM.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, max=10**15, help="Pairs of the dataset.")] = 12_000_000,
     epochs: Annotated[float, typer.Option(min=0.01, max=1e6, help="Passes over the dataset.")] = 32,
     batch_size: Annotated[
@@ -113,7 +117,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
+def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
     from siclip_platform.plan.reference import reference_recipe
     from siclip_platform.recipes.load import load_recipe
 
@@ -122,5 +126,5 @@ def _recipe(file: Path | None, batch_size: int | None, micro_batch_size: int | N
         changes["training.batch_size"] = batch_size
     if micro_batch_size is not None:
         changes |= {"training.micro_batch_size": micro_batch_size, "training.batch_norm": "eval"}
-    recipe = load_recipe(file) if file else reference_recipe()
+    recipe = load_recipe(name) if name else reference_recipe()
     return recipe.updated(changes)

@@ -64,7 +64,7 @@ def new_study(context: typer.Context, out: Path, **fixed: Any) -> StartingPoint:
     from siclip_platform.studies.starting_point import starting_point
 
     given = context.params
-    recipe = named_recipe(*(given[name] for name in ("recipe", "preset", "data", "teacher", "changes")))
+    recipe = named_recipe(*(given[name] for name in ("recipe", "data", "teacher", "changes")))
     steps = {name: given[name] for name in ("steps", "teacher_steps")}
     return starting_point(options_of(context, out, **fixed), recipe, set_values(given["changes"]), **steps)
 
@@ -98,11 +98,11 @@ def _recipe_differences(study: StudyFile, given: dict[str, Any]) -> list[Differe
 
 def _requested(base: Recipe, given: dict[str, Any]) -> Recipe:
     """The recipe that the command line describes; what it does not name is as in ``base``."""
-    file, preset, changes = (given.get(name) for name in ("recipe", "preset", "changes"))
-    if not (file or preset):
+    from siclip_platform.recipes.load import is_shipped
+
+    recipe, changes = given.get("recipe"), given.get("changes")
+    if not recipe:
         return absolute(base.updated(set_values(changes)))
-    # A preset has neither a dataset nor a teacher. --data and --teacher are compared as options.
-    data, teacher = (base.data.path, base.teacher) if preset else (None, None)
-    return read_recipe(
-        file and Path(file), preset, given.get("data") or data, given.get("teacher") or teacher, changes
-    )
+    # A shipped recipe's dataset and teacher are examples. --data and --teacher are compared as options.
+    data, teacher = (base.data.path, base.teacher) if is_shipped(recipe) else (None, None)
+    return read_recipe(recipe, given.get("data") or data, given.get("teacher") or teacher, changes)

@@ -13,7 +13,6 @@ from siclip_platform.cli.experiments import (
     ArtifactsOption,
     DataOption,
     OutOption,
-    PresetOption,
     RecipeOption,
     RegisterOption,
     ResumeOption,
@@ -49,7 +48,6 @@ def tune(
     context: typer.Context,
     space: Annotated[str, typer.Option(help="A search space: a name in search_spaces/ or a file.")] = "wikd",
     recipe: RecipeOption = None,
-    preset: PresetOption = None,
     data: DataOption = None,
     teacher: TeacherOption = None,
     changes: SetOption = None,
@@ -81,7 +79,7 @@ def tune(
     if resume:
         start = resumed_study(context, "search", out)
     else:
-        named = read_recipe(recipe, preset, data, teacher, changes)
+        named = read_recipe(recipe, data, teacher, changes)
         options = options_of(context, out, data=named.data.path, teacher=named.teacher)
         start = StartingPoint(options, named, definition=space)
     options, base = start.options, start.base

@@ -19,7 +19,7 @@ from siclip.models.registry import model_config
 from siclip.teachers import ModelTeacher, StoredTeacher, Teacher
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
-from siclip_platform.recipes.presets import without_distillation
+from siclip_platform.recipes.control import without_distillation
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import recipe_model
 

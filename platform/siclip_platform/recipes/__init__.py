@@ -1,1 +1,1 @@
-"""Recipes: everything that determines what a training computes, validated; and the presets."""
+"""Recipes: everything that determines what a training computes, validated; found, read and merged."""

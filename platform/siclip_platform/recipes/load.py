@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from siclip.config import Config
+from siclip.config import Config, TrainingConfig, replaced_by
 from siclip.errors import UserError
 from siclip_platform.recipes.problems import KEY, Loc, closest, explain, short
 from siclip_platform.recipes.recipe import Recipe, section_of
@@ -164,7 +164,9 @@ def _laid(
     origins: dict[Loc, int],
 ) -> dict[str, Any]:
     """A section of one file over the same section of those that it extends; notes which file has what."""
-    tree = dict(below)
+    # of steps and epochs, the file has the one that it names, whatever the recipe below has
+    others = replaced_by(above) if model is TrainingConfig else {}
+    tree = {key: value for key, value in below.items() if key not in others}
     for key, value in above.items():
         here = (*loc, key)
         origins[here] = index

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from siclip.errors import UserError
-from siclip_platform.recipes.presets import STUDENT_STEPS, TEACHER_STEPS, digits_student, digits_teacher
+from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import as_path
 from siclip_platform.studies.options import Options
@@ -54,16 +54,16 @@ def starting_point(
     given: Recipe | None,
     changes: Mapping[str, object],
     *,
-    steps: int = STUDENT_STEPS,
-    teacher_steps: int = TEACHER_STEPS,
+    steps: int | None = None,
+    teacher_steps: int | None = None,
 ) -> StartingPoint:
     """Where a new study starts. The options' dataset and teacher override the recipe's.
 
     Args:
         given: the recipe that was named; without one, the student of the digit scenes.
         changes: fields of that student, by dotted path.
-        steps: of that student.
-        teacher_steps: of its teacher, which is trained if none is named.
+        steps: of that student; None: its own.
+        teacher_steps: of its teacher, which is trained if none is named; None: its own.
 
     Raises:
         UserError: a change does not fit.

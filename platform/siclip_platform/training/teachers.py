@@ -10,7 +10,7 @@ from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.derived.embeddings.teacher import load_teacher
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
-from siclip_platform.recipes.presets import DISTILLATION
+from siclip_platform.recipes.control import DISTILLATION
 from siclip_platform.recipes.recipe import Recipe
 
 

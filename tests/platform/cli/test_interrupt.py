@@ -18,7 +18,7 @@ from PIL import Image
 
 from siclip.checkpoints.formats import load_model
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.tracking import default_tracking_uri
 from siclip_platform.training.in_process import run_recipe
 
@@ -74,7 +74,7 @@ def test_train_resumes_to_the_model_of_an_undisturbed_training(
         "evaluation.validation_samples": 20,
     }
     out = prepared(tmp_path / "out", mlflow_database)
-    words = ["train", "--preset", "digits-student", "--data", str(digits), "--teacher", str(nano_teacher)]
+    words = ["train", "--recipe", "digits-student", "--data", str(digits), "--teacher", str(nano_teacher)]
     words += [word for path, value in changes.items() for word in ("--set", f"{path}={value}")]
 
     def has_checkpoint() -> bool:
@@ -135,7 +135,7 @@ def test_a_second_ctrl_c_ends_the_command_at_once(
     digits: Path, nano_teacher: Path, tmp_path: Path, mlflow_database: bytes
 ) -> None:
     out = prepared(tmp_path / "out", mlflow_database)
-    words = ["train", "--preset", "digits-student", "--data", str(digits), "--teacher", str(nano_teacher)]
+    words = ["train", "--recipe", "digits-student", "--data", str(digits), "--teacher", str(nano_teacher)]
     stopped = stop([*words, "--out", str(out)], tmp_path / "log", (out / "train" / "train" / "train").is_dir, times=2)
     assert (stopped.code, stopped.survivors) == (130, []) and stopped.seconds < 5
 
@@ -155,7 +155,7 @@ def test_data_import_stops_and_resumes(tmp_path: Path, by: signal.Signals) -> No
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     dest = tmp_path / "dataset"
-    words = ["data", "import", str(source), str(dest)]
+    words = ["data", "import", str(source), str(dest), "--split", "train"]
 
     def finished() -> list[Path]:
         return [path for path in (dest / ".work").rglob("*.parquet") if not path.name.startswith(".")]

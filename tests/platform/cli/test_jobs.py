@@ -15,11 +15,11 @@ from siclip.errors import UserError
 from siclip_platform.cli import app
 from siclip_platform.datasets.derived.preparation import Preparation
 from siclip_platform.evaluation import evaluate_checkpoint
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 
 JOBS = sorted((Path(__file__).resolve().parents[3] / "jobs").glob("*.py"))
-FLAGS = {"--recipe", "--preset", "--data", "--teacher", "--set", "--tracking-uri", "--address"}
+FLAGS = {"--recipe", "--data", "--teacher", "--set", "--tracking-uri", "--address"}
 WITHOUT = {"prepare_cc12m_syn": {"--tracking-uri"}, "evaluate_siclip": {"--address"}}  # no runs; one process
 
 

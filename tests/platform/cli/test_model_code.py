@@ -34,9 +34,9 @@ COMMANDS = {
     "model convert --model": ["model", "convert", "WEIGHTS", "OUT.pt", "--model", "MODEL"],
     "model export": ["model", "export", "MODEL", "OUT", "--format", "onnx"],
     "model propose-sharing": ["model", "propose-sharing", "MODEL", "DATA"],
-    "job train": ["train_siclip.py", "--preset", "digits-student", "--data", "DATA", "--teacher", "MODEL"],
+    "job train": ["train_siclip.py", "--recipe", "digits-student", "--data", "DATA", "--teacher", "MODEL"],
     "job train, distil_from": [
-        *("train_siclip.py", "--preset", "digits-student", "--data", "DATA", "--teacher", "TEACHER"),
+        *("train_siclip.py", "--recipe", "digits-student", "--data", "DATA", "--teacher", "TEACHER"),
         *("--set", "distil_from=[MODEL]"),
     ],
     "job tune": ["tune_wikd.py", "--data", "DATA", "--teacher", "MODEL"],

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from siclip.errors import UserError
 from siclip_platform.cli import app
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import read_study
 
@@ -175,7 +175,7 @@ REFUSED = {
         (["--data", "other"], "--data: the study has DIGITS, "),
         (["--teacher", "other.pt"], "--teacher: the study has "),
         (["--set", "training.steps=25"], "training.steps: the study has 24, 25 was given"),
-        (["--preset", "digits-teacher"], "model.name: the study has siclip-nano, mobileclip-nano was given"),
+        (["--recipe", "digits-teacher"], "model.name: the study has siclip-nano, mobileclip-nano was given"),
     ],
     "train": [
         (["--register", "m"], "--register: the study has (not set), m was given"),

@@ -8,7 +8,7 @@ import pytest
 
 from siclip.errors import UserError
 from siclip_platform.cli.experiments import set_values
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 
 
 def test_values_are_yaml() -> None:

@@ -21,7 +21,7 @@ from siclip.checkpoints.formats import load_model, read_checkpoint
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.training.loop import Save, train
-from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream.ray_reader import check_reader_nodes
 from siclip_platform.training.build import prepare

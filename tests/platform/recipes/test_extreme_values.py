@@ -21,9 +21,9 @@ from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.digits.composition import DigitScenesConfig
 from siclip_platform.datasets.importing.images import ImageRules
 from siclip_platform.datasets.importing.parts import ImportConfig
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.fields import read_value
 from siclip_platform.recipes.load import load_recipe
-from siclip_platform.recipes.presets import digits_student
 from siclip_platform.recipes.recipe import Recipe, leaf_paths, parse_recipe
 from siclip_platform.recipes.yaml_file import dump_yaml, read_model
 from siclip_platform.spaces.policy import SamplerConfig, SchedulerConfig

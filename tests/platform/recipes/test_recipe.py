@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siclip.errors import UserError
+from siclip_platform.recipes.control import without_distillation
+from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.load import load_recipe
-from siclip_platform.recipes.presets import digits_student, digits_teacher, preset, without_distillation
 from siclip_platform.recipes.recipe import Recipe, find_field
 
 HEAD = "data: {path: x}\nmodel: {name: siclip-nano}\n"  # the rest starts in line 3
@@ -67,7 +68,15 @@ BAD_FILES = {
     ),
     "key of a list": ("training: {steps: 200}\nloss:\n  schedule:\n    - {steps: 3}", "6: loss.schedule.0"),
     "missing section": ("evaluation: {}", "1: lacks training; add it"),
-    "missing key": ("training:\n  seed: 3", "4: training: lacks steps; add it"),
+    "no length": ("training:\n  seed: 3", "4: training: lacks its length; add steps or epochs"),
+    "two lengths": (
+        "training:\n  steps: 4\n  epochs: 2",
+        "4: training: epochs 2 and steps 4 say the same in two ways",
+    ),
+    "missing key": (
+        "training: {steps: 200}\nloss:\n  schedule:\n    - {step: 9}",
+        "6: loss.schedule.0: lacks weights; add it",
+    ),
     "wrong value": (
         "training:\n  steps: many",
         "4: training.steps: 'many' does not fit: Input should be a valid int",
@@ -219,13 +228,6 @@ def test_the_control_differs_in_the_distillation_weights_alone() -> None:
     weights = ("feature_distillation", "contrastive_relational", "interactive_contrastive")
     assert changed == {f"loss.{weight}" for weight in weights}
     assert all(after[path] == 0 for path in changed)
-
-
-def test_an_unknown_preset_lists_those_that_exist() -> None:
-    with pytest.raises(UserError, match="no preset 'none'; choose one of digits-teacher, digits-student"):
-        preset("none", Path("data"))
-    with pytest.raises(UserError, match="no preset 'digits-studnet'; did you mean 'digits-student'"):
-        preset("digits-studnet", Path("data"))
 
 
 def test_every_leaf_of_a_recipe_is_a_field() -> None:

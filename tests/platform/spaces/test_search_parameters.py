@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from siclip.config import MiningStrategy
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces import load_space
 from siclip_platform.stream import Stream, thread_batches

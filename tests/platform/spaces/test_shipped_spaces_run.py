@@ -12,7 +12,7 @@ import torch
 from optuna.trial import TrialState
 
 from siclip_platform.display import Display
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.policy.defaults import population_of, scheduler_of

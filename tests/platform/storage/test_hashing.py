@@ -15,7 +15,7 @@ from siclip_platform.datasets.importing.parts import ImportConfig, PartJob
 from siclip_platform.datasets.importing.sources.part import SourcePart
 from siclip_platform.datasets.manifest import Manifest, ShardEntry
 from siclip_platform.datasets.sidecar import SidecarManifest
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.storage import as_path
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey

@@ -24,7 +24,7 @@ from siclip.training.loop import Save
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.evaluation import evaluate_checkpoint
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, local_copy
 from siclip_platform.storage.checkpoints import read_model

@@ -172,7 +172,7 @@ def test_another_dataset_is_not_overwritten(digits: Path, pushed: RemotePath) ->
 
 
 def test_a_stream_from_a_store_equals_the_local_one(digits: Path, pushed: RemotePath) -> None:
-    recipe = read_recipe(None, "digits-teacher", str(pushed), None, ["training.batch_size=40"])
+    recipe = read_recipe("digits-teacher", str(pushed), None, ["training.batch_size=40"])
     assert recipe.data.path == str(pushed)
     local = recipe.updated({"data.path": str(digits)})
     streams = [Stream.of(each, recipe_model(each)) for each in (recipe, local)]

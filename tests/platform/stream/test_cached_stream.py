@@ -18,7 +18,7 @@ from siclip.data.batch import to_float_images
 from siclip.errors import UserError
 from siclip.models import create_model
 from siclip.models.clip import Clip
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.trunk_features import CachedStream, TrunkCache, build_trunk_cache
 

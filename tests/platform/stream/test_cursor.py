@@ -22,7 +22,7 @@ from siclip.errors import UserError
 from siclip.models import model_config
 from siclip_platform.datasets.manifest import Manifest, ShardEntry, write_manifest, write_shard
 from siclip_platform.datasets.schema import SCHEMA
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.columns import shares

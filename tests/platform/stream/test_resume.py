@@ -11,7 +11,7 @@ from siclip.checkpoints.formats import read_checkpoint, save_checkpoint
 from siclip.errors import UserError
 from siclip.training.loop import resume
 from siclip_platform.datasets.manifest import open_dataset, write_manifest
-from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.training import ray_worker

@@ -32,7 +32,7 @@ from siclip_platform.datasets.sidecar import (
     write_sidecar_manifest,
     write_sidecar_shard,
 )
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache

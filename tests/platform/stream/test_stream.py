@@ -15,7 +15,7 @@ from siclip.data.batch import Batch
 from siclip.data.captions import stable_id
 from siclip.models import model_config
 from siclip.tokenizer import tokenize
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream, load_evaluation_set, ray_reader, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches

@@ -9,7 +9,7 @@ import pytest
 
 from siclip.errors import UserError
 from siclip.training.loop import Save
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.in_process import run_recipe
 

@@ -9,7 +9,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from siclip.errors import UserError
-from siclip_platform.recipes.presets import digits_student, digits_teacher
+from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.search.policy.searcher import SettingsSearch
 from siclip_platform.spaces.ablation import QUESTIONS, Ablation, ablation_names, load_ablation, parse_ablation

@@ -13,7 +13,7 @@ from siclip.checkpoints.formats import save_checkpoint
 from siclip.models import create_model
 from siclip_platform.datasets.tools.summary import DataSummary
 from siclip_platform.display import Display
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.query import DATA_SUMMARY, Selection, read_studies

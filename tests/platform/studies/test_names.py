@@ -33,7 +33,7 @@ def test_other_names_are_taken(name: str) -> None:
 
 def test_the_commands_refuse_it(digits: Path, tmp_path: Path) -> None:
     train = runpy.run_path(str(Path(__file__).resolve().parents[3] / "jobs" / "train_siclip.py"))["app"]
-    named = ["--preset", "digits-teacher", "--data", str(digits), "--name", "../escape"]
+    named = ["--recipe", "digits-teacher", "--data", str(digits), "--name", "../escape"]
     out = ["--out", str(tmp_path / "out")]
     for program, command in ((train, named), (train, ["--resume", "../escape"]), (app, ["tune", "--resume", "../e"])):
         error = CliRunner().invoke(program, [*command, *out]).exception

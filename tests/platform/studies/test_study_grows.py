@@ -11,7 +11,8 @@ import torch
 from siclip.checkpoints.formats import save_checkpoint
 from siclip.models import create_model
 from siclip_platform.display import Display
-from siclip_platform.recipes.presets import digits_student, without_distillation
+from siclip_platform.recipes.control import without_distillation
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.store import Store

@@ -14,7 +14,7 @@ import pytest
 
 from siclip_platform.datasets.manifest import Manifest, open_dataset, write_manifest
 from siclip_platform.display import Display
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.studies.experiment import Experiment
 from siclip_platform.studies.final_runs import FinalRuns, final_split
 from siclip_platform.studies.options import Options
@@ -67,7 +67,7 @@ def test_a_test_split_without_samples_counts_as_none(without_test: Path, empty: 
 def test_a_training_ends_with_exit_code_0_and_validation_figures(without_test: Path, tmp_path: Path) -> None:
     small = ["training.steps=4", "training.warmup_steps=1", "training.batch_size=8", "training.evaluate_every=2"]
     settings = [part for change in small for part in ("--set", change)]
-    train = ["--preset", "digits-teacher", "--data", str(without_test), *settings]
+    train = ["--recipe", "digits-teacher", "--data", str(without_test), *settings]
     figures = []
     for arguments in (train, ["--resume", "train"]):
         command = [sys.executable, "-m", "siclip_platform", "train", *arguments, "--out", str(tmp_path / "out")]

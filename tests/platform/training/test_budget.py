@@ -10,7 +10,7 @@ import torch
 
 from siclip.models.clip import Clip
 from siclip.models.registry import create_model, model_config
-from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.stream import load_evaluation_set, validation_set
 from siclip_platform.training.budget import Budgeted
 from siclip_platform.training.build import prepare

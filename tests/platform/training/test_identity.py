@@ -28,7 +28,7 @@ ENTRIES = (
 )
 TRAIN = """
 import json, sys
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.search.trial import ray_run, trial
 from siclip_platform.training import ray_train
 from siclip_platform.training.in_process import run_recipe

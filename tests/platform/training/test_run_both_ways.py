@@ -15,7 +15,7 @@ from siclip.errors import UserError
 from siclip.models import create_model
 from siclip.training.block_regression import fit_blocks
 from siclip.training.loop import Save
-from siclip_platform.recipes.presets import digits_student
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import check, prepare
 from siclip_platform.training.in_process import regress_blocks, run_recipe

@@ -14,7 +14,7 @@ from siclip.checkpoints.formats import load_model, read_checkpoint
 from siclip.errors import UserError
 from siclip.training.loop import Save
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
-from siclip_platform.recipes.presets import digits_teacher
+from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.in_process import run_recipe
 from siclip_platform.training.ray_train import run_with_ray_train

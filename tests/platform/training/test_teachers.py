@@ -18,7 +18,8 @@ from siclip.training.step import fitted_tokens
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
 from siclip_platform.datasets.derived.stage import Pool
-from siclip_platform.recipes.presets import DISTILLATION, digits_student, without_distillation
+from siclip_platform.recipes.control import DISTILLATION, without_distillation
+from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import build_trainer, check, prepare
 from siclip_platform.training.in_process import run_recipe

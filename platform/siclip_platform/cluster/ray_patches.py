@@ -16,6 +16,10 @@ LOST_WORKER_WARNINGS = (
     "A worker died or was killed while executing a task",
     "Workers (tasks / actors) killed due to memory pressure",
 )
+LOST_NODE_WARNINGS = (
+    "has been marked dead because",
+    "Raylet is terminated",  # with the last lines of its log
+)
 QUIET = {
     # Ray Data configures its loggers again at each execution: a level that is set on a logger does not last.
     # Waits for a log level in ray.data.DataContext.
@@ -33,7 +37,7 @@ def silence_through_environment() -> None:
 
 
 def hide_worker_count_warning() -> None:
-    """Drop the warnings that many worker processes run and that one was lost; calling it again has no effect.
+    """Drop the warnings that many worker processes run and that one or a node was lost; calling it again has no effect.
 
     Trials with fractional CPUs start many workers on purpose, and a loss is told in a sentence where it matters. Ray
     prints these past its loggers, also with ``log_to_driver=False``. Waits for an argument of ray.init or a logger.
@@ -45,7 +49,7 @@ def hide_worker_count_warning() -> None:
         return
 
     def show(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        hidden = (WORKER_COUNT_WARNING, *LOST_WORKER_WARNINGS)
+        hidden = (WORKER_COUNT_WARNING, *LOST_WORKER_WARNINGS, *LOST_NODE_WARNINGS)
         if not any(warning in line for line in data["lines"] for warning in hidden):
             shown(data, *args, **options)
 

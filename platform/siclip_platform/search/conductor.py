@@ -17,7 +17,14 @@ from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, tr
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import Retention, newest_checkpoint
 from siclip_platform.search.ledger.reuse import Reuse
-from siclip_platform.search.replay import forget_in_scheduler, replay_into_scheduler, restore_searcher
+from siclip_platform.search.replay import (
+    forget_in_scheduler,
+    last_of_setting,
+    replay_into_scheduler,
+    restore_searcher,
+    results_of_setting,
+    setting_failed,
+)
 from siclip_platform.search.result import StudyResult, outcome
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.search.trial.trial import REPLAY, SECONDS
@@ -94,12 +101,8 @@ class Conductor:
     def _suggest_again(self, entry: Entry) -> None:
         """Let the searcher recall a trial of an earlier start, and report the results that it may have missed."""
         self.plan.searcher.suggest(entry.name)
-        for step, means in self._results_of_setting(entry):
+        for step, means in results_of_setting(entry):
             self.plan.searcher.on_trial_result(entry.name, {"step": step, **means})
-
-    def _results_of_setting(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
-        """The results that the searcher's suggestion led to."""
-        return [(step, means) for step, means, _ in entry.results]
 
     def suggest(self, tune_id: str) -> dict[str, Any] | Any:
         """The setting of a trial that was in flight, else a new one; None while there is none now."""
@@ -238,13 +241,8 @@ class Conductor:
 
     def _tell(self, entry: Entry) -> None:
         """Tell the searcher how a trial ended; it has had the results before."""
-        results = self._results_of_setting(entry)
-        last = {"step": results[-1][0], **results[-1][1]} if results else None
-        self.plan.searcher.on_trial_complete(entry.name, result=last, error=self._setting_failed(entry))
+        self.plan.searcher.on_trial_complete(entry.name, result=last_of_setting(entry), error=setting_failed(entry))
         self.journal.told(entry.name)
-
-    def _setting_failed(self, entry: Entry) -> bool:
-        return entry.state == "failed"
 
     def _compare(self, entry: Entry) -> None:
         value = entry.last.get(self.plan.metric, math.nan)

@@ -116,13 +116,6 @@ class PopulationConductor(Conductor):
         if not entry.parents:
             super()._report(entry, step, means)
 
-    def _results_of_setting(self, entry: Entry) -> list[tuple[int, dict[str, float]]]:
-        until = entry.parents[0][0] if entry.parents else self.steps
-        return [(step, means) for step, means in super()._results_of_setting(entry) if step <= until]
-
-    def _setting_failed(self, entry: Entry) -> bool:
-        return super()._setting_failed(entry) and not entry.parents
-
     def ended(self, tune_id: str, error: bool) -> None:
         entry = self.journal.entries[self.names[tune_id]]
         if not error and entry.step < self._until[tune_id]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from siclip.errors import UserError
 from siclip_platform.cluster.ray_patches import forget_trial
-from siclip_platform.search.ledger.journal import Journal
+from siclip_platform.search.ledger.journal import Entry, Journal
 from siclip_platform.search.policy.schedulers import Hyperband
 from siclip_platform.search.policy.searcher import StudySearch
 from siclip_platform.search.study import StudyPlan
@@ -55,6 +56,17 @@ def forget_in_scheduler(plan: StudyPlan, trial: Any) -> None:
         plan.scheduler.given_back.append(bracket)
 
 
+def results_of_setting(entry: Entry) -> list[tuple[int, dict[str, float]]]:
+    """The results that the searcher's suggestion led to: of a population's member those before its first copy."""
+    until = entry.parents[0][0] if entry.parents else math.inf
+    return [(step, means) for step, means, _ in entry.results if step <= until]
+
+
+def setting_failed(entry: Entry) -> bool:
+    """Whether a trial failed with the setting that the searcher suggested."""
+    return entry.state == "failed" and not entry.parents
+
+
 def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
     """Tell a searcher that lost its trials everything that the journal has, in order; it must suggest the same again.
 
@@ -72,7 +84,7 @@ def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
     remedy = (
         "restore it from a copy, or begin a new study, which reuses the finished trainings of the same MLflow store"
     )
-    if plan.population is not None or any(map(searcher.knows, journal.entries)):
+    if any(map(searcher.knows, journal.entries)):
         raise UserError(f"{lost}: {remedy}")
     for event in journal.events():
         name = event.get("trial", "")
@@ -83,9 +95,14 @@ def restore_searcher(plan: StudyPlan, journal: Journal) -> None:
                         f"{lost}, and cannot be written again from it ({name} would be another setting): remove the "
                         f"file that was made now, and {remedy}"
                     )
-            case "result":
+            case "result" if event["step"] in dict(results_of_setting(journal.entries[name])):
                 searcher.on_trial_result(name, {"step": event["step"], **event["metrics"]})
-            case "ended" if not event.get("outside"):
+            case "told":
                 entry = journal.entries[name]
-                last = {"step": entry.step, **entry.last} if entry.results else None
-                searcher.on_trial_complete(name, result=last, error=event["state"] == "failed")
+                searcher.on_trial_complete(name, result=last_of_setting(entry), error=setting_failed(entry))
+
+
+def last_of_setting(entry: Entry) -> dict[str, float] | None:
+    """The last of `results_of_setting` with its step, as a searcher gets it; None without results."""
+    results = results_of_setting(entry)
+    return {"step": results[-1][0], **results[-1][1]} if results else None

@@ -62,3 +62,17 @@ def tables(path: Path) -> dict[str, bool] | None:
             return {name: bool(data.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()) for name in names}
     except sqlite3.Error:
         return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the content of a database; None if nothing is, or if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as data:
+            found = str(data.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError:  # it cannot be read now, for example because a killed process was writing to it
+        return None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else found.splitlines()[-1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,8 @@ from siclip_platform.studies.options import WORKER_CPUS, Options, check_study_na
 from siclip_platform.studies.study_file import FILE, read_study
 from siclip_platform.tracking import RunState, Tracker, check_tracking, default_tracking_uri
 from siclip_platform.tracking.address import without_password
-from siclip_platform.tracking.store import check_artifacts, study_names
+from siclip_platform.tracking.names import claim_name, names_in
+from siclip_platform.tracking.store import EXPERIMENT, artifact_location, check_artifacts, open_store
 from siclip_platform.training.build import check
 
 
@@ -103,15 +106,22 @@ def _how_to_resume(folder: Path) -> str:
 
 
 def _new_name(name: str, uri: str, options: Options) -> str:
+    """A name that no other study has, in the output folder and in the store; both have it from now on."""
     check_tracking(uri)
-    taken = study_names(uri, options.artifacts or options.out / "artifacts")
+    client, experiment = open_store(
+        uri, EXPERIMENT, artifact_location(options.artifacts or options.out / "artifacts", uri)
+    )
     while True:
-        unused = unused_name(name, taken, options.out)
+        unused = unused_name(name, names_in(client, experiment), options.out)
+        folder = options.out / unused
         try:
-            (options.out / unused).mkdir()
+            folder.mkdir()
         except FileExistsError:  # of a study that starts at the same moment
             continue
-        return unused
+        if claim_name(client, experiment, unused):
+            return unused
+        folder.rmdir()
+        time.sleep(random.uniform(0, 1))  # otherwise those who want the name would claim it together again
 
 
 @contextmanager

@@ -58,13 +58,14 @@ def log_in(user: str, password: str) -> None:
 
 
 def quieten() -> None:
-    """Hide the lines that MLflow logs while it creates a store, and its bars. Call it after MLflow was imported.
+    """Hide the lines that MLflow logs and prints, and its bars. Call it after MLflow was imported.
 
     Importing MLflow sets the level of its loggers. Waits for a store that logs at debug level, and for bars that are
     only drawn on a terminal.
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # "View run … at" when one has ended
 
 
 def system_monitors() -> list[Any]:

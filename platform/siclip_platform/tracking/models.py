@@ -54,8 +54,8 @@ def log_model(client: Any, experiment_id: str, run_id: str, key: str, payload: M
     """
     from mlflow.entities import LoggedModelStatus
 
-    tag = "/".join(part for part in (key, payload["name"], payload.get("of", "")) if part)
-    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{tag}'")
+    tag = _tag(key, payload)
+    found = _with_tag(client, experiment_id, tag)
     if found:
         model = found[0]
     else:
@@ -77,6 +77,35 @@ def log_model(client: Any, experiment_id: str, run_id: str, key: str, payload: M
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     if payload["register"]:
         _register(client, payload["register"], model, run_id)
+
+
+def remove_doubles(client: Any, experiment_id: str, key: str, payload: Mapping[str, Any]) -> None:
+    """Delete what MLflow made of requests for a model that it handled after we had asked again.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment_id: the experiment of the run.
+        key: the run's key in the spool.
+        payload: of the model, which was logged.
+    """
+    found = _with_tag(client, experiment_id, _tag(key, payload))
+    for double in found[1:]:
+        client.delete_logged_model(double.model_id)
+    if payload["register"] and found:
+        for version in _versions(client, payload["register"], found[0])[1:]:
+            client.delete_model_version(version.name, version.version)
+
+
+def _tag(key: str, payload: Mapping[str, Any]) -> str:
+    return "/".join(part for part in (key, payload["name"], payload.get("of", "")) if part)
+
+
+def _with_tag(client: Any, experiment_id: str, tag: str) -> list[Any]:
+    """The logged models of a tag: a complete one first, then the oldest."""
+    from mlflow.entities import LoggedModelStatus
+
+    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{MODEL_KEY}` = '{tag}'")
+    return sorted(found, key=lambda model: (model.status != LoggedModelStatus.READY, model.creation_timestamp))
 
 
 def _write(folder: Path, run_id: str, model_id: str, payload: Mapping[str, Any]) -> None:
@@ -106,7 +135,15 @@ def _register(client: Any, name: str, model: Any, run_id: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = client.search_model_versions(f"name = '{name}'")
-    if all(version.source != model.artifact_location for version in versions):
+    if not _versions(client, name, model):
         with http_limits(repeats=0):
             client.create_model_version(name, source=model.artifact_location, run_id=run_id, model_id=model.model_id)
+
+
+def _versions(client: Any, name: str, model: Any) -> list[Any]:
+    """The versions of a registered model that are this logged model, the oldest first."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return sorted(
+        (version for version in found if version.source == model.artifact_location),
+        key=lambda version: int(version.version),
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from siclip_platform.tracking.mlflow_patches import http_limits
-from siclip_platform.tracking.models import log_model
+from siclip_platform.tracking.models import log_model, remove_doubles
 from siclip_platform.tracking.spool import Event, Spool
 from siclip_platform.tracking.store import connect, experiment_id
 
@@ -253,8 +253,10 @@ class Sender:
         log_model(self.client, self.experiment_id, self._run(event), event.run, event.payload)
 
     def _end(self, event: Event) -> None:
-        if self.spool.repeated(event.run):
+        if self.spool.repeated(event.run, "create"):
             self._remove_doubles(event.run)
+        for payload in self.spool.repeated(event.run, "model"):
+            remove_doubles(self.client, self.experiment_id, event.run, payload)
         self.client.set_terminated(self._run(event), status=event.payload["status"], end_time=event.payload["time"])
 
     def _reopen(self, event: Event) -> None:

@@ -168,9 +168,10 @@ class Spool:
         self._change(write)
         self.arrived.set()
 
-    def repeated(self, key: str) -> bool:
-        """Whether MLflow was asked more than once to create a run."""
-        return bool(self._do("SELECT 1 FROM events WHERE run = ? AND op = 'create' AND tried > 1", (key,)))
+    def repeated(self, key: str, op: Op) -> list[dict[str, Any]]:
+        """The payloads of a run's events of one operation that were sent more than once."""
+        rows = self._do("SELECT payload FROM events WHERE run = ? AND op = ? AND tried > 1", (key, op))
+        return [json.loads(payload) for (payload,) in rows]
 
     def knows(self, key: str) -> bool:
         """Whether a run was started with this key."""

@@ -224,21 +224,6 @@ def check_usable(uri: str) -> None:
     open_store(uri, EXPERIMENT, None)
 
 
-def study_names(uri: str, artifacts: Path | str | None = None, experiment: str = EXPERIMENT) -> set[str]:
-    """Names of the studies in an experiment, which is created if it is missing.
-
-    Raises:
-        UserError: the store is not an MLflow store.
-    """
-    return names_in(*open_store(uri, experiment, artifact_location(artifacts, uri)))
-
-
-def names_in(client: Any, experiment: str) -> set[str]:
-    """Names of the studies in the experiment with this id."""
-    studies = client.search_runs([experiment], "tags.`siclip.kind` = 'study'")
-    return {run.data.tags.get("siclip.study", "") for run in studies}
-
-
 @cache
 def git_commit() -> str | None:
     """The commit of the running code, with ``-dirty`` if files were changed; None outside a checkout."""

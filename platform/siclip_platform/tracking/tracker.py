@@ -15,6 +15,7 @@ from siclip_platform.metrics import stored_key
 from siclip_platform.storage import AnyPath
 from siclip_platform.tracking.address import without_password
 from siclip_platform.tracking.models import model_payload
+from siclip_platform.tracking.names import names_in
 from siclip_platform.tracking.reconcile import Reconciled, reconcile
 from siclip_platform.tracking.sender import Sender
 from siclip_platform.tracking.spool import Op, Spool
@@ -24,7 +25,6 @@ from siclip_platform.tracking.store import (
     artifact_location,
     check_tracking,
     git_commit,
-    names_in,
     open_store,
 )
 

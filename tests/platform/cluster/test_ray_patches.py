@@ -21,7 +21,7 @@ from ray._private import worker
 from ray.tune.execution import class_cache
 
 from siclip_platform.cluster import ray_patches
-from siclip_platform.cluster.ray_patches import LOST_WORKER_WARNINGS, QUIET, WORKER_COUNT_WARNING
+from siclip_platform.cluster.ray_patches import LOST_NODE_WARNINGS, LOST_WORKER_WARNINGS, QUIET, WORKER_COUNT_WARNING
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -93,6 +93,18 @@ def test_the_raylet_still_has_the_warning_about_workers() -> None:
             assert content.find(warning.encode()) > 0
 
 
+def test_ray_still_has_the_warnings_about_nodes() -> None:
+    folder = Path(str(ray.__file__)).parent
+    for file, warning in zip(
+        ("core/src/ray/gcs/gcs_server", "_private/process_watcher.py"), LOST_NODE_WARNINGS, strict=True
+    ):
+        with (
+            (folder / file).open("rb") as open_file,
+            mmap.mmap(open_file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            assert content.find(warning.encode()) > 0
+
+
 def test_only_the_warning_about_workers_is_hidden(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +119,7 @@ def test_only_the_warning_about_workers_is_hidden(
     assert WORKER_COUNT_WARNING in printed(warning)  # why it is needed
     ray_patches.hide_worker_count_warning()
     assert printed(warning.replace("9", "8")) == ""
-    assert [printed(f"{warning} and more") for warning in LOST_WORKER_WARNINGS] == ["", ""]
+    assert not any(printed(f"{lost} and more") for lost in (*LOST_WORKER_WARNINGS, *LOST_NODE_WARNINGS))
     assert "another message" in printed("another message")
     patched = worker.print_to_stdstream
     ray_patches.hide_worker_count_warning()

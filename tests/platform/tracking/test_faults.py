@@ -103,13 +103,46 @@ def test_a_run_that_the_server_creates_after_it_was_asked_again_is_removed(
     check_one_whole_run(mlflow_server, "late")
 
 
-def test_a_404_that_passes_sets_nothing_aside(mlflow_server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["drop", pytest.param(4.0, id="late")])
+def test_a_model_and_its_version_are_created_once(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nano_teacher: Path, fault: Fault
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    name = "dropped" if fault == "drop" else "late"
+    models, versions = Script("/logged-models", fault), Script("/model-versions/create", fault)
+    with proxy(mlflow_server, lambda path: models(path) or versions(path)) as uri:
+        tracker = Tracker(uri, spool=tmp_path / "s")
+        run = tracker.start(name, "train", params={}, tags={}, key=name)
+        run.model(nano_teacher, name, register=name)
+        if fault != "drop":
+            client, until = tracker.client, time.monotonic() + 30
+            while len(client.search_model_versions(f"name = '{name}'")) < 2 and time.monotonic() < until:
+                time.sleep(0.1)
+            assert len(logged(tracker, name)) == 2, "the server has handled both requests"
+        run.finish("completed")
+        assert tracker.flush(60) == 0 and tracker.spool.problems() == []
+        (model,) = logged(tracker, name)
+        (version,) = tracker.client.search_model_versions(f"name = '{name}'")
+        tracker.close()
+    assert model.status == "READY" and version.source == model.artifact_location
+    asked = 1 if fault == "drop" else 2
+    assert (models.asked, versions.asked) == (asked, asked)
+
+
+def logged(tracker: Tracker, name: str) -> list[Any]:
+    return list(tracker.client.search_logged_models([tracker.experiment_id], filter_string=f"name = '{name}'"))
+
+
+def test_a_404_that_passes_sets_nothing_aside(
+    mlflow_server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with proxy(mlflow_server, Script(LOG, 404, 404, 404)) as uri:
         tracker = Tracker(uri, spool=tmp_path / "s")
         write_run(tracker, "passing")
         assert tracker.flush(60) == 0 and tracker.spool.problems() == []
         tracker.close()
     check_one_whole_run(mlflow_server, "passing")
+    assert capfd.readouterr().out == "", "MLflow prints nothing, not even the address of a run that has ended"
 
 
 def test_what_was_set_aside_is_sent_by_sync(mlflow_server: str, tmp_path: Path) -> None:

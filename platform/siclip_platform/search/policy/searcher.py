@@ -26,6 +26,7 @@ from siclip_platform.search.policy.storage import WaitingStorage
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.finite import check_sampler, shuffled_grid
 from siclip_platform.spaces.policy import SamplerConfig
+from siclip_platform.storage.databases import damage
 
 STEP = "step"
 TRIAL_ID = "trial_id"
@@ -301,6 +302,12 @@ def paper_point(space: SearchSpace) -> dict[str, Any]:
 
 
 def _open(path: Path) -> WaitingStorage:
+    found = damage(path)
+    if found:
+        raise UserError(
+            f"study storage {path} cannot be used, it is damaged or no database ({found}): move it away and resume "
+            "the study, which writes it again from its journal"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return WaitingStorage(

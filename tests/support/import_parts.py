@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
 from siclip_platform.datasets.importing.sources.access import Access
 from siclip_platform.datasets.importing.sources.columns import ColumnNames
-from siclip_platform.datasets.importing.sources.find import find_source
+from siclip_platform.datasets.importing.sources.find import find_sources
+from siclip_platform.datasets.importing.sources.patterns import SplitPatterns
 
 
 def picture(number: int) -> bytes:
@@ -61,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def imported(
-    source: Path,
+    source: Path | Sequence[str],
     folder: Path,
     config: ImportConfig | None = None,
     *,
@@ -69,9 +71,13 @@ def imported(
     rows: int = 10_000,
     access: Access | None = None,
     keep_splits: bool = True,
+    splits: Sequence[str] = (),
 ) -> Outcome:
-    """Import a source, whatever the share of bad rows."""
-    found = find_source(str(source), None, columns or ColumnNames(), rows, access=access, keep_splits=keep_splits)
+    """Import one or several sources, whatever the share of bad rows."""
+    names = [str(source)] if isinstance(source, Path) else source
+    patterns = SplitPatterns(splits)
+    kept: dict[str, Any] = {"access": access, "keep_splits": keep_splits, "splits": patterns}
+    found = find_sources(names, None, columns or ColumnNames(), rows, **kept)
     done = import_dataset(found, folder, config or ImportConfig(), max_bad_share=1, pool=Pool(here=True))
     dataset = done.dataset
     tables = {

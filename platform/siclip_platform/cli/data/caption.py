@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from siclip_platform.cli.data.group import app
-from siclip_platform.cli.data.precision import Precision
+from siclip_platform.cli.data.precision import CaptionPrecision
 
 
 @app.command()
@@ -16,11 +16,12 @@ def caption(
     dataset: Annotated[Path, typer.Argument(help="Folder of the dataset; its own files are not changed.")],
     name: Annotated[str, typer.Option(help="Name of the captions; written to DATASET/captions/NAME.")],
     model: Annotated[
-        str, typer.Option(help="A CoCa of open_clip, or a JSON file with its config.")
+        str, typer.Option(help="A CoCa of open_clip, a JSON file with its config, or transformers:FOLDER_OR_NAME.")
     ] = "coca_ViT-L-14",
     pretrained: Annotated[
         str, typer.Option(help="A pretrained tag of open_clip, or a checkpoint.")
     ] = "mscoco_finetuned_laion2B-s13B-b90k",
+    prompt: Annotated[str, typer.Option(help="What a model of transformers is told.")] = "",
     per_image: Annotated[int, typer.Option(min=1, help="Captions generated per image.")] = 3,
     top_p: Annotated[float, typer.Option(help="Draw from the tokens with this share of the probability.")] = 0.9,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
@@ -38,8 +39,12 @@ def caption(
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="For the cosine: a checkpoint or open_clip:NAME:TAG.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="Split to caption; repeatable; default: all.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned together.")] = 64,
-    precision: Annotated[Precision, typer.Option()] = Precision.fp32,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Images captioned together; 0: on a GPU what fits, on the CPU a fixed number.")
+    ] = 0,
+    precision: Annotated[
+        CaptionPrecision, typer.Option(help="auto: bf16 on a GPU, fp32 on the CPU.")
+    ] = CaptionPrecision.auto,
     actors: Annotated[int, typer.Option(min=0, help="Copies of the model; 0: one per GPU, or one.")] = 0,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; default: start one.")] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's output.")] = False,
@@ -63,6 +68,7 @@ def caption(
         {
             "model": model,
             "pretrained": pretrained,
+            "prompt": prompt,
             "per_image": per_image,
             "batch_size": batch_size,
             "precision": precision.value,

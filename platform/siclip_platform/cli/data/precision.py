@@ -10,3 +10,12 @@ class Precision(StrEnum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+
+
+class CaptionPrecision(StrEnum):
+    """Values of ``--precision`` of a captioner."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA
 from siclip_platform.datasets.importing.parts import (
     KEYS_SCHEMA,
     ORDER,
-    VALIDATION,
     ImportConfig,
     add_captions,
     drawn,
@@ -39,14 +38,14 @@ class Changes:
         rows: index of the shard → indices of rows that it loses.
         captions: index of the shard → (index of the row that gets captions, part, shard and index of the row that has
             them), in order.
-        moved: index of the shard → indices of rows that go to validation.
+        moved: index of the shard → split → indices of rows that go to it.
         ledger: a row of the ledger for each duplicate, with its order in the part.
         merged: rows added to others, minus those that were added to a duplicate.
     """
 
     rows: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     captions: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=lambda: defaultdict(list))
-    moved: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    moved: dict[int, dict[str, list[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     ledger: list[dict[str, Any]] = field(default_factory=list)
     merged: int = 0
 
@@ -66,13 +65,13 @@ class Changes:
 def find_changes(keys: Sequence[Path], config: ImportConfig) -> dict[int, Changes]:
     """Return index of the part → its changes. Of several equal rows the first is kept.
 
-    Rows of one image become one sample, then duplicates are dropped, then validation is drawn by caption if asked.
+    Rows of one image become one sample, then duplicates are dropped, then shares are drawn by caption if asked.
 
     Args:
         keys: the key files of all parts, in order.
         config: what is dropped and drawn.
     """
-    by_caption = config.share_by == "caption" and bool(config.validation_share)
+    by_caption = config.by_caption
     columns = ["id", "image", *(["sha256"] if config.drop_duplicates or by_caption else [])]
     columns += ["phash"] if config.near_duplicates is not None else []
     columns += ["captions", "drawn"] if by_caption else []
@@ -89,7 +88,7 @@ def find_changes(keys: Sequence[Path], config: ImportConfig) -> dict[int, Change
         found.drop(Reason.NEAR_DUPLICATE, table["id"], *near(hashes, found.kept, config.near_duplicates))
     found.finish()
     if by_caption:
-        found.move(drawn_by_caption(table, config.validation_share))
+        found.move(drawn_by_caption(table, config.shares))
     return dict(found.changes)
 
 
@@ -145,18 +144,19 @@ class _Found:
                 self.changes[part].rows[key["shard"]].append(key["row"])
                 self.changes[part].merged += 1
 
-    def move(self, drawn: npt.NDArray[np.bool_]) -> None:
-        for position in np.flatnonzero(drawn & self.kept).tolist():
-            part, key = self._key(position)
-            self.changes[part].moved[key["shard"]].append(key["row"])
+    def move(self, splits: Mapping[int, str]) -> None:
+        for position, split in splits.items():
+            if self.kept[position]:
+                part, key = self._key(position)
+                self.changes[part].moved[key["shard"]][split].append(key["row"])
 
 
-def drawn_by_caption(table: pa.Table, share: float) -> npt.NDArray[np.bool_]:
-    """Return which rows go to validation: all or none of those that are connected by captions or images.
+def drawn_by_caption(table: pa.Table, shares: Mapping[str, float]) -> dict[int, str]:
+    """Return index of a row → the split that it goes to, the same for all rows connected by captions or images.
 
     Args:
         table: with the columns ``sha256``, ``captions`` and ``drawn`` of `KEYS_SCHEMA`.
-        share: of the groups of connected rows; a group is drawn by its smallest SHA-256.
+        shares: split → share of the groups of connected rows; a group is drawn by its smallest SHA-256.
     """
     # Imported here: it takes seconds and is rarely needed.
     import scipy.sparse.csgraph
@@ -178,11 +178,9 @@ def drawn_by_caption(table: pa.Table, share: float) -> npt.NDArray[np.bool_]:
         label, digest = int(labels[row]), images[row].as_py()
         smallest[label] = min(smallest.get(label, digest), digest)
     # Hashed again, because the smallest of many digests is not uniform.
-    chosen = {label: drawn(hashlib.sha256(digest).digest(), share) for label, digest in smallest.items()}
-    result: npt.NDArray[np.bool_] = eligible & np.array(
-        [chosen.get(int(label), False) for label in labels[:rows]], bool
-    )
-    return result
+    chosen = {label: drawn(hashlib.sha256(digest).digest(), shares) for label, digest in smallest.items()}
+    found = ((row, chosen[int(labels[row])]) for row in np.flatnonzero(eligible).tolist())
+    return {row: split for row, split in found if split}
 
 
 def _subset(columns: list[str]) -> pa.Schema:
@@ -190,28 +188,27 @@ def _subset(columns: list[str]) -> pa.Schema:
 
 
 def change_shard(folder: Path, task: Task) -> TaskOutput:
-    """Copy a shard without some rows, with further captions, and with its validation rows in a shard of their own.
+    """Copy a shard without some rows, with further captions; rows of other splits get shards of their own.
 
-    A shard without rows is not written. The result has the entries ``kept`` and ``moved``, or None.
+    A shard without rows is not written. The result has the ``shards`` with their splits.
     """
     source = Path(task.payload["source"])
     table = _with_captions(pq.read_table(source), task.payload["captions"])
-    keep, moved = np.ones(table.num_rows, bool), np.zeros(table.num_rows, bool)
-    moved[task.payload["moved"]] = True
-    keep[task.payload["drop"]] = False
-    split = task.payload["split"]
+    own = task.payload["split"]
+    splits = np.full(table.num_rows, own, dtype=object)
+    for split, moved in task.payload["moved"].items():
+        splits[moved] = split
+    splits[task.payload["drop"]] = None
     files: list[str] = []
-    entries: dict[str, Any] = {}
-    for what, chosen, name in (
-        ("kept", keep & ~moved, source.name),
-        ("moved", keep & moved, VALIDATION + source.name.removeprefix(split)),
-    ):
-        rows = table.filter(pa.array(chosen))
-        entries[what] = None
+    entries = []
+    for split in (own, *task.payload["moved"]):
+        rows = table.filter(pa.array(splits == split))
         if rows.num_rows:
-            entries[what] = write_shard(rows, folder / name, task.payload["row_group_rows"]).model_dump()
+            name = split + source.name.removeprefix(own)
+            entry = write_shard(rows, folder / name, task.payload["row_group_rows"])
+            entries.append({"split": split, **entry.model_dump()})
             files.append(name)
-    return TaskOutput(files=tuple(files), result=entries)
+    return TaskOutput(files=tuple(files), result={"shards": entries})
 
 
 def _with_captions(table: pa.Table, more: list[tuple[int, str, int]]) -> pa.Table:

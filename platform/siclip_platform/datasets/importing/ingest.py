@@ -23,7 +23,6 @@ from siclip_platform.datasets.importing.deduplication import Changes, change_sha
 from siclip_platform.datasets.importing.ledger import LEDGER, LEDGER_SCHEMA, Tally, write_ledger
 from siclip_platform.datasets.importing.parts import (
     ORDER,
-    VALIDATION,
     ImportConfig,
     PartJob,
     import_part,
@@ -95,11 +94,12 @@ def import_dataset(
             are bad, or no row can be used.
     """
     folder = folder.absolute()
-    if config.validation_share and config.split == VALIDATION:
-        raise UserError(f"--validation-share and --split both name the split {VALIDATION!r}: name another --split")
-    named = next((part.name for part in source.parts if part.split == VALIDATION), None)
-    if config.validation_share and named is not None:
-        raise UserError(f"--validation-share, but {named} already is the split {VALIDATION!r}: leave the option out")
+    for split in config.shares:
+        if config.split == split:
+            raise UserError(f"--{split}-share and --split both name the split {split!r}: name another --split")
+        named = next((part.name or part.files[0] for part in source.parts if part.split == split), None)
+        if named is not None:
+            raise UserError(f"--{split}-share, but {named} already is the split {split!r}: leave the option out")
     job = _Job(source, folder, config, name or _name(source.root), max_bad_share, pool or Pool(), progress)
     _check_folder(folder)
     # Not inside the work folder: a waiting process must still find the folder of the lock after the removal.
@@ -141,6 +141,7 @@ class _Job:
                 "bytes": sum(size for _, size in self.source.files),
                 # The key and the spacing are a stored format: manifests of earlier imports have them.
                 "pieces": canonical_hash(parts, spaced=True),
+                **({"rows_per_part": self.source.rows_per_part} if self.source.rows_per_part else {}),
             },
             "config": self.config.model_dump(mode="json"),
             # Without the folders, because the manifest holds no paths.
@@ -186,10 +187,18 @@ class _Job:
 
     def _import_parts(self) -> list[Record]:
         jobs = [
-            PartJob(root=self.source.root, number=number, piece=part, config=self.config, access=self.source.access)
+            PartJob(
+                root=self.source.roots[part.root],
+                number=number,
+                piece=part,
+                config=self.config,
+                access=self.source.access,
+                rows=self.source.rows_per_part,
+                label=self.source.labels[part.root],
+            )
             for number, part in enumerate(self.source.parts)
         ]
-        tasks = [Task(name=f"{job.number:05d}", payload=job.model_dump(mode="json")) for job in jobs]
+        tasks = [Task(name=f"{job.number:05d}", payload=job.payload()) for job in jobs]
         done: list[int] = []
 
         def count(record: Record) -> None:
@@ -220,7 +229,7 @@ class _Job:
                     "split": records[part].result["shards"][shard]["split"],
                     "drop": sorted(change.rows.get(shard, [])),
                     "captions": [[row, str(path_of(p, s)), i] for row, p, s, i in change.captions.get(shard, [])],
-                    "moved": sorted(change.moved.get(shard, [])),
+                    "moved": {split: sorted(moved) for split, moved in sorted(change.moved.get(shard, {}).items())},
                     "row_group_rows": self.config.row_group_rows,
                 }
                 tasks[part, shard] = Task(name=path_of(part, shard).stem, payload=payload)
@@ -229,15 +238,10 @@ class _Job:
         results = {key: record.result for key, record in zip(tasks, rewritten, strict=True)}
         for part, record in enumerate(records):
             for number, shard in enumerate(record.result["shards"]):
-                split = shard["split"]
-                if (part, number) not in results:
-                    entry = ShardEntry.model_validate({key: shard[key] for key in shard if key != "split"})
-                    yield split, self.parts / entry.path, entry
-                    continue
-                for what, where in (("kept", split), ("moved", VALIDATION)):
-                    if results[part, number][what]:
-                        entry = ShardEntry.model_validate(results[part, number][what])
-                        yield where, kept / entry.path, entry
+                changed = (part, number) in results
+                for each in results[part, number]["shards"] if changed else [shard]:
+                    entry = ShardEntry.model_validate({key: each[key] for key in each if key != "split"})
+                    yield each["split"], (kept if changed else self.parts) / entry.path, entry
 
     def _write_ledger(self, parts: Any, changes: dict[int, Changes]) -> dict[str, Any]:
         schema = pa.schema([ORDER, *LEDGER_SCHEMA])

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from siclip.config import Config
 from siclip.errors import UserError
@@ -26,7 +30,7 @@ from siclip_platform.datasets.manifest import ShardEntry, write_shard
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 from siclip_platform.storage.atomic import replacing
 
-VALIDATION = "validation"
+VALIDATION, TEST = "validation", "test"
 ORDER = pa.field("order", pa.int64())  # of the sample in its part
 MERGED = pa.struct([("order", pa.int64()), ("id", pa.string()), ("place", pa.string())])
 KEYS_SCHEMA = pa.schema(
@@ -54,6 +58,7 @@ class ImportConfig(Config):
     Attributes:
         split: of rows whose source names no split.
         validation_share: of the samples of ``split`` that go to validation, drawn by the bytes of their images.
+        test_share: of them that go to test.
         share_by: ``caption``: samples that share a caption or an image are also drawn together.
         images: how images are checked and stored.
         prefix_ids: prefix each id with its file's name.
@@ -65,6 +70,7 @@ class ImportConfig(Config):
 
     split: str = Field("train", pattern="^[a-z][a-z0-9_]*$")
     validation_share: float = Field(0, ge=0, lt=1)
+    test_share: float = Field(0, ge=0, lt=1)
     share_by: Literal["image", "caption"] = "image"
     images: ImageRules = ImageRules()
     prefix_ids: bool = False
@@ -72,6 +78,30 @@ class ImportConfig(Config):
     row_group_rows: int = Field(250, ge=1, le=1_000_000)
     drop_duplicates: bool = False
     near_duplicates: int | None = Field(None, ge=0, le=8)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split → share of the samples of ``split`` that is drawn for it."""
+        given = {VALIDATION: self.validation_share, TEST: self.test_share}
+        return {split: share for split, share in given.items() if share}
+
+    @property
+    def by_caption(self) -> bool:
+        return self.share_by == "caption" and bool(self.shares)
+
+    @model_validator(mode="after")
+    def _shares_leave_something(self) -> ImportConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing for training: their sum must be below 1")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _stored(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what is not used, so that equal imports give equal hashes as before."""
+        tree: dict[str, Any] = dump(self)
+        if not self.test_share:
+            del tree["test_share"]
+        return tree
 
 
 class PartJob(Config):
@@ -83,6 +113,8 @@ class PartJob(Config):
         piece: the part; the stored digest depends on the name of this field.
         config: settings of the import.
         access: what rows may name besides the files in the source's folder.
+        rows: read only this many, the first; None: all.
+        label: tells the files of this root from those of others.
     """
 
     root: str
@@ -90,6 +122,13 @@ class PartJob(Config):
     piece: SourcePart
     config: ImportConfig
     access: Access = Access()
+    rows: int | None = None
+    label: str = ""
+
+    def payload(self) -> dict[str, Any]:
+        """The payload of the task; without what is not used, so that older imports resume."""
+        unused = {name for name in ("rows", "label") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=unused)
 
 
 def libraries() -> dict[str, str]:
@@ -104,7 +143,8 @@ def import_part(folder: Path, task: Task) -> TaskOutput:
     ledger_name, keys_name = f"ledger-{job.number:05d}.parquet", f"keys-{job.number:05d}.parquet"
     order = -1
     with ledger_file(folder / ledger_name, pa.schema([ORDER, *LEDGER_SCHEMA])) as ledger:
-        for order, sample in enumerate(read_samples(job.root, job.piece, job.access)):
+        for order, found in enumerate(islice(read_samples(job.root, job.piece, job.access), job.rows)):
+            sample = _labelled(found, job.label)
             try:
                 rows.add(order, sample)
             except Rejection as rejection:
@@ -121,6 +161,16 @@ def import_part(folder: Path, task: Task) -> TaskOutput:
             "reasons": dict(sorted(ledger.reasons.items())),
             "shards": entries,
         },
+    )
+
+
+def _labelled(sample: SourceSample, label: str) -> SourceSample:
+    """Name the source's folder in the file's name, and in an id that was made of that name."""
+    if not label:
+        return sample
+    own = sample.id == f"{posixpath.splitext(sample.source)[0]}:{sample.location}"
+    return replace(
+        sample, source=f"{label}/{sample.source}".rstrip("/"), id=f"{label}/{sample.id}" if own else sample.id
     )
 
 
@@ -160,7 +210,7 @@ class _Rows:
             raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
         self._ids[row["id"]] = image
         shard, number = self.shards.add(split, row)
-        by_caption = config.share_by == "caption" and bool(config.validation_share)
+        by_caption = config.by_caption
         key = {
             "order": order,
             "shard": shard,
@@ -255,22 +305,25 @@ def _caption(caption: Caption) -> dict[str, Any]:
 
 
 def _split(sample: SourceSample, job: PartJob) -> str:
-    config = job.config
-    named = (sample.split or job.piece.split or sample.folder_split) if job.piece.keep_splits else None
+    config, part = job.config, job.piece
+    named = (sample.split or part.split or sample.folder_split) if part.keep_splits else part.split
     split = named or config.split
-    if not config.validation_share:
-        return split
-    if named == VALIDATION:
-        raise UserError(f"--validation-share, but {sample.source} already has the split {VALIDATION!r}: leave it out")
+    if named in config.shares:
+        raise UserError(f"--{named}-share, but {sample.source} already has the split {named!r}: leave it out")
     if split != config.split or config.share_by == "caption":
         return split
     # By the image alone, so that the split does not depend on shards or order, and equal images are never in both.
-    return VALIDATION if drawn(hashlib.sha256(sample.image or b"").digest(), config.validation_share) else split
+    return drawn(hashlib.sha256(sample.image or b"").digest(), config.shares) or split
 
 
-def drawn(digest: bytes, share: float) -> bool:
-    """Return whether a SHA-256 falls into a share."""
-    return int.from_bytes(digest[:8]) / 2**64 < share
+def drawn(digest: bytes, shares: Mapping[str, float]) -> str | None:
+    """Return the split whose share a SHA-256 falls into; None: none of them."""
+    position = int.from_bytes(digest[:8]) / 2**64
+    for split, share in shares.items():
+        if position < share:
+            return split
+        position -= share
+    return None
 
 
 class _Shards:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from siclip.config import Config
 from siclip_platform.datasets.importing.sources.access import Access, Reader
@@ -27,7 +29,7 @@ class SourcePart(Config):
         name: the file, relative to the source.
         bytes: size of the file.
         split: of its rows; None: the import's.
-        keep_splits: keep the splits that its rows name.
+        keep_splits: keep the splits that its rows name, which precede ``split``.
         start: first row group of a Parquet file, or byte offset in a list.
         count: row groups of a Parquet file, or rows of a list.
         first: index of the first row in the file.
@@ -35,6 +37,7 @@ class SourcePart(Config):
         delimiter: of the fields of a CSV file.
         columns: of a table or list.
         files: of a folder, relative to the source.
+        root: index of the source's folder, if there are several.
     """
 
     layout: Layout
@@ -49,6 +52,15 @@ class SourcePart(Config):
     delimiter: str = ""
     columns: ColumnNames = ColumnNames()
     files: tuple[str, ...] = ()
+    root: int = 0
+
+    @model_serializer(mode="wrap")
+    def _stored(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit what single sources do not have, so that equal sources give equal hashes as before."""
+        tree: dict[str, Any] = dump(self)
+        if not self.root:
+            del tree["root"]
+        return tree
 
 
 def read_samples(root: str, part: SourcePart, access: Access | None = None) -> Iterator[SourceSample]:

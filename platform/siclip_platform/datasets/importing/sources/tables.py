@@ -186,6 +186,12 @@ def arrow_names(filesystem: Any, path: str) -> list[str]:
         return list(_reader(stream).schema.names)
 
 
+def arrow_rows(filesystem: Any, path: str) -> int:
+    """Return the number of rows."""
+    with filesystem.open_input_file(path) as stream:
+        return sum(batch.num_rows for batch in _batches(_reader(stream)))
+
+
 def _reader(stream: Any) -> Any:
     """Open either Arrow format: Hugging Face writes streams; other tools write files, which begin with a magic."""
     is_file = bytes(stream.read(6)) == b"ARROW1"

@@ -385,11 +385,11 @@ class TrainingConfig(Config):
             return 0
         return self.cooldown_steps or round(self.cooldown_share * self.steps)
 
-    def with_steps(self, samples: int) -> Self:
+    def with_steps(self, samples: int | Fraction) -> Self:
         """The same training with ``steps`` instead of ``epochs``, rounded up so that no sample is left out.
 
         Args:
-            samples: of one epoch.
+            samples: of one epoch; datasets that are mixed in may make it a fraction.
 
         Raises:
             pydantic.ValidationError: the warm-up, the cool-down or the thaw step do not fit in so few steps, or there

@@ -130,8 +130,9 @@ class Dataset:
             UserError: there is no such split; the message lists the existing ones.
         """
         if split not in self.manifest.splits:
-            known = ", ".join(self.split_names) or "none"
-            raise UserError(f"dataset {self.folder} has no split {split!r}: it has {known}")
+            if not self.split_names:
+                raise UserError(f"dataset {self.folder} has no splits: it is empty; build or import it again")
+            raise UserError(f"dataset {self.folder} has no split {split!r}: it has {', '.join(self.split_names)}")
         return self.manifest.splits[split]
 
 

@@ -1,9 +1,10 @@
 """Prepare CC12M-SYN: import img2dataset shards, write synthetic captions beside them, embed both with the teacher.
 
-python jobs/prepare_cc12m_syn.py cc12m/ --data data/cc12m-syn --teacher open_clip:MobileCLIP-S1:datacompdr
-ray job submit -- python jobs/prepare_cc12m_syn.py /shared/cc12m --recipe /shared/siclip-s0.yaml
+python jobs/prepare_cc12m_syn.py cc12m/ --validation-share 0.001 --data data/cc12m-syn --teacher teacher.pt
+ray job submit -- python jobs/prepare_cc12m_syn.py /shared/cc12m --split train --recipe /shared/siclip-s0.yaml
 
-With a recipe it builds what the recipe reads: its dataset, its caption set and, if it names one, its embeddings.
+With a recipe it builds what the recipe reads: its dataset, its caption set and, if it names one, its embeddings. The
+import takes the options of `siclip-platform data import`.
 
 Run the same command again to resume: finished parts are reused.
 """
@@ -16,25 +17,25 @@ from typer import Argument
 from typer import Option as Opt
 
 from siclip_platform.cli import experiments as cli
+from siclip_platform.cli.data.import_options import ImportOptions, separate, show_imported, takes_import_options
 from siclip_platform.cli.guard import as_app, guarded
 from siclip_platform.cluster.connect import Needs, ray_cluster
 from siclip_platform.datasets.derived.actors import actor_pool
 from siclip_platform.datasets.derived.captions.caption import caption_dataset
-from siclip_platform.datasets.derived.captions.coca import check_model
+from siclip_platform.datasets.derived.captions.captioners import check_captioner
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
 from siclip_platform.datasets.derived.preparation import Preparation
 from siclip_platform.datasets.importing.ingest import import_dataset
-from siclip_platform.datasets.importing.parts import ImportConfig
-from siclip_platform.datasets.importing.sources.columns import ColumnNames
-from siclip_platform.datasets.importing.sources.find import find_source
 from siclip_platform.display import Display
 from siclip_platform.studies.options import parse_bytes
 
 
+@takes_import_options
 def prepare_cc12m_syn(
-    source: Annotated[str, Argument(help="img2dataset shards or another source of `data import`.")],
+    sources: Annotated[list[str], Argument(help="img2dataset shards or other sources of `data import`.")],
+    options: ImportOptions,
     recipe: cli.RecipeOption = None,
     data: cli.DataOption = None,
     teacher: cli.TeacherOption = None,
@@ -44,22 +45,20 @@ def prepare_cc12m_syn(
     per_image: Annotated[int, Opt(min=1, help="Synthetic captions per image.")] = 3,
     augmentations: Annotated[int, Opt(min=1, help="Crops per image that the teacher embeds.")] = 10,
     disk_budget: Annotated[str, Opt(help="Disk space for the embeddings.")] = "1TB",
-    size: Annotated[int, Opt(min=16, help="Shorter side of the stored images, in pixels.")] = 256,
-    max_bad_share: Annotated[float, Opt(min=0, max=1, help="Stop above this share of bad rows.")] = 0.01,
-    shard_rows: Annotated[int, Opt(min=1, help="Rows per shard.")] = 10_000,
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
 ) -> None:
     """Images and captions → a dataset with synthetic captions and the teacher's embeddings."""
     makes = Preparation.of(cli.recipe_beside(recipe, data, teacher, changes), data, teacher)
-    importing = ImportConfig.model_validate({"images": {"size": size}, "shard_rows": shard_rows})
     captions = CaptionConfig(model=captioner, pretrained=pretrained, per_image=per_image)
-    check_model(captions.model)
-    found = find_source(source, None, ColumnNames(), shard_rows)
+    check_captioner(captions)
+    words, options = separate(sources, options)
+    found, importing = options.find(words)
     display = Display()
     with ray_cluster(Needs(concurrent=0, worker_cpus=0), address, verbose), display.live():
         with display.task("import") as task:
-            done = import_dataset(found, makes.folder, importing, max_bad_share=max_bad_share, progress=task.progress)
+            most = options.max_bad_share
+            done = import_dataset(found, makes.folder, importing, max_bad_share=most, progress=task.progress)
         with display.task("captions") as task:
             pool = actor_pool(0)
             written = caption_dataset(makes.folder, makes.captions, captions, pool=pool, progress=task.progress)
@@ -69,8 +68,7 @@ def prepare_cc12m_syn(
             plan.check(parse_bytes(disk_budget))
             with display.task("embeddings") as task:
                 embed_dataset(plan, pool=pool, progress=task.progress)
-    ledger, rejected = makes.folder / "ledger.parquet", sum(done.rejected.values())
-    display.say(f"{done.read:,} rows read, {rejected:,} of them in {ledger}; manifest {done.dataset.hash}")
+    show_imported(display, done, importing)
     display.say(f"{written.counts['kept']:,} synthetic captions\nto train on it: {makes.to_train}")
 
 

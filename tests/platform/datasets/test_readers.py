@@ -64,7 +64,7 @@ def captioning(data: bytes) -> npt.NDArray[Any]:
         seen.extend(images)
         return [[] for _ in images]
 
-    captioner = SimpleNamespace(captions=captions, name="none")
+    captioner = SimpleNamespace(captions=captions, name="none", prepare=lambda image: image)
     stage = SimpleNamespace(captioner=captioner, judge=None, config=SimpleNamespace(per_image=1, rules=CleanRules()))
     CaptionShard._batch(stage, [ROW | {"image": data}], Counter())  # type: ignore[arg-type]
     return seen[0]

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from siclip.captioning.sampling import Sampling
 from siclip.config import Config, ModelConfig
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
 from siclip.models.registry import model_config
-from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, Sampling, SimilarityFilter
+from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.digits.composition import DigitScenesConfig
 from siclip_platform.datasets.importing.images import ImageRules

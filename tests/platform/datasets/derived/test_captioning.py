@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from captioning_parts import COLOURS, fitted_coca, shape, shapes_dataset
-from PIL import Image
 from transformers import TopPLogitsWarper
 from typer.testing import CliRunner
 
+from siclip.captioning.captioner import Captioner
+from siclip.captioning.sampling import Sampling, draws, pick
 from siclip.errors import UserError
 from siclip_platform.cli.data import app
 from siclip_platform.datasets.derived.captions.caption import caption_dataset, usable
-from siclip_platform.datasets.derived.captions.coca import CoCaCaptioner, draws, pick
-from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, Sampling, SimilarityFilter
+from siclip_platform.datasets.derived.captions.captioners import open_captioner
+from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
 from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
@@ -31,8 +32,8 @@ def coca(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
 
 
 @pytest.fixture(scope="module")
-def captioner(coca: CaptionConfig) -> CoCaCaptioner:
-    return CoCaCaptioner(coca)
+def captioner(coca: CaptionConfig) -> Captioner:
+    return open_captioner(coca)
 
 
 def colour(text: str) -> str:
@@ -49,7 +50,7 @@ def test_captions_describe_their_images(coca: CaptionConfig, tmp_path: Path) -> 
     ]
     assert len(pairs) >= 30 and sum(a == b for a, b in pairs) / len(pairs) > 0.8  # by chance 0.25
     models = {(caption["source"], caption["model"]) for row in rows for caption in row}
-    captioner = CoCaCaptioner(coca)
+    captioner = open_captioner(coca)
     assert models == {("synthetic", f"coca_nano@{captioner.hash}")}
     counts = built.counts
     assert counts["images"] == 30 and counts["generated"] == 60
@@ -64,25 +65,7 @@ def read(built: object, shard: int) -> list[list[dict[str, str]]]:
 
 
 @pytest.mark.slow
-def test_tokens_at_temperature_0_are_those_of_open_clips_forward(captioner: CoCaCaptioner) -> None:
-    rng = np.random.default_rng(3)
-    pixels = torch.stack([captioner.transform(Image.fromarray(shape(rng)[0])) for _ in range(4)])
-    captioner.sampling, drawn = Sampling(temperature=0, max_tokens=8, min_tokens=0), captioner.sampling
-    found = captioner.tokens(pixels, np.zeros((4, 8)))
-    captioner.sampling = drawn
-    tokens = torch.full((4, 1), captioner.tokenizer.sot_token_id)
-    with torch.no_grad():
-        for _ in range(8):
-            logits = captioner.model(pixels, tokens, output_labels=False)["logits"][:, -1]
-            tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
-    end = captioner.tokenizer.eot_token_id
-    for ours, theirs in zip(found.tolist(), tokens.tolist(), strict=True):
-        length = ours.index(end)
-        assert ours[:length] == theirs[:length] and (length == 9 or theirs[length] == end)
-
-
-@pytest.mark.slow
-def test_a_caption_does_not_depend_on_its_batch(captioner: CoCaCaptioner) -> None:
+def test_a_caption_does_not_depend_on_its_batch(captioner: Captioner) -> None:
     rng = np.random.default_rng(4)
     images, ids = [shape(rng)[0] for _ in range(5)], list("abcde")
     together = captioner.captions(images, ids, 3)

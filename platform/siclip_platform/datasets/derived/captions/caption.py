@@ -14,8 +14,8 @@ import pyarrow as pa
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
 from siclip_platform.datasets.derived.actors import one_thread
+from siclip_platform.datasets.derived.captions.captioners import open_captioner
 from siclip_platform.datasets.derived.captions.clean import clean, without_near_equal
-from siclip_platform.datasets.derived.captions.coca import CoCaCaptioner
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.sidecar_stage import (
@@ -32,7 +32,7 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.schema import SYNTHETIC
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, sidecar_folder, write_sidecar_shard
 
-VERSION = "1"  # increase it when the same recipe gives other captions
+VERSION = "2"  # increase it when the same recipe gives other captions
 COUNTS = ("images", "generated", "unusable", "near_equal", "dissimilar", "kept", "images_without")
 
 
@@ -64,7 +64,9 @@ def caption_dataset(
     dataset = open_dataset(folder)
     sidecar_folder(dataset.local_folder, "captions", name)
     chosen = chosen_splits(dataset, splits)
-    captioner, pool = CoCaCaptioner(config), pool or Pool(actors=1)
+    pool = pool or Pool(actors=1)
+    config = config.on(pool.gpus > 0)
+    captioner = open_captioner(config)
     recipe: dict[str, Any] = {
         "model": {"name": captioner.name, "hash": captioner.hash},
         "config": _without_paths(config),
@@ -86,7 +88,7 @@ class CaptionShard:
     def __init__(self, folder: str, config: str, gpu: bool) -> None:
         self.folder = Path(folder)
         self.config = CaptionConfig.model_validate_json(config)
-        self.captioner = CoCaCaptioner(self.config, gpu)
+        self.captioner = open_captioner(self.config, gpu)
         self.judge = Judge(self.config.similarity, gpu) if self.config.similarity else None
 
     def __call__(self, folder: Path, task: Task) -> TaskOutput:
@@ -101,14 +103,15 @@ class CaptionShard:
     def _tables(self, shard: Path, counts: Counter[str]) -> Iterator[pa.Table]:
         for table in row_groups(shard, ("id", "image", "captions")):
             rows = table.to_pylist()
-            size = self.config.batch_size
+            size = len(rows)
             batches = (rows[first : first + size] for first in range(0, len(rows), size))
             kept = [captions for batch in batches for captions in self._batch(batch, counts)]
             yield pa.Table.from_pylist([{"captions": captions} for captions in kept], CAPTIONS_SCHEMA)
 
     def _batch(self, rows: list[dict[str, Any]], counts: Counter[str]) -> list[list[dict[str, str]]]:
         images = [decode_image(row["image"], f"sample {row['id']}") for row in rows]
-        generated = self.captioner.captions(images, [row["id"] for row in rows], self.config.per_image)
+        prepared = [self.captioner.prepare(image) for image in images]
+        generated = self.captioner.captions(prepared, [row["id"] for row in rows], self.config.per_image)
         rules = self.config.rules
         texts = [
             usable(new, [caption["text"] for caption in row["captions"]], rules, counts)

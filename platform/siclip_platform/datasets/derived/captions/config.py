@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from siclip.config import LARGEST_BATCH, LARGEST_CONTEXT, LARGEST_COUNT, Config
+from siclip.captioning.sampling import Sampling
+from siclip.config import LARGEST_BATCH, LARGEST_COUNT, Config
+from siclip.errors import UserError
 
 COCA = "coca_ViT-L-14"
 TAG = "mscoco_finetuned_laion2B-s13B-b90k"
-
-
-class Sampling(Config):
-    """How the next token is drawn: nucleus sampling (arXiv 1904.09751).
-
-    Attributes:
-        top_p: draw from the smallest set of tokens with this probability.
-        temperature: of the distribution; 0 takes the most likely token.
-        min_tokens: of a caption, without start and end.
-        max_tokens: of a caption, without start and end.
-        seed: determines every draw together with the image's id and the caption's number.
-    """
-
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    temperature: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    min_tokens: int = Field(4, ge=0, le=LARGEST_CONTEXT)
-    max_tokens: int = Field(30, ge=1, le=LARGEST_CONTEXT)
-    seed: int = Field(0, ge=0, lt=2**64)
-
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> Sampling:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
-        return self
 
 
 class CleanRules(Config):
@@ -77,21 +55,36 @@ class CaptionConfig(Config):
     """Settings of captioning.
 
     Attributes:
-        model: a name in open_clip, or a JSON file with a model's config.
-        pretrained: a tag of the model, or a checkpoint.
+        model: a name in open_clip, a JSON file with a model's config, or ``transformers:`` and a folder or a name.
+        pretrained: a tag of the model, or a checkpoint; not used with ``transformers:``.
+        prompt: what a model of transformers is told; empty: a captioner's own task, or for a model of dialogues a
+            request for one sentence.
         per_image: captions generated per image.
         sampling: how tokens are drawn.
         rules: how texts are cleaned and filtered.
         similarity: an additional filter by a teacher.
-        batch_size: images that are captioned together.
-        precision: of the model.
+        batch_size: images that are captioned together; 0: chosen by the captioner, on a GPU what fits.
+        precision: of the model; ``auto``: bf16 on a GPU, fp32 on the CPU. ``tf32`` is fp32 with matrix products in
+            TF32, for a GPU.
     """
 
     model: str = COCA
     pretrained: str = TAG
+    prompt: str = ""
     per_image: int = Field(3, ge=1, le=1024)
     sampling: Sampling = Sampling()
     rules: CleanRules = CleanRules()
     similarity: SimilarityFilter | None = None
-    batch_size: int = Field(64, ge=1, le=LARGEST_BATCH)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = Field(0, ge=0, le=LARGEST_BATCH)
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+
+    def on(self, gpu: bool) -> CaptionConfig:
+        """Return the settings with the precision of the device.
+
+        Raises:
+            UserError: TF32 is requested of a CPU.
+        """
+        if self.precision == "tf32" and not gpu:
+            raise UserError("--precision tf32 is a format of GPUs and this is a CPU: use fp32")
+        precision = ("bf16" if gpu else "fp32") if self.precision == "auto" else self.precision
+        return self.model_copy(update={"precision": precision})

@@ -1,4 +1,7 @@
-"""A driver of a study, for tests that kill it: python study_driver.py OUT DATA TRIALS. Run again, it resumes."""
+"""A driver of a study, for tests that kill it: python study_driver.py OUT DATA TRIALS [TRACKING_URI].
+
+Run again, it resumes. With RAY_ADDRESS it joins that cluster.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ parameters:
 """
 
 
-def main(out: Path, data: Path, trials: int) -> int:
+def main(out: Path, data: Path, trials: int, tracking_uri: str | None = None) -> int:
     with ray_cluster(Needs(concurrent=1, worker_cpus=1.0)):
         from siclip_platform.metrics import METRICS
         from siclip_platform.search.ledger.recorder import Recorder
@@ -27,7 +30,7 @@ def main(out: Path, data: Path, trials: int) -> int:
         from tests.support import study_parts as parts
 
         folder = out / "s"
-        tracker = Tracker(default_tracking_uri(out), artifacts=out / "artifacts", spool=folder)
+        tracker = Tracker(tracking_uri or default_tracking_uri(out), artifacts=out / "artifacts", spool=folder)
         study = tracker.start("s", "study", params={}, tags={"study": "s"}, key="s", reopen=True)
         space = parse_space(SPACE, "s.yaml", METRICS, None)
         searcher = make_searcher(
@@ -47,4 +50,4 @@ def main(out: Path, data: Path, trials: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

@@ -190,6 +190,8 @@ class Conductor:
             return
         self.recorder.begin(self.plan, entry, self._reused[entry.name])  # it may have failed before it started
         lost = self._loss(tune_id) if error else None
+        if lost:
+            self.retention.remove_unfinished(tune_id)
         if lost and entry.losses < RETRIES:
             self._run_on(tune_id, entry, lost)
             return

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from siclip.errors import UserError
 from siclip_platform.storage import RemotePath, as_path, check_writable
+from siclip_platform.storage.full_disk import is_full
 from siclip_platform.tracking.address import read_address, without_password
 from siclip_platform.tracking.creation import create_store, sqlite_file, sqlite_uri
 from siclip_platform.tracking.mlflow_patches import http_limits, limit_http_requests, log_in, quieten
@@ -203,6 +204,8 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> tuple[Any, s
     except (mlflow.MlflowException, SQLAlchemyError, CommandError) as error:
         reason = str(error).strip().splitlines()[0]
         where = without_password(uri)
+        if is_full(error):
+            raise UserError(f"tracking store {where}: the disk is full; free space on it, then start again") from None
         if getattr(error, "error_code", "") in REFUSED:
             raise LoginRefused(f"the MLflow server at {where} refuses the login ({reason}); {LOG_IN}") from None
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,7 +157,11 @@ def test_a_trial_waits_for_the_machine_to_have_memory_again(tmp_path: Path, monk
     error = tmp_path / "error.pkl"
     error.write_bytes(cloudpickle.dumps(OutOfMemoryError("Task was killed due to the node running low on memory.")))
     tune.conductor.trials["a"] = SimpleNamespace(trial_id="a", pickled_error_file=str(error))
+    unfinished = tmp_path / "checkpoints" / "a" / f"seed-0.step-4.pt.{os.getpid()}.tmp"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"half")
     tune.searcher.on_trial_complete("a", None, True)
+    assert not unfinished.exists()
     assert tune.searcher.suggest("b") is None  # and not FINISHED
     now[0] += conducting.MEMORY_SECONDS
     assert tune.start("b") == {"training.weight_decay": 0.2}

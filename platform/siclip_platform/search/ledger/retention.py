@@ -42,7 +42,8 @@ class Retention:
 
     With a disk budget, checkpoints are removed until those of the study fit: first those of failed trials, then of
     pruned ones, then of completed ones outside the best ``plan.keep_checkpoints``, the worst first. Without a budget
-    failed and pruned trials lose theirs. Checkpoints of running trials and of the best are never removed.
+    failed and pruned trials lose theirs. Checkpoints of running trials and of the best are never removed. Of a trial
+    that was started more than once only the attempt with the last checkpoint keeps its own.
 
     The work per ended trial does not grow with the study: a finished trial's folders are measured once.
     """
@@ -59,8 +60,25 @@ class Retention:
 
     def ended(self, entry: Entry, needed: Collection[str] = ()) -> list[str]:
         """Add a trial that has ended, then `sweep`."""
+        if self.plan.population is None:  # members copy training states of earlier attempts
+            self._remove_superseded(entry)
         self._add(entry)
         return self.sweep(needed)
+
+    def _remove_superseded(self, entry: Entry) -> None:
+        """Remove the checkpoints of attempts that a later attempt resumed from."""
+        for seed in self.plan.seed_numbers if len(entry.attempts) > 1 else ():
+            newest = newest_checkpoint(self.plan.folder, entry, seed)
+            for attempt in entry.attempts:
+                folder = self.plan.folder / CHECKPOINTS / attempt
+                if newest is not None and folder != newest.parent:
+                    for old in folder.glob(f"seed-{seed}.step-*.pt"):
+                        old.unlink(missing_ok=True)
+
+    def remove_unfinished(self, attempt: str) -> None:
+        """Remove the checkpoints that an attempt was writing when its process was lost."""
+        for left in (self.plan.folder / CHECKPOINTS / attempt).glob("*.tmp"):
+            left.unlink(missing_ok=True)
 
     def _add(self, entry: Entry) -> None:
         if self.plan.disk_budget is not None:

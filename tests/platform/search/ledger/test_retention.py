@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,24 @@ def test_a_checkpoint_later_than_the_journal_is_skipped(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, entry, 0, until=3) is None
     assert newest_checkpoint(tmp_path, entry, 1) is None
     journal.close()
+
+
+@pytest.mark.parametrize("budget", [None, 10**6])
+def test_only_the_last_attempt_of_a_trial_keeps_checkpoints(tmp_path: Path, budget: int | None) -> None:
+    journal = Journal(tmp_path)
+    journal.suggested("trial-000", {"training.weight_decay": 0.1})
+    written = {"first": (2, 4), "second": (4, 6), "third": (6, 8), "unused": ()}
+    for attempt, steps in written.items():
+        journal.started("trial-000", attempt)
+        for seed, step in product((0, 1), steps):
+            path = tmp_path / "checkpoints" / attempt / f"seed-{seed}.step-{step}.pt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * 100)
+    metrics = {parts.METRIC: 1.0}
+    journal.result("trial-000", 8, metrics, {"0": metrics, "1": metrics})
+    journal.ended("trial-000", "completed", 8, 1.0)
+    plan = parts.plan(tmp_path, tmp_path, [0.1], seeds=2, disk_budget=budget)
+    Retention(plan, journal).ended(journal.entries["trial-000"])
+    journal.close()
+    left = {path.relative_to(tmp_path / "checkpoints").as_posix() for path in tmp_path.rglob("*.pt")}
+    assert left == {f"third/seed-{seed}.step-{step}.pt" for seed, step in product((0, 1), (6, 8))}

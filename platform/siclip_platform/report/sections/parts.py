@@ -17,6 +17,7 @@ from siclip_platform.report.sections.curves import curves
 from siclip_platform.report.sections.data import data
 from siclip_platform.report.sections.failures import failures
 from siclip_platform.report.sections.leaderboard import comparison, leaderboard
+from siclip_platform.report.sections.published import published
 from siclip_platform.report.sections.questions import question
 from siclip_platform.report.sections.reproduce import reproduce
 from siclip_platform.report.sections.schedules import schedules
@@ -34,6 +35,7 @@ ORDER = (
     confirmation,
     comparison,
     leaderboard,
+    published,
     schedules,
     curves,
     search,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -103,7 +104,7 @@ def _changed(image: Image.Image, config: AugmentConfig, generator: np.random.Gen
             factor, turn = 1 + config.jitter * generator.uniform(-1, 1), config.hue * generator.uniform(-1, 1)
             image = apply(image, "Hue", turn) if which == 3 else apply(image, _COLOURS[which], factor - 1)
     for _ in range(config.rand_augment):
-        name = _OPERATIONS[generator.integers(len(_OPERATIONS))]
+        name = OPERATIONS[generator.integers(len(OPERATIONS))]
         level, signed = magnitude(name, config.rand_augment_magnitude, image.size[0])
         flip = generator.random() < 0.5
         image = apply(image, name, -level if signed and flip else level)
@@ -114,7 +115,18 @@ _COLOURS = ("Brightness", "Contrast", "Color")
 # Largest magnitudes as in torchvision's RandAugment; translations are relative to the side (150 of 331 pixels).
 _SIGNED = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
 _SIGNED |= dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
-_OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
+OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
+"""RandAugment's, in the order of torchvision, by which stored operations are numbered."""
+Operation = tuple[str, float]
+"""(name, magnitude); the magnitude of a translation is a share of the side."""
+
+
+def replay_operations(pixels: Pixels, operations: Sequence[Operation]) -> Pixels:
+    """Apply stored operations of RandAugment to a square image, one after the other."""
+    image = Image.fromarray(pixels)
+    for name, value in operations:
+        image = apply(image, name, value * image.size[0] if name.startswith("Translate") else value)
+    return np.asarray(image)
 
 
 def magnitude(name: str, level: int, size: int) -> tuple[float, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,21 +110,48 @@ def sidecar_folder(dataset: AnyPath, kind: SidecarKind, name: str) -> AnyPath:
     return dataset.absolute() / kind / name
 
 
+class SidecarWriter:
+    """Writes a file of a sidecar table by table, completely or not at all. Equal tables give equal bytes.
+
+    Each table becomes a row group. Without `close` nothing is left but a temporary file.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+        if "captions" not in schema.names:
+            # The numbers of embeddings do not compress; without compression they are read fastest.
+            options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        self._path, self._schema = path, schema
+        self._stack = ExitStack()
+        self._temporary = self._stack.enter_context(replacing(path))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(self._temporary, schema, **options))
+        self._rows = self._groups = 0
+
+    def add(self, table: pa.Table) -> None:
+        size = max(1, table.num_rows)
+        self._writer.write_table(table.select(self._schema.names).cast(self._schema), row_group_size=size)
+        self._rows, self._groups = self._rows + table.num_rows, self._groups + 1
+
+    def close(self) -> ShardEntry:
+        self._writer.close()
+        digest, size = sha256_of(self._temporary), self._temporary.stat().st_size
+        self._stack.close()
+        return ShardEntry(path=self._path.name, rows=self._rows, bytes=size, sha256=digest, row_groups=self._groups)
+
+    def __enter__(self) -> SidecarWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # After `close` there is nothing left to do; after an error the temporary file is removed.
+        self._stack.__exit__(*error)
+
+
 def write_sidecar_shard(path: Path, groups: Iterable[pa.Table], schema: pa.Schema) -> ShardEntry:
     """Write each table as one row group, completely or not at all. Equal tables give equal bytes."""
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-    if "captions" not in schema.names:
-        # The numbers of embeddings do not compress; without compression they are read fastest.
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    rows = count = 0
-    with replacing(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, **options) as w:
-            for table in groups:
-                w.write_table(table.select(schema.names).cast(schema), row_group_size=max(1, table.num_rows))
-                rows, count = rows + table.num_rows, count + 1
-        digest = sha256_of(temporary)
-        size = temporary.stat().st_size
-    return ShardEntry(path=path.name, rows=rows, bytes=size, sha256=digest, row_groups=count)
+    with SidecarWriter(path, schema) as writer:
+        for table in groups:
+            writer.add(table)
+        return writer.close()
 
 
 def write_sidecar_manifest(folder: Path, manifest: SidecarManifest) -> None:

@@ -97,7 +97,7 @@ def test_crops_of_extreme_images_lie_inside(shape: tuple[int, int]) -> None:
 def test_every_operation_is_torchvisions(level: int) -> None:
     image = photo(SIZE, SIZE)
     space = RandAugment()._augmentation_space(31, (SIZE, SIZE))
-    assert set(space) == set(augment._OPERATIONS)
+    assert set(space) == set(augment.OPERATIONS)
     for name, (values, signed) in space.items():
         expected = float(values[level]) if values.ndim else 0.0
         value, has_sign = magnitude(name, level, SIZE)

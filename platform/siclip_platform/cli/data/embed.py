@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from siclip_platform.cli.data.group import app
-from siclip_platform.cli.data.precision import Precision
-
-
-class NumbersChoice(StrEnum):
-    """Values of ``--numbers``."""
-
-    bf16 = "bf16"
-    int8 = "int8"
+from siclip_platform.cli.data.precision import NumbersChoice, Precision
 
 
 @app.command()

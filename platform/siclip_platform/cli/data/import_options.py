@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from siclip.errors import UserError
+from siclip_platform.cli.data.precision import NumbersChoice
 
 if TYPE_CHECKING:
     from siclip_platform.datasets.importing.ingest import Imported
@@ -24,6 +25,7 @@ class LayoutChoice(StrEnum):
     """Values of ``--layout``."""
 
     webdataset = "webdataset"
+    datacompdr = "datacompdr"
     parquet = "parquet"
     list = "list"
     folder = "folder"
@@ -86,6 +88,19 @@ class ImportOptions:
     prefix_ids: Annotated[bool, typer.Option(help="Prefix ids with the file's name, if files repeat ids.")] = False
     shard_rows: Annotated[int, typer.Option(min=1, help="Maximum rows per shard.")] = 10_000
     row_group_rows: Annotated[int, typer.Option(min=1, help="Rows per row group.")] = 250
+    embedded_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DataCompDR: a teacher whose embeddings the shards have, open_clip:NAME:TAG or a checkpoint; "
+            "repeatable, in their order; default: the two of DataCompDR."
+        ),
+    ] = None
+    beside_name: Annotated[
+        str, typer.Option(help="DataCompDR: name of the caption set and of the embedding set.")
+    ] = "datacompdr"
+    numbers: Annotated[NumbersChoice, typer.Option(help="DataCompDR: number format of the embeddings on disk.")] = (
+        NumbersChoice.bf16
+    )
 
     def find(self, sources: Sequence[str]) -> tuple[ImportSource, ImportConfig]:
         """Find the sources and check the options against them, before anything is read.
@@ -122,6 +137,10 @@ class ImportOptions:
             keep_splits=self.keep_splits,
             splits=splits,
         )
+        if found.layout == "datacompdr" or (self.layout is None and found.layout == "webdataset"):
+            found, config = self._with_beside(found, config)
+        if self.embedded_by and config.beside is None:
+            raise UserError(f"--embedded-by, but {found.root} has no embeddings of DataCompDR: leave it out")
         if not (self.split or config.shares) and self.keep_splits and not tells_splits(found):
             raise UserError(
                 f"{found.root} names no splits, and a training needs the splits train and validation: draw one with "
@@ -129,6 +148,24 @@ class ImportOptions:
                 "rows into one split with --split train"
             )
         return found, config
+
+    def _with_beside(self, found: ImportSource, config: ImportConfig) -> tuple[ImportSource, ImportConfig]:
+        """Read what DataCompDR's shards have besides, if these are some."""
+        from siclip_platform.datasets.importing.beside import beside_config
+        from siclip_platform.datasets.importing.sources.find import as_reinforced, first_reinforcement
+        from siclip_platform.datasets.sidecar import sidecar_folder
+
+        first = first_reinforcement(found)
+        if first is None:
+            if self.layout is None:
+                return found, config
+            raise UserError(
+                f"the first sample of {found.parts[0].name or found.root} has no .paug.json with an .npz or .pth.gz, "
+                "so it is not of DataCompDR: name another --layout"
+            )
+        sidecar_folder(Path(), "captions", self.beside_name)
+        beside = beside_config(*first, self.beside_name, self.embedded_by or (), self.numbers.value)
+        return as_reinforced(found), config.model_copy(update={"beside": beside})
 
 
 def separate(words: Sequence[str], options: ImportOptions) -> tuple[list[str], ImportOptions]:
@@ -166,6 +203,12 @@ def show_imported(display: Display, done: Imported, config: ImportConfig) -> Non
     for reason, count in done.rejected.items():
         display.say(f"  {printable(reason)}: {count:,}")
     display.say(f"{dataset.folder}: {rows or 'no rows'}; manifest {dataset.hash}")
+    if config.beside is not None:
+        name = config.beside.name
+        display.say(
+            f"captions and embeddings {name!r} beside it, of {' and '.join(config.beside.teachers)}; to train on "
+            f"them: --set data.captions=[{name}] --set data.teacher_embeddings={name}"
+        )
 
 
 def takes_import_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Number formats in which a model computes."""
+"""Number formats in which a model computes, and in which embeddings are stored."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ class CaptionPrecision(StrEnum):
     fp32 = "fp32"
     tf32 = "tf32"
     bf16 = "bf16"
+
+
+class NumbersChoice(StrEnum):
+    """Values of ``--numbers``."""
+
+    bf16 = "bf16"
+    int8 = "int8"

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from siclip_platform.datasets.derived.stage import Task, TaskOutput
+from siclip_platform.datasets.importing.beside import BesideConfig, change_beside
 from siclip_platform.datasets.importing.duplicates import near, repeated
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA
 from siclip_platform.datasets.importing.parts import (
@@ -24,6 +26,7 @@ from siclip_platform.datasets.importing.parts import (
     ImportConfig,
     add_captions,
     drawn,
+    files_of,
 )
 from siclip_platform.datasets.importing.sources.sample import Reason
 from siclip_platform.datasets.manifest import write_shard
@@ -199,16 +202,20 @@ def change_shard(folder: Path, task: Task) -> TaskOutput:
     for split, moved in task.payload["moved"].items():
         splits[moved] = split
     splits[task.payload["drop"]] = None
-    files: list[str] = []
-    entries = []
-    for split in (own, *task.payload["moved"]):
-        rows = table.filter(pa.array(splits == split))
-        if rows.num_rows:
-            name = split + source.name.removeprefix(own)
-            entry = write_shard(rows, folder / name, task.payload["row_group_rows"])
-            entries.append({"split": split, **entry.model_dump()})
-            files.append(name)
-    return TaskOutput(files=tuple(files), result={"shards": entries})
+    chosen = {split: splits == split for split in (own, *task.payload["moved"])}
+    chosen = {split: rows for split, rows in chosen.items() if rows.any()}
+    names = {split: split + source.name.removeprefix(own) for split in chosen}
+    groups = task.payload["row_group_rows"]
+    shards: list[dict[str, Any]] = []
+    for split, rows in chosen.items():
+        entry = write_shard(table.filter(pa.array(rows)), folder / names[split], groups)
+        shards.append({"split": split, **entry.model_dump()})
+    if "beside" in task.payload:
+        config = BesideConfig.model_validate(task.payload["beside"])
+        rows_of = {names[split]: rows for split, rows in chosen.items()}
+        beside = change_beside(folder, source, rows_of, config, groups)
+        shards = [{**shard, "beside": beside[shard["path"]]} for shard in shards]
+    return TaskOutput(files=tuple(chain.from_iterable(map(files_of, shards))), result={"shards": shards})
 
 
 def _with_captions(table: pa.Table, more: list[tuple[int, str, int]]) -> pa.Table:

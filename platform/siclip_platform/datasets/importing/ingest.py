@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Pool, Record, Task, run_stage
+from siclip_platform.datasets.importing.beside import beside_entries
 from siclip_platform.datasets.importing.deduplication import Changes, change_shard, find_changes
 from siclip_platform.datasets.importing.ledger import LEDGER, LEDGER_SCHEMA, Tally, write_ledger
 from siclip_platform.datasets.importing.parts import (
@@ -36,6 +37,12 @@ from siclip_platform.datasets.manifest import (
     ShardEntry,
     open_dataset,
     write_manifest,
+)
+from siclip_platform.datasets.sidecar import (
+    SidecarKind,
+    SidecarManifest,
+    sidecar_folder,
+    write_sidecar_manifest,
 )
 from siclip_platform.storage import without_credentials
 from siclip_platform.storage.atomic import replacing
@@ -113,6 +120,15 @@ def import_dataset(
     return imported
 
 
+class _Shard(NamedTuple):
+    """A shard: its split, where it was written, its entry, and kind → entry of what is beside it."""
+
+    split: str
+    path: Path
+    entry: ShardEntry
+    beside: dict[SidecarKind, ShardEntry]
+
+
 @dataclass
 class _Job:
     """An import in progress."""
@@ -166,9 +182,16 @@ class _Job:
                 f"none of the {self.tally.read:,} rows can be used: {self.folder / LEDGER} lists the reasons"
             )
         splits: dict[str, list[ShardEntry]] = {}
-        for split, path, entry in shards:
+        beside: dict[SidecarKind, dict[str, list[ShardEntry]]] = {}
+        for split, path, entry, others in shards:
             _link(path, self.folder / entry.path)
             splits.setdefault(split, []).append(entry)
+            for kind, other in others.items():
+                target = self._beside(kind) / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path.with_name(f"{kind}-{path.name}"), target)
+                listed = beside.setdefault(kind, {}).setdefault(split, [])
+                listed.append(other.model_copy(update={"path": entry.path}))
         written = sum(entry.rows for entries in splits.values() for entry in entries)
         # A lost row must never go unnoticed.
         if written != self.tally.written or ledger["rows"] != self.tally.rejected:
@@ -183,7 +206,34 @@ class _Job:
             "rejected": dict(sorted(self.tally.reasons.items())),
         }
         recipe = {**self.settings, "libraries": libraries(), "rows": counts, "ledger": ledger}
-        write_manifest(self.folder, Manifest(name=self.name, version=VERSION, recipe=recipe, splits=splits))
+        manifest = Manifest(name=self.name, version=VERSION, recipe=recipe, splits=splits)
+        self._write_beside(manifest.hash, beside)
+        write_manifest(self.folder, manifest)
+
+    def _beside(self, kind: SidecarKind) -> Path:
+        assert self.config.beside is not None
+        return sidecar_folder(self.folder, kind, self.config.beside.name)
+
+    def _write_beside(self, dataset: str, found: dict[SidecarKind, dict[str, list[ShardEntry]]]) -> None:
+        """Write the manifests of the sets beside the dataset, before its own: that one says that all is there."""
+        if self.config.beside is None:
+            return
+        settings = {"source": self.source.layout, "beside": self.config.beside.model_dump(mode="json")}
+        name = self.config.beside.name
+        captions = SidecarManifest(
+            kind="captions",
+            name=name,
+            version=VERSION,
+            dataset=dataset,
+            recipe=settings,
+            splits=found["captions"],
+        )
+        layout = self.config.beside.layout(captions.hash).model_dump(mode="json")
+        embeddings = captions.model_copy(
+            update={"kind": "embeddings", "recipe": {"layout": layout, **settings}, "splits": found["embeddings"]}
+        )
+        for manifest in (captions, embeddings):
+            write_sidecar_manifest(self._beside(manifest.kind), manifest)
 
     def _import_parts(self) -> list[Record]:
         jobs = [
@@ -215,8 +265,8 @@ class _Job:
 
         return run_stage(self.parts, self._plan, tasks, import_part, pool=self.pool, on_record=count)
 
-    def _changed(self, records: list[Record], changes: dict[int, Changes]) -> Iterator[tuple[str, Path, ShardEntry]]:
-        """Yield (split, path, entry) of every shard after the changes, in the order of the source."""
+    def _changed(self, records: list[Record], changes: dict[int, Changes]) -> Iterator[_Shard]:
+        """Yield every shard after the changes, in the order of the source."""
 
         def path_of(part: int, shard: int) -> Path:
             return self.parts / str(records[part].result["shards"][shard]["path"])
@@ -232,6 +282,8 @@ class _Job:
                     "moved": {split: sorted(moved) for split, moved in sorted(change.moved.get(shard, {}).items())},
                     "row_group_rows": self.config.row_group_rows,
                 }
+                if self.config.beside is not None:
+                    payload["beside"] = self.config.beside.model_dump(mode="json")
                 tasks[part, shard] = Task(name=path_of(part, shard).stem, payload=payload)
         kept = self.folder / WORK / "kept"
         rewritten = run_stage(kept, self._plan, list(tasks.values()), change_shard, pool=self.pool)
@@ -240,8 +292,9 @@ class _Job:
             for number, shard in enumerate(record.result["shards"]):
                 changed = (part, number) in results
                 for each in results[part, number]["shards"] if changed else [shard]:
-                    entry = ShardEntry.model_validate({key: each[key] for key in each if key != "split"})
-                    yield each["split"], (kept if changed else self.parts) / entry.path, entry
+                    entry = ShardEntry.model_validate({key: each[key] for key in ShardEntry.model_fields})
+                    path = (kept if changed else self.parts) / entry.path
+                    yield _Shard(each["split"], path, entry, beside_entries(each))
 
     def _write_ledger(self, parts: Any, changes: dict[int, Changes]) -> dict[str, Any]:
         schema = pa.schema([ORDER, *LEDGER_SCHEMA])

@@ -8,9 +8,9 @@ import json
 import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,19 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.derived.stage import Task, TaskOutput
+from siclip_platform.datasets.importing.beside import (
+    BesideConfig,
+    BesideRow,
+    BesideShard,
+    beside_entries,
+    beside_row,
+)
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.ledger import LEDGER_SCHEMA, ledger_file, ledger_row, storable
 from siclip_platform.datasets.importing.sources.access import Access
 from siclip_platform.datasets.importing.sources.part import SourcePart, read_samples
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection, SourceSample
-from siclip_platform.datasets.manifest import ShardEntry, write_shard
+from siclip_platform.datasets.manifest import write_shard
 from siclip_platform.datasets.schema import ORIGINAL, SCHEMA, SYNTHETIC
 from siclip_platform.storage.atomic import replacing
 
@@ -66,6 +73,7 @@ class ImportConfig(Config):
         row_group_rows: rows per row group.
         drop_duplicates: drop images with the same bytes.
         near_duplicates: drop images whose 64-bit perceptual hashes differ in at most this many bits.
+        beside: the caption set and the embedding set that the source brings; None: what it brings is not read.
     """
 
     split: str = Field("train", pattern="^[a-z][a-z0-9_]*$")
@@ -78,6 +86,7 @@ class ImportConfig(Config):
     row_group_rows: int = Field(250, ge=1, le=1_000_000)
     drop_duplicates: bool = False
     near_duplicates: int | None = Field(None, ge=0, le=8)
+    beside: BesideConfig | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -99,8 +108,9 @@ class ImportConfig(Config):
     def _stored(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit what is not used, so that equal imports give equal hashes as before."""
         tree: dict[str, Any] = dump(self)
-        if not self.test_share:
-            del tree["test_share"]
+        for name in ("test_share", "beside"):
+            if not getattr(self, name):
+                del tree[name]
         return tree
 
 
@@ -152,9 +162,9 @@ def import_part(folder: Path, task: Task) -> TaskOutput:
     rows.shards.close()
     with replacing(folder / keys_name) as temporary:
         pq.write_table(pa.Table.from_pylist(rows.keys, KEYS_SCHEMA), temporary, compression="zstd")
-    entries = [{"split": split, **entry.model_dump()} for split, entry in rows.shards.entries]
+    entries = rows.shards.entries
     return TaskOutput(
-        files=(ledger_name, keys_name, *(entry.path for _, entry in rows.shards.entries)),
+        files=(ledger_name, keys_name, *chain.from_iterable(map(files_of, entries))),
         result={
             "read": order + 1,
             "merged": rows.merged,
@@ -162,6 +172,12 @@ def import_part(folder: Path, task: Task) -> TaskOutput:
             "shards": entries,
         },
     )
+
+
+def files_of(shard: Mapping[str, Any]) -> list[str]:
+    """Return the names of a shard's file and of those beside it, from a result of either stage."""
+    name = str(shard["path"])
+    return [name, *(f"{kind}-{name}" for kind in beside_entries(shard))]
 
 
 def _labelled(sample: SourceSample, label: str) -> SourceSample:
@@ -209,7 +225,13 @@ class _Rows:
         if row["id"] in self._ids and (image is None or self._ids[row["id"]] != image):
             raise Rejection(Reason.DUPLICATE_ID, f"{row['id']!r} stands earlier in {sample.source}")
         self._ids[row["id"]] = image
-        shard, number = self.shards.add(split, row)
+        beside = None
+        if config.beside is not None:
+            if sample.reinforcement is None:
+                raise Rejection(Reason.DAMAGED_ROW, "there are no captions and embeddings beside the image")
+            stored = (row["height"], row["width"], config.beside)
+            beside = beside_row(sample.reinforcement, sample.image or b"", *stored)
+        shard, number = self.shards.add(split, row, beside)
         by_caption = config.by_caption
         key = {
             "order": order,
@@ -326,42 +348,62 @@ def drawn(digest: bytes, shares: Mapping[str, float]) -> str | None:
     return None
 
 
+class _OpenShard(NamedTuple):
+    """A shard that is being filled: its index among the part's, its rows, and what is written beside them."""
+
+    number: int
+    name: str
+    rows: list[dict[str, Any]]
+    beside: BesideShard | None
+
+
 class _Shards:
     """Collects rows into shards of at most ``shard_rows`` rows, separately for each split."""
 
     def __init__(self, folder: Path, job: PartJob) -> None:
         self.folder = folder
         self.job = job
-        self.open: dict[str, tuple[int, list[dict[str, Any]]]] = {}
-        self.written: dict[int, tuple[str, ShardEntry]] = {}
+        self.open: dict[str, _OpenShard] = {}
+        self.written: dict[int, dict[str, Any]] = {}
         self.count = 0
 
-    def add(self, split: str, row: dict[str, Any]) -> tuple[int, int]:
+    def add(self, split: str, row: dict[str, Any], beside: BesideRow | None = None) -> tuple[int, int]:
         """Add a row; return the index of its shard and its index in the shard."""
         if split not in self.open:
-            self.open[split] = (self.count, [])
+            self.open[split] = self._new(split)
             self.count += 1
-        number, rows = self.open[split]
-        rows.append(row)
-        index = len(rows) - 1
-        if len(rows) == self.job.config.shard_rows:
+        shard = self.open[split]
+        shard.rows.append(row)
+        if shard.beside is not None and beside is not None:
+            shard.beside.add(beside)
+        index = len(shard.rows) - 1
+        if len(shard.rows) == self.job.config.shard_rows:
             self._write(split)
-        return number, index
+        return shard.number, index
 
     def row(self, shard: int, index: int) -> dict[str, Any] | None:
         """Return a row that was added; None if its shard is already written."""
-        return next((rows[index] for number, rows in self.open.values() if number == shard), None)
+        return next((each.rows[index] for each in self.open.values() if each.number == shard), None)
 
     def close(self) -> None:
         for split in list(self.open):
             self._write(split)
 
     @property
-    def entries(self) -> list[tuple[str, ShardEntry]]:
+    def entries(self) -> list[dict[str, Any]]:
+        """The shards: the fields of `ShardEntry`, ``split``, and ``beside`` (kind → entry) if there is something."""
         return [self.written[number] for number in range(self.count)]
 
+    def _new(self, split: str) -> _OpenShard:
+        config = self.job.config
+        name = f"{split}-{self.job.number:05d}-{self.count:03d}.parquet"
+        beside = BesideShard(self.folder, name, config.beside, config.row_group_rows) if config.beside else None
+        return _OpenShard(self.count, name, [], beside)
+
     def _write(self, split: str) -> None:
-        number, rows = self.open.pop(split)
-        path = self.folder / f"{split}-{self.job.number:05d}-{number:03d}.parquet"
-        table = pa.Table.from_pylist(rows, SCHEMA)
-        self.written[number] = (split, write_shard(table, path, self.job.config.row_group_rows))
+        shard = self.open.pop(split)
+        table = pa.Table.from_pylist(shard.rows, SCHEMA)
+        entry = write_shard(table, self.folder / shard.name, self.job.config.row_group_rows)
+        self.written[shard.number] = {"split": split, **entry.model_dump()}
+        if shard.beside is not None:
+            self.written[shard.number]["beside"] = shard.beside.close()

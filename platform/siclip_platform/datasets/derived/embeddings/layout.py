@@ -6,16 +6,19 @@ Shapes: N rows, K image augmentations, D_i and D_t the teacher's widths.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
-from torch import Tensor
 
 from siclip.config import Config
 from siclip.data.quantize import NUMBER_BYTES, Numbers, quantize
 from siclip_platform.datasets.sidecar import SidecarManifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Boxes = npt.NDArray[np.int32]
 
@@ -81,6 +84,17 @@ class EmbeddingLayout(Config):
         if self.numbers == "int8":
             fields += [pa.field(name, pa.list_(pa.float32())) for name in ("image_scale", "text_scale")]
         return pa.schema(fields)
+
+
+def with_operations(schema: pa.Schema, crops: int, operations: int) -> pa.Schema:
+    """Add what is done to each of ``crops`` crops after its resize: the columns ``operations`` and ``magnitudes``.
+
+    An operation is an index into `siclip.data.augment.OPERATIONS`; ``operations`` of them follow one another for each
+    crop.
+    """
+    size = crops * operations
+    schema = schema.append(pa.field("operations", pa.list_(pa.int8(), size)))
+    return schema.append(pa.field("magnitudes", pa.list_(pa.float32(), size)))
 
 
 def embedding_table(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,13 +20,14 @@ from siclip_platform.datasets.importing.sources.lists import (
     read_header,
     rows_with_offsets,
 )
-from siclip_platform.datasets.importing.sources.members import IMAGES, TEXTS
+from siclip_platform.datasets.importing.sources.members import IMAGES, TEXTS, first_reinforced
 from siclip_platform.datasets.importing.sources.part import Layout, SourcePart, read_samples
 from siclip_platform.datasets.importing.sources.patterns import Files, SplitPatterns, matching
 from siclip_platform.datasets.importing.sources.splits import split_of
 from siclip_platform.datasets.importing.sources.tables import arrow_names, parquet_layout
 from siclip_platform.storage import READ_ERRORS, AnyPath, RemotePath, as_path, filesystem_of
 from siclip_platform.storage.filesystem import read_file
+from siclip_platform.storage.listing import base_folder
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTS = (*DELIMITERS, *JSON_LINES)
@@ -34,6 +35,7 @@ PEEKED_ROWS = 5
 SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "arrow": (".arrow",),
     "webdataset": TARS,
+    "datacompdr": TARS,
     "parquet": (".parquet",),
     "list": LISTS,
     "folder": tuple(f".{extension}" for extension in IMAGES),
@@ -105,7 +107,8 @@ def find_sources(
     Args:
         names: paths, URIs or glob patterns. Files of one folder are one source.
         layout: None: the first that has files, of: Hugging Face's Arrow files, tar archives (img2dataset puts Parquet
-            files without images beside them), a list named metadata, Parquet, a list, images.
+            files without images beside them), a list named metadata, Parquet, a list, images. Archives are those of
+            DataCompDR only if this says so.
         columns: of tables and lists.
         rows: per part.
         access: what the source may name besides the files in its folder; default: nothing.
@@ -163,7 +166,7 @@ def _parts(
         raise UserError(f"{shown} contains no {' or '.join(SUFFIXES[layout])} file: name another source or --layout")
     if layout != "folder":
         check_files(folder, [name for name, _ in chosen], access)
-    if layout == "webdataset":
+    if layout in ("webdataset", "datacompdr"):
         return chosen, [SourcePart(layout=layout, name=name, bytes=size) for name, size in chosen]
     if layout == "folder":
         return chosen, _folder_parts(found, rows, splits)
@@ -326,6 +329,22 @@ def _list_parts(folder: AnyPath, name: str, size: int, columns: ColumnNames, row
                 parts.append(part())
                 start, first, held = end, first + held, 0
         return [*parts, part()] if held else parts
+
+
+def first_reinforcement(source: ImportSource) -> tuple[str, Mapping[str, bytes]] | None:
+    """Return name and files of the first sample of DataCompDR in a source of archives; None: its first is none."""
+    part = source.parts[0]
+    filesystem, folder = filesystem_of(base_folder(as_path(source.roots[part.root])))
+    if not part.name.lower().endswith(TARS):
+        return None
+    files = first_reinforced(filesystem, posixpath.join(folder, part.name))
+    return None if files is None else (part.name, files)
+
+
+def as_reinforced(source: ImportSource) -> ImportSource:
+    """Return a source of archives as one of DataCompDR."""
+    parts = [part.model_copy(update={"layout": "datacompdr"}) for part in source.parts]
+    return replace(source, layout="datacompdr", parts=parts)
 
 
 def tells_splits(source: ImportSource) -> bool:

@@ -31,3 +31,7 @@ MAX_PAGE_RATIO, RATIO_FROM = 100, 256 * MIB
 """Uncompressed to compressed size of a column of a row group, checked above `RATIO_FROM`: images do not compress."""
 MAX_BATCH_BYTES = 512 * MIB
 """Decoded size of the rows that are read at once."""
+MAX_EMBEDDING_BYTES = 16 * MIB
+"""The embeddings of a sample, packed or unpacked."""
+MAX_EMBEDDINGS = 1_024
+"""Augmentations, and captions, of a sample with embeddings."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from siclip_platform.datasets.importing.sources.access import Reader
 from siclip_platform.datasets.importing.sources.archive import BROKEN_ARCHIVE, Archive
 from siclip_platform.datasets.importing.sources.columns import plain, unique_keys
-from siclip_platform.datasets.importing.sources.limits import MAX_FILE_BYTES, MAX_SAMPLE_FILES, MAX_TEXT_BYTES
+from siclip_platform.datasets.importing.sources.limits import (
+    MAX_EMBEDDING_BYTES,
+    MAX_FILE_BYTES,
+    MAX_SAMPLE_FILES,
+    MAX_TEXT_BYTES,
+)
+from siclip_platform.datasets.importing.sources.reinforced import ARRAYS, is_reinforced, reinforcement_of
 from siclip_platform.datasets.importing.sources.sample import (
     Caption,
     Reason,
@@ -34,9 +40,13 @@ INCOMPLETE = (Reason.MISSING_IMAGE, Reason.MISSING_CAPTION)
 
 @dataclass
 class _Group:
-    """Files with a common name: extension → bytes. Files of other kinds are named and have no bytes."""
+    """Files with a common name: extension → bytes. Files of other kinds are named and have no bytes.
+
+    With ``reinforced`` the embeddings of DataCompDR are of the read kinds.
+    """
 
     key: str
+    reinforced: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     rejected: Rejection | None = None
     size: int = 0
@@ -48,10 +58,11 @@ class _Group:
             self.rejected = Rejection(Reason.DAMAGED_ROW, detail)
             return False
         kind = extension.rpartition(".")[2]
-        if kind not in (*IMAGES, *SIDE):
+        arrays = self.reinforced and extension in ARRAYS
+        if kind not in (*IMAGES, *SIDE) and not arrays:
             self.files.setdefault(extension, b"")
             return False
-        most = MAX_TEXT_BYTES if kind in SIDE else MAX_FILE_BYTES
+        most = MAX_TEXT_BYTES if kind in SIDE else MAX_EMBEDDING_BYTES if arrays else MAX_FILE_BYTES
         if size > most:
             detail = f"{name!r} has {size} bytes, more than {most}"
         elif self.size + size > MAX_FILE_BYTES:
@@ -68,8 +79,10 @@ class _Group:
         self.size += len(data)
 
 
-def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
+def tar_samples(filesystem: Any, path: str, source: str, *, reinforced: bool = False) -> Iterator[SourceSample]:
     """Yield the samples of a tar archive; consecutive members with a common name form a sample, as in webdataset.
+
+    With ``reinforced`` each has the `Reinforcement` of DataCompDR, or is rejected.
 
     One sample at a time is in memory. A truncated or damaged archive yields the samples before the damage, then a
     rejected one. A sample without image or caption is yielded at the end, because later members may tell why: if they
@@ -81,7 +94,7 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSampl
         while len(waiting) > most:
             yield waiting.pop(next(iter(waiting)))
 
-    for sample in _tar_samples(filesystem, path, source):
+    for sample in _tar_samples(filesystem, path, source, reinforced):
         if sample.rejected is None or sample.rejected.reason not in INCOMPLETE:
             if sample.rejected is not None and sample.rejected.reason is Reason.DAMAGED_SOURCE:
                 yield from release(0)
@@ -98,7 +111,27 @@ def tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSampl
     yield from release(0)
 
 
-def _tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSample]:
+def first_reinforced(filesystem: Any, path: str) -> Mapping[str, bytes] | None:
+    """Return the files of the first sample of a tar archive, if they are those of DataCompDR."""
+    group: _Group | None = None
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            archive = Archive(stream)
+            for member in archive:
+                key, extension = _split(member.name)
+                if member.isdir() or not extension:
+                    continue
+                if group is not None and group.key != key:
+                    break
+                group = group or _Group(key, reinforced=True)
+                _add(group, extension, archive, member)
+    except BROKEN_ARCHIVE:
+        # The import says what is wrong with it.
+        pass
+    return group.files if group is not None and is_reinforced(group.files) else None
+
+
+def _tar_samples(filesystem: Any, path: str, source: str, reinforced: bool) -> Iterator[SourceSample]:
     group: _Group | None = None
     archive: Archive | None = None
     try:
@@ -111,7 +144,7 @@ def _tar_samples(filesystem: Any, path: str, source: str) -> Iterator[SourceSamp
                 if group is not None and group.key != key:
                     yield from _samples(group, source)
                     group = None
-                group = group or _Group(key)
+                group = group or _Group(key, reinforced)
                 _add(group, extension, archive, member)
     except BROKEN_ARCHIVE as error:
         # The damage may be after a complete sample.
@@ -184,7 +217,7 @@ def _samples(group: _Group, source: str) -> Iterator[SourceSample]:
     for extension, data in group.files.items():
         stem, dot, kind = extension.rpartition(".")
         key = f"{group.key}{dot}{stem}"
-        groups.setdefault(key, _Group(key)).put(kind, data)
+        groups.setdefault(key, _Group(key, group.reinforced)).put(kind, data)
     if any(name in part.files for part in groups.values() for name in IMAGES):
         yield from (_sample(part, source) for part in groups.values())
     else:
@@ -203,11 +236,16 @@ def _sample(group: _Group, source: str) -> SourceSample:
     meta: dict[str, Any] = {}
     category = None
     rejected = group.rejected
+    reinforcement = None
     try:
         values = _json(files.get("json"))
         meta = plain(values)
+        if "url.txt" in files:
+            meta.setdefault("url", decode_text(files["url.txt"], "the .url.txt").strip())
         category = decode_text(files["cls"], "the class").strip() if "cls" in files else None
         captions = captions_of(_caption(files, values))
+        if group.reinforced and rejected is None:
+            reinforcement = reinforcement_of(files, values, len(captions))
     except RecursionError:
         rejected = rejected or Rejection(Reason.DAMAGED_ROW, "the .json is nested too deeply")
     except Rejection as error:
@@ -218,7 +256,18 @@ def _sample(group: _Group, source: str) -> SourceSample:
         detail = f"there are only {', '.join(sorted(files)[:20]) or 'no files'}"
         rejected = Rejection(Reason.MISSING_IMAGE, detail)
     split = split_of(group.key, folders_only=True)
-    return SourceSample(source, group.key, group.key, image, captions, category, meta, rejected, folder_split=split)
+    return SourceSample(
+        source,
+        group.key,
+        group.key,
+        image,
+        captions,
+        category,
+        meta,
+        rejected,
+        folder_split=split,
+        reinforcement=reinforcement,
+    )
 
 
 def _caption(files: dict[str, bytes], values: dict[str, Any]) -> Any:

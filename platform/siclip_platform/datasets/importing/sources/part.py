@@ -18,7 +18,7 @@ from siclip_platform.datasets.importing.sources.tables import arrow_samples, par
 from siclip_platform.storage import READ_ERRORS, as_path, filesystem_of
 from siclip_platform.storage.listing import base_folder
 
-Layout = Literal["webdataset", "parquet", "list", "folder", "arrow"]
+Layout = Literal["webdataset", "datacompdr", "parquet", "list", "folder", "arrow"]
 
 
 class SourcePart(Config):
@@ -83,8 +83,8 @@ def _samples(root: str, part: SourcePart, access: Access) -> Iterator[SourceSamp
     filesystem, folder = filesystem_of(base)
     path = posixpath.join(folder, part.name)
     reader = Reader(base, access)
-    if part.layout == "webdataset":
-        yield from tar_samples(filesystem, path, part.name)
+    if part.layout in ("webdataset", "datacompdr"):
+        yield from tar_samples(filesystem, path, part.name, reinforced=part.layout == "datacompdr")
     elif part.layout == "folder":
         yield from folder_samples(reader, list(part.files))
     elif part.layout == "parquet":

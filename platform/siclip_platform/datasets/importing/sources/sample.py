@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from siclip_platform.datasets.schema import ORIGINAL
+
+if TYPE_CHECKING:
+    from siclip_platform.datasets.importing.sources.reinforced import Reinforcement
 
 
 class Reason(StrEnum):
@@ -76,6 +79,7 @@ class SourceSample:
         by_path: the image was read from a path that a row names, not from the source's own bytes.
         digest: SHA-256 and size of an image that is no longer in memory.
         rejected: why the reader could not read the sample. The other fields then have what is known.
+        reinforcement: captions and embeddings that the source has besides.
     """
 
     source: str
@@ -91,11 +95,12 @@ class SourceSample:
     identity: str | None = None
     by_path: bool = False
     digest: tuple[str, int] | None = None
+    reinforcement: Reinforcement | None = None
 
     def without_image(self) -> SourceSample:
         """Return the sample with the digest in place of the image, so that many can wait in memory."""
         digest = None if self.image is None else (hashlib.sha256(self.image).hexdigest(), len(self.image))
-        return replace(self, image=None, captions=(), meta={}, digest=digest)
+        return replace(self, image=None, captions=(), meta={}, digest=digest, reinforcement=None)
 
 
 def decode_text(data: bytes, what: str) -> str:

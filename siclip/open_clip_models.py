@@ -17,6 +17,10 @@ from siclip.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
 LOCAL, HUB = "local-dir:", "hf-hub:"
+OPEN_CLIP = "open_clip:"
+"""Begins ``open_clip:NAME:TAG``, where a checkpoint or an open_clip model can be named."""
+OURS = {"MobileCLIP2-S0": "mobileclip2-s0"}
+"""Models that we build too, so that students inherit from their weights: open_clip's name → ours."""
 CONFIG_BYTES = 1_000_000
 LARGEST_NUMBER = 1e7
 """The largest vocabulary is below this; a larger number would only exhaust the memory."""

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from siclip.checkpoints.layouts import IMAGE, TEXT, to_siclip
+from siclip.checkpoints.layouts import IMAGE, TEXT, detect_layout, to_siclip
+from siclip.checkpoints.open_clip_config import card_beside
 from siclip.checkpoints.patterns import (
     TOWERS,
     Tower,
@@ -34,8 +35,10 @@ from siclip.checkpoints.patterns import (
     unequal_aliases,
 )
 from siclip.config import ModelConfig
+from siclip.data.transforms import PREPROCESSING, check_preprocessing
 from siclip.errors import UserError
 from siclip.models.clip import Clip
+from siclip.open_clip_models import read_config
 
 FORMAT = "siclip-checkpoint"
 VERSION = 1
@@ -66,14 +69,20 @@ def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] |
         raise UserError(f"{path}: a reparameterized model cannot be rebuilt; save the model it was created from")
     state = model.state_dict()
     config = model.config.model_dump(mode="json")
-    mark: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": config}
+    preprocessing = dict(PREPROCESSING)
+    mark: dict[str, Any] = {"format": FORMAT, "version": VERSION, "config": config, "preprocessing": preprocessing}
     if path.suffix == SAFETENSORS:
         if training is not None:
             raise UserError(
                 f"{path}: a safetensors file cannot contain training state; save to a .pt file or omit the state"
             )
         tensors = {name: value.contiguous() for name, value in drop_aliases(state, model.config).items()}
-        metadata = {"format": FORMAT, "version": str(VERSION), "config": json.dumps(config)}
+        metadata = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "config": json.dumps(config),
+            "preprocessing": json.dumps(preprocessing),
+        }
         content: Any = safetensors.torch.save(tensors, metadata)
     else:
         content = mark | {"model": state, "training": dict(training) if training is not None else None}
@@ -86,8 +95,12 @@ def save_checkpoint(path: Path | str, model: Clip, training: Mapping[str, Any] |
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another path") from None
+    except (OSError, RuntimeError) as error:
+        # When a disk is full torch raises an error of its own while it handles that of the file.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"{path} cannot be written: {reason.strerror or reason}; choose another path") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -146,7 +159,8 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
 
     The file is a siclip checkpoint or a state dict in siclip, official MobileCLIP, open_clip or timm layout
     (`siclip.checkpoints.layouts`). The state dict may be inside an open_clip or timm training checkpoint under
-    ``state_dict``; timm's averaged weights under ``state_dict_ema`` are not used.
+    ``state_dict``; timm's averaged weights under ``state_dict_ema`` are not used. Where open_clip's
+    ``open_clip_config.json`` lies beside an open_clip state dict, its preprocessing must be the models'.
 
     Args:
         model: in train form.
@@ -159,7 +173,7 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
 
     Raises:
         UserError: as `read_checkpoint`; the file is of another model (its missing and unexpected keys are listed);
-            or its sharing pattern differs and ``sharing`` is ``refuse``.
+            its sharing pattern differs and ``sharing`` is ``refuse``; or its images are prepared in another way.
     """
     if part not in get_args(Part) or sharing not in get_args(Sharing):
         raise UserError(
@@ -176,13 +190,24 @@ def load_checkpoint(model: Clip, path: Path | str, *, part: Part = "all", sharin
         towers: tuple[Tower, ...] = TOWERS if part == "all" else (part,)
         _check_config(model.config, checkpoint_config(content, path), towers, sharing, path)
     try:
-        state = content["model"] if marked else fill_aliases(to_siclip(_tensors(content), model), model.config)
+        state = content["model"] if marked else _foreign(content, model, path)
         state = _of_part(state, part)
         if sharing != "refuse":
             state = merge_blocks(state, model.config, sharing)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     _load_strictly(model, state, part, path)
+
+
+def _foreign(content: dict[str, Any], model: Clip, path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of another project, renamed to ours, with all names of shared tensors."""
+    flat = _tensors(content)
+    card = card_beside(path)
+    if card is not None and detect_layout(flat) == "open_clip":
+        config = read_config(card)
+        preprocessing = config.get("preprocess_cfg") if isinstance(config, dict) else None
+        check_preprocessing(preprocessing if isinstance(preprocessing, dict) else {}, str(card))
+    return fill_aliases(to_siclip(flat, model), model.config)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -210,6 +235,9 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is a siclip checkpoint of version {content.get('version')!r}, this code reads {VERSION!r}"
         )
+    preprocessing = content.get("preprocessing", PREPROCESSING)
+    if preprocessing != PREPROCESSING:
+        raise UserError(f"{path} expects images prepared by {preprocessing}, this code prepares them otherwise")
     if lacks := {"config", "model", "training"} - content.keys():
         raise UserError(
             f"{path} is a siclip checkpoint without {', '.join(sorted(lacks))}: it was not saved by siclip"
@@ -253,6 +281,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         return state
     mark = {"format": FORMAT, "version": int(metadata["version"]), "config": json.loads(metadata["config"])}
+    if "preprocessing" in metadata:
+        mark["preprocessing"] = json.loads(metadata["preprocessing"])
     return mark | {"model": state, "training": None}
 
 

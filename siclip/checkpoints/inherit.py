@@ -15,6 +15,7 @@ from siclip.checkpoints.inheritance_report import Action, InheritanceReport, Rep
 from siclip.config import FreezePolicy, ModelConfig
 from siclip.errors import UserError
 from siclip.models.clip import Clip
+from siclip.models.registry import base_of, student_of
 from siclip.models.sharing import parse_pattern
 
 # The two linear layers of a text block's FFN: their names in a SAS-P block → in the teacher's pre-LN block.
@@ -57,6 +58,7 @@ def inherit(student: Clip, teacher: Clip, freeze: FreezePolicy = "inherited") ->
             f"inheriting from {teacher.config.name!r} freezes all of {student.config.name!r}, so there is nothing to "
             "train; use a siclip model, or model.freeze 'before_sasp' or 'none'"
         )
+    _check_text_towers(student.config, teacher.config)
     # Every check comes before the first copy, so that an error leaves both models unchanged.
     plan = list(_plan(student, teacher))
     left = list(_left(student, teacher, {step.origin for step in plan}))
@@ -191,6 +193,19 @@ def _why_left(name: str, student: ModelConfig, teacher: ModelConfig) -> str:
         "norm": "a SAS-P block's single norm is initialised",
     }
     return next(reason for word, reason in reasons.items() if word in tensor.part)
+
+
+def _check_text_towers(student: ModelConfig, teacher: ModelConfig) -> None:
+    if student.text.has_mixers == teacher.text.has_mixers:
+        return
+    ours, theirs = (
+        f"{config.text.layers} blocks {'between RepMixers' if config.text.has_mixers else 'without RepMixers'}"
+        for config in (student, teacher)
+    )
+    raise UserError(
+        f"{student.name!r} cannot inherit from a checkpoint of {teacher.name!r}: its text tower has {ours}, the "
+        f"teacher's {theirs}; name a checkpoint of {base_of(student.name)}, or train {student_of(teacher.name)}"
+    )
 
 
 def _refuse_another_model(student: Clip, teacher: Clip, plan: list[_Step], left: list[ReportEntry]) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from siclip.data.pillow_images import upright_rgb
+from siclip.errors import UserError
+
+if TYPE_CHECKING:
+    # decoding needs no torch, which takes seconds to import
+    from torch import Tensor
 
 TRAIN_SCALE = (0.9, 1.0)
 """Share of the area that a training crop keeps: open_clip's default."""
+PREPROCESSING: Mapping[str, Any] = {
+    "mode": "RGB",
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+    "interpolation": "bilinear",
+    "resize_mode": "shortest",
+}
+"""What every model here expects, in the terms of open_clip's configs."""
 
 
 def preprocess(train: bool, size: int = 256) -> Callable[[Image.Image], Tensor]:
@@ -39,6 +51,36 @@ def preprocess(train: bool, size: int = 256) -> Callable[[Image.Image], Tensor]:
         fit = [Resize(size, interpolation=bilinear), CenterCrop(size)]
     transform: Callable[[Image.Image], Tensor] = Compose([upright_rgb, *fit, ToTensor()])
     return transform
+
+
+def preprocessing_text(size: int) -> str:
+    """`PREPROCESSING` in words, for a model of this image size."""
+    return f"shorter side to {size} px (bilinear), centre crop, values in [0, 1], mean 0, standard deviation 1"
+
+
+def check_preprocessing(card: Mapping[str, Any], where: str) -> None:
+    """Check that weights expect their images as every model here does.
+
+    Args:
+        card: the preprocessing in the terms of open_clip's configs; open_clip's defaults fill what it omits. The size
+            is not compared: it is the model's.
+        where: names the card in the message.
+
+    Raises:
+        UserError: they expect something else.
+    """
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    found = merge_preprocess_dict(PreprocessCfg(), dict(card))
+    found |= {name: list(found[name]) for name in ("mean", "std") if isinstance(found[name], tuple)}
+    differences = [
+        f"{name} {found[name]!r} instead of {ours!r}" for name, ours in PREPROCESSING.items() if found[name] != ours
+    ]
+    if differences:
+        raise UserError(
+            f"{where}: these weights expect images with {', '.join(differences)}, but every model here takes "
+            "MobileCLIP's; distil from them instead (distil_from), where each teacher prepares images its own way"
+        )
 
 
 def fit_image(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

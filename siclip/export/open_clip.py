@@ -1,7 +1,7 @@
 """Our models in open_clip's form: a config, a state dict, and a model that open_clip's tools accept.
 
-open_clip itself can build neither the ``mct`` text tower nor SAS-P blocks, so ``open_clip.create_model`` refuses an
-exported folder; `load_open_clip` reads it.
+``open_clip.create_model`` builds MobileCLIP2-S0 from an exported folder. It can build neither the ``mct`` text tower
+nor SAS-P blocks nor the nano image tower, and refuses their folders; `load_open_clip` reads all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch import nn
 
 from siclip.checkpoints.formats import load_checkpoint
 from siclip.checkpoints.layouts import to_open_clip
-from siclip.config import ImageTowerConfig, ModelConfig
+from siclip.checkpoints.open_clip_config import CONFIG_FILE, architecture, open_clip_builds
+from siclip.config import ModelConfig
+from siclip.data.transforms import PREPROCESSING
 from siclip.errors import UserError
 from siclip.export.check import Exported, largest_difference, new_output
 from siclip.models.clip import Clip
 from siclip.models.image_tower import ImageTower
 
-# File names that open_clip expects in a folder.
-CONFIG_FILE = "open_clip_config.json"
+# The file name that open_clip expects in a folder.
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
@@ -78,7 +79,8 @@ def export_open_clip(model: Clip, folder: Path | str) -> Exported:
     """Write ``open_clip_config.json`` and ``open_clip_model.safetensors`` into a new ``folder``.
 
     Weights are in train form. Shared weights are written once per block, because other programs do not know sharing
-    patterns. ``model_cfg.siclip`` in the config is the complete model config.
+    patterns. The complete model config is under ``siclip`` in the file or, so that open_clip refuses a model that it
+    cannot build, in its ``model_cfg``.
 
     Raises:
         UserError: the folder exists, or the outputs after reading it back differ from the model's by more than 1e-4
@@ -105,7 +107,8 @@ def load_open_clip(folder: Path | str) -> CustomTextCLIP:
     """
     file = Path(folder) / CONFIG_FILE
     try:
-        config = ModelConfig.model_validate(json.loads(file.read_text())["model_cfg"]["siclip"])
+        content = json.loads(file.read_text())
+        config = ModelConfig.model_validate((content if "siclip" in content else content["model_cfg"])["siclip"])
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): name a folder of an open_clip export") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -118,50 +121,13 @@ def load_open_clip(folder: Path | str) -> CustomTextCLIP:
 
 
 def _config(config: ModelConfig) -> dict[str, Any]:
-    text = config.text
-    return {
-        "model_cfg": {
-            "embed_dim": config.embed_dim,
-            "vision_cfg": _vision(config.image),
-            "text_cfg": {
-                "context_length": text.context_length,
-                "vocab_size": text.vocab_size,
-                "width": text.width,
-                "heads": text.heads,
-                "layers": text.layers,
-                "mlp_ratio": text.mlp_ratio,
-                "no_causal_mask": True,
-            },
-            "custom_text": True,
-            "siclip": config.model_dump(mode="json"),
-        },
-        "preprocess_cfg": _preprocessing(config),
-    }
-
-
-def _vision(config: ImageTowerConfig) -> dict[str, Any]:
-    """The image tower as open_clip can build it: only MobileCLIP-S0's is a timm network."""
-    same = {"image_size": config.image_size, "layer_scale": config.layer_scale}
-    if config != ImageTowerConfig().model_copy(update=same):
-        return {"image_size": config.image_size}
-    return {
-        "timm_model_name": "fastvit_mci0",
-        "timm_model_pretrained": False,
-        "timm_pool": "avg",
-        "timm_proj": None,
-        "timm_drop": 0.0,
-        "timm_drop_path": 0.0,
-        "image_size": config.image_size,
-    }
+    ours = {"siclip": config.model_dump(mode="json")}
+    content = {"model_cfg": architecture(config), "preprocess_cfg": _preprocessing(config)}
+    if open_clip_builds(config):
+        return content | ours
+    content["model_cfg"] |= ours
+    return content
 
 
 def _preprocessing(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "size": config.image.image_size,
-        "mode": "RGB",
-        "mean": [0.0, 0.0, 0.0],
-        "std": [1.0, 1.0, 1.0],
-        "interpolation": "bilinear",
-        "resize_mode": "shortest",
-        "fill_color": 0,
-    }
+    return {"size": config.image.image_size, **PREPROCESSING, "fill_color": 0}

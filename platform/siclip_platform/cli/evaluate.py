@@ -124,8 +124,9 @@ def _prepare(
     from siclip.evaluation.classification import ClassEmbeddings
     from siclip.evaluation.encoder import check_encoder
     from siclip.evaluation.reranking import load_pair_head
+    from siclip.open_clip_models import OPEN_CLIP
     from siclip_platform.evaluation.measure import Subject
-    from siclip_platform.evaluation.models import OPEN_CLIP, open_model
+    from siclip_platform.evaluation.models import open_model
     from siclip_platform.storage import local_copy
     from siclip_platform.tracking.store import check_usable
 

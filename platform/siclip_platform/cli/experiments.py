@@ -90,7 +90,7 @@ def read_recipe(name: str | None, data: str | None, teacher: str | None, changes
         UserError: no recipe is named, a wrong PATH=VALUE, or an invalid recipe.
     """
     from siclip_platform.recipes.load import load_recipe
-    from siclip_platform.storage import absolute_path
+    from siclip_platform.storage import absolute_model, absolute_path
 
     if name is None:
         raise UserError("name a recipe with --recipe NAME-OR-FILE; siclip-platform recipe list shows those that ship")
@@ -99,7 +99,7 @@ def read_recipe(name: str | None, data: str | None, teacher: str | None, changes
     if data is not None:
         values["data.path"] = absolute_path(data)
     if teacher is not None:
-        values["teacher"] = absolute_path(teacher)
+        values["teacher"] = absolute_model(teacher)
     return absolute(recipe.updated(values | set_values(changes)))
 
 
@@ -140,14 +140,14 @@ def set_values(changes: list[str] | None) -> dict[str, object]:
 
 def absolute(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths: workers run in other working folders."""
-    from siclip_platform.storage import absolute_path
+    from siclip_platform.storage import absolute_model, absolute_path
 
     values: dict[str, object] = {"data.path": absolute_path(recipe.data.path)}
     if recipe.teacher:
-        values["teacher"] = absolute_path(recipe.teacher)
+        values["teacher"] = absolute_model(recipe.teacher)
     sources = recipe.distil_from
     if sources:
-        values["distil_from"] = [s if s.startswith("open_clip:") else absolute_path(s) for s in sources]
+        values["distil_from"] = [absolute_model(source) for source in sources]
     if recipe.data.mix:
         values["data.mix"] = [part.model_dump() | {"path": absolute_path(part.path)} for part in recipe.data.mix]
     return recipe.updated(values)

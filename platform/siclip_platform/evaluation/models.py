@@ -7,9 +7,8 @@ import torch
 from siclip import open_clip_models
 from siclip.errors import UserError
 from siclip.evaluation.encoder import ClipEncoder, Encoder, OpenClipEncoder
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.storage.checkpoints import read_model
-
-OPEN_CLIP = "open_clip:"
 
 
 def open_model(model: str, device: torch.device) -> Encoder:

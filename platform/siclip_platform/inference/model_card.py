@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from siclip.data.transforms import preprocessing_text
 from siclip.diagnostics.describe import describe_model
 from siclip.errors import UserError
 from siclip.models.clip import Clip
@@ -61,6 +62,7 @@ def model_card(model: Clip, checkpoint: str, origin: Origin | None) -> str:
         "",
         f"A CLIP model: images of {config.image.image_size} px and texts of {config.text.context_length} tokens into "
         f"{config.embed_dim} numbers. Sharing patterns: image {config.image.sharing}, text {config.text.sharing}.",
+        f"Images: {preprocessing_text(config.image.image_size)}.",
         "",
         "## Size",
         "",

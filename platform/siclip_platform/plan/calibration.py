@@ -15,7 +15,7 @@ from siclip.config import ModelConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models.clip import Clip
-from siclip.models.registry import model_config
+from siclip.models.registry import base_of, model_config
 from siclip.teachers import ModelTeacher, StoredTeacher, Teacher
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
@@ -121,7 +121,7 @@ def calibration_trainer(recipe: Recipe, batch_size: int, source: TeacherSource) 
 
 def teacher_config(student: str) -> ModelConfig:
     """The model that the student with this name inherits from: the same size, with attention blocks."""
-    return model_config(student.replace("siclip-", "mobileclip-"))
+    return model_config(base_of(student))
 
 
 def random_batch(trainer: Trainer, size: int) -> Batch:

@@ -23,6 +23,9 @@ from siclip.config import (
 )
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.errors import UserError
+from siclip.models.registry import base_of, list_models, model_config
+from siclip.models.sharing import parse_pattern
+from siclip.open_clip_models import OPEN_CLIP, OURS
 from siclip_platform.recipes.problems import Problems, dotted, explain
 from siclip_platform.storage.hashing import canonical_hash
 
@@ -161,6 +164,26 @@ class StudentConfig(Config):
     freeze: FreezePolicy = "inherited"
     block_regression_steps: int = Field(0, ge=0, le=LARGEST_COUNT)
 
+    @model_validator(mode="after")
+    def _patterns_fit(self) -> StudentConfig:
+        # Another name is refused with the list of models when the model is built.
+        if self.name not in list_models():
+            return self
+        config = model_config(self.name)
+        towers = (
+            ("image_sharing", self.image_sharing, config.image.layers[-1]),
+            ("text_sharing", self.text_sharing, config.text.layers),
+        )
+        problems = Problems()
+        for field, pattern, blocks in towers:
+            try:
+                if pattern is not None:
+                    parse_pattern(pattern, blocks)
+            except UserError as error:
+                problems.add(f"{error} of {self.name}, or null for the model's own pattern", field)
+        problems.check()
+        return self
+
 
 class EvaluationConfig(Config):
     """Evaluations during training, every ``training.evaluate_every`` steps.
@@ -213,6 +236,7 @@ class Recipe(Config):
                 text = f"step {stage.step} is not before training.steps {self.training.steps}; lower it or remove it"
                 problems.add(text, "loss", "schedule", index)
                 break
+        self._check_base(problems)
         if self.data.trunk_cache:
             self._check_cached_trunk(problems)
         elif self.data.augmentations > 1:
@@ -220,6 +244,18 @@ class Recipe(Config):
             problems.add(text, "data", "augmentations")
         problems.check()
         return self
+
+    def _check_base(self, problems: Problems) -> None:
+        """What a checkpoint contains is known only when it is read; an open_clip name says it."""
+        student = self.model.name
+        if not (self.teacher or "").startswith(OPEN_CLIP) or not self.model.inherit or student not in list_models():
+            return
+        name = str(self.teacher).removeprefix(OPEN_CLIP).partition(":")[0]
+        base = base_of(student)
+        if OURS.get(name) != base:
+            fitting = [theirs for theirs, ours in OURS.items() if ours == base]
+            remedy = f"open_clip:{fitting[0]}:TAG" if fitting else f"a checkpoint of {base}"
+            problems.add(f"{student} cannot inherit from open_clip's {name!r}: name {remedy}", "teacher")
 
     def _check_cached_trunk(self, problems: Problems) -> None:
         wrong = {
@@ -229,7 +265,7 @@ class Recipe(Config):
             "model.block_regression_steps 0": self.model.block_regression_steps > 0,
             "model.context_length null": self.model.context_length is not None,
             "distil_from to checkpoints of the same trunk": not self.data.teacher_embeddings
-            and any(s.startswith("open_clip:") for s in self.distil_from),
+            and any(s.startswith(OPEN_CLIP) for s in self.distil_from),
         }
         needs = [what for what, is_wrong in wrong.items() if is_wrong]
         if needs:

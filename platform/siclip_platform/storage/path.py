@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from pyarrow import fs as pafs
 
 from siclip.errors import UserError
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.storage.filesystem import (
     PYARROW_SCHEMES,
     READ_ERRORS,
@@ -177,6 +178,18 @@ def as_path(named: str | AnyPath, *, signed: bool = False) -> AnyPath:
 def absolute_path(named: str | AnyPath) -> str:
     """Return a path or URI as text that is valid in any working folder."""
     return str(as_path(named).resolve())
+
+
+def absolute_model(named: str | AnyPath) -> str:
+    """Return a model's path or URI as `absolute_path` does, and ``open_clip:NAME:TAG`` as it is.
+
+    A TAG that is the path of a file becomes absolute.
+    """
+    text = str(named)
+    if not text.startswith(OPEN_CLIP):
+        return absolute_path(named)
+    name, _, tag = text.removeprefix(OPEN_CLIP).partition(":")
+    return f"{OPEN_CLIP}{name}:{Path(tag).resolve()}" if tag and Path(tag).is_file() else text
 
 
 def filesystem_of(path: AnyPath) -> tuple[Any, str]:

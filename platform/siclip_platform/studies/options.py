@@ -15,7 +15,7 @@ from siclip.errors import UserError
 from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster.resources import Backend
-from siclip_platform.storage import AnyPath, as_path
+from siclip_platform.storage import AnyPath, absolute_model, as_path
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 WORKER_CPUS = 1.0
@@ -36,6 +36,10 @@ def parse_bytes(text: str) -> int:
 def _absolute(value: Any) -> Any:
     # Absolute because workers and a later --resume run in other working folders.
     return None if value is None else as_path(value).resolve()
+
+
+def _absolute_model(value: Any) -> Any:
+    return None if value is None else absolute_model(value)
 
 
 def _artifact_uri(value: Any) -> Any:
@@ -62,7 +66,7 @@ class Options(Config):
         verbose: show Ray's messages.
         name: name of a study that is not a search or an ablation, which are named by their files.
         data: the dataset; None: digit scenes in ``out``, built if missing.
-        teacher: the teacher's checkpoint; None: none, or one that is trained.
+        teacher: the teacher's checkpoint, or ``open_clip:NAME:TAG``; None: none, or one that is trained.
         tracking_uri: the MLflow store; None: sqlite in ``out``. The study's file stores it without a password.
         trials: number of trials in total.
         seeds: trainings per setting.
@@ -89,7 +93,7 @@ class Options(Config):
     verbose: bool = Field(False, exclude=True)
     name: str = "train"
     data: AbsolutePath = None
-    teacher: AbsolutePath = None
+    teacher: Annotated[str | None, BeforeValidator(_absolute_model)] = None
     tracking_uri: str | None = None
     trials: int = Field(8, ge=1, le=1_000_000)
     seeds: int = Field(1, ge=1, le=1000)

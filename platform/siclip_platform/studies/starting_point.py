@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from siclip.errors import UserError
 from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import as_path
+from siclip_platform.storage import absolute_model, as_path
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import StudyFile
 
@@ -69,12 +69,12 @@ def starting_point(
         UserError: a change does not fit.
     """
     if given is not None:
-        teacher = options.teacher or (as_path(given.teacher).resolve() if given.teacher else None)
+        teacher = options.teacher or (absolute_model(given.teacher) if given.teacher else None)
         data = options.data or as_path(given.data.path).resolve()
         options = options.model_copy(update={"data": data, "teacher": teacher})
     folder, teacher = options.dataset_folder, options.teacher
     base = given or digits_student(folder, steps=steps, seed=options.seed).updated(changes)
-    base = base.updated({"data.path": str(folder), "teacher": str(teacher) if teacher else None})
+    base = base.updated({"data.path": str(folder), "teacher": teacher})
     trains = given is None and teacher is None
     teaching = digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trains else None
     return StartingPoint(options, base, teaching, options.ablation or options.space)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import siclip
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipes.recipe import Recipe
@@ -21,7 +22,6 @@ from siclip_platform.storage import AnyPath, as_path
 from siclip_platform.storage.hashing import canonical_hash
 
 DIGITS = 16
-OPEN_CLIP = "open_clip:"
 VERSION = 2
 """Raise it when results change although no hashed code did, such as with another version of a library."""
 PACKAGES = (

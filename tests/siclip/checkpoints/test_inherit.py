@@ -7,7 +7,7 @@ from siclip.checkpoints.inherit import freeze_inherited, inherit
 from siclip.config import FreezePolicy
 from siclip.data.batch import Batch
 from siclip.errors import UserError
-from siclip.models import Clip, create_model
+from siclip.models import Clip, count_parameters, create_model
 from siclip.models.sasp import SasPBlock
 from siclip.teachers import ModelTeacher
 
@@ -18,15 +18,31 @@ def teacher() -> Clip:
     return create_model("mobileclip-nano")
 
 
-def test_everything_outside_the_sasp_blocks_is_the_teachers(teacher: Clip) -> None:
-    student = create_model("siclip-nano")
+@pytest.fixture
+def second() -> Clip:
+    """A teacher with a plain text tower, in which the projection's bias is not zero."""
+    torch.manual_seed(2)
+    model = create_model("mobileclip2-nano")
+    torch.nn.init.normal_(model.image_encoder.model.head.fc.bias)
+    return model
+
+
+BOTH = pytest.mark.parametrize(("base", "name"), [("teacher", "siclip-nano"), ("second", "siclip2-nano")])
+
+
+@BOTH
+def test_everything_outside_the_sasp_blocks_is_the_teachers(
+    base: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    teacher, student = request.getfixturevalue(base), create_model(name)
     report = inherit(student, teacher)
     theirs = teacher.state_dict()
-    for name, value in student.state_dict().items():
-        in_block = ".stages.2.blocks." in name or any(f"text_encoder.transformer.{i}." in name for i in (1, 2, 3, 4))
-        assert in_block != (name in report.names("copied"))
+    blocks = range(1, 5) if base == "teacher" else range(12)
+    for key, value in student.state_dict().items():
+        in_block = ".stages.2.blocks." in key or any(f"text_encoder.transformer.{i}." in key for i in blocks)
+        assert in_block != (key in report.names("copied"))
         if not in_block:
-            assert torch.equal(value, theirs[name])
+            assert torch.equal(value, theirs[key])
 
 
 def test_the_ffn_of_a_sasp_block_starts_from_the_teachers(teacher: Clip) -> None:
@@ -51,6 +67,30 @@ def test_frozen_batch_norms_stay_in_eval_mode_after_train(teacher: Clip) -> None
         assert frozen and norms - frozen
         assert not any(m.training for m in frozen)
         assert all(m.training for m in norms - frozen)
+
+
+def test_the_ffns_and_positions_of_a_plain_text_tower_are_inherited(second: Clip) -> None:
+    student = create_model("siclip2-nano", text={"context_length": 12})
+    report = inherit(student, second)
+    for ours, theirs in zip(student.text_encoder.blocks, second.text_encoder.blocks, strict=True):
+        assert torch.equal(ours.mlp[0].weight, theirs.pre_norm_ffn[1].weight)
+        assert torch.equal(ours.mlp[2].bias, theirs.pre_norm_ffn[4].bias)
+    positions = student.text_encoder.positional_embedding(12)
+    assert torch.equal(positions, second.text_encoder.positional_embedding(20)[:, :12])
+    assert not student.image_encoder.model.head.fc.bias.requires_grad
+    counted = report.parameters("copied") + report.parameters("started") + report.parameters("fresh")
+    assert counted == count_parameters(student)
+    assert {name for name in trained_names(student) if "text" in name} == {
+        name for name in names_in_sasp_blocks(student) if "text" in name
+    }
+
+
+def test_a_teacher_with_another_text_tower_is_refused(teacher: Clip, second: Clip) -> None:
+    message = "4 blocks between RepMixers, the teacher's 12 blocks without RepMixers; name a checkpoint of "
+    with pytest.raises(UserError, match=f"{message}mobileclip-nano, or train siclip2-nano"):
+        inherit(create_model("siclip-nano"), second)
+    with pytest.raises(UserError, match="12 blocks without RepMixers, the teacher's 4 blocks between RepMixers"):
+        inherit(create_model("siclip2-nano"), teacher)
 
 
 def trained_names(model: Clip) -> set[str]:
@@ -168,8 +208,11 @@ def test_a_shared_ffn_starts_from_the_first_block_that_uses_it(teacher: Clip) ->
         assert torch.equal(ours[block].mlp[0].weight, theirs[origin].pre_norm_ffn[1].weight)
 
 
-def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(teacher: Clip) -> None:
-    student = create_model("siclip-nano")
+@BOTH
+def test_a_frozen_trunk_is_shared_and_gives_the_online_teachers_embeddings(
+    base: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    teacher, student = request.getfixturevalue(base), create_model(name)
     inherit(student, teacher)
     images, tokens = torch.rand(4, 3, 64, 64), torch.randint(1, 400, (4, 20))
     shared = ModelTeacher(teacher, student)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import safetensors.torch
@@ -123,8 +125,15 @@ def test_sasp_blocks_have_no_official_or_timm_layout() -> None:
         to_timm(model)
 
 
-@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
-@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    ("name", "wrapper"),
+    [
+        *product(("mobileclip-nano", "siclip-nano"), ("", "module.", "_orig_mod.", "_orig_mod.module.")),
+        ("siclip-nano", "module._orig_mod."),
+        ("mobileclip2-nano", "module."),
+        ("siclip2-nano", "_orig_mod."),
+    ],
+)
 def test_open_clips_training_checkpoints_load(tmp_path: Path, name: str, wrapper: str) -> None:
     model = create_model(name, text={"vocab_size": 64})
     fill(model, 2)
@@ -185,21 +194,31 @@ def test_a_projection_with_a_bias_is_refused(tmp_path: Path, nano: Clip, prefix:
         siclip.load_checkpoint(fresh(nano), tmp_path / "biased.pt", part="image")
 
 
-@pytest.mark.slow
-def test_only_the_image_tower_of_open_clips_mobileclip2_fits(tmp_path: Path, s0: Clip) -> None:
-    import open_clip
+@pytest.mark.parametrize("layout", ["open_clip", "official", "timm"])
+def test_a_projection_with_a_bias_is_read_into_mobileclip2(tmp_path: Path, layout: str) -> None:
+    """Official files have no bias, which is a bias of zero; timm's have no text tower."""
+    model = create_model("mobileclip2-nano", text={"vocab_size": 64, "layers": 2})
+    fill(model, 5)
+    bias = model.image_encoder.model.head.fc.bias
+    assert bias is not None
+    if layout != "official":
+        torch.nn.init.uniform_(bias)
+    flat = {"open_clip": to_open_clip, "official": to_official, "timm": to_timm}[layout](model)
+    assert ("head.fc.bias" in "".join(flat)) == (layout != "official")
+    torch.save(flat, tmp_path / "flat.pt")
+    target = fresh(model)
+    torch.nn.init.ones_(target.image_encoder.model.head.fc.bias)
+    part: Literal["all", "image"] = "image" if layout == "timm" else "all"
+    siclip.load_checkpoint(target, tmp_path / "flat.pt", part=part)
+    ours, theirs = (target, model) if part == "all" else (target.image_encoder, model.image_encoder)
+    assert_equal(ours.state_dict(), theirs.state_dict())
 
-    theirs = open_clip.create_model("MobileCLIP2-S0", pretrained=None).eval()
-    fill(theirs.visual, 4)
-    path = tmp_path / "open_clip_model.safetensors"
-    safetensors.torch.save_model(theirs, path)
-    ours = fresh(s0).eval()
-    with pytest.raises(UserError, match=r"\d+ missing: text_encoder.*unexpected: text_encoder\.ln_final\.bias, "):
-        siclip.load_checkpoint(ours, path)
-    siclip.load_checkpoint(ours, path, part="image")
-    images = torch.rand(1, 3, 256, 256)
-    with torch.no_grad():
-        torch.testing.assert_close(ours.encode_image(images), theirs.encode_image(images))
+
+def test_a_bias_has_no_official_layout() -> None:
+    model = create_model("mobileclip2-nano", text={"layers": 1})
+    torch.nn.init.ones_(model.image_encoder.model.head.fc.bias)
+    with pytest.raises(UserError, match="bias other than zero, which the official MobileCLIP layout does not have"):
+        to_official(model)
 
 
 def test_an_unknown_layout_is_refused_with_some_keys() -> None:

@@ -53,6 +53,21 @@ def test_sums_are_the_counts_of_the_towers(name: str, sharing: dict[str, str], p
         assert found.reparameterized_parameters == count_parameters(deployable)
 
 
+def test_a_plain_text_tower_has_no_stages_of_repmixers() -> None:
+    model = create_model("siclip2-nano")
+    freeze_inherited(model, "inherited")
+    description = describe_model(model)
+    assert [s.stage for s in description.stages if s.tower == "text"] == ["embedding", "blocks", "projection"]
+    text, total = description.tower("text"), description.total
+    assert (text.parameters, total.parameters) == (count_parameters(model.text_encoder), count_parameters(model))
+    assert total.trainable_parameters == count_parameters(model, trainable=True)
+    # Eleven blocks compute all 20 tokens, the last one queries, map and FFN of the pooled token and keys of all.
+    tokens, width, hidden = 20, 96, 192
+    block = 2 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
+    last = (tokens + 1) * width**2 + 2 * tokens * width + 2 * width * hidden
+    assert stage(description, "text", "blocks").multiply_adds == 11 * block + last
+
+
 def test_mobileclip_s0() -> None:
     """Counts of the published model; its 83 MiB were measured independently of this code."""
     description = describe_model(create_model("mobileclip-s0"))

@@ -144,7 +144,7 @@ def test_a_block_without_attention_is_refused() -> None:
         attention_map(nn.Linear(4, 4), torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
+@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano", "mobileclip2-nano"])
 def test_the_divergence_equals_scipy_on_the_maps_of_the_models_forward(name: str) -> None:
     model = model_with_structure(name)
     images, tokens = pairs_of(5)

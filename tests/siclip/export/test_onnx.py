@@ -106,6 +106,12 @@ def test_models_run_in_onnxruntime_at_any_batch(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.slow
+def test_a_plain_text_tower_can_be_exported(tmp_path: Path) -> None:
+    small = {"image": SMALL["image"], "text": {"layers": 2}, "text_sharing": "qk:0-0"}
+    check_onnx(tmp_path / "onnx", trained_like("siclip2-nano", **small))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image_norm", "text_norm"),
     [("layer", "batch"), ("rms", "rms"), pytest.param("batch", "layer", marks=pytest.mark.long)],

@@ -115,6 +115,44 @@ def test_open_clip_itself_refuses_the_folder(folder: Path) -> None:
         open_clip.create_model(f"local-dir:{folder}")
 
 
+@pytest.mark.parametrize("name", ["mobileclip2-nano", "siclip2-nano"])
+@torch.no_grad()
+def test_a_model_with_a_plain_text_tower_reads_back(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    torch.nn.init.normal_(model.image_encoder.model.head.fc.bias)
+    export_open_clip(model, tmp_path / "export")
+    theirs = load_open_clip(tmp_path / "export")
+    images, tokens = torch.rand(3, 3, 64, 64), siclip.tokenize(TEXTS, 20)
+    assert torch.equal(theirs.encode_image(images), model.encode_image(images))
+    assert torch.equal(theirs.encode_text(tokens), model.encode_text(tokens))
+    assert count_parameters(theirs) == count_parameters(model)
+    with pytest.raises(TypeError, match="siclip"):
+        open_clip.create_model(f"local-dir:{tmp_path / 'export'}")
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_open_clip_builds_mobileclip2_s0_from_the_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("mobileclip2-s0").eval()
+    for key, value in model.state_dict().items():
+        if key.endswith(("running_mean", "running_var", "gamma", "fc.bias")):
+            value.uniform_(0.3, 1.2)
+    export_open_clip(model, tmp_path / "s0")
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 's0'}").eval()
+    images, tokens = torch.rand(1, 3, 256, 256), siclip.tokenize(TEXTS)
+    for found, expected in (
+        (theirs.encode_image(images), model.encode_image(images)),
+        (theirs.encode_text(tokens), model.encode_text(tokens)),
+    ):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    ours = torch.tensor(fit_image(pixels, 256)).permute(2, 0, 1) / 255
+    transform = image_transform_v2(PreprocessCfg(**theirs.visual.preprocess_cfg), is_train=False)
+    assert torch.equal(transform(Image.fromarray(pixels)), ours)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_open_clip_builds_s0s_image_tower_from_the_config(tmp_path: Path) -> None:

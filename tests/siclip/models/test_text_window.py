@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from siclip.models import Clip, create_model
+from siclip.models.rep_mixer import RepMixerBlock
 from siclip.models.text_tower import TextTower
 
 LENGTH = 40
@@ -37,7 +38,7 @@ def texts() -> Tensor:
 
 def all_tokens(text: TextTower, ids: Tensor) -> Tensor:
     x = text.trunk(ids)
-    for layer in list(text.transformer)[1:]:
+    for layer in (*text.blocks, text.last_mixer or nn.Identity()):
         x = layer(x)
     return text.final_layer_norm(x)[range(LENGTH), range(LENGTH)] @ text.projection_layer
 
@@ -50,6 +51,8 @@ def all_tokens(text: TextTower, ids: Tensor) -> Tensor:
         ("siclip-nano", {}),
         ("siclip-nano", {"first_value": True}),
         ("siclip-nano", {"norm": "batch"}),
+        ("mobileclip2-nano", {}),
+        ("siclip2-nano", {"first_value": True}),
     ],
 )
 def test_embeddings_equal_the_full_computation_wherever_the_text_ends(
@@ -57,22 +60,24 @@ def test_embeddings_equal_the_full_computation_wherever_the_text_ends(
 ) -> None:
     text = tower(name, **options)
     if fused:
-        for layer in (text.transformer[0], text.transformer[-1]):
-            layer.token_mixer.reparameterize()
+        for layer in text.transformer:
+            if isinstance(layer, RepMixerBlock):
+                layer.token_mixer.reparameterize()
     assert text._windowed(LENGTH)
     torch.testing.assert_close(text(texts()), all_tokens(text, texts()), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_the_full_computation() -> None:
-    text = tower("siclip-nano")
+@pytest.mark.parametrize("name", ["siclip-nano", "siclip2-nano"])
+def test_gradients_equal_the_full_computation(name: str) -> None:
+    text = tower(name)
     weights = torch.randn(LENGTH, 128)
     (text(texts()) * weights).sum().backward()
-    ours = {name: p.grad.clone() for name, p in text.named_parameters()}
+    ours = {key: p.grad.clone() for key, p in text.named_parameters()}
     text.zero_grad()
     (all_tokens(text, texts()) * weights).sum().backward()
     largest = max(float(p.grad.abs().max()) for p in text.parameters())
-    for name, parameter in text.named_parameters():
-        torch.testing.assert_close(ours[name], parameter.grad, atol=1e-6 * largest, rtol=1e-4, msg=name)
+    for key, parameter in text.named_parameters():
+        torch.testing.assert_close(ours[key], parameter.grad, atol=1e-6 * largest, rtol=1e-4, msg=key)
 
 
 def test_batch_statistics_include_all_tokens() -> None:
@@ -106,15 +111,24 @@ def test_equal_texts_have_the_embedding_of_one() -> None:
     torch.testing.assert_close(text.head(features, ids), text.head(features[:1], ids[:1]).expand(3, -1))
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"norm": "batch"}])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("siclip-nano", {}),
+        ("siclip-nano", {"norm": "rms"}),
+        ("siclip-nano", {"norm": "batch"}),
+        ("siclip2-nano", {}),
+    ],
+)
 def test_padding_that_all_texts_share_is_computed_once_with_the_same_result(
-    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, ids = tower("siclip-nano", **options), padded(12)
+    text, ids = tower(name, **options), padded(12)
     features = text.trunk(ids).detach()
     common = text._common_tokens(features)
-    # The trunk's output depends on 10 tokens on either side.
-    assert LENGTH - 12 - 10 <= common <= LENGTH - 12
+    # The trunk's output depends on 10 tokens on either side, that of a plain tower on none.
+    reach = 10 if text.has_mixers else 0
+    assert LENGTH - 12 - reach <= common <= LENGTH - 12
     seen: list[int] = []
     text.blocks[0].mlp.register_forward_hook(lambda mlp, inputs, out: seen.append(out.numel() // out.shape[-1]))
     ours, gradients = gradients_of(text, features, ids)
@@ -124,8 +138,8 @@ def test_padding_that_all_texts_share_is_computed_once_with_the_same_result(
     torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert gradients.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, atol=1e-6 * largest, rtol=1e-4, msg=name)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(gradients[key], gradient, atol=1e-6 * largest, rtol=1e-4, msg=key)
 
 
 def test_padding_is_computed_for_each_text_where_sharing_is_not_exact() -> None:

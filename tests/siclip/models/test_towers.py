@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from open_clip.transformer import TextTransformer
 from torch import nn
 
+from siclip.checkpoints.layouts import to_open_clip, to_siclip
 from siclip.errors import UserError
 from siclip.models import create_model, shaped_attention
 from siclip.models.sasp import QueryKey, SasPBlock
@@ -54,7 +56,7 @@ def test_text_attention_equals_torch_multi_head_attention() -> None:
     torch.testing.assert_close(attention(x), reference(x, x, x)[0], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano"])
+@pytest.mark.parametrize("name", ["mobileclip-nano", "siclip-nano", "siclip2-nano"])
 def test_reparameterized_outputs_agree_and_the_original_does_not_change(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name)
@@ -76,16 +78,36 @@ def test_reparameterized_outputs_agree_and_the_original_does_not_change(name: st
     assert not any(p.requires_grad for p in fused.parameters())
 
 
-def test_pooling_is_at_the_highest_token_id() -> None:
-    text = create_model("mobileclip-nano").eval().text_encoder
+@pytest.mark.parametrize("name", ["mobileclip-nano", "mobileclip2-nano"])
+def test_pooling_is_at_the_highest_token_id(name: str) -> None:
+    text = create_model(name).eval().text_encoder
     tokens = torch.randint(1, 400, (2, 20))
     tokens[0, 5], tokens[1, 9] = 49407, 49407
     x = text.trunk(tokens)
-    for block in text.transformer[1:]:
+    for block in (*text.blocks, text.last_mixer or nn.Identity()):
         x = block(x)
     x = text.final_layer_norm(x)
     expected = torch.stack([x[0, 5], x[1, 9]]) @ text.projection_layer
     torch.testing.assert_close(text(tokens), expected)
+
+
+def test_the_plain_text_tower_is_open_clips_transformer() -> None:
+    """With the same weights, wherever a text ends, also one that is shorter than the context."""
+    torch.manual_seed(0)
+    ours = create_model("mobileclip2-nano").eval()
+    theirs = TextTransformer(20, 49408, 96, 3, 12, mlp_ratio=2.0, output_dim=128, no_causal_mask=True).eval()
+    for name, value in theirs.state_dict().items():
+        if value.ndim == 1:
+            nn.init.normal_(value, 1.0 if name.endswith("weight") else 0.0, 0.1)
+    state = {f"text.{name}": value for name, value in theirs.state_dict().items()}
+    ours.load_state_dict(to_siclip(state, ours), strict=False)
+    tokens = torch.randint(1, 400, (20, 20))
+    tokens[range(20), range(20)] = 49407
+    with torch.no_grad():
+        for given in (tokens, tokens[:12, :12]):
+            torch.testing.assert_close(ours.encode_text(given), theirs(given), atol=2e-6, rtol=1e-5)
+    written = {name: value for name, value in to_open_clip(ours).items() if name.startswith("text.")}
+    assert written.keys() == state.keys() and all(torch.equal(written[name], state[name]) for name in state)
 
 
 def test_unknown_names_and_fields_are_refused() -> None:

@@ -12,6 +12,7 @@ from siclip.data.batch import Batch, to_float_images
 from siclip.errors import UserError
 from siclip.losses import Embeddings, Objective, PairIds
 from siclip.models import Clip, create_model
+from siclip.models.registry import base_of
 from siclip.teachers import ModelTeacher
 from siclip.training.step import Step, trunk_features
 
@@ -27,14 +28,14 @@ def batch(size: int = SIZE) -> Batch:
     return Batch(images, tokens, ids, ids // 2)
 
 
-def pair(freeze: str = "inherited") -> tuple[Clip, Clip]:
+def pair(freeze: str = "inherited", name: str = "siclip-nano") -> tuple[Clip, Clip]:
     torch.manual_seed(3)
-    teacher = create_model("mobileclip-nano").eval()
-    student = create_model("siclip-nano")
+    teacher = create_model(base_of(name)).eval()
+    student = create_model(name)
     siclip.inherit(student, teacher, freeze)
     # Otherwise attention is uniform at the start and has no effect.
-    for name, parameter in student.named_parameters():
-        if name.endswith("query.weight"):
+    for key, parameter in student.named_parameters():
+        if key.endswith("query.weight"):
             nn.init.normal_(parameter, std=0.2)
     return student.eval(), teacher
 
@@ -85,10 +86,15 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert error < 1e-4, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("freeze", ["inherited", "none"])
-@pytest.mark.parametrize("micro", [0, 2, 4, 8, SIZE])
-def test_micro_batches_have_the_whole_batchs_gradients(freeze: str, micro: int) -> None:
-    student, teacher = pair(freeze)
+@pytest.mark.parametrize(
+    ("name", "freeze", "micro"),
+    [
+        *(("siclip-nano", freeze, micro) for freeze in ("inherited", "none") for micro in (0, 2, 4, 8, SIZE)),
+        ("siclip2-nano", "inherited", 4),
+    ],
+)
+def test_micro_batches_have_the_whole_batchs_gradients(name: str, freeze: str, micro: int) -> None:
+    student, teacher = pair(freeze, name)
     head = objective()
     expected = whole_batch_gradients(student, teacher, head, batch())
     parts = Step(student, head, ModelTeacher(teacher, student), micro).gradients(batch(), generator())

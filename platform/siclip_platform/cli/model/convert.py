@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siclip.errors import UserError
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.cli.model.group import app
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class How(StrEnum):
 
 @app.command()
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint that training wrote, .pt or .safetensors; or open_clip:NAME:TAG.")
+    ],
     out: Annotated[Path, typer.Argument(help="A new file, .pt or .safetensors.")],
     image_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0; default: unchanged.")] = None,
     text_sharing: Annotated[str | None, typer.Option(help="Pattern such as qk:0-0-1-1; default: unchanged.")] = None,
@@ -36,13 +39,16 @@ def convert(
     """Write a model with other sharing patterns, in the other file format, or from another project's file.
 
     --model reads files of other projects: Apple's mobileclip_s0.pt, and MobileCLIP state dicts such as open_clip's.
-    Training state is not written.
+    open_clip:MobileCLIP2-S0:dfndr2b downloads open_clip's weights. Training state is not written.
 
     Blocks that no longer share get a copy each, so the model computes the same. Blocks that newly share get the mean
     of their weights, or those of the first: a heuristic start for further training.
     """
     # Before torch is imported, so that a wrong file name is reported at once.
     _check_out(out)
+    if checkpoint.startswith(OPEN_CLIP):
+        _convert_open_clip(checkpoint, out, (image_sharing, text_sharing, model))
+        return
     from siclip.checkpoints.formats import checkpoint_config, load_checkpoint, read_checkpoint, save_checkpoint
     from siclip.models import Clip, count_parameters, model_config
     from siclip.models.finite import check_finite
@@ -60,6 +66,25 @@ def convert(
         old, new = getattr(config, tower).sharing, getattr(changed, tower).sharing
         echo(f"{tower} sharing: {old} → {new}")
     echo(f"parameters: {count_parameters(before):,} → {count_parameters(after):,}")
+    echo(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def _convert_open_clip(named: str, out: Path, options: tuple[str | None, ...]) -> None:
+    from siclip.checkpoints.formats import save_checkpoint
+    from siclip.checkpoints.open_clip_weights import OpenClipWeights
+    from siclip.data.transforms import preprocessing_text
+    from siclip.models import count_parameters
+    from siclip.models.finite import check_finite
+    from siclip_platform.display import echo
+
+    if any(options):
+        raise UserError(f"{named} is a known model with nothing to share: omit --model and the sharing patterns")
+    weights = OpenClipWeights.of(named)
+    model = weights.load()
+    check_finite(model, named)
+    save_checkpoint(out, model)
+    echo(f"{model.config.name}: {count_parameters(model):,} parameters")
+    echo(f"images: {preprocessing_text(model.config.image.image_size)} ({weights.card})")
     echo(f"{out}: {out.stat().st_size:,} bytes")
 
 

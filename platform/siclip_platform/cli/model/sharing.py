@@ -155,8 +155,9 @@ def _tower(config: ModelConfig, tower: Tower, divergence: AttentionDivergence) -
 
 def _student(name: str) -> str:
     """The model with SAS-P blocks that corresponds to a checkpoint's model."""
-    base = name.removeprefix("mobileclip-")
-    return name if base == name else f"siclip-{base}"
+    from siclip.models.registry import student_of
+
+    return student_of(name)
 
 
 def _head(findings: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,11 @@ from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.losses import Embeddings
 from siclip.models.finite import finite, unit
+from siclip.open_clip_models import OPEN_CLIP
 from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
 from siclip.tokenizer import tokenize
 from siclip_platform.storage.checkpoints import read_model
 
-OPEN_CLIP = "open_clip:"
 CLIP_CONTEXT = 77
 Precision = Literal["fp32", "bf16"]
 

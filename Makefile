@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: install demo test chromium check audit fast-test long-test docs lock head clean
+.PHONY: install demo test chromium check audit fast-test long-test gpu-check docs lock head clean
 
 install: .venv/.installed
 
@@ -35,6 +35,10 @@ fast-test: install
 
 long-test: install
 	$(BIN)/python -m pytest -m "long and not gpu" --timeout 3600
+
+# Ten minutes on a machine with a card: everything that nothing else can run. Writes benchmarks/results/gpu/CARD.json.
+gpu-check: install
+	$(BIN)/python scripts/gpu_check.py
 
 # The audit waits for a server while ruff and mypy compute; what it finds is listed and fails nothing.
 check: install

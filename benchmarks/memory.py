@@ -1,6 +1,6 @@
 """Peak memory of a WIKD + PM step of siclip-s0, by batch size and micro-batch size.
 
-    python benchmarks/memory.py [--batches 8 16 32]
+    python benchmarks/memory.py [--batches 8 16 32] [--out benchmarks/results/memory.json]
 
 Under bf16 autocast. On a GPU: the device's peak with a limit of 24 GiB
 (``torch.cuda.set_per_process_memory_fraction``), for batch 1536 whole and in micro-batches, and the largest batch
@@ -162,11 +162,12 @@ def gpu_peak(batch: int, micro: int, device: torch.device) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     found = measure_gpu() if torch.cuda.is_available() else measure_cpu(options.batches)
     result = {"cores": os.cpu_count(), "versions": {"torch": version("torch")}, **found}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
     json.dump(result, sys.stdout, indent=2)
 
 

@@ -52,12 +52,20 @@ class Parts:
         return lines[job].split()
 
 
-def make_parts(digits: Path, teacher: Path, folder: Path) -> Parts:
-    """Digit scenes and a teacher; for the preparation a tar file of shapes and an untrained CoCa."""
+def untrained_coca(folder: Path) -> None:
+    """Write a small CoCa with random weights: ``coca.json`` and ``coca.pt``."""
     config = {**NANO_COCA, **{k: {**NANO_COCA[k], "context_length": 77} for k in ("text_cfg", "multimodal_cfg")}}
     (folder / "coca.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / "coca.json")
-    torch.save(open_clip.create_model("coca").state_dict(), folder / "coca.pt")
+    model = open_clip.create_model("coca")
+    # open_clip leaves this parameter as torch.empty returns it: whatever was in the memory
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=0.02)
+    torch.save(model.state_dict(), folder / "coca.pt")
+
+
+def make_parts(digits: Path, teacher: Path, folder: Path) -> Parts:
+    """Digit scenes and a teacher; for the preparation a tar file of shapes and an untrained CoCa."""
+    untrained_coca(folder)
     (folder / "cc").mkdir()
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "cc" / "00000.tar", "w") as tar:

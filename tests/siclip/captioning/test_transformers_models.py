@@ -1,0 +1,111 @@
+"""Image-to-text models of transformers as captioners, with tiny random weights; code of theirs never runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from siclip.captioning.sampling import Sampling
+from siclip.captioning.transformers_models import TransformersCaptioner
+from siclip.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "on", "the", "red", "grass", "sits"]
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def saved(folder: Path, kind: str) -> Path:
+    """A tiny BLIP or GIT with its processor, as ``save_pretrained`` writes it."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    auto: Any = transformers
+    tokenizer = auto.BertTokenizer(str(folder / "vocab.txt"))
+    images = {"size": {"height": 16, "width": 16}}
+    vision = SIZES | {"image_size": 16, "patch_size": 8}
+    special = {"vocab_size": len(WORDS), "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "blip":
+        processor = auto.BlipProcessor(auto.BlipImageProcessor(**images), tokenizer)
+        text = SIZES | special | {"encoder_hidden_size": 16, "max_position_embeddings": 32}
+        model = auto.BlipForConditionalGeneration(auto.BlipConfig(text_config=text, vision_config=vision))
+    else:
+        processor = auto.GitProcessor(
+            auto.CLIPImageProcessor(crop_size=images["size"], size={"shortest_edge": 16}), tokenizer
+        )
+        model = auto.GitForCausalLM(
+            auto.GitConfig(vision_config=vision, **SIZES, **special, max_position_embeddings=32)
+        )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["blip", "git"])
+def test_captions_follow_from_the_image_its_id_and_the_seed(tmp_path: Path, kind: str) -> None:
+    folder = saved(tmp_path / kind, kind)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20 + number, 24, 3), dtype=np.uint8) for number in range(5)]
+    captioner = TransformersCaptioner(str(folder), Sampling(min_tokens=2, max_tokens=8), batch_size=2)
+    together = captioner.captions(images, list("abcde"), 3)
+    assert [len(texts) for texts in together] == [3] * 5
+    assert len({text for texts in together for text in texts}) > 5
+    words = {word for texts in together for text in texts for word in text.split()}
+    # Special tokens are not part of a caption.
+    assert words <= set(WORDS[5:]) | {"[UNK]"}
+    order = [3, 0]
+    assert captioner.captions([images[i] for i in order], ["d", "a"], 3) == [together[i] for i in order]
+    assert captioner.name == f"{kind}@{captioner.hash}"
+
+
+@pytest.mark.slow
+def test_temperature_0_is_the_greedy_search_of_transformers(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "blip", "blip")
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    found = TransformersCaptioner(str(folder), Sampling(temperature=0, min_tokens=0, max_tokens=6)).captions(
+        [pixels], ["a"], 1
+    )
+    auto: Any = transformers
+    processor = auto.BlipProcessor.from_pretrained(folder)
+    model = auto.BlipForConditionalGeneration.from_pretrained(folder).eval()
+    out = model.generate(**processor(images=[pixels], return_tensors="pt"), do_sample=False, max_new_tokens=6)
+    assert found == [[processor.batch_decode(out, skip_special_tokens=True)[0].strip()]]
+
+
+def test_a_folder_that_names_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "evil.py").write_text(
+        f"open({str(canary)!r}, 'w').close()\nfrom transformers import BlipConfig as Evil\n"
+    )
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    for file in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        (folder / file).write_text(json.dumps(config))
+        with pytest.raises(UserError, match=rf"{file} names code of its own \(auto_map\)"):
+            TransformersCaptioner(str(folder), Sampling())
+        (folder / file).unlink()
+    assert not canary.exists()
+
+
+def test_code_of_a_hub_repository_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def from_pretrained(name: str, **options: Any) -> None:
+        asked.append(options)
+        if len(asked) == 2:
+            raise OSError("no network")
+
+    auto: Any = transformers
+    monkeypatch.setattr(auto.AutoProcessor, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(auto.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    with pytest.raises(UserError, match=r"someone/model cannot be opened by transformers .* no network"):
+        TransformersCaptioner("someone/model", Sampling())
+    assert [options["trust_remote_code"] for options in asked] == [False, False] and asked[1]["weights_only"] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Conductor:
     it has failed, the searcher is not told, and a resumed study runs it again.
 
     Attributes:
+        trials: the Tune trials that have started, by id.
+        listed: all Tune trials, with those that have not started.
         stopping: the study is being stopped: what fails from now on stays in flight.
     """
 
@@ -61,6 +63,7 @@ class Conductor:
         self.retention = Retention(plan, self.journal)
         self.names: dict[str, str] = {}
         self.trials: dict[str, Any] = {}
+        self.listed: Sequence[Any] = ()
         self.exhausted = False
         self.stopping = False
         self._reused: dict[str, dict[int, str]] = {}
@@ -210,8 +213,11 @@ class Conductor:
 
     def _loss(self, tune_id: str) -> str | None:
         """What the trial lost, in a sentence; None if the trial itself failed."""
-        trial = self.trials.get(tune_id)
-        return START if trial is None else loss(_error(trial))
+        if tune_id in self.trials:
+            return loss(_error(self.trials[tune_id]))
+        # It has not started, so that Ray Tune has shown it in its list only.
+        trial = next((each for each in reversed(self.listed) if each.trial_id == tune_id), None)
+        return loss(_error(trial)) or START
 
     def _lost_again(self, lost: str) -> str:
         then = "; a resumed study runs the trial again" if self.runs_lost_again else ""

@@ -87,6 +87,7 @@ class ConductorCallback(Callback):
         # Between two steps nothing is half written. Tune's own stop would wait 10 s for the processes of trials.
         if self._stopping:
             raise KeyboardInterrupt
+        self.conductor.listed = trials
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

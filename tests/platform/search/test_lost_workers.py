@@ -149,14 +149,21 @@ def test_only_losses_are_losses() -> None:
     assert losses.training_loss(WorkerGroupError("two", {0: lost, 1: broken})) is None
 
 
-def test_a_trial_waits_for_the_machine_to_have_memory_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_a_trial_waits_for_the_machine_to_have_memory_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
     now = [1000.0]
     monkeypatch.setattr(conducting, "time", SimpleNamespace(monotonic=lambda: now[0]))
     tune = Tune(parts.plan(tmp_path, tmp_path, [0.2]))
     assert tune.start("a") == {"training.weight_decay": 0.2}
     error = tmp_path / "error.pkl"
     error.write_bytes(cloudpickle.dumps(OutOfMemoryError("Task was killed due to the node running low on memory.")))
-    tune.conductor.trials["a"] = SimpleNamespace(trial_id="a", pickled_error_file=str(error))
+    trial = tune.conductor.trials.pop("a")
+    if started:
+        tune.conductor.trials["a"] = trial
+    trial.pickled_error_file = str(error)
+    tune.conductor.listed = [trial]
     unfinished = tmp_path / "checkpoints" / "a" / f"seed-0.step-4.pt.{os.getpid()}.tmp"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_bytes(b"half")

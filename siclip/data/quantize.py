@@ -5,12 +5,14 @@ Shapes: N vectors, D their width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    # processes that only read stored vectors need no torch, which takes seconds to import
+    from torch import Tensor
 
 Numbers = Literal["bf16", "int8"]
 NUMBER_BYTES: dict[Numbers, int] = {"bf16": 2, "int8": 1}
@@ -24,6 +26,8 @@ def quantize(vectors: Tensor, numbers: Numbers) -> tuple[npt.NDArray[np.uint8], 
     bf16 rounds to nearest even: |error| ≤ 2⁻⁸ |value|. int8: scale = max|vector| / 127 and |error| ≤ scale / 2, which
     is at most max|vector| / 254.
     """
+    import torch
+
     vectors = vectors.detach().float().cpu()
     if numbers == "bf16":
         return vectors.to(torch.bfloat16).contiguous().view(torch.uint8).numpy(), None
@@ -36,6 +40,8 @@ def quantize(vectors: Tensor, numbers: Numbers) -> tuple[npt.NDArray[np.uint8], 
 
 def dequantize(data: npt.NDArray[np.uint8], scales: npt.NDArray[np.float32] | None) -> Tensor:
     """The result of `quantize` → (N, D) fp32; ``scales`` is None for bf16."""
+    import torch
+
     whole = np.ascontiguousarray(data) if data.flags.writeable else data.copy()
     if scales is None:
         return torch.from_numpy(whole.view(np.int16)).view(torch.bfloat16).float()

@@ -24,6 +24,7 @@ NOT_SEARCHED = {
     "training.seed": "a seed is not a setting, and scores of different seeds do not compare",
     "data.path": "scores on different data do not compare",
     "data.reader": "it changes nothing that is computed",
+    "data.decode": "it changes nothing that is computed",
     "data.concurrent_reads": "it changes nothing that is computed",
     "data.reader_nodes": "it changes nothing that is computed",
     "teacher": "a checkpoint is a path, not a range",

@@ -69,9 +69,12 @@ class DataConfig(Config):
         scaled_decode: decode a JPEG that is at least twice as large as needed at a lower scale: faster, and pixels
             differ slightly.
         window_row_groups: row groups that are shuffled together.
-        reader: what makes batches under Ray Train: threads of the training process, or Ray Data tasks. Both give the
-            same batches.
-        concurrent_reads: threads or tasks that read and decode at the same time.
+        reader: what reads row groups under Ray Train: threads of the training process, or Ray Data tasks. Both give
+            the same batches.
+        decode: what decodes the images with ``reader: ray``: threads of the training process, or the tasks, where
+            the nodes that read have more cores than the one that trains.
+        concurrent_reads: threads that read and decode at the same time; with ``reader: ray`` also the number of
+            tasks.
         reader_nodes: labels of the nodes that Ray Data tasks run on, as ``ray start --labels`` sets them; empty for
             any node.
         trunk_cache: a folder for the outputs of a frozen trunk. The first run that names it writes it; all others
@@ -95,6 +98,7 @@ class DataConfig(Config):
     scaled_decode: bool = True
     window_row_groups: int = Field(8, ge=1, le=2**16, description="row groups shuffled together")
     reader: Literal["threads", "ray"] = "threads"
+    decode: Literal["trainer", "reader"] = "trainer"
     concurrent_reads: int = Field(
         2, ge=1, le=1024, description="threads or tasks that read and decode at the same time"
     )
@@ -131,6 +135,8 @@ class DataConfig(Config):
             problems.add(
                 "reader_nodes place the tasks of Ray Data: set reader to ray, or remove this", "reader_nodes"
             )
+        if self.decode == "reader" and self.reader != "ray":
+            problems.add("the tasks of Ray Data are what decodes with 'reader': set reader to ray", "decode")
         if self.teacher_embeddings and not self.augment.is_off:
             problems.add("teacher_embeddings are of stored crops, which are replayed: remove augment", "augment")
         problems.check()
@@ -255,7 +261,7 @@ class Recipe(Config):
         if OURS.get(name) != base:
             fitting = [theirs for theirs, ours in OURS.items() if ours == base]
             remedy = f"open_clip:{fitting[0]}:TAG" if fitting else f"a checkpoint of {base}"
-            problems.add(f"{student} cannot inherit from open_clip's {name!r}: name {remedy}", "teacher")
+            problems.add(f"{student} cannot inherit from open_clip's {name!r}; name {remedy}", "teacher")
 
     def _check_cached_trunk(self, problems: Problems) -> None:
         wrong = {

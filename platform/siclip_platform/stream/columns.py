@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -27,14 +27,3 @@ def shares(batch_size: int, start: int, stop: int, rank: int = 0, workers: int =
     for first in range(start, stop, batch_size):
         size = min(batch_size, stop - first)
         yield first + size * rank // workers, first + size * (rank + 1) // workers
-
-
-def regrouped(blocks: Iterator[Mapping[str, np.ndarray]], sizes: Iterator[int]) -> Iterator[Columns]:
-    """Cut and join blocks of any length into blocks of these sizes."""
-    rest: Columns = {}
-    for size in sizes:
-        while not rest or len(rest["tokens"]) < size:
-            block = next(blocks)
-            rest = {k: np.concatenate([rest[k], v]) for k, v in block.items()} if rest else dict(block)
-        yield {k: v[:size] for k, v in rest.items()}
-        rest = {k: v[size:] for k, v in rest.items()}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from siclip.config import ModelConfig
-from siclip.data.augment import load_crop, load_pixels
 from siclip.data.captions import stable_id
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.data.cursor import Cursor
@@ -26,9 +25,10 @@ from siclip_platform.recipes.recipe import MixedDataset, Recipe
 from siclip_platform.storage import as_path
 from siclip_platform.storage.hashing import canonical_hash
 from siclip_platform.stream.columns import Columns, teacher_columns
+from siclip_platform.stream.decoder import Decoder
 from siclip_platform.stream.source import StreamSource
 from siclip_platform.stream.stored import StoredPair
-from siclip_platform.stream.windows import LoadedWindow, Sample, Windows, caption_of
+from siclip_platform.stream.windows import LoadedWindow, Sample, SampleWindows, Windows, caption_of
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class Stream:
         """The samples of all sources: an epoch's, if all have weight 1."""
         return sum(source.order.rows for source in self.sources)
 
+    @property
+    def decoder(self) -> Decoder:
+        """How images are decoded."""
+        return Decoder(self.seed, self.image_size, self.augment, self.scaled_decode)
+
     def cursor(self, position: int) -> Cursor:
         """Return the state of the stream before the sample at a position, for a checkpoint."""
         first = self.sources[0].order
@@ -141,7 +146,7 @@ class Stream:
         # a batch may span two windows of a source; a third is the one that is loaded ahead
         return Windows(load, kept=(3 if ahead else 2) * len(self.sources), ahead=ahead)
 
-    def samples(self, start: int, stop: int, windows: Windows) -> list[Sample]:
+    def samples(self, start: int, stop: int, windows: SampleWindows) -> list[Sample]:
         """Return the samples at the positions start ≤ p < stop, in order."""
         owners = self.mixture.owners(start, stop)
         found: list[Iterator[Sample]] = []
@@ -154,7 +159,7 @@ class Stream:
             found.append(iter(loaded))
         return [next(found[owner]) for owner in owners]
 
-    def columns(self, start: int, stop: int, windows: Windows, images: np.ndarray | None = None) -> Columns:
+    def columns(self, start: int, stop: int, windows: SampleWindows, images: np.ndarray | None = None) -> Columns:
         """Return the columns of `Batch` for the positions start ≤ p < stop.
 
         Args:
@@ -168,20 +173,14 @@ class Stream:
         pairs = self.stored(samples, [index for index, _ in chosen])
         if images is None:
             images = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
-        for index, (sample, pair) in enumerate(zip(samples, pairs, strict=True)):
-            images[index] = self._pixels(sample, pair)
+        decoder = self.decoder
+        for index, sample in enumerate(samples):
+            images[index] = decoder.pixels(sample)
         return {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher_columns(pairs)
 
     def stored(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[StoredPair | None]:
         """Return what is stored of samples with the captions of these indices."""
         return [sample.stored(index, self.seed) for sample, index in zip(samples, captions, strict=True)]
-
-    def _pixels(self, sample: Sample, stored: StoredPair | None) -> np.ndarray:
-        where, size = f"sample {sample.id}", self.image_size
-        if stored is not None:
-            return load_crop(sample.image, where, size, stored.box, scaled=self.scaled_decode)
-        key = (self.seed, sample.epoch, sample.id)
-        return load_pixels(sample.image, where, size, self.augment, key, scaled=self.scaled_decode)
 
     def texts(self, samples: Sequence[Sample], texts: Sequence[str]) -> Columns:
         """Return ``tokens``, ``image_ids`` and ``caption_ids`` of samples with these captions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from siclip.data.batch import Batch
 from siclip_platform.stream.columns import Columns, Range, shares
 from siclip_platform.stream.stream import Stream
+from siclip_platform.stream.windows import SampleWindows
 
 AHEAD = 2
 """Batches that are prepared while one is trained on."""
@@ -38,7 +39,7 @@ def thread_batches(
     Raises:
         UserError: while iterating: an image that cannot be decoded.
     """
-    return ThreadedBatches(stream, list(shares(batch_size, start, stop, rank, workers)))
+    return ThreadedBatches(stream, list(shares(batch_size, start, stop, rank, workers)), stream.windows(ahead=True))
 
 
 class ThreadedBatches(Iterator[Batch]):
@@ -47,12 +48,26 @@ class ThreadedBatches(Iterator[Batch]):
     An error in a sample is raised in place of its batch.
     """
 
-    def __init__(self, stream: Stream, ranges: Sequence[Range]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        ranges: Sequence[Range],
+        windows: SampleWindows,
+        finished: Callable[[int], None] = lambda position: None,
+    ) -> None:
+        """
+        Args:
+            stream: what to read.
+            ranges: the positions of each batch.
+            windows: where samples come from.
+            finished: takes each batch's end, when none of its samples is needed any more.
+        """
         self._stream = stream
-        self._windows = stream.windows(ahead=True)
+        self._windows = windows
+        self._finished = finished
         self._left = iter(ranges)
         self._pool = ThreadPoolExecutor(stream.concurrent_reads, thread_name_prefix="stream")
-        self._pending: deque[tuple[np.ndarray, list[Future[Columns]]]] = deque()
+        self._pending: deque[tuple[np.ndarray, list[Future[Columns]], int]] = deque()
         self._pin = torch.cuda.is_available()
         self._fill()
 
@@ -60,12 +75,13 @@ class ThreadedBatches(Iterator[Batch]):
         if not self._pending:
             self.close()
             raise StopIteration
-        images, chunks = self._pending.popleft()
+        images, chunks, end = self._pending.popleft()
         try:
             parts = [chunk.result() for chunk in chunks]
         except BaseException:
             self.close()
             raise
+        self._finished(end)
         # before the columns are joined, so that the threads have work meanwhile
         self._fill()
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "images"}
@@ -98,4 +114,4 @@ class ThreadedBatches(Iterator[Batch]):
                 # an empty share needs one chunk too, for its columns
                 for first in range(start, max(stop, start + 1), CHUNK)
             ]
-            self._pending.append((images, chunks))
+            self._pending.append((images, chunks, stop))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,11 @@ from siclip_platform.stream.stored import StoredGroup, StoredPair
 
 Indices = npt.NDArray[np.int64]
 EMBEDDINGS = "embeddings"
+# Columns of rows that travel between processes, beside the dataset's own.
+NUMBER = "number"
+PIXELS = "pixels"
+CAPTION_SET = "captions of set "
+STORED = "stored "
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,12 @@ class Sample:
 
     Attributes:
         id: the sample's id.
-        image: the file's bytes; None if images are not read.
+        image: the file's bytes; None if images are not read or have been decoded.
         captions: the dataset's own, then those of the caption sets.
         epoch: the source's epoch.
         number: the row's index in the split, in file order.
         embeddings: the row group's stored embeddings, and the row's index in them; None if they are not read.
+        pixels: the decoded and augmented image, bytes of a (size, size, 3) array; None if it is not decoded yet.
     """
 
     id: str
@@ -47,6 +53,7 @@ class Sample:
     epoch: int
     number: int
     embeddings: tuple[StoredGroup, int] | None = None
+    pixels: memoryview | None = None
 
     def stored(self, caption: int, seed: int) -> StoredPair | None:
         """Return what is stored of it with the caption of this index; None if embeddings are not read."""
@@ -54,6 +61,94 @@ class Sample:
             return None
         group, row = self.embeddings
         return group.pair(row, caption, seed, self.epoch, self.id)
+
+
+class Group:
+    """Rows as Arrow arrays: those of a row group, or those that another process has read.
+
+    Attributes:
+        columns: the fields that were read, by name; the arrays hold one value per row.
+        captions: the captions of each caption set.
+        stored: the stored embeddings; None if they are not read.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], captions: Sequence[Any], stored: StoredGroup | None) -> None:
+        self.columns = columns
+        self.captions = captions
+        self.stored = stored
+
+    @classmethod
+    def read(cls, source: StreamSource, group: RowGroup, fields: Sequence[str]) -> Group:
+        """Read a row group; ``fields`` as in `Rows`."""
+        own = [name for name in fields if name != EMBEDDINGS]
+        with parquet_file(source.shards[group.shard]) as file:
+            table = file.read_row_group(group.index, columns=own)
+        where = (source.split, group.shard, group.index)
+        captions = [_array(sidecar.read(*where), "captions") for sidecar in source.captions]
+        stored = source.embeddings if {"image", EMBEDDINGS} & set(fields) else None
+        return cls(
+            {name: _array(table, name) for name in own},
+            captions,
+            StoredGroup.read(stored, *where) if stored else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def sample(self, row: int, epoch: int, number: int) -> Sample:
+        """Return a row; ``epoch`` and ``number`` as in `Sample`."""
+        return Sample(
+            id=self.columns["id"][row].as_py(),
+            image=self._bytes("image", row),
+            pixels=self._bytes(PIXELS, row),
+            captions=list(chain(*(column[row].as_py() for column in (self.columns["captions"], *self.captions)))),
+            epoch=epoch,
+            number=number,
+            embeddings=(self.stored, row) if self.stored else None,
+        )
+
+    def _bytes(self, name: str, row: int) -> memoryview | None:
+        """A binary value as a view of Arrow's memory, which decoders read without a copy."""
+        column = self.columns.get(name)
+        return None if column is None else memoryview(column[row].as_buffer()).cast("B")
+
+    def table(self, rows: int) -> pa.Table:
+        """Return the first rows as one table, from which `of_table` makes a group again."""
+        columns = dict(self.columns)
+        columns |= {f"{CAPTION_SET}{number}": column for number, column in enumerate(self.captions)}
+        if self.stored is not None:
+            columns |= {f"{STORED}{name}": column for name, column in self.stored.columns.items()}
+        return pa.table(columns).slice(0, rows)
+
+    @classmethod
+    def of_table(cls, table: pa.Table | pa.RecordBatch) -> Group:
+        """Return the group of a table's rows; that of a record batch copies nothing."""
+        names = table.schema.names
+
+        def named(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): _array(table, name) for name in names if name.startswith(prefix)}
+
+        stored = named(STORED)
+        own = [name for name in names if not name.startswith((CAPTION_SET, STORED))]
+        captions = named(CAPTION_SET)
+        return cls(
+            {name: _array(table, name) for name in own},
+            [captions[str(number)] for number in range(len(captions))],
+            StoredGroup(stored) if stored else None,
+        )
+
+
+def _array(table: Any, name: str) -> Any:
+    column = table.column(name)
+    if isinstance(column, pa.Array):
+        return column
+    # combining copies, also a single chunk
+    return column.chunk(0) if column.num_chunks == 1 else _combined(column)
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
 class Rows:
@@ -66,29 +161,33 @@ class Rows:
     def __init__(self, source: StreamSource, window: Window, fields: Sequence[str]) -> None:
         self.source = source
         self.window = window
-        read = in_threads(lambda group: _read(source, group, fields), window.groups, source.folder)
-        self._columns = [group.columns for group in read]
-        self._captions = [group.captions for group in read]
-        self._stored = [group.stored for group in read if group.stored is not None]
+        self._groups = list(in_threads(lambda group: Group.read(source, group, fields), window.groups, source.folder))
         # the window's row at which each row group starts
         self._starts = np.cumsum([0, *(group.rows for group in window.groups)])
 
     def __getitem__(self, row: int) -> Sample:
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
-        group, columns = self.window.groups[which], self._columns[which]
         index = row - int(self._starts[which])
-        # a view of Arrow's memory: decoders read it without a copy
-        image = columns.get("image")
-        return Sample(
-            id=columns["id"][index].as_py(),
-            image=None if image is None else memoryview(image[index].as_buffer()).cast("B"),
-            captions=list(
-                chain(*(column[index].as_py() for column in (columns["captions"], *self._captions[which])))
-            ),
-            epoch=self.window.epoch,
-            number=self.source.first_rows[group.shard, group.index] + index,
-            embeddings=(self._stored[which], index) if self._stored else None,
-        )
+        return self._groups[which].sample(index, self.window.epoch, self._first(which) + index)
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the rows."""
+        return sum(column.nbytes for group in self._groups for column in group.columns.values())
+
+    def table(self, rows: Indices) -> pa.Table:
+        """Return these rows as one table for `Group.of_table`, with their `Sample.number` as a further column."""
+        tables, numbers = [], []
+        for which, group in enumerate(self.window.groups):
+            tables.append(self._groups[which].table(group.rows))
+            numbers.append(np.arange(group.rows) + self._first(which))
+        chosen = pa.concat_tables(tables).take(pa.array(rows))
+        return chosen.append_column(NUMBER, pa.array(np.concatenate(numbers)[rows]))
+
+    def _first(self, which: int) -> int:
+        """The index in the split of the first row of one of the window's row groups."""
+        group = self.window.groups[which]
+        return self.source.first_rows[group.shard, group.index]
 
     def caption_ids(self, order: Indices, policy: CaptionPolicy) -> Indices:
         """Return the id of the caption that each of these rows gets."""
@@ -100,26 +199,6 @@ def caption_of(sample: Sample, policy: CaptionPolicy, seed: int) -> tuple[int, s
     """Return index and text of the caption that a sample gets."""
     index = choose_caption(sample.captions, policy, seed, sample.epoch, sample.id)
     return index, str(sample.captions[index]["text"])
-
-
-class _Group(NamedTuple):
-    """What is read of one row group: its columns, and what the caption sets and the embedding set have of it."""
-
-    columns: dict[str, Any]
-    captions: list[Any]
-    stored: StoredGroup | None
-
-
-def _read(source: StreamSource, group: RowGroup, fields: Sequence[str]) -> _Group:
-    own = [name for name in fields if name != EMBEDDINGS]
-    with parquet_file(source.shards[group.shard]) as file:
-        table = file.read_row_group(group.index, columns=own)
-    columns = {name: table[name].combine_chunks() for name in own}
-    columns = {name: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for name, c in columns.items()}
-    where = (source.split, group.shard, group.index)
-    captions = [sidecar.read(*where)["captions"].combine_chunks() for sidecar in source.captions]
-    stored = source.embeddings if {"image", EMBEDDINGS} & set(fields) else None
-    return _Group(columns, captions, StoredGroup(stored, *where) if stored else None)
 
 
 class LoadedWindow:
@@ -160,6 +239,20 @@ def _tails_before(source: StreamSource, window: Window, policy: CaptionPolicy, b
         shuffled = source.order.rows_of(window)
         captions = Rows(source, window, ("id", "captions")).caption_ids(shuffled, policy)
         yield captions[tail(captions, window.position, batch_size)]
+
+
+class WindowSamples(Protocol):
+    """A window whose samples are or will be in memory."""
+
+    def samples(self, start: int, stop: int) -> list[Sample]:
+        """Return the samples start ≤ i < stop of the window, in the order of training."""
+
+
+class SampleWindows(Protocol):
+    """Where a stream gets its windows from; thread-safe."""
+
+    def get(self, source: int, window: Window, following: Callable[[], Window] | None = None) -> WindowSamples:
+        """Return a window of the source with this index; ``following`` names the one that is needed after it."""
 
 
 class Windows:

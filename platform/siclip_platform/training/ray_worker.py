@@ -112,7 +112,7 @@ class _Share:
     def _read(self, stream: Stream, start: int, stop: int) -> Iterator[Batch]:
         size, data = self.recipe.training.batch_size, self.recipe.data
         if data.reader == "ray":
-            return ray_batches(stream, size, start, stop, *self.share, nodes=data.reader_nodes)
+            return ray_batches(stream, size, start, stop, *self.share, decode=data.decode, nodes=data.reader_nodes)
         return thread_batches(stream, size, start, stop, *self.share)
 
 
@@ -125,8 +125,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: ``recipe`` (JSON), ``queue`` (metrics and failures, to the driver), ``failures`` (a queue that shows
-            every worker whether the run has failed; None for a single worker) and ``outputs`` (a folder for the ids
-            of a diverging run's batches).
+            every worker whether the run has failed; None for a single worker), ``begin`` (the checkpoint of a run
+            that this one extends; None for none) and ``outputs`` (a folder for the ids of a diverging run's batches).
     """
     import ray.train
 
@@ -139,13 +139,14 @@ def train_worker(config: dict[str, Any]) -> None:
         return
     try:
         recipe = Recipe.model_validate_json(config["recipe"])
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = ray.train.get_checkpoint() or config["begin"]
         run_recipe(
             recipe,
             _TrainReporter(config["queue"], first=rank == 0),
             None if checkpoint is None else _file_of(checkpoint),
             batches=_Share(recipe, rank, workers, early=checkpoint is None),
             outputs=config["outputs"],
+            notice=_is_preempted,
         )
     except (UserError, TrainingDiverged) as error:
         failure = Failure(next(name for name, final in FINAL.items() if isinstance(error, final)), str(error))
@@ -153,6 +154,13 @@ def train_worker(config: dict[str, Any]) -> None:
         if failures is not None:
             failures.put(failure)
             raise
+
+
+def _is_preempted() -> bool:
+    """Whether a machine of this run will be taken away; Ray Train waits here for every worker."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 @contextmanager

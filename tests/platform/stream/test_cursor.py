@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.columns import shares
-from siclip_platform.stream.ray_reader import tasks_of
+from siclip_platform.stream.parts import Part, PartReader, parts_of
+from siclip_platform.stream.ray_reader import Block, received_batches
+from siclip_platform.stream.windows import Group
 
 MODEL = model_config("siclip-nano", image={"image_size": 32})
 SHARDS = {"even": ([12, 12, 12], 4), "uneven": ([7, 1, 22], 5), "one": ([9], 20)}
@@ -117,13 +120,26 @@ def test_any_range_in_any_shares_is_a_slice_of_the_whole(
         min(size, stop - first) for first in range(start, stop, size)
     ]
     rank = data.draw(st.integers(0, workers - 1))
-    ranges = list(shares(size, start, stop, rank, workers))
-    tasks = list(tasks_of(stream, iter(ranges)))
-    windows = stream.windows()
-    from_tasks = [Batch.from_arrays(stream.columns(*positions, windows)) for positions in chain(*tasks)]
-    own = [position for first, last in ranges for position in range(first, last)]
-    if own:
-        assert_same(joined(from_tasks), joined([whole[slice(position, position + 1)] for position in own]))
+    for decoder in (None, stream.decoder):
+        # what tasks of Ray Data read, in blocks of a few rows
+        reader = PartReader(stream.sources, stream.captions, stream.unique_batch, decoder)
+        needed = list(parts_of(stream.sources, stream.mixture, size, start, stop, rank, workers))
+        assert len({part.key for part in needed}) == len(needed)  # each window is read once
+        ranges = list(shares(size, start, stop, rank, workers))
+        assert sum(part.rows for part in needed) == sum(last - first for first, last in ranges)
+        received = received_batches(stream, ranges, blocks_of(reader, needed))
+        for batch, read in zip(received, parts[rank], strict=True):
+            assert_same(batch, read)
+
+
+def blocks_of(reader: PartReader, needed: list[Part]) -> Iterator[Block]:
+    """What Ray Data yields, computed in this process."""
+    for part in needed:
+        first = 0
+        for table in reader.blocks(part):
+            for batch in table.to_batches(max_chunksize=5):
+                yield part, first, Group.of_table(batch)
+                first += batch.num_rows
 
 
 @settings(max_examples=40, deadline=None)

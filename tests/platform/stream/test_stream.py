@@ -17,7 +17,7 @@ from siclip.models import model_config
 from siclip.tokenizer import tokenize
 from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream, load_evaluation_set, ray_reader, thread_batches
+from siclip_platform.stream import Stream, load_evaluation_set, parts, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches
 
 MODEL = model_config("siclip-nano")
@@ -86,15 +86,19 @@ def test_the_evaluation_set_has_the_original_captions_and_five_negatives(digits:
 
 
 @pytest.mark.slow
-def test_ray_data_gives_the_same_batches_from_any_position(digits: Path, own_ray: None) -> None:
-    """The number of tasks differs from the number of threads."""
+@pytest.mark.parametrize("decode", ["trainer", "reader"])
+def test_ray_data_gives_the_same_batches_from_any_position(
+    decode: str, digits: Path, own_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of tasks differs from the number of threads, and a window is sent in several blocks."""
+    monkeypatch.setattr(parts, "BLOCK_BYTES", 40_000)
     stream = Stream.of(recipe(digits, **{"data.concurrent_reads": 1, "data.augment.crop_scale": 0.7}), MODEL)
     tasks = replace(stream, concurrent_reads=2)
     local = list(thread_batches(stream, 50, 0, 600))
-    streamed = list(ray_batches(tasks, 50, 0, 600))
+    streamed = list(ray_batches(tasks, 50, 0, 600, decode=decode))
     assert len(streamed) == len(local) == 12
     assert all(same(a, b) for a, b in zip(streamed, local, strict=True))
-    share = list(ray_batches(tasks, 50, 250, 600, rank=1, workers=2))
+    share = list(ray_batches(tasks, 50, 250, 600, rank=1, workers=2, decode=decode))
     assert len(share) == 7
     assert all(same(a, b[slice(25, 50)]) for a, b in zip(share, local[5:], strict=True))
 
@@ -103,23 +107,3 @@ def test_ray_data_gives_the_same_batches_from_any_position(digits: Path, own_ray
 def test_batches_for_a_gpu_are_in_pinned_memory(digits: Path) -> None:
     batch = next(thread_batches(Stream.of(recipe(digits), MODEL), 50, 0, 50))
     assert batch.images is not None and batch.images.is_pinned() and batch.tokens.is_pinned()
-
-
-def test_batches_of_ray_data_for_a_gpu_are_in_pinned_memory(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Stream.of(recipe(digits), MODEL)
-    columns = stream.columns(0, 50, stream.windows())
-    pinned: list[torch.Tensor] = []
-
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        pinned.append(tensor)
-        return tensor
-
-    monkeypatch.setattr(ray_reader, "_executions", lambda *_: iter([columns]))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    list(ray_batches(stream, 50, 0, 50))
-    assert not pinned
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    [batch] = ray_batches(stream, 50, 0, 50)
-    assert {id(tensor) for tensor in pinned} == {
-        id(getattr(batch, name)) for name in ("images", "tokens", "image_ids", "caption_ids")
-    }

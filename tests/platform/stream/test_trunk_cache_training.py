@@ -12,6 +12,7 @@ from siclip.training.loop import Save
 from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.in_process import run_recipe
+from tests.support.open_clip_parts import TAG, nano_behind_the_tag
 
 
 class Losses:
@@ -43,6 +44,18 @@ def test_a_run_from_the_cache_has_the_losses_of_one_from_images(recipe: Recipe, 
     assert len(from_images) == 6 and from_cache != from_images
     assert from_cache[0] == pytest.approx(from_images[0], rel=0.02)
     assert from_cache == pytest.approx(from_images, rel=0.1)  # Adam's first steps amplify rounding differences
+
+
+def test_a_student_of_mobileclip2_trains_from_the_cache(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its base comes by open_clip's tag, and both trunks are shared: the cache has no images for the teacher."""
+    nano_behind_the_tag(tmp_path, monkeypatch)
+    own_patterns = {"model.image_sharing": None, "model.text_sharing": None}
+    second = recipe.updated({"model.name": "siclip2-nano", "teacher": TAG, "training.steps": 3, **own_patterns})
+    from_images, from_cache = losses(second), losses(second.updated({"data.trunk_cache": str(tmp_path)}))
+    assert len(from_images) == 3 and from_cache != from_images
+    assert from_cache == pytest.approx(from_images, rel=0.1)
 
 
 def test_a_second_run_reuses_the_cache_of_the_first(recipe: Recipe, tmp_path: Path) -> None:

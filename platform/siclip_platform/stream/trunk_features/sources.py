@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from siclip.data.augment import load_crop
+from siclip.data.augment import load_crop, replay_operations
 from siclip.data.batch import to_float_images
 from siclip.data.captions import stable_id
 from siclip.data.images import decode_image
@@ -28,10 +28,13 @@ from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
 from siclip_platform.datasets.sidecar import Sidecar
 from siclip_platform.storage import AnyPath
+from siclip_platform.stream.stored import stored_operations
 from siclip_platform.stream.trunk_features.key import TrunkCacheKey
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+CROPS = ("boxes", "operations", "magnitudes")
+"""Columns of an embedding set that say how its images were made."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,11 @@ def _variants(row: dict[str, Any], key: TrunkCacheKey) -> list[Pixels]:
     where, size = f"sample {row['id']}", key.image_size
     if "boxes" in row:
         boxes = np.array(row["boxes"]).reshape(-1, 4).tolist()
-        return [load_crop(row["image"], where, size, tuple(box)) for box in boxes]
+        crops = [load_crop(row["image"], where, size, tuple(box)) for box in boxes]
+        if "operations" not in row:
+            return crops
+        done = stored_operations(row["operations"], row["magnitudes"], len(crops))
+        return [replay_operations(crop, each) for crop, each in zip(crops, done, strict=True)]
     pixels = decode_image(row["image"], where)
     if key.augmentations == 1:
         return [fit_image(pixels, size)]
@@ -128,7 +135,7 @@ def _variants(row: dict[str, Any], key: TrunkCacheKey) -> list[Pixels]:
 def _rows(
     dataset: Dataset, split: str, start: int, stop: int, crops: Sidecar | None = None
 ) -> Iterator[dict[str, Any]]:
-    """``id``, ``image`` and, with ``crops``, ``boxes`` of the samples start ≤ i < stop of a split, in file order."""
+    """``id``, ``image`` and, with ``crops``, `CROPS` of the samples start ≤ i < stop of a split, in file order."""
     position = 0
     for shard, (entry, path) in enumerate(zip(dataset.entries(split), dataset.shards(split), strict=True)):
         # the manifest's counts show which shards need not be opened
@@ -142,8 +149,10 @@ def _rows(
                 if first < last:
                     group = file.read_row_group(index, columns=["id", "image"])
                     if crops is not None:
-                        boxes = crops.read(split, shard, index, ["boxes"])["boxes"]
-                        group = group.append_column("boxes", boxes)
+                        # A set has operations only if it was imported with some.
+                        stored = crops.read(split, shard, index, CROPS)
+                        for name in stored.column_names:
+                            group = group.append_column(name, stored[name])
                     yield from group.slice(first, last - first).to_pylist()
                 position += rows
 

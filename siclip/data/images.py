@@ -30,6 +30,7 @@ from siclip.data.pillow_images import (
     upright_rgb,
     upright_size,
 )
+from siclip.data.quiet import quiet_decoders
 
 try:
     import simplejpeg
@@ -146,6 +147,7 @@ def read_header(data: Bytes, where: str = "", *, max_pixels: int = MAX_PIXELS) -
 
 @contextmanager
 def _opened(data: Bytes) -> Iterator[Image.Image]:
+    quiet_decoders()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -81,3 +82,18 @@ def test_broken_bytes_raise_an_error_with_their_location(
             assert "row 7 of train-0" in str(error)
             refused += 1
     assert refused >= 5
+
+
+@pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "tiff_adobe_deflate"])
+def test_decoders_write_nothing_about_damaged_images(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff has a line for each damaged row."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    (image.convert("1") if compression == "group4" else image).save(buffer, "TIFF", compression=compression)
+    for _ in range(20):
+        data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        data[rng.integers(8, len(data), 6)] = rng.integers(0, 256, 6)
+        with suppress(UserError):
+            images.decode_image(data.tobytes())
+    assert capfd.readouterr() == ("", "")

@@ -35,3 +35,5 @@ MAX_EMBEDDING_BYTES = 16 * MIB
 """The embeddings of a sample, packed or unpacked."""
 MAX_EMBEDDINGS = 1_024
 """Augmentations, and captions, of a sample with embeddings."""
+MAX_ARROW_HEADER_BYTES = 64 * MIB
+"""The header of a message of an Arrow file; that of a schema has the metadata of Hugging Face."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from siclip_platform.datasets.importing.sources.arrow_messages import check_messages, stream_start
 from siclip_platform.datasets.importing.sources.columns import ColumnNames, RowReader, row_sample
 from siclip_platform.datasets.importing.sources.limits import (
     MAX_BATCH_BYTES,
@@ -119,13 +121,15 @@ def arrow_samples(
     number = 0
     try:
         with filesystem.open_input_file(path) as stream:
-            opened = _reader(stream)
+            batches, problem = check_messages(stream)
+            opened = _reader(stream, problem if not batches else "")
             labels = class_names(opened.schema)
-            for batch in _batches(opened):
-                if batch.num_rows > MAX_GROUP_ROWS:
-                    raise ValueError(f"a batch claims {batch.num_rows} rows, more than {MAX_GROUP_ROWS}")
+            for batch in islice(opened, batches):
+                _check_offsets(batch)
                 yield from _rows(batch, columns, name, number, labels, reader)
                 number += batch.num_rows
+            if problem:
+                raise ValueError(problem)
     except READ_ERRORS as error:
         yield _damage(name, number, error)
 
@@ -183,27 +187,36 @@ def parquet_layout(filesystem: Any, path: str) -> tuple[list[str], list[int]]:
 def arrow_names(filesystem: Any, path: str) -> list[str]:
     """Return the names of the columns."""
     with filesystem.open_input_file(path) as stream:
-        return list(_reader(stream).schema.names)
+        batches, problem = check_messages(stream)
+        return list(_reader(stream, problem if not batches else "").schema.names)
 
 
 def arrow_rows(filesystem: Any, path: str) -> int:
     """Return the number of rows."""
     with filesystem.open_input_file(path) as stream:
-        return sum(batch.num_rows for batch in _batches(_reader(stream)))
+        batches, problem = check_messages(stream)
+        opened = _reader(stream, problem if not batches else "")
+        return sum(batch.num_rows for batch in islice(opened, batches))
 
 
-def _reader(stream: Any) -> Any:
-    """Open either Arrow format: Hugging Face writes streams; other tools write files, which begin with a magic."""
-    is_file = bytes(stream.read(6)) == b"ARROW1"
-    stream.seek(0)
-    return pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+def _reader(stream: Any, problem: str) -> Any:
+    """Open either Arrow format: Hugging Face writes streams; other tools write files, which hold one."""
+    if problem:
+        raise ValueError(problem)
+    stream.seek(stream_start(stream))
+    return pa.ipc.open_stream(stream)
 
 
-def _batches(reader: Any) -> Iterator[Any]:
-    if hasattr(reader, "num_record_batches"):
-        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        yield from reader
+def _check_offsets(batch: pa.RecordBatch) -> None:
+    """Check that no value lies outside of its buffer, where reading it would end the process.
+
+    Raises:
+        pyarrow.ArrowInvalid: one does.
+    """
+    for column in batch.columns:
+        # As bytes: a text that is not UTF-8 costs its own row only.
+        is_text = pa.types.is_string(column.type)
+        (column.view(pa.binary()) if is_text else column).validate(full=True)
 
 
 def _damage(name: str, number: int, error: Exception) -> SourceSample:

@@ -15,6 +15,7 @@ from siclip_platform.cli import (
     inference,
     model,
     plan,
+    recipe,
     results,
     simulate,
     submit,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
+app.add_typer(recipe.app, name="recipe")
 COMMANDS = (
     *(tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
     *(inference.embed, inference.search, plan.plan, doctor.doctor),

@@ -124,22 +124,22 @@ def _read(path: Path) -> _File:
 
 
 def _base(file: _File) -> str | None:
-    """What the file extends, if anything; problems with that are noted."""
-    document = file.document
-    if not isinstance(document.value, dict):
+    """What the file extends, if anything.
+
+    Raises:
+        UserError: it is not a name, or the key is misspelt: without it, every field of the base would be missed.
+    """
+    value = file.document.value
+    if not isinstance(value, dict):
         return None
-    for key in document.value.keys() - Recipe.model_fields.keys() - {EXTENDS}:
-        # extends is not a field of the recipe, whose validation knows nothing of it
+    for key in value.keys() - Recipe.model_fields.keys() - {EXTENDS}:
         if hint := closest(key, [EXTENDS]):
-            document.note((key, KEY), f"unknown key {key!r}{hint}")
-            del document.value[key]
-    if EXTENDS not in document.value:
-        return None
-    base = document.value[EXTENDS]
-    if isinstance(base, str) and base:
-        return base
-    document.note((EXTENDS,), f"{short(base)} is not a recipe; write the name of a shipped one or a file")
-    return None
+            raise UserError(f"{file.path}:{file.document.line_of((key, KEY))}: {key}: unknown key {key!r}{hint}")
+    base = value.get(EXTENDS, "")
+    if EXTENDS not in value or (isinstance(base, str) and base):
+        return base or None
+    line = file.document.line_of((EXTENDS,))
+    raise UserError(f"{file.path}:{line}: {EXTENDS}: {short(base)} is not a recipe; write a shipped name or a file")
 
 
 def _merged(files: Sequence[_File]) -> tuple[Any, dict[Loc, int]]:

@@ -8,9 +8,11 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,12 +20,20 @@ import pytest
 from import_parts import add_member, imported, picture
 from typer.testing import CliRunner
 
+from siclip.data.captions import stable_id
 from siclip.errors import UserError
+from siclip.models.registry import model_config
+from siclip.training.loop import Save
 from siclip_platform.cli import app
 from siclip_platform.datasets.importing.given import build
 from siclip_platform.datasets.importing.parts import ImportConfig
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
+from siclip_platform.recipes.control import DISTILLATION
+from siclip_platform.recipes.digits import digits_student
+from siclip_platform.stream.stream import Stream
+from siclip_platform.stream.threads import thread_batches
+from siclip_platform.training.in_process import run_recipe
 
 ROWS = 30
 
@@ -191,3 +201,40 @@ def test_a_dataset_without_addresses_and_files_that_are_none(tmp_path: Path) -> 
     (tmp_path / "cut.jsonl.gz").write_bytes(buffer.getvalue()[:-20])
     result = command(tmp_path / "data", "c", "--from", str(tmp_path / "cut.jsonl.gz"), *options)
     assert isinstance(result.exception, UserError), result.output
+
+
+class Losses:
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.values += [metrics["train/loss"]] if "train/loss" in metrics else []
+
+    def milestone(self, step: int, metrics: Mapping[str, float], save: Save | None) -> None: ...
+
+
+def test_the_hub_copy_with_given_captions_trains_two_steps(data: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(data)
+    assert dataset.rows("train") + dataset.rows("validation") == ROWS
+    rows = [(f"{n:09d}", f"given {n}") for n in range(ROWS)]
+    pandas.DataFrame(rows, columns=["id", "text"]).to_csv(tmp_path / "c.csv", index=False)
+    result = command(data, "given", "--from", str(tmp_path / "c.csv"), "--key", "id", "--column", "text")
+    assert result.exit_code == 0, result.output
+    recipe = digits_student(data, steps=2).updated(
+        {
+            "data.captions": ["given"],
+            "data.synthetic_share": 1.0,
+            "data.window_row_groups": 4,
+            "model.inherit": False,
+            "loss": {**dict.fromkeys(DISTILLATION, 0.0), "contrastive": 1.0},
+            "training.batch_size": 8,
+            "training.log_every": 1,
+            "training.evaluate_every": 0,
+        }
+    )
+    # Every caption of a batch is a given one.
+    [batch, *_] = thread_batches(Stream.of(recipe, model_config("siclip-nano")), 8, 0, 16)
+    assert set(batch.caption_ids.tolist()) <= {stable_id(text) for _, text in rows}
+    record = Losses()
+    run_recipe(recipe, record)
+    assert len(record.values) == 2 and np.isfinite(record.values).all()

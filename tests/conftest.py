@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def warnings_stay_on() -> Iterator[None]:
+    """Fail the test after which our warnings are not shown any more, for example by ``logging.config.fileConfig``."""
+    yield
+    found = [logger for name, logger in logging.root.manager.loggerDict.items() if name.startswith("siclip")]
+    ours = [logger for logger in found if isinstance(logger, logging.Logger)]
+    silent = [logger.name for logger in ours if logger.disabled or not logger.isEnabledFor(logging.WARNING)]
+    for logger in ours:
+        logger.disabled = False
+    logging.root.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    assert not silent, "the test has switched off the warnings of these modules"
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 python jobs/train_siclip.py --recipe digits-teacher --data data/digits
 ray job submit -- python jobs/train_siclip.py --recipe /shared/siclip-s0.yaml --out /shared/runs/siclip-s0
 python jobs/train_siclip.py --resume train --out runs/train
+python jobs/train_siclip.py --resume train --out runs/train --set training.steps=20000
 python jobs/train_siclip.py --recipe siclip-s0.yaml --data s3://bucket/cc12m --checkpoints s3://bucket/runs
 """
 
@@ -47,11 +48,11 @@ def train_siclip(
     else:
         named = cli.read_recipe(recipe, data, teacher, changes)
         options = options_of(context, folder, data=named.data.path, teacher=named.teacher, concurrent=1)
-        start = StartingPoint(options, named)
+        start = StartingPoint.new(options, named)
 
     with open_experiment(start.options, name, start.base) as experiment:
         experiment.dataset()
-        experiment.describe("train", start.base)
+        experiment.describe("train", start.base, earlier=start.earlier)
         finished = experiment.train({"train": start.base})["train"]
 
     for key, value in sorted(finished.metrics.items()):

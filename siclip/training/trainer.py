@@ -51,8 +51,8 @@ class Trainer:
             their BatchNorms train too.
 
     Raises:
-        UserError: fp16 without a CUDA device, a thaw step with nothing frozen, or a split batch with BatchNorms in
-            train mode.
+        UserError: a config without steps, fp16 without a CUDA device, a thaw step with nothing frozen, or a split
+            batch with BatchNorms in train mode.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class Trainer:
         frozen: Collection[str] = (),
     ) -> None:
         if config.precision == "fp16" and device.type != "cuda":
+        if not config.steps:
+            raise UserError(
+                f"training.epochs {config.epochs:g} are steps only once the samples are counted: "
+                "use TrainingConfig.with_steps"
+            )
             raise UserError("training.precision fp16 requires a CUDA device: use bf16 or fp32 here")
         if config.thaw_step and not frozen:
             raise UserError(

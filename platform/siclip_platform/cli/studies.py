@@ -73,36 +73,44 @@ def resumed_study(context: typer.Context, kind: StudyKind, out: Path) -> Startin
     """The study that ``--resume`` names, with the options of the command line that may change.
 
     Raises:
-        UserError: see `siclip_platform.studies.resume.resumed`.
+        UserError: see `siclip_platform.studies.resume.resumed` and `siclip_platform.studies.extension.extended`.
     """
+    from siclip_platform.studies.extension import extended
     from siclip_platform.studies.resume import resumed
     from siclip_platform.studies.starting_point import StartingPoint
 
     given = given_options(context)
     study = resumed(kind, options_of(context, out), given, lambda study: _recipe_differences(study, given))
+    if kind == "train":
+        study = extended(study, _requested(study.base, given))
     return StartingPoint.of(study)
 
 
 def _recipe_differences(study: StudyFile, given: dict[str, Any]) -> list[Difference]:
     """What the options that describe recipes ask for, and the study's recipes do not have."""
+    from siclip_platform.studies.extension import FIELDS, may_be_extended
     from siclip_platform.studies.resume import Difference, recipe_differences
 
-    found = recipe_differences(study.base, _requested(study.base, given))
-    trained = {"--steps": study.base, "--teacher-steps": study.teaching}
+    asked = _requested(study.base, given)
+    found = recipe_differences(study.base, asked)
+    if study.kind == "train" and may_be_extended(study.base, asked):
+        found = [difference for difference in found if difference.option not in FIELDS]
+    trained: dict[str, Recipe | None] = {"--steps": study.base, "--teacher-steps": study.teaching}
     for option, recipe in trained.items():
-        has, asked = recipe and recipe.training.steps, given.get(option[2:].replace("-", "_"))
-        if asked is not None and asked != has:
-            found.append(Difference(option, has, asked))
+        has, steps = recipe and recipe.training.steps, given.get(option[2:].replace("-", "_"))
+        if steps is not None and steps != has:
+            found.append(Difference(option, has, steps))
     return found
 
 
 def _requested(base: Recipe, given: dict[str, Any]) -> Recipe:
-    """The recipe that the command line describes; what it does not name is as in ``base``."""
+    """The recipe that the command line describes, in steps; what it does not name is as in ``base``."""
     from siclip_platform.recipes.load import is_shipped
+    from siclip_platform.stream.epochs import with_steps
 
     recipe, changes = given.get("recipe"), given.get("changes")
     if not recipe:
-        return absolute(base.updated(set_values(changes)))
+        return with_steps(absolute(base.updated(set_values(changes))))
     # A shipped recipe's dataset and teacher are examples. --data and --teacher are compared as options.
     data, teacher = (base.data.path, base.teacher) if is_shipped(recipe) else (None, None)
-    return read_recipe(recipe, given.get("data") or data, given.get("teacher") or teacher, changes)
+    return with_steps(read_recipe(recipe, given.get("data") or data, given.get("teacher") or teacher, changes))

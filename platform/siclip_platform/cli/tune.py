@@ -81,7 +81,7 @@ def tune(
     else:
         named = read_recipe(recipe, data, teacher, changes)
         options = options_of(context, out, data=named.data.path, teacher=named.teacher)
-        start = StartingPoint(options, named, definition=space)
+        start = StartingPoint.new(options, named, definition=space)
     options, base = start.options, start.base
     check = check_sharing(base.model.name)
     chosen = load_space(start.definition, check_value=check, sampler=options.sampler, scheduler=options.scheduler)

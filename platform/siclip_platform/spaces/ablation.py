@@ -24,7 +24,7 @@ Question = Literal["scaling", "sharing", "pair_matching", "caption_ratio", "dive
 QUESTIONS: tuple[str, ...] = get_args(Question)
 FOLDER = "studies"
 OWN_TEACHER = "teacher"
-TEACHER_VARIES = ("training.steps", "training.seed")
+TEACHER_VARIES = ("training.steps", "training.epochs", "training.seed")
 REMEDY = "compare with search_spaces/studies/sharing.yaml"
 
 

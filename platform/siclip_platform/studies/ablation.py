@@ -13,6 +13,7 @@ from rich.table import Table
 from siclip.errors import UserError
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.spaces.ablation import OWN_TEACHER, Ablation, Setting, load_ablation
+from siclip_platform.stream.epochs import with_steps
 from siclip_platform.studies.confirmation import confirm
 from siclip_platform.training.build import recipe_model
 
@@ -41,7 +42,7 @@ def train_teachers(
         return {}
     recipes = {OWN_TEACHER: teaching}
     for name in dict.fromkeys(setting.teacher for setting in settings if setting.teacher != OWN_TEACHER):
-        recipes[f"{OWN_TEACHER}-{name}"] = teaching.updated(ablation.teachers[name])
+        recipes[f"{OWN_TEACHER}-{name}"] = with_steps(teaching.updated(ablation.teachers[name]))
     trained = experiment.train(recipes)
     return {name.removeprefix(f"{OWN_TEACHER}-"): run.checkpoint for name, run in trained.items()}
 

@@ -19,6 +19,7 @@ from siclip_platform.spaces.ablation import ablation_text
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text
 from siclip_platform.storage.atomic import remove_abandoned, write_text_atomically
+from siclip_platform.stream.epochs import length
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.final_runs import FinalRuns, Finished, Jobs, final_split
 from siclip_platform.studies.options import WORKER_CPUS, Options
@@ -51,6 +52,7 @@ class Experiment:
         self.tags: dict[str, str] = {"study": name}
         self.study_run: TrackedRun | None = None
         self.timeline = Timeline()
+        self.earlier: tuple[Recipe, ...] = ()
         self._dataset: Dataset | None = None
 
     def dataset(self) -> Dataset:
@@ -75,18 +77,24 @@ class Experiment:
         assert self._dataset is not None
         return final_split(self._dataset)
 
-    def describe(self, kind: StudyKind, base: Recipe, teaching: Recipe | None = None) -> None:
+    def describe(
+        self, kind: StudyKind, base: Recipe, teaching: Recipe | None = None, earlier: tuple[Recipe, ...] = ()
+    ) -> None:
         """Write the study's file, by which ``--resume`` finds it; a resumed study stores the options that changed.
 
         Args:
             base: the recipe that the study is about.
             teaching: the recipe of a teacher that the study trains.
+            earlier: see `StudyFile`; `train` then begins with a state of one of these recipes.
         """
+        self.earlier = earlier
+        self.display.say(length(base))
         options = self.options.model_copy(update={"tracking_uri": without_password(self.tracker.uri)})
         if options.resume:
             before = read_study(self.folder)
             trials = max(options.trials, before.options.trials)  # fewer only end this process earlier
-            before.model_copy(update={"options": options.model_copy(update={"trials": trials})}).write()
+            options = options.model_copy(update={"trials": trials})
+            before.model_copy(update={"options": options, "base": base, "earlier": earlier}).write()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if kind in ("search", "demo"):
@@ -255,6 +263,7 @@ class Experiment:
             tags=self.tags,
             study_run=self.study_run,
             dataset=self._dataset,
+            earlier=self.earlier,
         )
         return runs.train_all(jobs)
 

@@ -19,11 +19,12 @@ from siclip_platform.evaluation import evaluate_checkpoint
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import copy_file
 from siclip_platform.storage.atomic import write_text_atomically
+from siclip_platform.studies.extension import first_state
+from siclip_platform.studies.names import Names
 from siclip_platform.studies.options import WORKER_CPUS, Options
 from siclip_platform.tracking import RunKind, TrackedRun, Tracker
 from siclip_platform.training.ray_train import TrainedModel, run_with_ray_train
 
-FILE = "trained.json"
 STOP_SECONDS, FAIL_SECONDS = 5.0, 60.0  # after Ctrl-C somebody waits
 LOGGED_MODELS = ("best", "train")
 Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
@@ -43,38 +44,6 @@ class Finished:
     metrics: dict[str, float]
 
 
-class Names:
-    """``folder/trained.json``: the recipes that each name was used for, the newest last. Threads may share it.
-
-    A recipe has a stem, which names its files and runs: the name for the first recipe, else with the recipe's hash.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
-        self._lock = threading.Lock()
-
-    def stem(self, name: str, recipe: Recipe) -> str:
-        """The recipe's stem; the name now stands for this recipe."""
-        with self._lock:
-            names = self._read()
-            known = names.setdefault(name, {})
-            stem = known.pop(recipe.hash, f"{name}-{recipe.hash}" if known else name)
-            known[recipe.hash] = stem
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.path, json.dumps(names, indent=2) + "\n")
-        return stem
-
-    def superseded(self, name: str) -> list[str]:
-        """Stems of the recipes that the name stood for before."""
-        return list(self._read().get(name, {}).values())[:-1]
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        if not self.path.is_file():
-            return {}
-        names: dict[str, dict[str, str]] = json.loads(self.path.read_text())
-        return names
-
-
 @dataclass(kw_only=True)
 class FinalRuns:
     """Trains recipes in a study's folder and measures each on the `final_split` of the dataset.
@@ -84,6 +53,7 @@ class FinalRuns:
         tags: MLflow tags of every run, without the prefix.
         study_run: parent of the runs, if the study has a run.
         dataset: logged with every run, if it is known; else it is assumed to have a test split.
+        earlier: recipes that a recipe extends, the oldest first: its training begins with a state of one of them.
     """
 
     options: Options
@@ -94,6 +64,7 @@ class FinalRuns:
     tags: Mapping[str, str]
     study_run: TrackedRun | None = None
     dataset: Dataset | None = None
+    earlier: tuple[Recipe, ...] = ()
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
     _running: dict[str, TrackedRun] = field(default_factory=dict, init=False)
 
@@ -197,6 +168,9 @@ class FinalRuns:
 
     def _train_and_measure(self, name: str, recipe: Recipe, run: TrackedRun) -> Finished:
         kept = self.options.checkpoints / self.folder.name if self.options.checkpoints else None
+        begin = first_state(self.folder, self.earlier, recipe, kept)
+        if begin:
+            self.display.say(f"{name} begins after the {begin.step:,} steps that are done")
         with self.display.task(name, total=recipe.training.steps) as task:
             trained = run_with_ray_train(
                 recipe,
@@ -207,6 +181,7 @@ class FinalRuns:
                 workers=self.options.workers,
                 stopped=self._stopped,
                 checkpoints=kept / "train" if kept else None,
+                begin=begin,
             )
             if kept:
                 copy_file(trained.checkpoint, kept / f"{name}.pt")

@@ -9,6 +9,7 @@ from siclip.errors import UserError
 from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import absolute_model, as_path
+from siclip_platform.stream.epochs import with_steps
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import StudyFile
 
@@ -21,17 +22,31 @@ class StartingPoint:
         base: the recipe that the study is about.
         teaching: the recipe of the teacher, if the study trains one.
         definition: name or file of the space or ablation; of a resumed study the copy in its folder.
+        earlier: see `StudyFile`.
     """
 
     options: Options
     base: Recipe
     teaching: Recipe | None = None
     definition: str = ""
+    earlier: tuple[Recipe, ...] = ()
+
+    @classmethod
+    def new(
+        cls, options: Options, base: Recipe, teaching: Recipe | None = None, *, definition: str = ""
+    ) -> StartingPoint:
+        """That of a new study; what its recipes say in epochs becomes steps.
+
+        Raises:
+            UserError: see `with_steps`.
+        """
+        return cls(options, with_steps(base), teaching and with_steps(teaching), definition)
 
     @classmethod
     def of(cls, study: StudyFile) -> StartingPoint:
         """That of a study that is resumed."""
-        return cls(study.options, study.base, study.teaching, str(study.definition or study.options.space))
+        definition = str(study.definition or study.options.space)
+        return cls(study.options, study.base, study.teaching, definition, study.earlier)
 
     @property
     def recipes(self) -> list[Recipe]:
@@ -77,4 +92,4 @@ def starting_point(
     base = base.updated({"data.path": str(folder), "teacher": teacher})
     trains = given is None and teacher is None
     teaching = digits_teacher(folder, steps=teacher_steps, seed=options.seed) if trains else None
-    return StartingPoint(options, base, teaching, options.ablation or options.space)
+    return StartingPoint.new(options, base, teaching, definition=options.ablation or options.space)

@@ -31,6 +31,7 @@ class StudyFile(Config):
         key: identifies its MLflow runs.
         base: the recipe that the study is about, with the teacher that was named, not one that it trains.
         teaching: the recipe of a teacher that the study trains.
+        earlier: the recipes of a training before it was extended, the oldest first; it begins with a state of one.
     """
 
     version: Literal[2] = 2
@@ -39,11 +40,17 @@ class StudyFile(Config):
     key: str
     base: Recipe
     teaching: Recipe | None = None
+    earlier: tuple[Recipe, ...] = ()
     options: Options
 
     @property
     def folder(self) -> Path:
         return self.options.out / self.name
+
+    @property
+    def checkpoints(self) -> AnyPath | None:
+        """The study's folder in ``--checkpoints``; None if it has none."""
+        return self.options.checkpoints / self.name if self.options.checkpoints else None
 
     @property
     def definition(self) -> Path | None:

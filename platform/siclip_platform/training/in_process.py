@@ -19,6 +19,7 @@ from siclip.models.clip import Clip
 from siclip.training.block_regression import fit_blocks
 from siclip.training.diverged import TrainingDiverged, write_ids
 from siclip.training.loop import Reporter, resume, train
+from siclip.training.saving import Notice
 from siclip.training.trainer import Trainer
 from siclip.training.workers import workers
 from siclip_platform.recipes.recipe import Recipe
@@ -38,6 +39,7 @@ def run_recipe(
     *,
     batches: RecipeBatches = Prepared.batches,
     outputs: Path | None = None,
+    notice: Notice | None = None,
 ) -> dict[str, float]:
     """Train a recipe to its last step and return its costs.
 
@@ -50,6 +52,7 @@ def run_recipe(
         checkpoint: a state that the same run saved, to resume from.
         batches: how batches are read; by default all of each batch, with threads of this process.
         outputs: the folder for the ids of a diverging run's batches, see `write_diverged_ids`.
+        notice: see `siclip.training.loop.train`.
 
     Raises:
         UserError: the recipe does not fit its data, its teachers or the checkpoint.
@@ -70,7 +73,8 @@ def run_recipe(
         _share_weights(trainer)
     first = workers() == 1 or dist.get_rank() == 0
     with write_diverged_ids(outputs, recipe.hash):
-        train(trainer, partial(batches, prepared), reporter, prepared.evaluate if first else _evaluate_elsewhere)
+        evaluate = prepared.evaluate if first else _evaluate_elsewhere
+        train(trainer, partial(batches, prepared), reporter, evaluate, notice)
     return costs | {"cost/seconds": time.perf_counter() - started}
 
 

@@ -37,6 +37,37 @@ class TrainedModel:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class SavedState:
+    """The last checkpoint of a run under Ray Train.
+
+    Attributes:
+        step: the steps that are done.
+        checkpoint: Ray Train's handle of it, for its workers.
+    """
+
+    step: int
+    checkpoint: Any
+
+
+def saved_state(name: str, storage: AnyPath) -> SavedState | None:
+    """The last state that a run has saved; None if it has saved none.
+
+    Args:
+        name: of the run.
+        storage: where Ray Train stored its checkpoints.
+    """
+    from ray.train import Result
+
+    folder = storage / name
+    where = {"storage_filesystem": folder.filesystem} if isinstance(folder, RemotePath) else {}
+    try:
+        found = Result.from_path(folder.path if isinstance(folder, RemotePath) else str(folder), **where)
+    except RuntimeError:  # there is no such run, or it has not begun
+        return None
+    return SavedState(int(found.metrics["step"]), found.checkpoint) if found.checkpoint else None
+
+
 def run_with_ray_train(
     recipe: Recipe,
     *,
@@ -47,6 +78,7 @@ def run_with_ray_train(
     workers: int = 1,
     checkpoints: AnyPath | None = None,
     stopped: threading.Event | None = None,
+    begin: SavedState | None = None,
 ) -> TrainedModel:
     """Train a recipe with Ray Train.
 
@@ -64,6 +96,7 @@ def run_with_ray_train(
         worker_cpus: CPUs of each worker.
         workers: the number of workers; it must divide the batch size.
         checkpoints: where Ray Train stores checkpoints (default: ``storage``).
+        begin: the state that a run begins with that has saved none; another run, which this one extends, saved it.
         stopped: if another thread sets it, the run's processes are killed and this call fails within seconds.
 
     Raises:
@@ -91,6 +124,7 @@ def run_with_ray_train(
             "recipe": recipe.model_dump_json(),
             "queue": queue,
             "failures": failures,
+            "begin": begin and begin.checkpoint,
             "outputs": storage.absolute().parent,
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),

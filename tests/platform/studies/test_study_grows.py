@@ -20,7 +20,8 @@ from siclip_platform.search.result import StudyResult, TrialOutcome
 from siclip_platform.spaces import load_space
 from siclip_platform.spaces.load import space_text
 from siclip_platform.studies.experiment import Experiment
-from siclip_platform.studies.final_runs import FinalRuns, Finished, Names
+from siclip_platform.studies.final_runs import FinalRuns, Finished
+from siclip_platform.studies.names import Names
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import read_study
 from siclip_platform.tracking import Tracker

@@ -19,7 +19,7 @@ from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.training.build import check, prepare
 from siclip_platform.training.in_process import regress_blocks, run_recipe
-from siclip_platform.training.ray_train import run_with_ray_train
+from siclip_platform.training.ray_train import run_with_ray_train, saved_state
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +78,26 @@ def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe,
     short = recipe.updated({"training.steps": 2, "training.warmup_steps": 1, "training.thaw_step": 0})
     run_recipe(short, local)
     prepared = prepare(short)
+def test_a_run_at_a_constant_rate_is_extended_bit_for_bit(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
+    constant = recipe.updated({"training.steps": 6, "training.thaw_step": 0, "training.schedule": "constant"})
+    longer = constant.updated(
+        {"training.steps": 9, "training.schedule": "constant_cooldown", "training.cooldown_steps": 2}
+    )
+    local, remote = Record(tmp_path), Record(tmp_path / "remote")
+    threads = torch.get_num_threads()
+    run_recipe(longer, local)
+    torch.set_num_threads(threads)
+    storage = tmp_path / "train"
+    run_with_ray_train(constant, name="run", storage=storage, log=lambda *_: None)
+    begin = saved_state("run", storage)
+    assert begin is not None and begin.step == 6
+    trained = run_with_ray_train(longer, name="longer", storage=storage, log=remote.log, begin=begin)
+    assert min(remote.metrics.keys() - {0}) == 7
+    assert all(remote.metrics[step] == local.metrics[step] for step in (7, 8, 9))
+    ours, theirs = load_model(tmp_path / "9.pt").state_dict(), load_model(trained.checkpoint).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
     batches = list(prepared.batches(0, 3 * 32))
     teacher = load_model(Path(str(recipe.teacher)))
     losses = fit_blocks(prepared.trainer.model, teacher, batches)

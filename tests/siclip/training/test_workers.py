@@ -22,6 +22,7 @@ from siclip.errors import UserError
 from siclip.losses import Embeddings, Objective, PairIds
 from siclip.models import Clip, create_model, model_config
 from siclip.teachers import ModelTeacher
+from siclip.training.saving import NOTICE_SECONDS, Saving
 from siclip.training.setup import make_trainer
 from siclip.training.step import Step
 from siclip.training.trainer import Trainer
@@ -141,13 +142,27 @@ def refusal() -> str:
     return ""
 
 
+def of_saving(rank: int) -> list[list[int]]:
+    """The steps after which a worker saves, and those after which it asks for a notice; clocks differ."""
+    step, asked, due = 0, list[int](), list[int]()
+    training = TrainingConfig(steps=20, warmup_steps=1)
+    saving = Saving(training, torch.device("cpu"), 0.0, notice=lambda: bool(asked.append(step)))
+    for step in range(1, 13):
+        if step == 5 and rank == 0:
+            saving.asked_at -= 2 * NOTICE_SECONDS
+        if saving.due(step, step * (250.0 if rank == 0 else 1000.0)):
+            due.append(step)
+    return [due, asked]
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout=limit, rank=rank, world_size=WORKERS)
     found = {str(micro): of_a_step(part(batch(0), rank), micro) for micro in (0, 4)}
     found["one"] = of_a_part_that_one_worker_uses(rank)
-    torch.save(found | {"training": of_training(rank), "refusal": refusal()}, folder / f"{rank}.pt")
+    plain = {"refusal": refusal(), "saving": of_saving(rank)}
+    torch.save(found | {"training": of_training(rank)} | plain, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -165,6 +180,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, State]]:
         for process in processes:
             process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+def test_the_first_workers_clock_decides_when_all_save_and_ask(found: list[dict[str, State]]) -> None:
+    assert [rank["saving"] for rank in found] == [[[3, 6, 9, 12], [5]]] * WORKERS
 
 
 def movement(state: State) -> State:

@@ -6,6 +6,7 @@ A command that cannot be run here has a reason. The long test runs the `siclip-p
 from __future__ import annotations
 
 import io
+import json
 import os
 import shlex
 import shutil
@@ -30,6 +31,7 @@ from siclip_platform.tracking import Tracker
 RUN_BY = {
     "siclip-platform compare": '"compare"',
     "siclip-platform data caption": '"caption"',
+    "siclip-platform data captions": '"captions"',
     "siclip-platform data embed": '"embed"',
     "siclip-platform data import": '"import"',
     "siclip-platform data inspect": '"inspect"',
@@ -164,6 +166,8 @@ SKIPPED = {
     "mlflow.example": "needs a server",
     "open_clip:": "downloads weights",
     "--name coca": "downloads weights",
+    "cc12m-wds/": "needs the copy; test_given_captions.py makes a small one",
+    "datacompdr/": "needs shards with embeddings; test_datacompdr.py makes some",
     "--suite": "needs the sets; test_evaluation_command.py makes some",
     "3f2a9d10": "a run's id",
     "question=scaling": "needs a study of this tag; test_stores.py makes one",
@@ -195,6 +199,8 @@ def story(tmp_path: Path) -> Iterator[Path]:
     for number in range(4):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number))
     (tmp_path / "some-photo.jpg").write_bytes(jpeg(1))
+    captions = [json.dumps({"key": f"{n:09d}", "caption_llava": "a", "caption_llava_short": "b"}) for n in range(8)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(captions))
     rows = [f"photos/{number}.jpg\talt {number}\ttitle {number}" for number in range(4)]
     (tmp_path / "list.tsv").write_text("\n".join(["path\talt\ttitle", *rows]) + "\n")
     shutil.copy(ROOT / "search_spaces" / "wikd.yaml", tmp_path / "my_space.yaml")

@@ -209,7 +209,12 @@ LossTerm = Literal[
 
 
 class LossStage(Config):
-    """Weights (and τ) that apply after ``step`` completed optimizer steps; weights not named do not change."""
+    """Weights (and τ) that apply after ``step`` completed optimizer steps; weights not named do not change.
+
+    Attributes:
+        step: completed optimizer steps after which the weights apply.
+        weights: by the name of the loss's part, or ``relational_temperature``.
+    """
 
     step: int = Field(ge=1, le=LARGEST_COUNT)
     weights: dict[LossTerm, Annotated[float, Field(gt=0, le=LARGEST)]]
@@ -220,7 +225,12 @@ class LossConfig(Config):
 
     Attributes:
         base: the contrastive loss, CLIP's softmax or SigLIP's sigmoid.
+        contrastive: weight of the contrastive loss.
+        feature_distillation: weight of FD, which brings the student's embeddings to the teacher's.
+        contrastive_relational: weight of CRD, which brings the similarities within a batch to the teacher's.
         relational_temperature: τ of CRD.
+        interactive_contrastive: weight of ICL, the contrastive loss between student and teacher.
+        pair_matching: weight of PM, which tells matched pairs from similar mismatched ones.
         pair_matching_warmup: share of the training over which the weight of pair matching rises linearly from 0;
             0: full weight from the first step.
         pair_head: see `siclip.losses.PairMatchingHead`.
@@ -286,6 +296,10 @@ class TrainingConfig(Config):
     Attributes:
         steps: their number; 0: they follow from ``epochs``.
         epochs: passes over the training data, instead of ``steps``; see `with_steps`.
+        batch_size: samples per step, of all workers together.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW; biases, norms and gains have none.
+        betas: of AdamW.
         schedule: the learning rate after the warm-up: ``cosine`` falls to 0 at the last step, ``constant`` stays, and
             ``constant_cooldown`` stays until the cool-down, in which it falls linearly to 0. A run at a constant
             rate can be extended by more steps: what it has computed does not depend on its length.
@@ -293,7 +307,9 @@ class TrainingConfig(Config):
         warmup_share: the same as a share of the steps, instead of ``warmup_steps``.
         cooldown_steps: the last steps, in which the rate of ``constant_cooldown`` falls.
         cooldown_share: the same as a share of the steps, instead of ``cooldown_steps``.
+        clip_norm: the norm to which longer gradients are scaled down.
         precision: bf16 autocast, fp16 autocast with a gradient scaler (CUDA only), or fp32.
+        seed: of the data's order, the weights and every draw.
         threads: torch's CPU threads, part of the recipe because the result of a sum depends on them; 0: torch's
             default.
         micro_batch_size: samples whose activations are in memory at a time, a divisor of the batch size; 0: all;
@@ -305,6 +321,7 @@ class TrainingConfig(Config):
         ema_decay: if above 0, the result of the run is the exponential moving average of its weights.
         compile: run the heads through torch.compile.
         max_skipped_steps: consecutive steps with a loss or gradient that is not finite before the run stops.
+        log_every: steps between records of losses and speed.
         checkpoint_every: steps between checkpoints; ``auto``: ten minutes of training, however many steps they are;
             0: only after the last step. The trials of a search take ``auto`` as 0. It changes nothing that is
             computed.

@@ -40,8 +40,8 @@ class MixedDataset(Config):
     Attributes:
         path: the dataset, a folder or a URI.
         weight: how often each of its samples is drawn for each time that a sample of ``data.path`` is.
-        limit: as in the data section.
-        captions: as in the data section.
+        limit: as ``data.limit``, of this dataset.
+        captions: as ``data.captions``, beside this dataset.
     """
 
     path: str
@@ -61,11 +61,11 @@ class DataConfig(Config):
         captions: names of caption sets stored beside the dataset; their captions follow the dataset's own.
         teacher_embeddings: name of an embedding set stored beside every dataset. Its embeddings are read with the
             samples, in the crops that they were computed from.
-        synthetic_share: see `CaptionPolicy`.
+        synthetic_share: the probability of a synthetic caption, for a sample that has original ones too.
         synthetic_captions: how many synthetic captions of a sample are used; 0 uses all.
-        caption_weights: weights by the model that wrote a caption, or by its source; see `CaptionPolicy`.
+        caption_weights: weight of a caption among those of its source, by the model that wrote it or by its source.
         unique_captions: rearrange samples within a window so that no batch contains a caption twice.
-        augment: see `AugmentConfig`.
+        augment: how images are augmented.
         scaled_decode: decode a JPEG that is at least twice as large as needed at a lower scale: faster, and pixels
             differ slightly.
         window_row_groups: row groups that are shuffled together.

@@ -116,9 +116,8 @@ def test_a_problem_is_reported_in_the_file_that_has_the_field(files: Files) -> N
 
 def test_a_base_that_cannot_be_read_is_named_with_its_line(files: Files) -> None:
     files.write(top="# x\nextends: digits-student-1\n", middle="extends: none.yaml\n")
-    assert files.refused("top") == [
-        "top.yaml:2: extends: no recipe 'digits-student-1'; did you mean 'digits-student'?"
-    ]
+    (line,) = files.refused("top")
+    assert line.startswith("top.yaml:2: extends: no recipe 'digits-student-1'; did you mean 'digits-student'")
     (line,) = files.refused("middle")
     assert line.startswith("middle.yaml:1: extends: recipe none.yaml does not exist; name a file or one of digits-")
     files.write(middle="data: [\n", top="extends: middle.yaml\n")

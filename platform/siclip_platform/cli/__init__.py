@@ -16,6 +16,7 @@ from siclip_platform.cli import (
     model,
     plan,
     recipe,
+    rehearse,
     results,
     simulate,
     submit,
@@ -34,7 +35,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(recipe.app, name="recipe")
 COMMANDS = (
     *(tune.tune, tune.sync, simulate.simulate, evaluate.evaluate, results.report, results.compare),
-    *(inference.embed, inference.search, plan.plan, doctor.doctor),
+    *(inference.embed, inference.search, plan.plan, rehearse.rehearse, doctor.doctor),
 )
 for command in COMMANDS:
     app.command()(command)

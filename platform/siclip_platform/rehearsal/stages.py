@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,11 +50,13 @@ class State:
 
     Attributes:
         rows: of the whole dataset, about; before the import those of the sources.
-        killed_at: step of the checkpoint that the killed training left.
+        saved: step of the checkpoint that the killed training left.
+        killed: when it was killed, in seconds since 1970.
     """
 
     rows: int
-    killed_at: int = 0
+    saved: int = 0
+    killed: float = 0
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,19 @@ def _train(job: Rehearsal, state: State) -> Result:
     if not watched.killed:
         _check(watched)
         raise StageFailed(f"the {job.steps} steps ended before they could be interrupted: raise --steps", watched)
-    state.killed_at = training.saved_step(job)
-    return Result(
-        watched.seconds, watched.memory_bytes, note=f"killed after the checkpoint of step {state.killed_at}"
-    )
+    state.saved, state.killed = training.saved_step(job), time.time()
+    return Result(watched.seconds, watched.memory_bytes, note=f"killed after the checkpoint of step {state.saved}")
 
 
 def _resume(job: Rehearsal, state: State) -> Result:
     watched = training.resume(job)
     _check(watched)
     try:
-        speed, gpu_bytes = training.check_resumed(job, state.killed_at)
+        speed, gpu_bytes = training.check_resumed(job, state.saved, state.killed)
     except UserError as error:
         raise StageFailed(str(error), watched) from None
     samples = job.recipe.training.steps * job.recipe.training.batch_size
-    note = f"went on at step {state.killed_at + 1}; {speed:,.0f} pairs/s at batch {job.batch_size}"
+    note = f"went on at step {state.saved + 1}; {speed:,.0f} pairs/s at batch {job.batch_size}"
     return Result(watched.seconds, watched.memory_bytes, gpu_bytes, samples / speed, note)
 
 

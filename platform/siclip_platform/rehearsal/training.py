@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -48,38 +49,37 @@ def resume(job: Rehearsal) -> Watched:
     return watch(words, job.folder / "resume.log")
 
 
-def check_resumed(job: Rehearsal, killed_at: int) -> tuple[float, int]:
+def check_resumed(job: Rehearsal, saved: int, killed: float) -> tuple[float, int]:
     """Check that the resumed training went on from its checkpoint; return its samples per second, its GPU memory.
 
     Args:
         job: whose training was resumed.
-        killed_at: step of the checkpoint.
+        saved: step of the checkpoint.
+        killed: when the first session was killed, in seconds since 1970.
 
     Raises:
         UserError: it began at another step.
     """
     store = Store(default_tracking_uri(job.folder / OUT))
-    [run] = [run for run in store.search(store.experiment_ids(None)) if run.kind == "train"]
-    history = store.client.get_metric_history(run.run_id, stored_key(TRAIN_LOSS))
-    steps = [point.step for point in sorted(history, key=lambda point: (point.timestamp, point.step))]
-    check_steps(steps, killed_at, job.steps)
-    speeds = [speed for step, speed in store.curve(run, "train/samples_per_second") if step > 1]
-    peak = run.metrics.get("cost/peak_memory_mib", 0) * 2**20 if job.on_gpu else 0
+    runs = [run for run in store.search(store.experiment_ids(None)) if run.kind == "train"]
+    history = [point for run in runs for point in store.client.get_metric_history(run.run_id, stored_key(TRAIN_LOSS))]
+    # the steps of the first session are not looked at: what it logged last may not have reached the driver
+    check_steps(sorted(point.step for point in history if point.timestamp > 1000 * killed), saved, job.steps)
+    newest = runs[-1]
+    # the first of them waits for the data
+    speeds = [speed for step, speed in store.curve(newest, "train/samples_per_second") if step > saved + 1]
+    peak = newest.metrics.get("cost/peak_memory_mib", 0) * 2**20 if job.on_gpu else 0
     return median(speeds), int(peak)
 
 
-def check_steps(steps: list[int], saved: int, last: int) -> None:
-    """Check the steps that a killed and resumed run logged, in the order of time.
-
-    The second session begins right after the checkpoint and ends with the last step. The first one may have logged
-    more steps than it saved, which the second repeats; the last of its steps may not have reached the driver.
+def check_steps(steps: Sequence[int], saved: int, last: int) -> None:
+    """Check the steps that a session logged: it began right after the checkpoint and ended with the last step.
 
     Raises:
         UserError: it is otherwise.
     """
-    before, after = steps[: saved - last], steps[saved - last :]
-    if after != list(range(saved + 1, last + 1)) or len(set(before)) < len(before):
+    if list(steps) != list(range(saved + 1, last + 1)):
         raise UserError(
             f"the training was killed after the checkpoint of step {saved}, and the resumed one did not go on from "
-            f"there: the steps in its MLflow run are {', '.join(map(str, steps))}"
+            f"there: its MLflow run has the steps {', '.join(map(str, steps)) or 'none'}"
         )

@@ -30,6 +30,18 @@ def test_every_job_takes_the_same_flags(path: Path) -> None:
     assert taken >= FLAGS - WITHOUT.get(path.stem, set())
 
 
+def test_a_preparation_imports_with_the_options_of_data_import() -> None:
+    group = typer.main.get_command(app)
+    importing = group.commands["data"].commands["import"]  # type: ignore[attr-defined]
+    job = typer.main.get_command(runpy.run_path(str(JOBS[0].parent / "prepare_cc12m_syn.py"))["app"])
+    own = {"dest", "sources", "name"}
+    options = {p.name: (p.opts, p.default, p.help) for p in importing.params if p.name not in own}  # type: ignore[attr-defined]
+    shared = {p.name: (p.opts, p.default, p.help) for p in job.params if p.name in options}  # type: ignore[attr-defined]
+    assert len(options) > 25 and shared.keys() == options.keys()
+    for name in options.keys() - {"address", "verbose"}:
+        assert shared[name] == options[name]
+
+
 @pytest.fixture
 def student() -> Recipe:
     return digits_student(Path("/data/cc"), Path("/teacher.pt"))

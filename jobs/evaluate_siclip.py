@@ -1,7 +1,7 @@
 """Measure models on evaluation sets: classification, retrieval, composition, with confidence intervals.
 
 python jobs/evaluate_siclip.py runs/train/train/train.pt --data eval-sets --suite datacomp
-ray job submit -- python jobs/evaluate_siclip.py /shared/best.pt --recipe /shared/siclip-s0.yaml
+ray job submit -- python jobs/evaluate_siclip.py /shared/best.pt --recipe /shared/my.yaml
 
 With a recipe: on its dataset, with its teacher beside the model.
 """

@@ -1,7 +1,7 @@
 """Prepare CC12M-SYN: import img2dataset shards, write synthetic captions beside them, embed both with the teacher.
 
 python jobs/prepare_cc12m_syn.py cc12m/ --validation-share 0.001 --data data/cc12m-syn --teacher teacher.pt
-ray job submit -- python jobs/prepare_cc12m_syn.py /shared/cc12m --split train --recipe /shared/siclip-s0.yaml
+ray job submit -- python jobs/prepare_cc12m_syn.py /shared/cc12m --split train --recipe /shared/my.yaml
 
 With a recipe it builds what the recipe reads: its dataset, its caption set and, if it names one, its embeddings. The
 import takes the options of `siclip-platform data import`.

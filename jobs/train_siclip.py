@@ -1,10 +1,10 @@
 """Train one recipe with Ray Train, and measure it on the test split.
 
 python jobs/train_siclip.py --recipe digits-teacher --data data/digits
-ray job submit -- python jobs/train_siclip.py --recipe /shared/siclip-s0.yaml --out /shared/runs/siclip-s0
+ray job submit -- python jobs/train_siclip.py --recipe /shared/my.yaml --out /shared/runs/my
 python jobs/train_siclip.py --resume train --out runs/train
 python jobs/train_siclip.py --resume train --out runs/train --set training.steps=20000
-python jobs/train_siclip.py --recipe siclip-s0.yaml --data s3://bucket/cc12m --checkpoints s3://bucket/runs
+python jobs/train_siclip.py --recipe siclip-s0-cc12m-syn --data s3://bucket/cc12m --checkpoints s3://bucket/runs
 """
 
 from __future__ import annotations

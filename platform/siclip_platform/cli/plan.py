@@ -39,7 +39,7 @@ class Numbers(StrEnum):
 
 def plan(
     recipe: Annotated[
-        str | None, typer.Option(metavar=NAME_OR_FILE, help="A recipe; default: SiCLIP-S0 with WIKD and PM.")
+        str | None, typer.Option(metavar=NAME_OR_FILE, help="A recipe; default: siclip-s0-cc12m-syn.")
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, max=10**15, help="Pairs of the dataset.")] = 12_000_000,
     epochs: Annotated[float, typer.Option(min=0.01, max=1e6, help="Passes over the dataset.")] = 32,
@@ -118,7 +118,7 @@ def plan(
 
 
 def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
-    from siclip_platform.plan.reference import reference_recipe
+    from siclip_platform.plan.reference import RECIPE
     from siclip_platform.recipes.load import load_recipe
 
     changes: dict[str, object] = {}
@@ -126,5 +126,4 @@ def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | No
         changes["training.batch_size"] = batch_size
     if micro_batch_size is not None:
         changes |= {"training.micro_batch_size": micro_batch_size, "training.batch_norm": "eval"}
-    recipe = load_recipe(name) if name else reference_recipe()
-    return recipe.updated(changes)
+    return load_recipe(name or RECIPE).updated(changes)

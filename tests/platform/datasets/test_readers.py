@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +16,11 @@ import pytest
 from PIL import Image
 
 from siclip import preprocess
+from siclip.captioning.captioner import whole
 from siclip.data.augment import load_pixels
 from siclip.data.config import AugmentConfig
 from siclip.errors import UserError
-from siclip_platform.datasets.derived.captions.caption import CaptionShard
-from siclip_platform.datasets.derived.captions.config import CleanRules
+from siclip_platform.datasets.derived.captions.caption import CaptionPart, Decode
 from siclip_platform.datasets.derived.embeddings.embed import EmbedShard
 from siclip_platform.datasets.importing import images as importing_images
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
@@ -58,16 +57,9 @@ def stored_embeddings(data: bytes) -> npt.NDArray[Any]:
 
 
 def captioning(data: bytes) -> npt.NDArray[Any]:
-    seen: list[npt.NDArray[Any]] = []
-
-    def captions(images: list[npt.NDArray[Any]], *_: object) -> list[list[str]]:
-        seen.extend(images)
-        return [[] for _ in images]
-
-    captioner = SimpleNamespace(captions=captions, name="none", prepare=lambda image: image)
-    stage = SimpleNamespace(captioner=captioner, judge=None, config=SimpleNamespace(per_image=1, rules=CleanRules()))
-    CaptionShard._batch(stage, [ROW | {"image": data}], Counter())  # type: ignore[arg-type]
-    return seen[0]
+    part = CaptionPart("train-00000.parquet", [0])
+    Decode("", whole, judged=0).add(part, ROW | {"image": data}, "x")
+    return part.images[0]
 
 
 def embed_and_search(data: bytes) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip_platform.datasets.derived.stage import PLAN, Pool, Record, Task, clear_stage, run_stage
+from siclip_platform.datasets.derived.stage import PLAN, Pool, Record, Steps, Task, clear_stage, run_stage
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry
 from siclip_platform.datasets.sidecar import (
     Sidecar,
@@ -72,7 +72,7 @@ def build_sidecar(
     version: str,
     recipe: Mapping[str, Any],
     splits: Sequence[str],
-    work: type,
+    work: type | Steps,
     pool: Pool,
     progress: Progress | None = None,
 ) -> BuiltSidecar:
@@ -88,7 +88,8 @@ def build_sidecar(
         version: of the code in ``work``.
         recipe: JSON values that the result depends on.
         splits: whose shards are processed.
-        work: class of a `siclip_platform.datasets.derived.stage.Work` whose results come from `shard_result`.
+        work: class of a `siclip_platform.datasets.derived.stage.Work`, or `Steps`, whose results come from
+            `shard_result`.
         pool: where it runs.
         progress: called after every shard.
 
@@ -149,7 +150,12 @@ def shard_result(entry: ShardEntry, counts: Mapping[str, int]) -> dict[str, Any]
 
 
 def _run(
-    dataset: Dataset, folder: Path, requested: SidecarManifest, work: type, pool: Pool, progress: Progress | None
+    dataset: Dataset,
+    folder: Path,
+    requested: SidecarManifest,
+    work: type | Steps,
+    pool: Pool,
+    progress: Progress | None,
 ) -> None:
     jobs = [
         ShardJob(split=split, number=number, path=entry.path, sha256=entry.sha256)

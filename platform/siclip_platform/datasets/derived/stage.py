@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field, ValidationError
 
@@ -103,11 +103,19 @@ class Pool:
     here: bool = False
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """Work that is done in steps, see `siclip_platform.datasets.derived.pipeline`."""
+
+    def here(self, folder: Path, tasks: Sequence[Task]) -> Iterator[Record]: ...
+    def on_ray(self, folder: Path, tasks: Sequence[Task]) -> Iterator[Record]: ...
+
+
 def run_stage(
     folder: Path,
     plan: Mapping[str, Any],
     tasks: Sequence[Task],
-    work: Work | type,
+    work: Work | type | Steps,
     *,
     pool: Pool | None = None,
     on_record: Callable[[Record], None] | None = None,
@@ -121,7 +129,7 @@ def run_stage(
         folder: receives the files of the tasks, and their records until `clear_stage`.
         plan: JSON values; everything besides the tasks that the result depends on. Stored in the folder.
         tasks: with unique names.
-        work: a `Work`, or a class whose instances are one; ``pool.actors`` instances are created.
+        work: a `Work`, a class whose instances are one, of which ``pool.actors`` are created, or `Steps`.
         pool: where the tasks run; default: a Ray task with one CPU for each.
         on_record: called in this process for every finished task, those of earlier runs first. If it raises, the
             stage stops; finished tasks are kept.
@@ -144,8 +152,12 @@ def run_stage(
         if missing:
             for leftover in folder.rglob(TEMPORARY):
                 leftover.unlink(missing_ok=True)
-        run = _run_here if pool.here else _run_on_ray
-        for record in run(folder, missing, work, pool):
+        # A class of steps would match the protocol too.
+        if not isinstance(work, type) and isinstance(work, Steps):
+            done = work.here(folder, missing) if pool.here else work.on_ray(folder, missing)
+        else:
+            done = (_run_here if pool.here else _run_on_ray)(folder, missing, work, pool)
+        for record in done:
             _add(record, records, on_record)
         return [records[task.name] for task in tasks]
 
@@ -218,7 +230,11 @@ def _complete(folder: Path, task: Task, work: Work) -> Record:
     found = finished(folder, task)
     if found:
         return found
-    output = work(folder, task)
+    return completed(folder, task, work(folder, task))
+
+
+def completed(folder: Path, task: Task, output: TaskOutput) -> Record:
+    """Write and return the record of a task whose files are written."""
     files = tuple(
         OutputFile(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name in output.files

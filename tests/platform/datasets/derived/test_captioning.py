@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from captioning_parts import COLOURS, fitted_coca, shape, shapes_dataset
@@ -13,14 +15,17 @@ from transformers import TopPLogitsWarper
 from typer.testing import CliRunner
 
 from siclip.captioning.captioner import Captioner
+from siclip.captioning.coca import CoCaCaptioner
 from siclip.captioning.sampling import Sampling, draws, pick
 from siclip.errors import UserError
 from siclip_platform.cli.data import app
+from siclip_platform.datasets.derived.captions import caption
 from siclip_platform.datasets.derived.captions.caption import caption_dataset, usable
 from siclip_platform.datasets.derived.captions.captioners import open_captioner
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
-from siclip_platform.datasets.derived.stage import Pool
+from siclip_platform.datasets.derived.stage import Pool, Task
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.datasets.sidecar import open_sidecar
 
 HERE = Pool(here=True)
@@ -72,6 +77,76 @@ def test_a_caption_does_not_depend_on_its_batch(captioner: Captioner) -> None:
     order = [3, 0, 4]
     assert captioner.captions([images[i] for i in order], [ids[i] for i in order], 3) == [together[i] for i in order]
     assert all(len(texts) == 3 for texts in together)
+
+
+@pytest.mark.slow
+def test_a_damaged_image_or_shard_is_named_and_what_was_finished_is_kept(coca: CaptionConfig, tmp_path: Path) -> None:
+    """A dataset that was damaged after its import: the message names the sample, and a restored file resumes."""
+    data = tmp_path / "data"
+    shapes_dataset(data, shards=2)
+    shard = data / "train-00001.parquet"
+    whole = shard.read_bytes()
+    rows = pq.read_table(shard).to_pylist()
+    rows[7]["image"] = rows[7]["image"][:100]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "damaged.parquet", row_group_size=6)
+    damaged = (tmp_path / "damaged.parquet").read_bytes()
+    for content, words in (
+        (damaged, r"train-00001\.parquet: sample 01007"),
+        (whole[:-50], r"train-00001\.parquet cannot be read .* data verify"),
+    ):
+        shard.write_bytes(whole)
+        with pytest.raises(UserError, match=words):
+            # Damaged once the first shard is done: the dataset was whole when it was opened.
+            caption_dataset(data, "nano", coca, pool=HERE, progress=lambda *_, now=content: shard.write_bytes(now))
+    first = data / "captions/nano/train-00000.parquet"
+    written = first.stat().st_mtime_ns
+    shard.write_bytes(whole)
+    assert caption_dataset(data, "nano", coca, pool=HERE).counts["images"] == 20
+    assert first.stat().st_mtime_ns == written
+
+
+def test_parts_of_a_shard_are_its_row_groups_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes_dataset(tmp_path / "data", shards=1, rows=20)
+    job = {"split": "train", "number": 0, "path": "train-00000.parquet", "sha256": "0"}
+    monkeypatch.setattr(caption, "PART_ROWS", 12)
+    parts = caption.row_groups_of(tmp_path / "data", Task(name="a", payload=job))
+    assert [part.groups for part in parts] == [[0, 1], [2, 3]]  # of 6, 6, 6 and 2 rows
+    decoded = [caption.Decode(str(tmp_path / "data"), lambda image: image, judged=8)(part) for part in parts]
+    assert [part.rows for part in decoded] == [[6, 6], [6, 2]]
+    assert [name for part in decoded for name in part.ids] == [f"00{number:03d}" for number in range(20)]
+    assert {image.shape for part in decoded for image in part.judged} == {(8, 8, 3)}
+
+
+@pytest.mark.slow
+def test_a_gpu_of_half_the_memory_takes_half_the_batch(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(captioner, CoCaCaptioner)
+    rng = np.random.default_rng(4)
+    images = [shape(rng)[0] for _ in range(5)]
+    expected = captioner.captions(images, list("abcde"), 2)
+    encode = captioner.encode
+
+    def limited(pixels: np.ndarray) -> torch.Tensor:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError
+        return encode(pixels)
+
+    monkeypatch.setattr(captioner, "encode", limited)
+    monkeypatch.setattr(captioner, "batch_size", 8)
+    assert captioner.captions(images, list("abcde"), 2) == expected
+    assert captioner.batch_size == 2 and "2 images at a time" in caplog.text
+    monkeypatch.setattr(captioner, "encode", lambda pixels: limited(np.repeat(pixels, 3, axis=0)))
+    with pytest.raises(UserError, match="captioning of one image does not fit into the memory"):
+        captioner.captions(images, list("abcde"), 2)
+
+
+def test_the_precision_is_that_of_the_device() -> None:
+    auto = CaptionConfig()
+    assert auto.on(gpu=True).precision == "bf16" and auto.on(gpu=False).precision == "fp32"
+    assert CaptionConfig(precision="tf32").on(gpu=True).precision == "tf32"
+    with pytest.raises(UserError, match="--precision tf32 is a format of GPUs"):
+        CaptionConfig(precision="tf32").on(gpu=False)
 
 
 def test_draws_differ_by_image_number_and_seed() -> None:

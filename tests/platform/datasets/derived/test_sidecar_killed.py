@@ -17,7 +17,8 @@ import pytest
 from captioning_parts import fitted_coca, shapes_dataset
 from pair_shards import write_pairs
 
-from siclip_platform.datasets.derived.captions.caption import CaptionShard, caption_dataset
+from siclip_platform.datasets.derived.captions import caption
+from siclip_platform.datasets.derived.captions.caption import CaptionPart, caption_dataset
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import EmbedShard, embed_dataset, plan_embedding
@@ -32,6 +33,7 @@ SHARDS = 3
 DRIVER = """
 import sys
 from pathlib import Path
+from siclip_platform.datasets.derived.captions import caption
 from siclip_platform.datasets.derived.captions.caption import caption_dataset
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
@@ -119,32 +121,56 @@ def killed_once(base: type, method: str) -> type:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.chaos
 @pytest.mark.usefixtures("own_ray")
-@pytest.mark.parametrize(
-    ("kind", "base", "method"),
-    [
-        ("captions", CaptionShard, "_batch"),
-        pytest.param("embeddings", EmbedShard, "_table", marks=pytest.mark.long),
-    ],
-)
-def test_a_killed_worker_is_replaced(
-    tmp_path: Path,
-    settings: dict[str, Any],
-    expected: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    base: type,
-    method: str,
+def test_a_killed_worker_of_an_embedding_is_replaced(
+    tmp_path: Path, settings: dict[str, Any], expected: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
-    hash_without_kill = expected(kind)
-    monkeypatch.setattr(f"{base.__module__}.{base.__name__}", killed_once(base, method))
-    assert make(settings[kind], data, Pool(actors=1)) == hash_without_kill
+    hash_without_kill = expected("embeddings")
+    monkeypatch.setattr(f"{EmbedShard.__module__}.EmbedShard", killed_once(EmbedShard, "_table"))
+    assert make(settings["embeddings"], data, Pool(actors=1)) == hash_without_kill
     attempts = (data / "attempts").read_text().split()
     assert (data / "killed").exists()
     assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1
+
+
+def step_killed_once(base: type, log: Path) -> type:
+    """Return a step that logs every part and once kills its own process at the second shard."""
+
+    class KilledOnce(base):
+        def __call__(self, part: CaptionPart) -> CaptionPart:
+            with (log / base.__name__).open("a") as attempts:
+                attempts.write(f"{part.shard}\n")
+            marker = log / f"killed in {base.__name__}"
+            if part.shard == "train-00001.parquet" and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            done: CaptionPart = super().__call__(part)
+            return done
+
+    return KilledOnce
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("own_ray")
+def test_captions_are_equal_with_two_actors_and_a_kill_in_each_step(
+    tmp_path: Path, settings: dict[str, Any], expected: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    shapes_dataset(data, SHARDS)
+    hash_without_kill = expected("captions")
+    log = tmp_path / "log"
+    log.mkdir()
+    for base in (caption.Decode, caption.Generate, caption.Clean):
+        monkeypatch.setattr(caption, base.__name__, step_killed_once(base, log))
+    assert make(settings["captions"], data, Pool(actors=2)) == hash_without_kill
+    for name in ("Decode", "Generate", "Clean"):
+        assert (log / f"killed in {name}").exists()
+        assert set((log / name).read_text().split()) == {f"train-{number:05d}.parquet" for number in range(SHARDS)}
 
 
 def killed_at(log: Path, whole: Work, at: str) -> Work:

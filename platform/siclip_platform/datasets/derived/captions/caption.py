@@ -5,26 +5,32 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from siclip.captioning.captioner import Pixels, Prepare
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
+from siclip.errors import UserError
 from siclip_platform.datasets.derived.actors import one_thread
 from siclip_platform.datasets.derived.captions.captioners import open_captioner
 from siclip_platform.datasets.derived.captions.clean import clean, without_near_equal
-from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules, SimilarityFilter
+from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
+from siclip_platform.datasets.derived.pipeline import Pipeline, Step
 from siclip_platform.datasets.derived.sidecar_stage import (
     BuiltSidecar,
     Progress,
     ShardJob,
     build_sidecar,
     chosen_splits,
-    row_groups,
     shard_result,
 )
 from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput
@@ -33,6 +39,9 @@ from siclip_platform.datasets.schema import SYNTHETIC
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, sidecar_folder, write_sidecar_shard
 
 VERSION = "2"  # increase it when the same recipe gives other captions
+PART_ROWS = 500
+"""Of a shard that pass through the steps together: 75 MB of pixels for a captioner of 224 px."""
+JUDGED_TOGETHER = 64
 COUNTS = ("images", "generated", "unusable", "near_equal", "dissimilar", "kept", "images_without")
 
 
@@ -74,74 +83,171 @@ def caption_dataset(
         "libraries": {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "pyarrow")},
     }
     # The actors load their own copy; this one was only needed for its name and hash.
+    prepare = captioner.prepare
     del captioner
+    judged = 0
     if config.similarity:
-        recipe["teacher"] = EmbeddingTeacher(config.similarity.teacher).identity
-    arguments = (str(dataset.local_folder), config.model_dump_json(), pool.gpus > 0)
-    pool = Pool(cpus=pool.cpus, gpus=pool.gpus, actors=max(pool.actors, 1), arguments=arguments, here=pool.here)
-    return build_sidecar(dataset, "captions", name, VERSION, recipe, chosen, CaptionShard, pool, progress)
+        teacher = EmbeddingTeacher(config.similarity.teacher)
+        recipe["teacher"], judged = teacher.identity, teacher.size[0]
+        del teacher
+    gpu, actors = pool.gpus > 0, max(pool.actors, 1)
+    # Two models share a GPU by halves that cannot be two of a kind.
+    shares = (0.7 * pool.gpus, 0.3 * pool.gpus) if judged else (pool.gpus, 0.0)
+    settings = config.model_dump_json()
+    steps = [
+        Step(Decode, (str(dataset.local_folder), prepare, judged)),
+        Step(Generate, (settings, gpu), actors, shares[0]),
+        Step(Clean, (settings,)),
+    ]
+    if judged:
+        steps.append(Step(Judge, (settings, gpu), actors, shares[1]))
+    work = Pipeline(
+        partial(row_groups_of, dataset.local_folder), steps, partial(write_captions, recipe["model"]["name"])
+    )
+    return build_sidecar(dataset, "captions", name, VERSION, recipe, chosen, work, pool, progress)
 
 
-class CaptionShard:
-    """An actor that holds the models; each task captions a shard."""
+@dataclass
+class CaptionPart:
+    """Consecutive row groups of a shard on their way to captions.
 
-    def __init__(self, folder: str, config: str, gpu: bool) -> None:
-        self.folder = Path(folder)
+    Attributes:
+        shard: path relative to the dataset.
+        groups: numbers of the row groups.
+        rows: of each row group.
+        ids: of the samples.
+        earlier: the dataset's own captions of each sample.
+        images: as the captioner needs them, until it has seen them.
+        judged: the images as the similarity filter needs them.
+        texts: of each sample.
+        counts: by name, see `caption_dataset`.
+    """
+
+    shard: str
+    groups: list[int]
+    rows: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    earlier: list[list[str]] = field(default_factory=list)
+    images: list[Pixels] = field(default_factory=list)
+    judged: list[Pixels] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def row_groups_of(folder: Path, task: Task) -> list[CaptionPart]:
+    """Return the parts of a shard: row groups in order, as many as have at most `PART_ROWS` rows together.
+
+    Raises:
+        UserError: the shard cannot be read.
+    """
+    job = ShardJob.model_validate(task.payload)
+    with readable(folder / job.path) as file:
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    parts: list[CaptionPart] = []
+    for index, size in enumerate(sizes):
+        if not parts or sum(sizes[group] for group in parts[-1].groups) + size > PART_ROWS:
+            parts.append(CaptionPart(job.path, []))
+        parts[-1].groups.append(index)
+    return parts
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a shard.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error)[:200]}): compare the dataset with its manifest (siclip-platform "
+            "data verify) and restore that file"
+        ) from None
+
+
+class Decode:
+    """Step on a CPU: reads row groups, decodes their images and prepares them for the captioner.
+
+    Args:
+        folder: of the dataset.
+        prepare: of the captioner.
+        judged: side of the images for the similarity filter; 0: there is none.
+    """
+
+    def __init__(self, folder: str, prepare: Prepare, judged: int) -> None:
+        self.folder, self.prepare, self.judged = Path(folder), prepare, judged
+
+    def __call__(self, part: CaptionPart) -> CaptionPart:
+        path = self.folder / part.shard
+        with readable(path) as file:
+            tables = [file.read_row_group(group, columns=["id", "image", "captions"]) for group in part.groups]
+        part.rows = [table.num_rows for table in tables]
+        for row in (row for table in tables for row in table.to_pylist()):
+            self.add(part, row, f"{path}: sample {row['id']}")
+        return part
+
+    def add(self, part: CaptionPart, row: dict[str, Any], where: str) -> None:
+        """Add a row of the dataset; ``where`` names it if its image cannot be decoded."""
+        image = decode_image(row["image"], where)
+        part.ids.append(row["id"])
+        part.earlier.append([caption["text"] for caption in row["captions"]])
+        part.images.append(self.prepare(image))
+        if self.judged:
+            part.judged.append(fit_image(image, self.judged))
+
+
+class Generate:
+    """Step of an actor that holds the captioner."""
+
+    def __init__(self, config: str, gpu: bool) -> None:
         self.config = CaptionConfig.model_validate_json(config)
         self.captioner = open_captioner(self.config, gpu)
-        self.judge = Judge(self.config.similarity, gpu) if self.config.similarity else None
 
-    def __call__(self, folder: Path, task: Task) -> TaskOutput:
-        job = ShardJob.model_validate(task.payload)
-        counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-        path = folder / job.path
+    def __call__(self, part: CaptionPart) -> CaptionPart:
         # Equal bytes on every worker: see `one_thread`.
         with one_thread():
-            entry = write_sidecar_shard(path, self._tables(self.folder / job.path, counts), CAPTIONS_SCHEMA)
-        return TaskOutput(files=(job.path,), result=shard_result(entry, counts))
+            part.texts = self.captioner.captions(part.images, part.ids, self.config.per_image)
+        part.images = []
+        return part
 
-    def _tables(self, shard: Path, counts: Counter[str]) -> Iterator[pa.Table]:
-        for table in row_groups(shard, ("id", "image", "captions")):
-            rows = table.to_pylist()
-            size = len(rows)
-            batches = (rows[first : first + size] for first in range(0, len(rows), size))
-            kept = [captions for batch in batches for captions in self._batch(batch, counts)]
-            yield pa.Table.from_pylist([{"captions": captions} for captions in kept], CAPTIONS_SCHEMA)
 
-    def _batch(self, rows: list[dict[str, Any]], counts: Counter[str]) -> list[list[dict[str, str]]]:
-        images = [decode_image(row["image"], f"sample {row['id']}") for row in rows]
-        prepared = [self.captioner.prepare(image) for image in images]
-        generated = self.captioner.captions(prepared, [row["id"] for row in rows], self.config.per_image)
-        rules = self.config.rules
-        texts = [
-            usable(new, [caption["text"] for caption in row["captions"]], rules, counts)
-            for new, row in zip(generated, rows, strict=True)
-        ]
-        if self.judge:
-            texts = self.judge.keep(images, texts, counts)
-        counts["images"] += len(rows)
-        counts["kept"] += sum(map(len, texts))
-        counts["images_without"] += sum(not some for some in texts)
-        model = self.captioner.name
-        return [[{"text": text, "source": SYNTHETIC, "model": model} for text in some] for some in texts]
+class Clean:
+    """Step on a CPU: cleans the texts and drops near-equal ones."""
+
+    def __init__(self, config: str) -> None:
+        self.rules = CaptionConfig.model_validate_json(config).rules
+
+    def __call__(self, part: CaptionPart) -> CaptionPart:
+        pairs = zip(part.texts, part.earlier, strict=True)
+        part.texts = [usable(new, earlier, self.rules, part.counts) for new, earlier in pairs]
+        return part
 
 
 class Judge:
-    """The similarity filter: drops captions that the teacher finds unlike their image."""
+    """Step of an actor that holds the teacher of the similarity filter: drops captions unlike their image."""
 
-    def __init__(self, config: SimilarityFilter, gpu: bool) -> None:
-        self.teacher = EmbeddingTeacher(config.teacher, gpu=gpu)
-        self.minimum = config.min_similarity
+    def __init__(self, config: str, gpu: bool) -> None:
+        similarity = CaptionConfig.model_validate_json(config).similarity
+        assert similarity is not None
+        self.teacher, self.minimum = EmbeddingTeacher(similarity.teacher, gpu=gpu), similarity.min_similarity
 
-    def keep(
-        self, images: Sequence[np.ndarray], texts: Sequence[Sequence[str]], counts: Counter[str]
-    ) -> list[list[str]]:
+    def __call__(self, part: CaptionPart) -> CaptionPart:
+        with one_thread():
+            for first in range(0, len(part.texts), JUDGED_TOGETHER):
+                stop = first + JUDGED_TOGETHER
+                part.texts[first:stop] = self.keep(part.judged[first:stop], part.texts[first:stop], part.counts)
+        part.judged = []
+        return part
+
+    def keep(self, images: Sequence[Pixels], texts: Sequence[Sequence[str]], counts: Counter[str]) -> list[list[str]]:
         """Of each image the texts whose cosine with it is the minimum or more; it is seen as for evaluation."""
         flat = [text for some in texts for text in some]
         if not flat:
             return [[] for _ in texts]
-        size = self.teacher.size[0]
-        image = self.teacher.images(np.stack([fit_image(pixels, size) for pixels in images]))
+        image = self.teacher.images(np.stack(images))
         owner = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
         cosines = (image[owner] * self.teacher.texts(flat)).sum(dim=1).tolist()
         kept: list[list[str]] = [[] for _ in texts]
@@ -151,6 +257,26 @@ class Judge:
             else:
                 counts["dissimilar"] += 1
         return kept
+
+
+def write_captions(model: str, folder: Path, task: Task, parts: Sequence[CaptionPart]) -> TaskOutput:
+    """Write the captions of a shard, with the row groups of the shard."""
+    job = ShardJob.model_validate(task.payload)
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+    tables = []
+    for part in parts:
+        counts.update(part.counts)
+        counts["images"] += len(part.texts)
+        counts["kept"] += sum(map(len, part.texts))
+        counts["images_without"] += sum(not some for some in part.texts)
+        texts = iter(part.texts)
+        for size in part.rows:
+            captions = [
+                [{"text": text, "source": SYNTHETIC, "model": model} for text in next(texts)] for _ in range(size)
+            ]
+            tables.append(pa.Table.from_pylist([{"captions": some} for some in captions], CAPTIONS_SCHEMA))
+    entry = write_sidecar_shard(folder / job.path, tables, CAPTIONS_SCHEMA)
+    return TaskOutput(files=(job.path,), result=shard_result(entry, counts))
 
 
 def usable(generated: Sequence[str], earlier: Sequence[str], rules: CleanRules, counts: Counter[str]) -> list[str]:

@@ -16,8 +16,8 @@ def open_captioner(config: CaptionConfig, gpu: bool = False) -> Captioner:
     Raises:
         UserError: there is no such model, or it cannot write captions.
     """
-    precision = config.on(gpu).precision
-    assert precision != "auto"
+    # Not `CaptionConfig.on`: the settings of a GPU are also opened on the CPU, for the model's name and hash.
+    precision = ("bf16" if gpu else "fp32") if config.precision == "auto" else config.precision
     if config.model.startswith(TRANSFORMERS):
         return TransformersCaptioner(
             config.model.removeprefix(TRANSFORMERS),

@@ -7,6 +7,12 @@ MACHINE = "the machine that it ran on was lost"
 PROCESS = "its process died (it was killed, or crashed outside Python)"
 START = "its process ended before it started to train"
 OBJECT = "data that another process held was lost with that process"
+_REPORTS = {
+    "low on memory": MEMORY,  # OutOfMemoryError
+    "raylet died": MACHINE,  # LocalRayletDiedError
+    "worker died": PROCESS,  # WorkerCrashedError
+    "Failed to retrieve object": OBJECT,  # ObjectLostError
+}
 
 
 class ProcessLost(RuntimeError):
@@ -28,6 +34,14 @@ def loss(error: BaseException | None) -> str | None:
     if isinstance(error, ray.ObjectLostError):
         return OBJECT
     return PROCESS if _is_death(error) else None
+
+
+def loss_in(report: str) -> str | None:
+    """As `loss`, from the text of an error: Ray Tune keeps the errors themselves only of tasks and of actors."""
+    for told, what in _REPORTS.items():
+        if told in report:
+            return what
+    return None
 
 
 def training_loss(error: BaseException) -> str | None:

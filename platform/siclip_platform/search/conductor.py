@@ -12,7 +12,7 @@ from typing import Any
 from ray import cloudpickle
 from ray.tune.search import Searcher
 
-from siclip_platform.cluster.losses import MEMORY, START, loss
+from siclip_platform.cluster.losses import MEMORY, START, loss, loss_in
 from siclip_platform.search.ledger.journal import Entry, Journal, TrialState, trial_name
 from siclip_platform.search.ledger.recorder import Recorder
 from siclip_platform.search.ledger.retention import Retention, newest_checkpoint
@@ -214,10 +214,10 @@ class Conductor:
     def _loss(self, tune_id: str) -> str | None:
         """What the trial lost, in a sentence; None if the trial itself failed."""
         if tune_id in self.trials:
-            return loss(_error(self.trials[tune_id]))
+            return _loss(self.trials[tune_id])
         # It has not started, so that Ray Tune has shown it in its list only.
         trial = next((each for each in reversed(self.listed) if each.trial_id == tune_id), None)
-        return loss(_error(trial)) or START
+        return _loss(trial) or START
 
     def _lost_again(self, lost: str) -> str:
         then = "; a resumed study runs the trial again" if self.runs_lost_again else ""
@@ -273,6 +273,11 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in result.items() if "/" in key and isinstance(value, int | float)}
 
 
+def _loss(trial: Any) -> str | None:
+    error = _error(trial)
+    return loss(error) if error is not None else loss_in(_report(trial))
+
+
 def _error(trial: Any) -> BaseException | None:
     """The exception that Ray Tune wrote for a trial."""
     # Ray Tune's own method reads the copy in the study's folder, which is made later.
@@ -282,6 +287,11 @@ def _error(trial: Any) -> BaseException | None:
 
 def _last_line(trial: Any) -> str:
     """The last line of the error that Ray Tune wrote for a trial."""
-    file = Path(trial.error_file) if trial is not None and trial.error_file else None
-    lines = file.read_text(errors="replace").strip().splitlines() if file and file.is_file() else []
+    lines = _report(trial).strip().splitlines()
     return lines[-1] if lines else "the trial's process ended without a message"
+
+
+def _report(trial: Any) -> str:
+    """What Ray Tune wrote about a trial's error; empty if it wrote nothing."""
+    file = Path(trial.error_file) if trial is not None and trial.error_file else None
+    return file.read_text(errors="replace") if file and file.is_file() else ""

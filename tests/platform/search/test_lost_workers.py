@@ -13,7 +13,14 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    LocalRayletDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from siclip.errors import UserError
@@ -144,25 +151,33 @@ def test_only_losses_are_losses() -> None:
     # the trial's own set-up raised
     assert losses.loss(ActorDiedError(RayTaskError("train", "Traceback", ValueError("bad")))) is None
     assert losses.loss(RayTaskError("train", "Traceback", losses.ProcessLost("gone"))) == "gone"
+    for error in (
+        WorkerCrashedError(),
+        OutOfMemoryError(low),
+        LocalRayletDiedError(),
+        ObjectLostError("a", "b", "c"),
+    ):
+        assert losses.loss_in(f"Failure # 1\n{error}\n") == losses.loss(error)
+    assert losses.loss_in("Failure # 1\nValueError: a bad value\n") is None
     lost, broken = died(dump), RayTaskError("train", "Traceback", ValueError("bad"))
     assert losses.training_loss(WorkerGroupError("two", {0: lost, 1: lost})) == losses.PROCESS
     assert losses.training_loss(WorkerGroupError("two", {0: lost, 1: broken})) is None
 
 
-@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize(("started", "pickled"), [(True, True), (True, False), (False, False)])
 def test_a_trial_waits_for_the_machine_to_have_memory_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: bool, pickled: bool
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(conducting, "time", SimpleNamespace(monotonic=lambda: now[0]))
     tune = Tune(parts.plan(tmp_path, tmp_path, [0.2]))
     assert tune.start("a") == {"training.weight_decay": 0.2}
-    error = tmp_path / "error.pkl"
-    error.write_bytes(cloudpickle.dumps(OutOfMemoryError("Task was killed due to the node running low on memory.")))
+    lost, error = OutOfMemoryError("Task was killed due to the node running low on memory."), tmp_path / "error"
+    error.write_bytes(cloudpickle.dumps(lost) if pickled else f"Failure # 1\n{lost}\nraylet: a dump\n".encode())
     trial = tune.conductor.trials.pop("a")
     if started:
         tune.conductor.trials["a"] = trial
-    trial.pickled_error_file = str(error)
+    trial.pickled_error_file, trial.error_file = (str(error), None) if pickled else (None, str(error))
     tune.conductor.listed = [trial]
     unfinished = tmp_path / "checkpoints" / "a" / f"seed-0.step-4.pt.{os.getpid()}.tmp"
     unfinished.parent.mkdir(parents=True)

@@ -18,6 +18,7 @@ from siclip.checkpoints.formats import load_model, read_checkpoint, save_checkpo
 from siclip.checkpoints.layouts import to_official
 from siclip.models import Clip, count_parameters, create_model
 from siclip_platform.cli import main
+from tests.support.open_clip_parts import TAG, nano_behind_the_tag
 
 
 class Bomb:
@@ -171,6 +172,22 @@ def test_a_file_of_another_project_becomes_a_checkpoint() -> None:
     convert("official.pt", "converted.pt", code=2)
     convert("official.pt", "converted.pt", "--model", "mobileclip-nano")
     assert torch.equal(embeddings(load_model("converted.pt")), embeddings(source))
+
+
+def test_open_clips_tag_becomes_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = nano_behind_the_tag(tmp_path, monkeypatch)
+    convert(TAG, "converted.pt")
+    out = capsys.readouterr().out
+    assert "images: shorter side to 64 px (bilinear), centre crop, values in [0, 1], mean 0" in out
+    assert "(open_clip's config of MobileCLIP2-S0:dfndr2b)" in out
+    assert torch.equal(embeddings(load_model("converted.pt")), embeddings(source))
+    stored = read_checkpoint("converted.pt")["preprocessing"]
+    assert (stored["mean"], stored["std"], stored["interpolation"]) == ([0, 0, 0], [1, 1, 1], "bilinear")
+    for options in (("--model", "mobileclip2-nano"), ("--text-sharing", "qk:0-0-1-1")):
+        convert(TAG, "other.pt", *options, code=2)
+        assert "omit --model and the sharing patterns" in capsys.readouterr().err
 
 
 def test_a_file_name_that_cannot_be_written_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,9 @@ def test_values_are_yaml() -> None:
             "data.captions=[coca-filtered]",
             "data.caption_weights={coca: 1e-1}",
             "training.learning_rate=1e-3",
-            "teacher=open_clip:ViT-B-32:openai",
+            "distil_from=[open_clip:ViT-B-32:openai]",
+            "teacher=open_clip:MobileCLIP2-S0:dfndr2b",
+            "model.inherit=false",
             "data.teacher_embeddings=null",
         ]
     )
@@ -26,7 +28,11 @@ def test_values_are_yaml() -> None:
     recipe = digits_student(Path("data")).updated(values)
     assert recipe.data.captions == ("coca-filtered",)
     assert recipe.data.caption_weights == {"coca": 0.1}
-    assert (recipe.training.learning_rate, recipe.teacher) == (1e-3, "open_clip:ViT-B-32:openai")
+    assert recipe.training.learning_rate == 1e-3 and recipe.model.inherit is False
+    assert (recipe.teacher, *recipe.distil_from) == (
+        "open_clip:MobileCLIP2-S0:dfndr2b",
+        "open_clip:ViT-B-32:openai",
+    )
     assert recipe.data.teacher_embeddings is None
 
 

@@ -156,6 +156,14 @@ BAD_COMBINATIONS = {
         "{steps: 200}\nmodel: {name: n, inherit: false}\ndata:\n  path: x\n  trunk_cache: y",
         "6: data.trunk_cache: it stores outputs of a trunk that never trains: set model.inherit true",
     ),
+    "pattern": (
+        "{steps: 200}\nmodel:\n  name: siclip2-s0\n  text_sharing: qk:0-0-1-1",
+        "5: model.text_sharing: sharing pattern 'qk:0-0-1-1': 4 numbers for 12 blocks; write",
+    ),
+    "base": (
+        "{steps: 200}\nmodel: {name: siclip-s0}\nteacher: open_clip:MobileCLIP2-S0:dfndr2b",
+        "4: teacher: siclip-s0 cannot inherit from open_clip's 'MobileCLIP2-S0'; name a checkpoint of mobileclip-s0",
+    ),
 }
 
 

@@ -51,11 +51,12 @@ def caption(
 ) -> None:
     """Write synthetic captions beside a dataset. A stopped command resumes when it is repeated."""
     from siclip.errors import UserError
+    from siclip_platform.cli.data.diagnosis import degenerate
     from siclip_platform.cluster.connect import Needs, ray_cluster
     from siclip_platform.datasets.derived.actors import actor_pool, parse_settings
     from siclip_platform.datasets.derived.captions.caption import caption_dataset
     from siclip_platform.datasets.derived.captions.config import CaptionConfig
-    from siclip_platform.display import Display
+    from siclip_platform.display import Display, printable
 
     if (min_similarity is None) != (teacher is None):
         raise UserError(
@@ -90,3 +91,5 @@ def caption(
         f"near-equal, {counts['dissimilar']:,} dissimilar; {counts['images_without']:,} images without one); "
         f"manifest {built.sidecar.hash}"
     )
+    for line in degenerate(built.sidecar, dataset):
+        display.say(printable(line))

@@ -20,10 +20,22 @@ def inspect(
     folder: Annotated[str, typer.Argument(help="Folder or URI of a dataset.")],
     sheet: Annotated[Path | None, typer.Option(help="Write images with their captions as one HTML file.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of images on the sheet.")] = 48,
-    split: Annotated[str | None, typer.Option(help="Split of the sheet; default: the first.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the sheet and of --captions; default: the first.")
+    ] = None,
+    captions: Annotated[str | None, typer.Option(help="A caption set beside the dataset to diagnose.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="For cosines of --captions: a checkpoint or open_clip:NAME:TAG.")
+    ] = None,
 ) -> None:
-    """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet."""
+    """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet.
+
+    With --captions also what a captioner wrote, beside the dataset's own captions.
+    """
+    from siclip.errors import UserError
+    from siclip_platform.cli.data.diagnosis import diagnose
     from siclip_platform.datasets.manifest import open_dataset
+    from siclip_platform.datasets.sidecar import open_sidecar
     from siclip_platform.datasets.tools.contact_sheet import write_contact_sheet
     from siclip_platform.datasets.tools.inspect import ledger_counts, sample_rows, summarize_split
     from siclip_platform.display import Display, printable
@@ -38,10 +50,18 @@ def inspect(
         display.say(f"rejected: {sum(rejected.values()):,} rows")
     for reason, count in rejected.items():
         display.say(f"  {printable(reason)}: {count:,}")
+    if teacher and not captions:
+        raise UserError("--teacher measures captions: name their set with --captions")
+    chosen, beside, lines = split or next(iter(dataset.split_names), "train"), None, []
+    if captions:
+        beside = open_sidecar(dataset, "captions", captions)
+        lines = diagnose(dataset, beside, chosen, teacher)
+        for line in lines:
+            display.say(printable(line))
     if sheet:
-        chosen = split or next(iter(dataset.split_names), "train")
-        rows = list(sample_rows(dataset, chosen, images))
+        rows = list(sample_rows(dataset, chosen, images, beside))
         note = f"{len(rows)} of {dataset.rows(chosen):,} rows of {chosen}, evenly spread; manifest {dataset.hash}"
+        note = "\n".join([note, *lines])
         write_contact_sheet(sheet, dataset.manifest.name, note, rows)
         display.say(str(sheet))
 

@@ -25,10 +25,11 @@ ul.images { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill
 img { aspect-ratio: 1; background: #8881; border-radius: .5rem; object-fit: contain; width: 100%; }
 .id { font: 12px ui-monospace, monospace; overflow-wrap: anywhere; }
 ul.captions { margin: .25rem 0; padding-left: 1.1rem; overflow-wrap: anywhere; }
+.note { white-space: pre-wrap; }
 .source { font-size: 12px; }
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>{{ note }}</p>
+<p class="note">{{ note }}</p>
 <ul class="images">{% for row in rows %}<li>
 <img src="{{ row.picture }}" alt="{{ row.captions[0].text }}">
 <div class="id">{{ row.id }} · {{ row.width }} × {{ row.height }}</div>
@@ -45,7 +46,7 @@ def write_contact_sheet(path: Path, title: str, note: str, rows: Iterable[dict[s
     Args:
         path: of the page.
         title: of the page.
-        note: a paragraph below the title.
+        note: a paragraph below the title, with its line breaks.
         rows: of the dataset.
     """
     # Captions of the web are markup of strangers: everything is escaped, nothing may be undefined.

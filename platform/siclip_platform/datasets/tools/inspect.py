@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from siclip_platform.datasets.importing.ledger import LEDGER
 from siclip_platform.datasets.manifest import Dataset
 from siclip_platform.datasets.parquet import parquet_file, read_table
+from siclip_platform.datasets.sidecar import Sidecar
 from siclip_platform.storage import AnyPath
 
 
@@ -98,24 +100,27 @@ def ledger_counts(folder: AnyPath) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in sorted(counts.to_pylist(), key=lambda item: -item["counts"])}
 
 
-def sample_rows(dataset: Dataset, split: str, count: int) -> Iterator[dict[str, Any]]:
-    """Yield ``count`` rows evenly spread over a split, always the same."""
+def sample_rows(dataset: Dataset, split: str, count: int, beside: Sidecar | None = None) -> Iterator[dict[str, Any]]:
+    """Yield ``count`` rows evenly spread over a split, always the same, with the captions of a set ``beside`` it."""
     chosen = np.unique(np.linspace(0, max(dataset.rows(split) - 1, 0), min(count, dataset.rows(split))).astype(int))
     before = 0
-    for path, entry in zip(dataset.shards(split), dataset.entries(split), strict=True):
+    for shard, (path, entry) in enumerate(zip(dataset.shards(split), dataset.entries(split), strict=True)):
         here = [int(row) - before for row in chosen if before <= row < before + entry.rows]
         before += entry.rows
         if here:
-            yield from _rows(path, here)
+            yield from _rows(path, here, None if beside is None else partial(beside.read, split, shard))
 
 
-def _rows(path: AnyPath, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield rows of a shard; only their row groups are read."""
+def _rows(path: AnyPath, numbers: list[int], beside: Callable[[int], pa.Table] | None) -> Iterator[dict[str, Any]]:
+    """Yield rows of a shard, with the captions that ``beside`` returns for a row group; only theirs are read."""
     with parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             stop = start + file.metadata.row_group(group).num_rows
             here = [number - start for number in numbers if start <= number < stop]
             if here:
-                yield from file.read_row_group(group).take(pa.array(here)).to_pylist()
+                rows = file.read_row_group(group).take(pa.array(here)).to_pylist()
+                added = beside(group).take(pa.array(here)).to_pylist() if beside else [{"captions": []}] * len(rows)
+                for row, more in zip(rows, added, strict=True):
+                    yield row | {"captions": [*row["captions"], *more["captions"]]}
             start = stop

@@ -175,6 +175,7 @@ SKIPPED = {
     "--suite": "needs the sets; test_evaluation_command.py makes some",
     "3f2a9d10": "a run's id",
     "question=scaling": "needs a study of this tag; test_stores.py makes one",
+    "rehearse ": "minutes, and shards of a source; test_rehearsal.py runs one",
     "--seeds 5": "hours on a CPU; the line above it runs",
     "ablate sharing": "hours on a CPU; the line above it runs",
 }

@@ -20,8 +20,9 @@ from siclip_platform.datasets.importing.ingest import import_dataset
 from siclip_platform.datasets.importing.parts import VALIDATION
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.rehearsal.job import Rehearsal
-from siclip_platform.training.build import build_trainer, check, recipe_model
+from siclip_platform.training.build import build_trainer, check
 
 HERE = Pool(here=True)
 

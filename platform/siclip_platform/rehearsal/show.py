@@ -7,11 +7,11 @@ import shlex
 from rich.table import Table
 
 from siclip_platform.display import Terminal
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.rehearsal.job import CPU_BATCH
 from siclip_platform.rehearsal.preparation import embedded_by
 from siclip_platform.rehearsal.rehearse import Failure, Outcome
 from siclip_platform.rehearsal.stages import Result
-from siclip_platform.training.build import recipe_model
 
 GIB = 2**30
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -29,9 +29,9 @@ def duration(seconds: float) -> str:
 
 
 def table(outcome: Outcome) -> Table:
-    """Stage, time and memory here, and the time of the whole job."""
+    """Stage, time and memory here, and the time and the disk space of the whole job."""
     found = Table(box=None, pad_edge=False)
-    for name in ("stage", "here", "memory", "GPU", "whole job"):
+    for name in ("stage", "here", "memory", "GPU", "whole job", "disk"):
         found.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     found.add_column("", overflow="fold")
     for name, result in outcome.done.items():
@@ -39,13 +39,14 @@ def table(outcome: Outcome) -> Table:
     failure = outcome.failure
     if failure:
         watched = failure.watched
-        found.add_row(failure.stage, duration(watched.seconds), _gib(watched.memory_bytes), "", "", "FAILED")
+        found.add_row(failure.stage, duration(watched.seconds), _gib(watched.memory_bytes), "", "", "", "FAILED")
     return found
 
 
-def _cells(result: Result) -> tuple[str, str, str, str]:
+def _cells(result: Result) -> tuple[str, ...]:
     whole = "as here" if result.whole_seconds is None else duration(result.whole_seconds)
-    return duration(result.seconds), _gib(result.memory_bytes), _gib(result.gpu_bytes), whole
+    disk = f"{result.whole_bytes / 1e9:,.1f} GB" if result.whole_bytes else ""
+    return duration(result.seconds), _gib(result.memory_bytes), _gib(result.gpu_bytes), whole, disk
 
 
 def _gib(count: int) -> str:

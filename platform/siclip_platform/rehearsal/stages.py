@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from siclip.errors import UserError
 from siclip_platform.rehearsal import training
@@ -26,6 +28,7 @@ class Result:
         memory_bytes: see `Watched`.
         gpu_bytes: peak of the GPU memory that torch reserved; 0: none, or not known.
         whole_seconds: the whole job's, about, on this machine; None: as here.
+        whole_bytes: that the whole job's stage adds to the dataset, about.
         note: for people.
     """
 
@@ -33,6 +36,7 @@ class Result:
     memory_bytes: int
     gpu_bytes: int = 0
     whole_seconds: float | None = None
+    whole_bytes: int = 0
     note: str = ""
 
 
@@ -50,11 +54,13 @@ class State:
 
     Attributes:
         rows: of the whole dataset, about; before the import those of the sources.
+        bytes: of the whole dataset and of what is stored beside it so far, about.
         saved: step of the checkpoint that the killed training left.
         killed: when it was killed, in seconds since 1970.
     """
 
     rows: int
+    bytes: int = 0
     saved: int = 0
     killed: float = 0
 
@@ -93,6 +99,7 @@ def stages(job: Rehearsal) -> Iterator[Stage]:
 
 
 def _prepare(words: tuple[str, ...], job: Rehearsal, state: State) -> Result:
+    before = stored_bytes(job.dataset)
     watched = watch((*WORKER, str(job.folder), *words), job.folder / f"{'-'.join(words)}.log")
     _check(watched)
     found = Measured.model_validate_json(measured_file(job.folder, *words).read_bytes())
@@ -101,7 +108,41 @@ def _prepare(words: tuple[str, ...], job: Rehearsal, state: State) -> Result:
         whole = state.rows / found.rows_per_second / found.workers
     if found.kept:
         state.rows = round(state.rows * found.kept / found.rows)
-    return Result(watched.seconds, watched.memory_bytes, found.gpu_bytes, whole, found.note)
+    grown = stored_bytes(job.dataset) - before
+    added = round(grown * state.rows / (found.kept or found.rows)) if grown else 0
+    state.bytes += added
+    check_disk(job, state, watched)
+    return Result(watched.seconds, watched.memory_bytes, found.gpu_bytes, whole, added, found.note)
+
+
+def check_disk(job: Rehearsal, state: State, watched: Watched) -> None:
+    """Check that the whole dataset, and what is stored beside it so far, fits on its disk.
+
+    Raises:
+        StageFailed: it does not.
+    """
+    data = job.recipe.data.path
+    free = free_bytes(data)
+    if free is not None and state.bytes > free:
+        text = (
+            f"the whole job stores about {state.bytes / 1e9:,.0f} GB in {data}, whose disk has {free / 1e9:,.0f} GB "
+            "for it: name another data.path, or store less (--size, --quality, fewer --augmentations)"
+        )
+        raise StageFailed(text, watched)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Of the files in a folder, 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def free_bytes(data: str) -> int | None:
+    """What the disk of a dataset's folder has left, with what is in the folder already; None for a URI."""
+    if "://" in data:
+        return None
+    folder = Path(data).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free + stored_bytes(folder)
 
 
 def _given_captions(name: str, job: Rehearsal, state: State) -> Result:
@@ -128,7 +169,7 @@ def _resume(job: Rehearsal, state: State) -> Result:
         raise StageFailed(str(error), watched) from None
     samples = job.recipe.training.steps * job.recipe.training.batch_size
     note = f"went on at step {state.saved + 1}; {speed:,.0f} pairs/s at batch {job.batch_size}"
-    return Result(watched.seconds, watched.memory_bytes, gpu_bytes, samples / speed, note)
+    return Result(watched.seconds, watched.memory_bytes, gpu_bytes, samples / speed, note=note)
 
 
 def _evaluate(job: Rehearsal, state: State) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from siclip_platform.rehearsal.job import CPU_BATCH, Rehearsal, with_steps
 from siclip_platform.rehearsal.preparation import Measured, import_rows, rate
 from siclip_platform.rehearsal.rehearse import Outcome, prepare_folder, rehearse
 from siclip_platform.rehearsal.show import commands, duration, show
-from siclip_platform.rehearsal.stages import Result, Stage, StageFailed, State, stages
+from siclip_platform.rehearsal.stages import Result, Stage, StageFailed, State, check_disk, stages
 from siclip_platform.rehearsal.training import check_steps
 from siclip_platform.rehearsal.watched import Watched, watch
 
@@ -186,6 +187,19 @@ def test_an_import_is_extrapolated_and_says_what_it_rejected(job: Rehearsal) -> 
     assert (found.rows, found.kept) == (40, 40)
     assert found.rows_per_second >= 40 / seconds
     assert re.fullmatch(r"\d+ train, \d+ validation", found.note)
+
+
+def test_a_disk_that_the_whole_dataset_does_not_fit_on(job: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path(job.recipe.data.path)
+    whole.mkdir()
+    file = whole / "train-00000.parquet"
+    file.touch()
+    os.truncate(file, 10**9)  # of an earlier import
+    disk = shutil.disk_usage(whole)._replace(free=2 * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
+    check_disk(job, State(rows=1, bytes=3 * 10**9), watched(0, "", job.folder.parent))
+    with pytest.raises(StageFailed, match=r"stores about 4 GB in .*/whole, whose disk has 3 GB for it"):
+        check_disk(job, State(rows=1, bytes=4 * 10**9), watched(0, "", job.folder.parent))
 
 
 def test_stages_in_their_process_refuse_a_teacher_that_does_not_exist(

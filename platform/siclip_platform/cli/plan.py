@@ -42,7 +42,9 @@ def plan(
         str | None, typer.Option(metavar=NAME_OR_FILE, help="A recipe; default: siclip-s0-cc12m-syn.")
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, max=10**15, help="Pairs of the dataset.")] = 12_000_000,
-    epochs: Annotated[float, typer.Option(min=0.01, max=1e6, help="Passes over the dataset.")] = 32,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.01, max=1e6, help="Passes over the dataset; default: the recipe's, else 32.")
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Overrides the recipe's batch size; of all cards together.")
     ] = None,
@@ -79,11 +81,14 @@ def plan(
     from siclip_platform.plan.decoding import decode_rate
     from siclip_platform.plan.show import as_dict, show
     from siclip_platform.plan.storage import RowBytes, measure_rows
+    from siclip_platform.datasets.epochs import with_steps
     from siclip_platform.studies.options import parse_bytes
     from siclip_platform.training.build import recipe_model
 
     budget = parse_bytes(disk)
     chosen = _recipe(recipe, batch_size, micro_batch_size)
+    passes = epochs or chosen.training.epochs or 32
+    chosen = with_steps(chosen.updated({"training.epochs": passes}) if chosen.training.epochs else chosen, pairs)
     # A calibrated machine has no card in the table unless one is named.
     found = find_card(card or "rtx-3090") if card or not calibrate else None
     rows = measure_rows(sample, "train") if sample else RowBytes()
@@ -95,7 +100,7 @@ def plan(
     job = Job(
         recipe=chosen,
         pairs=pairs,
-        epochs=epochs,
+        epochs=passes,
         teacher=source,
         rows=rows,
         disk_bytes=budget,

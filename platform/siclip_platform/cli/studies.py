@@ -105,8 +105,8 @@ def _recipe_differences(study: StudyFile, given: dict[str, Any]) -> list[Differe
 
 def _requested(base: Recipe, given: dict[str, Any]) -> Recipe:
     """The recipe that the command line describes, in steps; what it does not name is as in ``base``."""
+    from siclip_platform.datasets.epochs import with_steps
     from siclip_platform.recipes.load import is_shipped
-    from siclip_platform.stream.epochs import with_steps
 
     recipe, changes = given.get("recipe"), given.get("changes")
     if not recipe:

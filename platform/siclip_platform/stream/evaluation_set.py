@@ -14,13 +14,14 @@ from siclip.config import ModelConfig
 from siclip.data.captions import ORIGINAL
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
+from siclip.errors import UserError
 from siclip.evaluation.evaluate import EvaluationSet
 from siclip.tokenizer import tokenize
 from siclip_platform.datasets.manifest import Dataset, open_dataset, read_manifest
 from siclip_platform.datasets.negatives import negatives_of
 from siclip_platform.datasets.parquet import read_table
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.storage import AnyPath, in_threads
+from siclip_platform.storage import AnyPath, as_path, in_threads
 
 
 def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
@@ -30,6 +31,14 @@ def validation_set(recipe: Recipe, model: ModelConfig) -> EvaluationSet:
         UserError: the dataset cannot be read or has no validation split.
     """
     evaluation = recipe.evaluation
+    folder = as_path(recipe.data.path).absolute()
+    dataset = Dataset(folder, read_manifest(folder))
+    if dataset.split_names and not ("validation" in dataset.split_names and dataset.rows("validation")):
+        raise UserError(
+            f"dataset {folder} has no split 'validation', on which every training is evaluated: it has "
+            f"{', '.join(dataset.split_names)}. Import it again with --validation-share 0.01, or name the source of "
+            "that split with --split validation=PATTERN"
+        )
     return load_evaluation_set(
         recipe.data.path, "validation", model, evaluation.validation_samples, evaluation.subset_seed
     )

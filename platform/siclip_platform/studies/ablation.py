@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from siclip.errors import UserError
+from siclip_platform.datasets.epochs import with_steps
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.spaces.ablation import OWN_TEACHER, Ablation, Setting, load_ablation
-from siclip_platform.stream.epochs import with_steps
 from siclip_platform.studies.confirmation import confirm
-from siclip_platform.training.build import recipe_model
 
 if TYPE_CHECKING:
     from siclip_platform.report import ReportPaths

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siclip.errors import UserError
+from siclip_platform.datasets.epochs import length
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
@@ -19,7 +20,6 @@ from siclip_platform.spaces.ablation import ablation_text
 from siclip_platform.spaces.definition import SearchSpace
 from siclip_platform.spaces.load import space_text
 from siclip_platform.storage.atomic import remove_abandoned, write_text_atomically
-from siclip_platform.stream.epochs import length
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.final_runs import FinalRuns, Finished, Jobs, final_split
 from siclip_platform.studies.options import WORKER_CPUS, Options

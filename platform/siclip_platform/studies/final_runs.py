@@ -143,7 +143,7 @@ class FinalRuns:
             name,
             kind,
             params=recipe.flat(),
-            tags={**self.tags, **tags, "recipe_hash": recipe.hash},
+            tags={**self.tags, **tags, "recipe_hash": recipe.hash, "final_split": self._final_split},
             parent=self.study_run,
             key=f"{self.key}/{stem}",
             reopen=True,
@@ -187,8 +187,12 @@ class FinalRuns:
                 copy_file(trained.checkpoint, kept / f"{name}.pt")
         return Finished(trained.checkpoint, trained.metrics | self._measure(trained, recipe))
 
+    @property
+    def _final_split(self) -> str:
+        return final_split(self.dataset) if self.dataset else "test"
+
     def _measure(self, trained: TrainedModel, recipe: Recipe) -> dict[str, float]:
-        split = final_split(self.dataset) if self.dataset else "test"
+        split = self._final_split
         # The training measured its last step on the validation split; a second figure of the same name would be lost
         # in MLflow, or differ from it where the recipe evaluates on a part of the split.
         if any(name.startswith(f"{split}/") for name in trained.metrics):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from siclip.errors import UserError
+from siclip_platform.datasets.epochs import with_steps
 from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import absolute_model, as_path
-from siclip_platform.stream.epochs import with_steps
 from siclip_platform.studies.options import Options
 from siclip_platform.studies.study_file import StudyFile
 

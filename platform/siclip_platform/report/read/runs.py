@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -15,6 +15,12 @@ MEAN_RECALL = "validation/mean_recall@1"
 TRAIN_LOSS = "train/loss"
 # Shown in this order wherever best, control and teacher are compared.
 HEADLINE = ("test/mean_recall@1", "test/image_retrieval_recall@1", "test/beats_all_negatives")
+
+
+def measured(names: Iterable[str], *runs: Run | None) -> tuple[str, ...]:
+    """These metrics of the test split, or of the validation split if no run was measured on a test split."""
+    tested = any(name.startswith("test/") for run in runs if run for name in run.metrics)
+    return tuple(name if tested else name.replace("test/", "validation/", 1) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)

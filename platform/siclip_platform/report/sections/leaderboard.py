@@ -20,7 +20,7 @@ from siclip_platform.report.draw.values import (
 )
 from siclip_platform.report.judge.numbers import number
 from siclip_platform.report.judge.winner import find_winner
-from siclip_platform.report.read.runs import Run, Study
+from siclip_platform.report.read.runs import Run, Study, measured
 from siclip_platform.report.sections.cost import total_seconds
 from siclip_platform.report.sections.summary import gap_of
 
@@ -76,7 +76,7 @@ def _roles(study: Study) -> Table:
         row("model", (text_cell(run.params.get("model.name") if run else None) for run in roles)),
         row("optimizer steps", (count_cell(run.steps if run else None) for run in roles)),
     ]
-    for name in dict.fromkeys((*TEST_METRICS, study.metric)):
+    for name in dict.fromkeys((*measured(TEST_METRICS, *roles), study.metric)):
         if all(value is None for value in metrics(name)):
             continue
         gap = gap_of(study.best, study.control, name)

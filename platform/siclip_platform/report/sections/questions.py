@@ -19,7 +19,7 @@ from siclip_platform.report.draw.values import (
 from siclip_platform.report.judge.numbers import number
 from siclip_platform.report.judge.settings import Setting, compare_settings, judge, settings
 from siclip_platform.report.judge.statistics import holm, paired_difference, t_interval
-from siclip_platform.report.read.runs import HEADLINE, Run, Study
+from siclip_platform.report.read.runs import HEADLINE, Run, Study, measured
 from siclip_platform.report.sections.ablation import MEASURED, higher_or_lower
 from siclip_platform.report.sections.scaling import scaling
 from siclip_platform.report.sections.training import DIVERGENCE, shares_weights
@@ -211,15 +211,16 @@ def _teacher(study: Study) -> list[Block]:
         numeric=[False, False, True, False],
         sortable=True,
     )
+    shown = measured(HEADLINE, *study.teachers)
     own = [
         [
             Cell(run.name, run.name, run.link),
             count_cell(run.steps),
-            *(metric_cell(m, run.metrics.get(m)) for m in HEADLINE),
+            *(metric_cell(m, run.metrics.get(m)) for m in shown),
         ]
         for run in study.teachers
     ]
-    titles = ["teacher", "steps", *map(metric_label, HEADLINE)]
+    titles = ["teacher", "steps", *map(metric_label, shown)]
     numeric = [False, *[True] * (len(titles) - 1)]
     teachers = Table(key="teachers", title="The teachers themselves", columns=titles, rows=own, numeric=numeric)
     return [Text(text), student, teachers]

@@ -21,7 +21,7 @@ from siclip_platform.report.draw.values import (
 from siclip_platform.report.judge.settings import compare_settings, indistinguishable_from
 from siclip_platform.report.judge.statistics import Difference
 from siclip_platform.report.judge.winner import Winner, find_winner
-from siclip_platform.report.read.runs import HEADLINE, Run, Study
+from siclip_platform.report.read.runs import HEADLINE, Run, Study, measured
 from siclip_platform.report.sections.advice import next_steps
 from siclip_platform.report.sections.cost import cost_of_leader, cost_of_study, cost_tile
 
@@ -98,7 +98,8 @@ def _gain_tile(study: Study, winner: Winner) -> Tile:
     best, control = study.best, study.control
     if best and control:
         # Test metrics before the study's own, on which best was selected.
-        name = next((n for n in HEADLINE if best.value(n) is not None and control.value(n) is not None), study.metric)
+        names = measured(HEADLINE, best, control)
+        name = next((n for n in names if best.value(n) is not None and control.value(n) is not None), study.metric)
         gap_value = gap_of(best, control, name)
         if gap_value is not None:
             return Tile(
@@ -236,7 +237,7 @@ def _against_control(study: Study) -> list[str]:
     if control is None:
         return ["There is no control run, so the contribution of the setting itself is not known."]
     figures = []
-    for name in HEADLINE:
+    for name in measured(HEADLINE, best, control):
         mine, other = (metric_cell(name, run.metrics.get(name)).text for run in (best, control))
         gap = gap_of(best, control, name)
         change = f" ({points(name, gap)})" if gap is not None else ""
@@ -248,7 +249,16 @@ def _against_control(study: Study) -> list[str]:
         if run.state != "completed"
     ]
     together = f"{_steps(best, control)}, the leading setting and the {reference} reach: {'; '.join(figures)}."
-    return [together, *early, *([] if study.confirms else [_one_seed(best, control)])]
+    return [together, *_no_test_split(best, control), *early, *([] if study.confirms else [_one_seed(best, control)])]
+
+
+def _no_test_split(*runs: Run) -> list[str]:
+    if all(run.tag("final_split") != "validation" for run in runs):
+        return []
+    return [
+        "The dataset has no test split: these figures are of the validation split, by which the setting was chosen, "
+        "so they are optimistic."
+    ]
 
 
 def _steps(best: Run, control: Run) -> str:
@@ -283,6 +293,9 @@ def _teacher(study: Study) -> list[str]:
     teacher = study.teacher
     if teacher is None:
         return []
-    figures = [f"{metric_label(name)} {metric_cell(name, teacher.metrics.get(name)).text}" for name in HEADLINE]
+    figures = [
+        f"{metric_label(name)} {metric_cell(name, teacher.metrics.get(name)).text}"
+        for name in measured(HEADLINE, teacher)
+    ]
     steps = f"{teacher.steps:,} steps" if teacher.steps is not None else "steps not recorded"
     return [f"For reference, the teacher ({steps}, state: {teacher.state}): {'; '.join(figures)}."]

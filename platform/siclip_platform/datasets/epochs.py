@@ -36,18 +36,22 @@ def _rows(part: MixedDataset) -> int:
     return part.limit or rows
 
 
-def with_steps(recipe: Recipe) -> Recipe:
-    """The recipe with ``training.steps`` instead of ``training.epochs``, counted from its data.
+def with_steps(recipe: Recipe, samples: int | Fraction | None = None) -> Recipe:
+    """The recipe with ``training.steps`` instead of ``training.epochs``.
 
-    Trainings, searches and ``--resume`` call this once, before anything starts; what is recorded is the number of
-    steps.
+    Trainings, searches, ``--resume`` and ``plan`` call this once, before anything starts; what is recorded is the
+    number of steps.
+
+    Args:
+        recipe: as it is if it has steps.
+        samples: of an epoch; None: those of its data.
 
     Raises:
         UserError: see `samples_of_an_epoch`; or a step that the recipe names is not within so few steps.
     """
     if not recipe.training.epochs:
         return recipe
-    samples = samples_of_an_epoch(recipe)
+    samples = samples_of_an_epoch(recipe) if samples is None else samples
     said = f"training.epochs {recipe.training.epochs:g} of {float(samples):,.0f} samples"
     try:
         training = recipe.training.with_steps(samples)

@@ -10,11 +10,11 @@ import pytest
 
 from siclip.errors import UserError
 from siclip.models import model_config
+from siclip_platform.datasets.epochs import length, samples_of_an_epoch, with_steps
 from siclip_platform.datasets.manifest import Manifest, open_dataset, write_manifest
 from siclip_platform.recipes.digits import digits_student
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.stream import Stream
-from siclip_platform.stream.epochs import length, samples_of_an_epoch, with_steps
 
 
 def in_epochs(data: Path, epochs: float, **changes: object) -> Recipe:

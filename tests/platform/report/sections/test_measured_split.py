@@ -23,7 +23,9 @@ def finished(kind: str, split: str, less: float) -> Run:
 def test_finished_models_are_shown_on_the_split_that_measured_them(split: str) -> None:
     trial = Run(run_id="t", name="t", kind="trial", state="completed", metrics={"validation/mean_recall@1": 0.6})
     both = {"best": finished("best", split, 0.0), "control": finished("control", split, 0.1)}
-    study = Study(run=Run(run_id="s", name="s", kind="study", state="completed"), experiment="e", trials=(trial,), **both)
+    study = Study(
+        run=Run(run_id="s", name="s", kind="study", state="completed"), experiment="e", trials=(trial,), **both
+    )
     text = " ".join(str(block) for block in summary(study).blocks)
     assert f"{split} image retrieval R@1 40.0 % against 30.0 %" in text
     assert ("The dataset has no test split" in text) == (split == "validation")

@@ -112,6 +112,8 @@ class Conductor:
         entry = next((each for each in self._waiting if self._may_start(each)), None)
         if entry is not None:
             self._waiting.remove(entry)
+        elif self._waiting:
+            return None  # for memory, which a new trial would not have either
         else:
             name = trial_name(len(self.journal.entries))
             if self.exhausted or len(self.journal.entries) >= self.plan.trials:

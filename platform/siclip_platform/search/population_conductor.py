@@ -74,7 +74,9 @@ class PopulationConductor(Conductor):
         return dict(entry.values)
 
     def _next(self) -> Entry | Any:
-        waiting = [e for e in self.journal.in_flight() if e.name not in self._running and self._may_start(e)]
+        waiting = [entry for entry in self.journal.in_flight() if entry.name not in self._running]
+        if not all(map(self._may_start, waiting)):
+            return None
         name = trial_name(len(self.journal.entries))
         if len(self.journal.entries) < self.plan.trials:
             restarted = next((entry for entry in waiting if not self._start(entry)), None)

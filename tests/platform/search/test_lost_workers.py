@@ -170,7 +170,7 @@ def test_a_trial_waits_for_the_machine_to_have_memory_again(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(conducting, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    tune = Tune(parts.plan(tmp_path, tmp_path, [0.2]))
+    tune = Tune(parts.plan(tmp_path, tmp_path, [0.2, 0.3]))
     assert tune.start("a") == {"training.weight_decay": 0.2}
     lost, error = OutOfMemoryError("Task was killed due to the node running low on memory."), tmp_path / "error"
     error.write_bytes(cloudpickle.dumps(lost) if pickled else f"Failure # 1\n{lost}\nraylet: a dump\n".encode())
@@ -184,10 +184,10 @@ def test_a_trial_waits_for_the_machine_to_have_memory_again(
     unfinished.write_bytes(b"half")
     tune.searcher.on_trial_complete("a", None, True)
     assert not unfinished.exists()
-    assert tune.searcher.suggest("b") is None  # and not FINISHED
+    assert tune.searcher.suggest("b") is None  # neither FINISHED nor the next trial
     now[0] += conducting.MEMORY_SECONDS
     assert tune.start("b") == {"training.weight_decay": 0.2}
-    assert (tune.conductor.journal.entries["trial-000"].losses, tune.conductor.remaining) == (1, 1)
+    assert (tune.conductor.journal.entries["trial-000"].losses, tune.conductor.remaining) == (1, 2)
 
 
 class Trial:

@@ -190,9 +190,9 @@ def _with_values(row: dict[str, Any], wanted: CaptionColumns) -> dict[str, Any] 
 def _parquet_rows(file: str, wanted: CaptionColumns) -> Iterator[Mapping[str, Any] | Rejection]:
     filesystem, path = filesystem_of(as_path(file))
     columns = list(dict.fromkeys((wanted.key_column, *wanted.columns)))
-    with pq.ParquetFile(path, filesystem=filesystem) as table:
+    with filesystem.open_input_file(path) as stream, pq.ParquetFile(path, filesystem=filesystem) as table:
         for group in range(table.metadata.num_row_groups):
-            if problem := group_problem(table.metadata.row_group(group)):
+            if problem := group_problem(table.metadata.row_group(group), stream):
                 raise UserError(f"{without_credentials(file)}: row group {group} {problem}")
             for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                 for index in range(batch.num_rows):

@@ -37,3 +37,5 @@ MAX_EMBEDDINGS = 1_024
 """Augmentations, and captions, of a sample with embeddings."""
 MAX_ARROW_HEADER_BYTES = 64 * MIB
 """The header of a message of an Arrow file; that of a schema has the metadata of Hugging Face."""
+MAX_PAGE_HEADER_BYTES = 16 * MIB
+"""The header of a Parquet page, as in Arrow; old writers put the least and the largest value into it."""

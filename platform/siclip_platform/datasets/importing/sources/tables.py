@@ -19,6 +19,7 @@ from siclip_platform.datasets.importing.sources.limits import (
     MAX_PAGE_RATIO,
     RATIO_FROM,
 )
+from siclip_platform.datasets.importing.sources.parquet_pages import page_problem
 from siclip_platform.datasets.importing.sources.sample import Reason, Rejection, SourceSample
 from siclip_platform.storage import READ_ERRORS
 
@@ -50,11 +51,11 @@ def parquet_samples(
         reader: of the files that rows name.
     """
     try:
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
+        with filesystem.open_input_file(path) as stream, pq.ParquetFile(path, filesystem=filesystem) as file:
             labels = class_names(file.schema_arrow)
             for group in groups:
                 end = first + file.metadata.row_group(group).num_rows
-                problem = group_problem(file.metadata.row_group(group))
+                problem = group_problem(file.metadata.row_group(group), stream)
                 if problem:
                     rejected = Rejection(Reason.DECOMPRESSION_BOMB, f"row group {group} {problem}")
                     yield SourceSample(name, f"row group {group}", "", rejected=rejected)
@@ -65,8 +66,13 @@ def parquet_samples(
         yield _damage(name, first, error)
 
 
-def group_problem(group: Any) -> str:
-    """Return what the metadata of a row group claims beyond the limits; nothing of it is then read."""
+def group_problem(group: Any, stream: Any) -> str:
+    """Return what a row group claims beyond the limits; nothing of it is then read.
+
+    Args:
+        group: its metadata.
+        stream: the file, seekable.
+    """
     if not 0 <= group.num_rows <= MAX_GROUP_ROWS:
         return f"claims {group.num_rows} rows, more than {MAX_GROUP_ROWS}"
     sizes = [group.column(index) for index in range(group.num_columns)]
@@ -77,7 +83,7 @@ def group_problem(group: Any) -> str:
         size, compressed = column.total_uncompressed_size, column.total_compressed_size
         if size > RATIO_FROM and size > MAX_PAGE_RATIO * compressed:
             return f"expands {compressed} bytes of the column {column.path_in_schema!r} to {size}"
-    return ""
+    return page_problem(stream, group)
 
 
 def _batch_rows(group: Any) -> int:

@@ -24,6 +24,7 @@ from siclip.models.clip import Clip
 from siclip.models.fused_trunk import fused_trunk
 from siclip.models.hashing import weights_hash
 from siclip.models.image_tower import ImageTower
+from siclip.models.placing import placed
 from siclip.models.text_tower import TextTower
 from siclip.open_clip_models import open_model
 from siclip.tokenizer import decode
@@ -82,7 +83,7 @@ class ModelTeacher:
         }
 
     def to(self, device: torch.device) -> None:
-        self.model.to(device).to(memory_format=torch.channels_last)
+        placed(self.model, device)
 
     @torch.no_grad()
     def embed(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings:
@@ -255,8 +256,9 @@ def fit_context(tokens: Tensor, length: int) -> Tensor:
     # End of text is the highest token id; a truncated text gets it back at its last position.
     cut = tokens[:, :length].clone()
     end = tokens.max(dim=1).values
+    # Not by a mask as an index, whose number of rows only the device knows.
     too_long = cut.max(dim=1).values != end
-    cut[too_long, -1] = end[too_long]
+    cut[:, -1] = torch.where(too_long, end, cut[:, -1])
     return cut
 
 

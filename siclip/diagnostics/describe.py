@@ -96,6 +96,12 @@ def describe_model(model: Clip) -> ModelDescription:
     return ModelDescription(tuple(rows))
 
 
+def activation_bytes(model: Clip) -> int:
+    """Memory that autograd keeps per additional pair, as in `describe_model`, for a model in the trainer's form."""
+    fewer, more = (sum(_saved_bytes(model, batch)) for batch in (2, 3))
+    return more - fewer
+
+
 def _sum(stages: Iterable[StageDescription], tower: Tower, name: str) -> StageDescription:
     rows = list(stages)
     return StageDescription(
@@ -175,9 +181,10 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._storages:
+        # Not the address of its data: fake tensors have none.
+        if storage._cdata not in self._storages:
             # Kept alive, so that its address is not given to another storage.
-            self._storages[storage.data_ptr()] = storage
+            self._storages[storage._cdata] = storage
             self.total += storage.nbytes()
         # Detached, because an output that saves itself would be a reference cycle.
         return tensor.detach()

@@ -100,7 +100,7 @@ class Objective(nn.Module):
         student: Embeddings,
         teacher: Embeddings | None,
         batch_ids: PairIds,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         *,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
@@ -117,7 +117,8 @@ class Objective(nn.Module):
         Args:
             student, teacher: their embeddings of the batch.
             batch_ids: for the mask of false negatives.
-            generator: the only source of randomness, used by the miners ``sampled``, ``uniform`` and ``annealed``.
+            generator: the only source of randomness, used by the miners ``sampled``, ``uniform`` and ``annealed``;
+                None: torch's default generator of the embeddings' device.
             progress: share of the training completed before this step, 0 to 1; used by the miner ``annealed`` and
                 the warm-up of pair matching.
 
@@ -179,7 +180,7 @@ class Objective(nn.Module):
         student: Embeddings,
         teacher: Embeddings | None,
         batch_ids: PairIds,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         progress: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.pair_matching_head is not None

@@ -51,7 +51,7 @@ def mine_negatives(
     strategy: MiningStrategy,
     *,
     exclude: Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     progress: float | None = None,
 ) -> Tensor:
     """One negative per query: (B,) long, the candidate's index, or -1 if a row has none. No gradient.
@@ -71,7 +71,7 @@ def mine_negatives(
         strategy: one of the above.
         exclude: (B, B) bool, pairs that must not be negatives; the diagonal is always excluded.
         generator: the only source of randomness. It draws on its own device, so that a CPU generator gives the same
-            draws for a similarity on any device.
+            draws for a similarity on any device. None: torch's default generator of the similarity's device.
         progress: share of the training completed, 0 to 1; only ``annealed`` needs it.
 
     Raises:
@@ -96,7 +96,7 @@ def _scores(
     similarity: Tensor,
     strategy: MiningStrategy,
     exclude: Tensor,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     progress: float | None,
 ) -> Tensor:
     """(B, B): for each query the strategy chooses the candidate with the highest score."""
@@ -123,9 +123,9 @@ def _scores(
             raise UserError(f"mine_negatives: unknown strategy {strategy!r}; choose one of {known}")
 
 
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+def _gumbel(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Gumbel noise: the argmax of logits plus this noise is a sample from their softmax."""
-    noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
+    noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device if generator else like.device)
     return -noise.exponential_(generator=generator).log().to(like.device)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siclip.models.image_tower import ImageTower
+from siclip.models.placing import laid_out
 
 _State = tuple[tuple[int, int], ...]
 # Weak keys: the cache must not keep a tower alive.
@@ -32,9 +33,9 @@ def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
 
     The folded copy is made at the first call and again after a weight or a statistic has changed.
     """
-    # Addresses and version counters are cheaper than a hash; every in-place change raises the counter.
+    # Which storage, and its version counter: cheaper than a hash. Every in-place change raises the counter.
     state = tuple(
-        (tensor.data_ptr(), tensor._version)
+        (tensor.untyped_storage()._cdata, tensor._version)
         for module in tower.trunk_modules()
         for tensor in chain(module.parameters(), module.buffers())
     )
@@ -49,12 +50,15 @@ def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
 def _fold(tower: ImageTower) -> nn.Sequential:
     modules = copy.deepcopy(nn.Sequential(*tower.trunk_modules())).eval()
     device = next(modules.parameters()).device
-    # The new convolutions draw initial weights, which must not advance the training's random state.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    # The new convolutions draw initial weights, which must not advance the training's random state. An absent card,
+    # of fake tensors, has none.
+    generators = [device] if device.type == "cuda" and torch.cuda.is_available() else []
+    # timm names no device for them.
+    with torch.random.fork_rng(generators), device:
         reparameterize_model(modules, inplace=True)
     folded = _replaced(modules).requires_grad_(False)
     assert isinstance(folded, nn.Sequential)
-    return folded.to(memory_format=torch.channels_last)
+    return laid_out(folded, torch.channels_last)
 
 
 def _replaced(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
 from torch import Tensor, nn
 
 from siclip.config import ImageTowerConfig
+from siclip.models.placing import laid_out
 from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
 from siclip.models.sharing import parse_pattern
 
@@ -94,7 +95,7 @@ class ImageTower(nn.Module):
         stem = self.model.stem[0]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in stem.parameters())
         if images.device.type == "cpu" and trains:
-            stem.to(memory_format=torch.contiguous_format)
+            laid_out(stem, torch.contiguous_format)
             return images.contiguous()
         return images
 

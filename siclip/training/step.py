@@ -52,7 +52,7 @@ class Step:
     def gradients(
         self,
         batch: Batch,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         *,
         progress: float = 0.0,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
@@ -63,13 +63,31 @@ class Step:
 
         Args:
             batch: of this worker.
-            generator: for the miners of pair matching.
+            generator: for the miners of pair matching, see `siclip.losses.mine_negatives`.
             progress: share of the training completed, 0 to 1.
             scale: a gradient scaler's scaling of the loss.
 
         Returns:
             The scalars of the objective.
         """
+        forward = self.forward(batch, generator, progress=progress)
+        scale(forward.parts["loss"]).backward()  # type: ignore[no-untyped-call]
+        image, text = forward.gradients()
+        chunks, slices, last = forward.chunks, forward.slices, forward.chunks[-1]
+        # Last chunk first: its graph is already in memory and is freed before another one is built.
+        for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
+            # Stochastic layers must draw the same numbers as in the first encoding.
+            if chunk is not last:
+                assert chunk.random_state is not None
+                with chunk.random_state.replayed():
+                    self._encode(chunk)
+            _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
+            chunk.forget()
+        reduce_gradients(self.model, self.objective)
+        return forward.parts
+
+    def forward(self, batch: Batch, generator: torch.Generator | None, *, progress: float = 0.0) -> _Forward:
+        """Everything before the backward pass: trunk, teacher, embeddings and loss. Arguments as `gradients`."""
         with self.autocast():
             features = trunk_features(self.model, batch) if self.model.trunk_is_frozen() else None
             teacher = self._targets(batch, features)
@@ -79,17 +97,7 @@ class Step:
         *others, last = chunks
         self._encode_without_graph(others)
         self._encode(last)
-        parts, image, text = self._loss(chunks, teacher, generator, progress, scale)
-        # Last chunk first: its graph is already in memory and is freed before another one is built.
-        for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
-            # Stochastic layers must draw the same numbers as in the first encoding.
-            if chunk is not last:
-                with chunk.random_state.replayed():
-                    self._encode(chunk)
-            _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
-            chunk.forget()
-        reduce_gradients(self.model, self.objective)
-        return parts
+        return self._loss(chunks, slices, teacher, generator, progress)
 
     @torch.no_grad()
     def _encode_without_graph(self, chunks: list[_Chunk]) -> None:
@@ -105,6 +113,8 @@ class Step:
                 self._encode(joined_chunk)
                 joined_chunk.share(group)
             if before.is_now():
+                for chunk in chunks:
+                    chunk.random_state = before
                 return
             before.restore()
         for chunk in chunks:
@@ -143,12 +153,11 @@ class Step:
     def _loss(
         self,
         chunks: list[_Chunk],
+        slices: list[slice],
         targets: Embeddings | None,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         progress: float,
-        scale: Callable[[Tensor], Tensor],
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The objective's scalars, and the gradients of the loss for this worker's embeddings, (B, D) each."""
+    ) -> _Forward:
         # New leaves: the loss has a small graph of its own, which ends at the embeddings.
         image, text = (joined(getattr(chunk, name).detach() for chunk in chunks).requires_grad_() for name in _TOWERS)
         teacher = None
@@ -160,9 +169,7 @@ class Step:
         )
         student = Embeddings(image=image, text=text, logit_scale=self.model.scale())
         parts: dict[str, Tensor] = self.objective(student, teacher, ids, generator, progress=progress)
-        scale(parts["loss"]).backward()  # type: ignore[no-untyped-call]
-        assert image.grad is not None and text.grad is not None
-        return parts, own_rows(image.grad), own_rows(text.grad)
+        return _Forward(chunks, slices, parts, image, text)
 
 
 _TOWERS = ("image", "text")
@@ -219,7 +226,7 @@ class _Chunk:
         self.batch = batch
         self.features = features
         self.image = self.text = torch.empty(0)
-        self.random_state = _RandomState(batch.tokens.device)
+        self.random_state: _RandomState | None = None
 
     @classmethod
     def joining(cls, chunks: list[_Chunk]) -> _Chunk:
@@ -243,6 +250,29 @@ class _Chunk:
         self.image = self.text = torch.empty(0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """A step before its backward pass.
+
+    Attributes:
+        chunks: the micro-batches; the last has a graph.
+        slices: their rows.
+        parts: the objective's scalars.
+        image, text: the embeddings of all workers, (W·B, D); the loss has a small graph of its own, which ends here.
+    """
+
+    chunks: list[_Chunk]
+    slices: list[slice]
+    parts: dict[str, Tensor]
+    image: Tensor
+    text: Tensor
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """The gradients of the loss for this worker's embeddings, (B, D) each, once it was propagated to them."""
+        assert self.image.grad is not None and self.text.grad is not None
+        return own_rows(self.image.grad), own_rows(self.text.grad)
+
+
 def _grouped(chunks: list[_Chunk]) -> Iterator[list[_Chunk]]:
     """Groups of chunks with at most `TRUNK_CHUNK` samples each."""
     count = TRUNK_CHUNK // len(chunks[0].batch)
@@ -260,9 +290,9 @@ class _RandomState:
     def is_now(self) -> bool:
         """Whether no random number was drawn since the snapshot."""
         now = _RandomState(self.device)
-        return torch.equal(self.cpu, now.cpu) and (
-            self.cuda is None or now.cuda is None or torch.equal(self.cuda, now.cuda)
-        )
+        # Byte by byte, not by an operation on tensors: also beside fake tensors, the state of a generator has values.
+        pairs = ((self.cpu, now.cpu), (self.cuda, now.cuda))
+        return all(one is None or other is None or _bytes(one) == _bytes(other) for one, other in pairs)
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
@@ -274,6 +304,10 @@ class _RandomState:
         with torch.random.fork_rng([self.device] if self.cuda is not None else []):
             self.restore()
             yield
+
+
+def _bytes(state: Tensor) -> list[int]:
+    return list(state.untyped_storage())
 
 
 def _flow_back(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:

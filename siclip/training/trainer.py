@@ -19,6 +19,7 @@ from siclip.errors import UserError
 from siclip.losses import Objective
 from siclip.models.clip import MAX_LOGIT_SCALE, Clip
 from siclip.models.freezing import eval_mode
+from siclip.models.placing import placed
 from siclip.teachers import Teacher
 from siclip.training.batch_norms import check_exactness, fix_statistics, moving_statistics, restore_statistics
 from siclip.training.calibration import calibrate
@@ -64,12 +65,12 @@ class Trainer:
         device: torch.device,
         frozen: Collection[str] = (),
     ) -> None:
-        if config.precision == "fp16" and device.type != "cuda":
         if not config.steps:
             raise UserError(
                 f"training.epochs {config.epochs:g} are steps only once the samples are counted: "
                 "use TrainingConfig.with_steps"
             )
+        if config.precision == "fp16" and device.type != "cuda":
             raise UserError("training.precision fp16 requires a CUDA device: use bf16 or fp32 here")
         if config.thaw_step and not frozen:
             raise UserError(
@@ -78,12 +79,13 @@ class Trainer:
             )
         self.config = config
         self.device = device
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model = placed(model, device)
         self.teacher = teacher
         if teacher is not None:
             teacher.to(device)
             teacher.follow(self.model)
-        self.objective = Objective(loss, model.config.embed_dim, teacher.widths if teacher else None).to(device)
+        objective = Objective(loss, model.config.embed_dim, teacher.widths if teacher else None)
+        self.objective = placed(objective, device)
         self.thawing = frozenset(frozen) if config.thaw_step else frozenset()
         self.thawed = False
         self.frozen = tuple(name for name, p in self.model.named_parameters() if not p.requires_grad)
@@ -125,7 +127,7 @@ class Trainer:
         Raises:
             TrainingDiverged: too many such steps in a row; the weights are those of the last finite step.
         """
-        self._thaw_when_due()
+        self.thaw_when_due()
         batch = batch.to(self.device)
         self.probe(batch)
         if self.step == 0 and self.config.batch_norm == "eval":
@@ -136,13 +138,8 @@ class Trainer:
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # None instead of zeros: AdamW skips parameters without a gradient, those that are still frozen.
-        self.optimizer.zero_grad(set_to_none=True)
         statistics = moving_statistics(self.model)
-        parts = self._gradients(batch, self.micro_batch_size)
-        # Norms and clipping need unscaled gradients.
-        self.scaler.unscale_(self.optimizer)
-        norms = self._gradient_norms()
+        parts, norms = self.gradients(batch, self._generator())
         # loss · 0 adds nothing to a finite norm and makes it nan if the loss is not finite: one test for both.
         if not self._update(batch, norms["gradient_norm"] + parts["loss"].detach() * 0):
             restore_statistics(statistics)
@@ -161,10 +158,36 @@ class Trainer:
         with eval_mode(self.model):
             return gains(self.model) | divergences(self.model, trunk_features(self.model, some))
 
-    def _gradients(self, batch: Batch, micro_batch_size: int) -> dict[str, Tensor]:
+    def gradients(
+        self, batch: Batch, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+        """Compute the gradients of a batch: the part of `train_step` that reads no value of a tensor.
+
+        Args:
+            batch: on the trainer's device.
+            generator: for the miners of pair matching, see `siclip.losses.mine_negatives`.
+
+        Returns:
+            The scalars of the objective, and the norms of the unscaled gradients.
+        """
+        # None instead of zeros: AdamW skips parameters without a gradient, those that are still frozen.
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self._gradients(batch, self.micro_batch_size, generator)
+        # Norms and clipping need unscaled gradients.
+        self.scaler.unscale_(self.optimizer)
+        return parts, self._gradient_norms()
+
+    def apply(self, norm: Tensor) -> None:
+        """Clip the gradients, whose norm is finite, and step."""
+        nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, norm)
+        self.scaler.step(self.optimizer)
+
+    def _generator(self) -> torch.Generator:
         generator = torch.Generator(device=self.device)
         # Seed and step in disjoint bits (a seed has 32), so that no two runs share a step's draws.
-        generator.manual_seed((self.config.seed << 32) + self.step)
+        return generator.manual_seed((self.config.seed << 32) + self.step)
+
+    def _gradients(self, batch: Batch, micro_batch_size: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         step = replace(self._step, micro_batch_size=micro_batch_size)
         progress = self.step / self.config.steps
         self.objective.begin(self.step)
@@ -184,7 +207,7 @@ class Trainer:
             statistics = moving_statistics(self.model)
             longest = with_longest_captions(batch.to(self.device))
             self.micro_batch_size = find_micro_batch_size(
-                lambda size: self._gradients(longest, size), len(batch), self.device
+                lambda size: self._gradients(longest, size, self._generator()), len(batch), self.device
             )
             restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)
@@ -195,8 +218,7 @@ class Trainer:
         """Clip the gradient and step, or skip the step if ``norm`` is not finite; returns whether it stepped."""
         finite = math.isfinite(float(norm))
         if finite:
-            nn.utils.clip_grads_with_norm_(self._trained(), self.config.clip_norm, torch.as_tensor(norm))
-            self.scaler.step(self.optimizer)
+            self.apply(torch.as_tensor(norm))
             self.diverging = []
         else:
             self.skipped += 1
@@ -235,7 +257,7 @@ class Trainer:
         if self.config.batch_norm == "eval":
             fix_statistics(self.model)
 
-    def _thaw_when_due(self) -> None:
+    def thaw_when_due(self) -> None:
         self._thaw(0 < self.config.thaw_step <= self.step)
 
     def _thaw(self, due: bool) -> None:
@@ -311,4 +333,4 @@ class Trainer:
             self.average.module.load_state_dict(self.model.state_dict())
             self.model.load_state_dict(state["averaging"]["model"])
             self.average.n_averaged.copy_(state["averaging"]["updates"])
-        self._thaw_when_due()
+        self.thaw_when_due()

@@ -162,7 +162,7 @@ def test_a_job_by_name_accepts_the_options_of_its_script(
 # --- the commands of the guides ---
 
 # In the order in which later guides use the results of earlier ones.
-GUIDES = ("evaluation", "using", "report", "plan", "cards", "data", "search", "index", "troubleshooting")
+GUIDES = ("recipe", "evaluation", "using", "report", "plan", "cards", "data", "search", "index", "troubleshooting")
 # Part of a line → why it is not run.
 SKIPPED = {
     "submit": "needs a head; test_ray_job.py has one",

@@ -21,6 +21,7 @@ from PIL import Image
 
 import siclip
 from siclip_platform.cli import main
+from tests.support.open_clip_parts import TAG, nano_behind_the_tag
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/library.md", "docs/decisions/0004-the-text-head-computes-a-window.md")
@@ -48,6 +49,7 @@ def folder(document: str, digits: Path, nano_teacher: Path, monkeypatch: pytest.
     """A folder with the files that a document's examples read.
 
     `mobileclip_s0.pt` has Apple's names and random weights. It is large, so the folder is removed afterwards.
+    open_clip's tag of MobileCLIP2-S0 leads to a nano model.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -57,7 +59,10 @@ def folder(document: str, digits: Path, nano_teacher: Path, monkeypatch: pytest.
             siclip.export_official(siclip.create_model("mobileclip-s0"), folder / "mobileclip_s0.pt")
         Image.effect_noise((320, 280), 60).save(folder / "photo.jpg")
         (folder / "data").mkdir()
-        (folder / "data" / "digits").symlink_to(digits)
+        for dataset in ("digits", "cc12m-syn"):
+            (folder / "data" / dataset).symlink_to(digits)
+        if any(TAG in block for block in code):
+            nano_behind_the_tag(folder, monkeypatch)
         (folder / "runs" / "teacher" / "train").mkdir(parents=True)
         shutil.copy(nano_teacher, folder / "runs" / "teacher" / "train" / "train.pt")
         monkeypatch.chdir(folder)

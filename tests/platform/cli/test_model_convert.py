@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -185,6 +186,11 @@ def test_open_clips_tag_becomes_a_checkpoint(
     assert torch.equal(embeddings(load_model("converted.pt")), embeddings(source))
     stored = read_checkpoint("converted.pt")["preprocessing"]
     assert (stored["mean"], stored["std"], stored["interpolation"]) == ([0, 0, 0], [1, 1, 1], "bilinear")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["siclip-platform", "model", "describe", TAG, "--json"])
+        main()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["total"]["parameters"] == count_parameters(source)
     for options in (("--model", "mobileclip2-nano"), ("--text-sharing", "qk:0-0-1-1")):
         convert(TAG, "other.pt", *options, code=2)
         assert "omit --model and the sharing patterns" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from siclip_platform.cli.model.sharing import space_text
 from siclip_platform.spaces import load_space
 from siclip_platform.stream import load_evaluation_set
 from siclip_platform.studies.options import check_sharing
+from tests.support.open_clip_parts import TAG, nano_behind_the_tag
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ def test_the_written_space_can_be_loaded(cli: Any, nano_teacher: Path, digits: P
     head = Path("mine.yaml").read_text().splitlines()[0]
     assert head.startswith("# siclip-platform tune --space mine.yaml") and "model.name=siclip-nano" in head
     assert f"--teacher {nano_teacher}" in head
+
+
+def test_a_base_by_its_tag_has_patterns_over_its_twelve_blocks(
+    cli: Any, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nano_behind_the_tag(tmp_path, monkeypatch)
+    code, out, err = cli(TAG, digits, "--samples", 8, "--json", "--out", "mine.yaml")
+    assert (code, err) == (0, "")
+    printed = json.loads(out)
+    assert (printed["model"], printed["student"]) == ("mobileclip2-nano", "siclip2-nano")
+    assert len(printed["towers"]["text"]["proposals"]) == 11
+    load_space("mine.yaml", check_value=check_sharing("siclip2-nano"))
+    with pytest.raises(UserError, match=r"mine\.yaml:\d+: .*12 numbers for 4 blocks"):
+        load_space("mine.yaml", check_value=check_sharing("siclip-nano"))
+    assert f"--teacher {TAG}" in Path("mine.yaml").read_text().splitlines()[0]
 
 
 def test_the_tables_show_divergences_and_saved_parameters(cli: Any, nano_teacher: Path, digits: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from siclip.config import FreezePolicy
 from siclip.errors import UserError
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.cli.model.group import app
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Activations: what autograd keeps for the backward pass, in bf16 autocast."""
 
 @app.command("describe")
 def describe_command(
-    name: Annotated[str, typer.Argument(help="A model name such as siclip-s0, or a checkpoint that training wrote.")],
+    name: Annotated[str, typer.Argument(help="A model name such as siclip-s0, a checkpoint, or open_clip:NAME:TAG.")],
     image_sharing: Annotated[str | None, typer.Option(help="A pattern such as qk:0-0; default: the model's.")] = None,
     text_sharing: Annotated[str | None, typer.Option(help="A pattern such as qk:0-0-1-1.")] = None,
     freeze: Annotated[
@@ -84,7 +85,9 @@ def _model(name: str, image_sharing: str | None, text_sharing: str | None) -> Cl
     from siclip_platform.storage.checkpoints import read_model
 
     path = Path(name)
-    is_file = name not in list_models() and (path.exists() or path.suffix != "" or len(path.parts) > 1)
+    is_file = name.startswith(OPEN_CLIP) or (
+        name not in list_models() and (path.exists() or path.suffix != "" or len(path.parts) > 1)
+    )
     if not is_file:
         return create_model(name, image_sharing=image_sharing, text_sharing=text_sharing)
     if image_sharing is not None or text_sharing is not None:

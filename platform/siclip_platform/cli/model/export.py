@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from siclip.errors import UserError
+from siclip.open_clip_models import OPEN_CLIP
 from siclip_platform.cli.model.group import app
 
 
@@ -23,7 +24,9 @@ class Format(StrEnum):
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint that training wrote, a file or a URI.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint that training wrote, a file or a URI; or open_clip:NAME:TAG.")
+    ],
     out: Annotated[
         Path, typer.Argument(help="A new folder; with --format official a new file, .pt or .safetensors.")
     ],
@@ -47,6 +50,8 @@ def export(
 
     if (run is None) != (tracking_uri is None):
         raise UserError("--run and --tracking-uri require each other: a run is looked up in its store")
+    if format is Format.MLFLOW and checkpoint.startswith(OPEN_CLIP):
+        raise UserError(f"{checkpoint}: an MLflow model contains a checkpoint; make one first with model convert")
     if format is Format.OFFICIAL:
         check_suffix(out)
     check_new_output(out)
@@ -55,7 +60,8 @@ def export(
 
     check_finite(model, checkpoint)
     origin = read_origin(tracking_uri, run) if run and tracking_uri else None
-    card = model_card(model, as_path(checkpoint).name, origin)
+    name = checkpoint if checkpoint.startswith(OPEN_CLIP) else as_path(checkpoint).name
+    card = model_card(model, name, origin)
     if format is Format.MLFLOW:
         from siclip_platform.inference.serving import export_mlflow
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -17,6 +18,50 @@ from siclip.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "on", "the", "red", "grass", "sits"]
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+REQUEST = ["USER:", "Describe", "the", "image", "in", "one", "sentence."]
+CHAT = (
+    "USER: {% for part in messages[0]['content'] %}"
+    "{{ '<image> ' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+)
+
+
+def saved_dialogue(folder: Path) -> Path:
+    """A tiny LLaVA with a chat template: the kind of SmolVLM and others."""
+    auto: Any = transformers
+    words = ["<pad>", "<unk>", "<s>", "</s>", "<image>", *REQUEST, *WORDS[5:]]
+    rule = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    rule.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    processor = auto.LlavaProcessor(
+        auto.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        auto.PreTrainedTokenizerFast(tokenizer_object=rule, **special, additional_special_tokens=["<image>"]),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+    text = {
+        "num_key_value_heads": 2,
+        "vocab_size": len(words),
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    }
+    config = auto.LlavaConfig(
+        vision_config=auto.CLIPVisionConfig(**SIZES, image_size=16, patch_size=8),
+        text_config=auto.LlamaConfig(**SIZES, **text),
+        image_token_index=4,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = auto.LlavaForConditionalGeneration(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def saved(folder: Path, kind: str) -> Path:
@@ -48,9 +93,9 @@ def saved(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["blip", "git"])
+@pytest.mark.parametrize("kind", ["blip", "git", "llava"])
 def test_captions_follow_from_the_image_its_id_and_the_seed(tmp_path: Path, kind: str) -> None:
-    folder = saved(tmp_path / kind, kind)
+    folder = saved_dialogue(tmp_path / kind) if kind == "llava" else saved(tmp_path / kind, kind)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20 + number, 24, 3), dtype=np.uint8) for number in range(5)]
     captioner = TransformersCaptioner(str(folder), Sampling(min_tokens=2, max_tokens=8), batch_size=2)
@@ -58,8 +103,9 @@ def test_captions_follow_from_the_image_its_id_and_the_seed(tmp_path: Path, kind
     assert [len(texts) for texts in together] == [3] * 5
     assert len({text for texts in together for text in texts}) > 5
     words = {word for texts in together for text in texts for word in text.split()}
-    # Special tokens are not part of a caption.
-    assert words <= set(WORDS[5:]) | {"[UNK]"}
+    # Special tokens and the prompt are not part of a caption.
+    assert words <= {*WORDS[5:], *REQUEST, "[UNK]", "<unk>"}
+    assert not any("Describe the image in one sentence." in text for texts in together for text in texts)
     order = [3, 0]
     assert captioner.captions([images[i] for i in order], ["d", "a"], 3) == [together[i] for i in order]
     assert captioner.name == f"{kind}@{captioner.hash}"

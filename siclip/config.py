@@ -295,7 +295,8 @@ class TrainingConfig(Config):
 
     Attributes:
         steps: their number; 0: they follow from ``epochs``.
-        epochs: passes over the training data, instead of ``steps``; see `with_steps`.
+        epochs: passes over the training data, instead of ``steps``, which follow from its rows and the batch size;
+            they are rounded up.
         batch_size: samples per step, of all workers together.
         learning_rate: of AdamW, after the warm-up.
         weight_decay: of AdamW; biases, norms and gains have none.

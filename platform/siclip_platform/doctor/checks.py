@@ -9,6 +9,8 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from siclip.config import CHECKPOINT_SECONDS
+
 Level = Literal["ok", "note", "wrong"]
 GIB = 2**30
 
@@ -198,3 +200,19 @@ def openmp(threads: str | None, wait_policy: str | None, cores: int) -> Finding:
         detail = f"OMP_WAIT_POLICY={wait_policy}: waiting threads take the cores of other trainings"
         return Finding("OpenMP", "note", detail, "export OMP_WAIT_POLICY=passive")
     return Finding("OpenMP", "ok", f"{cores} cores, passive waiting")
+
+
+def checkpoints(every: int | Literal["auto"], recipe: str) -> Finding:
+    """Whether a training keeps what it has computed when its machine is lost.
+
+    Args:
+        every: the recipe's ``training.checkpoint_every``.
+        recipe: its name or file.
+    """
+    if every == "auto":
+        return Finding("checkpoints", "ok", f"every {CHECKPOINT_SECONDS / 60:.0f} minutes of training")
+    if every == 0:
+        detail = f"{recipe} is saved only after its last step: with its machine the whole training is lost"
+        return Finding("checkpoints", "note", detail, "--set training.checkpoint_every=auto")
+    detail = f"{recipe} is saved only every {every:,} steps, whatever time they take"
+    return Finding("checkpoints", "note", detail, f"siclip-platform plan --recipe {recipe}  # hours that may be lost")

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from siclip.errors import UserError
 from siclip_platform.doctor import checks
 from siclip_platform.doctor.checks import Finding
+from siclip_platform.recipes.load import load_recipe
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LOCK = "requirements.lock"
@@ -26,15 +27,21 @@ SHARED_MEMORY = Path("/dev/shm")
 IMPORTS = ("torch", "torchvision", "timm", "open_clip", "ray", "optuna", "mlflow", "pyarrow")
 
 
-def examine(out: Path, tracking_uri: str | None) -> Iterator[Finding]:
+def examine(out: Path, tracking_uri: str | None, recipe: str | None = None) -> Iterator[Finding]:
     """Yield findings one by one; the slow ones, which import torch and Ray, come last.
 
     Args:
         out: the folder that runs will write to.
         tracking_uri: the MLflow store; None for the default in ``out``.
+        recipe: name or file of what is to be trained; None: nothing is said about it.
+
+    Raises:
+        UserError: the recipe cannot be read.
     """
     # In a container the affinity may be smaller than the number of cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if recipe:
+        yield checks.checkpoints(load_recipe(recipe).training.checkpoint_every, recipe)
     yield checks.python_version(sys.version_info[:3])
     yield _locked()
     yield _token()

@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from siclip.errors import UserError
+from siclip_platform.storage.sizes import parse_bytes
 from siclip_platform.studies.command_line import command_line
-from siclip_platform.studies.options import Options, check_sharing, parse_bytes
+from siclip_platform.studies.options import Options, check_sharing
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,10 @@ def test_paths_are_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     options = Options(out="runs", data="digits", teacher="file:///t.pt", checkpoints="s3://b/c", artifacts="files")
     assert (options.out, options.data, options.teacher) == (tmp_path / "runs", tmp_path / "digits", "/t.pt")
+    (tmp_path / "weights.pt").touch()
+    for tag, absolute in (("dfndr2b", "dfndr2b"), ("weights.pt", f"{tmp_path / 'weights.pt'}")):
+        named = Options(out="runs", teacher=f"open_clip:MobileCLIP2-S0:{tag}")
+        assert named.teacher == f"open_clip:MobileCLIP2-S0:{absolute}"
     assert (str(options.checkpoints), options.artifacts) == ("s3://b/c", (tmp_path / "files").as_uri())
     assert options.dataset_folder == tmp_path / "digits"
     assert Options(out="runs").dataset_folder == tmp_path / "runs" / "digit-scenes"

@@ -257,3 +257,23 @@ def test_the_first_blocks_value_matrix_survives_block_sharing(tmp_path: Path, ho
     load_checkpoint(model, tmp_path / "model.pt", sharing=how)
     first, ours = source.text_encoder.blocks[0], model.text_encoder.blocks[1]
     assert torch.equal(ours.value.weight, first.value.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_the_blocks_of_a_plain_text_tower_are_stored_once_and_converted(tmp_path: Path, suffix: str) -> None:
+    """Without RepMixers its first block is the first entry of the tower's list."""
+    options = {"layers": 3, "mixer_kernel": 0}
+    model = model_of(0, text="qk:0-0-1", **options)
+    save_checkpoint(tmp_path / f"model{suffix}", model)
+    again, free = model_of(1, text="qk:0-0-1", **options), model_of(2, **options)
+    load_checkpoint(again, tmp_path / f"model{suffix}")
+    load_checkpoint(free, tmp_path / f"model{suffix}", sharing="average")
+    for target in (again, free):
+        assert all(torch.equal(value, target.state_dict()[name]) for name, value in model.state_dict().items())
+    weights = [block.qk.key.weight for block in free.text_encoder.blocks]
+    with torch.no_grad():
+        weights[1].add_(2)
+    save_checkpoint(tmp_path / f"free{suffix}", free)
+    load_checkpoint(again, tmp_path / f"free{suffix}", sharing="average")
+    torch.testing.assert_close(again.text_encoder.blocks[1].qk.key.weight, weights[0] + 1)
+    assert torch.equal(again.text_encoder.blocks[2].qk.key.weight, weights[2])

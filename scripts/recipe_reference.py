@@ -35,7 +35,7 @@ NAME-OR-FILE`, and `--set PATH=VALUE` changes any field below for one run.
 siclip-platform recipe list
 siclip-platform recipe init siclip-s0-cc12m-syn my.yaml --data data/cc12m-syn --teacher mobileclip_s0.pt
 siclip-platform recipe check my.yaml
-siclip-platform plan --recipe my.yaml
+siclip-platform plan --pipeline --recipe my.yaml
 ```
 
 This is what the paper's recipe looks like (`siclip-platform recipe show siclip-s0-cc12m-syn`):

@@ -89,4 +89,6 @@ def _say_next(recipe: Recipe, name: str | Path) -> None:
 
     for what in not_here(recipe):
         echo(f"not here yet: {what}")
-    echo(f"next: siclip-platform plan --recipe {shlex.quote(str(name))}")
+    # a recipe that names steps is one of minutes, whose length does not follow from the data
+    command = "plan --pipeline" if recipe.training.epochs else "train"
+    echo(f"next: siclip-platform {command} --recipe {shlex.quote(str(name))}")

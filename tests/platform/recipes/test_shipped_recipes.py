@@ -98,6 +98,21 @@ def test_the_digit_recipes_have_the_values_of_the_demo() -> None:
     assert (short.warmup_steps, short.log_every, short.evaluate_every) == (2, 1, 4)
 
 
+CARDS = dict.fromkeys(S0, "rtx-3090") | {
+    "siclip-s0-cc12m-syn-12gb": "rtx-4070",
+    "siclip-s0-cc12m-syn-8gb": "rtx-3070",
+}
+
+
+@pytest.mark.parametrize(("name", "card"), CARDS.items())
+def test_a_recipe_of_full_size_fits_its_card(name: str, card: str) -> None:
+    assert CliRunner().invoke(app, ["plan", "--recipe", name, "--card", card]).exit_code == 0
+    # the recipes for smaller cards are needed
+    whole = name.removesuffix("-8gb").removesuffix("-12gb")
+    if whole != name:
+        assert CliRunner().invoke(app, ["plan", "--recipe", whole, "--card", card]).exit_code == 1
+
+
 def losses(recipe: Recipe, steps: int) -> list[float]:
     """The losses of the first steps of a recipe, on batches of its own stream."""
     prepared = prepare(recipe)
@@ -157,7 +172,8 @@ def test_a_copy_is_the_recipe_with_its_comments_and_the_users_paths(name: str, t
     odd = "a 'b': #c/data"  # what a path may contain and YAML would read otherwise
     needs = recipe.model.inherit
     output = run("init", name, file, "--data", odd, *(["--teacher", "my: t.pt"] if needs else []))
-    assert output.splitlines()[-1] == f"next: siclip-platform plan --recipe {file}"
+    following = "train" if name in NANO else "plan --pipeline"
+    assert output.splitlines()[-1] == f"next: siclip-platform {following} --recipe {file}"
     changed = {"data.path": odd} | ({"teacher": "my: t.pt"} if needs else {})
     assert load_recipe(file) == recipe.updated(changed)
     lines = list(zip(file.read_text().splitlines(), original.splitlines(), strict=True))

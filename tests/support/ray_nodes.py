@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 from ray_head import ROOT, free_ports, session_of
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+# Each raylet would give its workers the same ports from its range, also those of other nodes on this machine.
+OWN_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *OWN_PORTS]
 START_SECONDS = 180
 NODE_CPUS = 3  # one node is enough for a study, so that another may be missing
 

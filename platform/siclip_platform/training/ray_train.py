@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,7 @@ def run_with_ray_train(
             failures.shutdown()
     if received.failure is not None:
         raise FINAL[received.failure.error](received.failure.message)
+    _remove_superseded(result.checkpoint)
     metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
     with result.checkpoint.as_directory() as folder:
         return TrainedModel(_keep(Path(folder) / CHECKPOINT, storage.parent / f"{name}.pt"), metrics)
@@ -240,6 +241,21 @@ def _draining(queue: Any, received: _Received) -> Iterator[None]:
     if failures:
         first = failures[0]
         raise RuntimeError(f"{len(failures)} reports of the training could not be logged: {first}") from first
+
+
+def _remove_superseded(last: Any) -> None:
+    """Remove the run's other checkpoints: Ray Train forgets one that a kill kept from its record of the run."""
+    from pyarrow.fs import FileSelector, FileType
+
+    folder = last.path.rpartition("/")[0]
+    with suppress(OSError):  # what stays costs space only
+        for each in last.filesystem.get_file_info(FileSelector(folder)):
+            if (
+                each.type == FileType.Directory
+                and each.base_name.startswith("checkpoint_")
+                and each.path != last.path
+            ):
+                last.filesystem.delete_dir(each.path)
 
 
 def _keep(source: Path, target: Path) -> Path:

@@ -62,8 +62,13 @@ def test_ray_train_and_in_process_agree_bit_for_bit(recipe: Recipe, tmp_path: Pa
     run_recipe(recipe, local)
     torch.set_num_threads(threads)
     remote = Record(tmp_path)
+    # as a driver leaves it that is killed before Ray Train has recorded its checkpoint
+    forgotten = tmp_path / "train" / "run" / "checkpoint_2026-01-01_00-00-00.000000"
+    forgotten.mkdir(parents=True)
+    (forgotten / "checkpoint.pt").write_bytes(b"superseded")
     trained = run_with_ray_train(recipe, name="run", storage=tmp_path / "train", log=remote.log)
 
+    assert len(list((tmp_path / "train" / "run").glob("checkpoint_2*"))) == 1 and not forgotten.exists()
     assert sorted(local.metrics) == list(range(13))
     assert local.metrics[0]["train/block_regression_last"] < local.metrics[0]["train/block_regression_first"]
     assert remote.metrics == local.metrics
@@ -73,11 +78,6 @@ def test_ray_train_and_in_process_agree_bit_for_bit(recipe: Recipe, tmp_path: Pa
     assert trained.metrics["validation/mean_recall@1"] == local.metrics[12]["validation/mean_recall@1"]
 
 
-def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe, tmp_path: Path) -> None:
-    local = Record(tmp_path)
-    short = recipe.updated({"training.steps": 2, "training.warmup_steps": 1, "training.thaw_step": 0})
-    run_recipe(short, local)
-    prepared = prepare(short)
 def test_a_run_at_a_constant_rate_is_extended_bit_for_bit(recipe: Recipe, tmp_path: Path, own_ray: None) -> None:
     constant = recipe.updated({"training.steps": 6, "training.thaw_step": 0, "training.schedule": "constant"})
     longer = constant.updated(
@@ -98,6 +98,11 @@ def test_a_run_at_a_constant_rate_is_extended_bit_for_bit(recipe: Recipe, tmp_pa
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_run_starts_with_block_regression_on_its_first_batches(recipe: Recipe, tmp_path: Path) -> None:
+    local = Record(tmp_path)
+    short = recipe.updated({"training.steps": 2, "training.warmup_steps": 1, "training.thaw_step": 0})
+    run_recipe(short, local)
+    prepared = prepare(short)
     batches = list(prepared.batches(0, 3 * 32))
     teacher = load_model(Path(str(recipe.teacher)))
     losses = fit_blocks(prepared.trainer.model, teacher, batches)

@@ -235,9 +235,13 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is a siclip checkpoint of version {content.get('version')!r}, this code reads {VERSION!r}"
         )
-    preprocessing = content.get("preprocessing", PREPROCESSING)
-    if preprocessing != PREPROCESSING:
-        raise UserError(f"{path} expects images prepared by {preprocessing}, this code prepares them otherwise")
+    # As text: a damaged file may have tensors here, whose comparison is no truth value.
+    preprocessing = repr(content.get("preprocessing", dict(PREPROCESSING)))
+    if preprocessing != repr(dict(PREPROCESSING)):
+        raise UserError(
+            f"{path} expects images prepared by {preprocessing:.200}, this version prepares them otherwise: read it "
+            "with the version that wrote it"
+        )
     if lacks := {"config", "model", "training"} - content.keys():
         raise UserError(
             f"{path} is a siclip checkpoint without {', '.join(sorted(lacks))}: it was not saved by siclip"

@@ -112,6 +112,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, str]] = {
     "wrapped list": (".pt", bytes_of({"state_dict": [1]}), "not a state dict"),
     "another network": (".pt", bytes_of({"layer1.0.conv1.weight": torch.ones(2)}), r"layer1\.0\.conv1\.weight"),
     "newer": (".pt", bytes_of({"format": "siclip-checkpoint", "version": 99}), "of version 99, this code reads 1"),
+    "other images": (
+        ".pt",
+        bytes_of({"format": "siclip-checkpoint", "version": 1, "preprocessing": {"mean": torch.ones(3)}}),
+        "expects images prepared by .'mean': tensor",
+    ),
     "half ours": (".pt", bytes_of({"format": "siclip-checkpoint", "version": 1}), "without config, model, training"),
 }
 

@@ -45,7 +45,7 @@ def nano_recipe(data: Path, teacher: Path | None, **values: Any) -> Recipe:
         "data": {"path": str(data)},
         "model": {"name": "siclip-nano", "image_sharing": "qk:0-0", "text_sharing": "qk:0-0-1-1"},
         "teacher": str(teacher) if teacher else None,
-        "training": {"steps": 1000, "batch_size": 256, "precision": "fp32"},
+        "training": {"steps": 1000, "batch_size": 256, "precision": "fp32", "warmup_steps": 10},
     }
     return parse_recipe(tree, "nano").updated({name.replace("__", "."): value for name, value in values.items()})
 

@@ -45,9 +45,10 @@ def rehearse(
     is 1 if a stage fails. On a GPU the training has the recipe's batch size. The options of `data import` apply.
     """
     from siclip_platform.datasets.derived.captions.config import COCA, TAG
+    from siclip_platform.datasets.epochs import with_steps
     from siclip_platform.display import Display, Terminal
     from siclip_platform.recipes.load import load_recipe
-    from siclip_platform.rehearsal.job import Rehearsal, with_steps
+    from siclip_platform.rehearsal.job import Rehearsal
     from siclip_platform.rehearsal.rehearse import clear, prepare_folder
     from siclip_platform.rehearsal.rehearse import rehearse as run
     from siclip_platform.rehearsal.sample import count_rows, sample_of, small_import
@@ -61,7 +62,8 @@ def rehearse(
     found, importing = options.find(words)
     sample, count = sample_of(found, rows), count_rows(found)
     job = Rehearsal(
-        recipe=with_steps(whole, count),
+        # of a dataset that does not exist yet
+        recipe=with_steps(whole, min(count, whole.data.limit or count)),
         named=recipe,
         changes=tuple(changes or ()),
         sources=tuple(words),

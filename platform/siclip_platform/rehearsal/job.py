@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from siclip.config import Config
-from siclip.errors import UserError
 from siclip_platform.datasets.derived.captions.config import COCA, TAG
 from siclip_platform.datasets.importing.parts import ImportConfig
 from siclip_platform.datasets.importing.sources.find import ImportSource
@@ -108,22 +107,3 @@ class Rehearsal(Config):
         if training.cooldown_steps:
             values["training.cooldown_share"] = 0.25
         return recipe.updated(values)
-
-
-def with_steps(recipe: Recipe, rows: int) -> Recipe:
-    """The recipe with ``training.steps`` instead of ``training.epochs`` of a dataset that does not exist yet.
-
-    Args:
-        recipe: of the whole job. Datasets that it mixes in are not counted.
-        rows: of its dataset, about.
-
-    Raises:
-        UserError: a step that the recipe names is not within so few steps.
-    """
-    limit = recipe.data.limit
-    try:
-        training = recipe.training.with_steps(min(rows, limit) if limit else rows)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"training.epochs {recipe.training.epochs:g} of about {rows:,} samples: {problem}") from None
-    return recipe.updated({"training.steps": training.steps})

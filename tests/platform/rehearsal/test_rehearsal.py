@@ -23,7 +23,7 @@ def test_shards_go_through_every_stage(tmp_path: Path, nano_teacher: Path, monke
     # On a machine that is busy with other tests, Ray's processes may start slowly.
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "180")
     source = write_shards(tmp_path / "cc", 3, 60)
-    sets = {"data__captions": ["coca"], "data__teacher_embeddings": "nano"}
+    sets = {"data__captions": ["coca"], "data__teacher_embeddings": "nano", "training__epochs": 64.0}
     recipe = tmp_path / "nano.yaml"
     recipe.write_text(dump_yaml(nano_recipe(tmp_path / "whole", nano_teacher, **sets).model_dump(mode="json")))
     untrained_coca(tmp_path)
@@ -46,4 +46,5 @@ def test_shards_go_through_every_stage(tmp_path: Path, nano_teacher: Path, monke
     whole = tmp_path / "whole"
     assert f"siclip-platform data import {source} {whole} --validation-share 0.01" in text
     assert f"siclip-platform train --recipe {recipe}" in text
-    assert json.loads((out / "rehearsal.json").read_text())["whole_rows"] == 180
+    job = json.loads((out / "rehearsal.json").read_text())
+    assert job["whole_rows"] == 180 and job["recipe"]["training"]["steps"] == 45  # 64 × 180 / 256

@@ -19,7 +19,7 @@ from siclip.errors import UserError
 from siclip_platform.cli import app
 from siclip_platform.display import Terminal
 from siclip_platform.rehearsal import worker
-from siclip_platform.rehearsal.job import CPU_BATCH, Rehearsal, with_steps
+from siclip_platform.rehearsal.job import CPU_BATCH, Rehearsal
 from siclip_platform.rehearsal.preparation import Measured, import_rows, rate
 from siclip_platform.rehearsal.rehearse import Outcome, prepare_folder, rehearse
 from siclip_platform.rehearsal.show import commands, duration, show
@@ -64,15 +64,6 @@ def test_what_happens_late_happens_within_the_few_steps(job: Rehearsal) -> None:
     assert small.training.checkpoint_every == 1
     on_gpu = job.model_copy(update={"recipe": whole, "on_gpu": True}).small_recipe().training
     assert (on_gpu.batch_size, on_gpu.micro_batch_size) == (256, 64)
-
-
-def test_epochs_are_counted_from_the_source(job: Rehearsal) -> None:
-    recipe = job.recipe.updated({"training.epochs": 3.0, "training.warmup_share": 0.1})
-    assert with_steps(recipe, 12_800).training.steps == 150  # 3 × 12,800 / 256
-    assert with_steps(recipe.updated({"data.limit": 2560}), 12_800).training.steps == 30
-    late = recipe.updated({"training.thaw_step": 100})
-    with pytest.raises(UserError, match=r"training\.epochs 3 of about 2,560 samples: thaw_step 100 must be below"):
-        with_steps(late, 2560)
 
 
 def test_a_process_is_measured_and_killed_with_its_children(tmp_path: Path) -> None:

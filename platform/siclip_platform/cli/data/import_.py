@@ -9,15 +9,7 @@ import typer
 
 from siclip.errors import UserError
 from siclip_platform.cli.data.group import app
-from siclip_platform.cli.data.import_options import (
-    ImportOptions,
-    LayoutChoice,
-    separate,
-    show_imported,
-    takes_import_options,
-)
-
-__all__ = ["LayoutChoice", "import_"]
+from siclip_platform.cli.data.import_options import ImportOptions, separate, show_imported, takes_import_options
 
 
 @app.command("import")

@@ -9,36 +9,31 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import Field
-from torch.nn import functional as F
 
 from siclip.config import Config
 from siclip.data.augment import OPERATIONS
 from siclip.data.images import read_header
-from siclip.data.quantize import Numbers
 from siclip.errors import UserError
-from siclip.open_clip_models import OPEN_CLIP
-from siclip_platform.datasets.derived.embeddings.layout import (
-    EmbeddingLayout,
-    UsedCaptions,
-    embedding_table,
-    with_operations,
-)
-from siclip_platform.datasets.derived.embeddings.teacher import load_teacher
 from siclip_platform.datasets.importing.sources.reinforced import IMAGE_PIXELS, Reinforcement, shape_of
 from siclip_platform.datasets.importing.sources.sample import Caption, Reason, Rejection
 from siclip_platform.datasets.manifest import ShardEntry
 from siclip_platform.datasets.sidecar import CAPTIONS_SCHEMA, SidecarKind, SidecarWriter
 
+if TYPE_CHECKING:
+    # Its module imports torch, which a task of an import that has no embeddings does not need.
+    from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
+
 TEACHERS = ("open_clip:ViT-L-14:openai", "open_clip:ViT-L-14:datacomp_xl_s13b_b90k")
 """Of DataCompDR-12M and -1B, in this order, with logit scale 100: training/configs of apple/ml-mobileclip."""
+Numbers = Literal["bf16", "int8"]
+"""As in `siclip.data.quantize`."""
 KINDS: tuple[SidecarKind, ...] = ("captions", "embeddings")
 ASPECT_TOLERANCE = 0.02
 """How much the sides of an image may be scaled apart: rounding to whole pixels, not a cut or a border."""
@@ -71,6 +66,8 @@ class BesideConfig(Config):
 
     def layout(self, captions_hash: str = "") -> EmbeddingLayout:
         """Return the layout of the embedding set; its boxes are in pixels of the stored images."""
+        from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout, UsedCaptions
+
         teacher = " + ".join(self.teachers)
         inputs = f"crop, RandAugment at {IMAGE_PIXELS}; imported"
         return EmbeddingLayout(
@@ -86,6 +83,8 @@ class BesideConfig(Config):
 
     @property
     def schemas(self) -> dict[SidecarKind, pa.Schema]:
+        from siclip_platform.datasets.derived.embeddings.layout import with_operations
+
         schema = self.layout().schema
         embeddings = with_operations(schema, self.augmentations, self.operations) if self.operations else schema
         return {"captions": CAPTIONS_SCHEMA, "embeddings": embeddings}
@@ -135,6 +134,9 @@ def beside_config(
 
 def _teacher_width(name: str) -> int:
     """Return the width of a teacher's embeddings; weights of open_clip are not loaded."""
+    from siclip.open_clip_models import OPEN_CLIP
+    from siclip_platform.datasets.derived.embeddings.teacher import load_teacher
+
     if not name.startswith(OPEN_CLIP):
         image, text = load_teacher(name).widths
         if image != text:
@@ -158,8 +160,8 @@ class BesideRow:
     boxes: npt.NDArray[np.int32]
     operations: list[int]
     magnitudes: list[float]
-    image: torch.Tensor
-    text: torch.Tensor
+    image: npt.NDArray[np.float32]
+    text: npt.NDArray[np.float32]
 
 
 def beside_row(found: Reinforcement, image: bytes, height: int, width: int, config: BesideConfig) -> BesideRow:
@@ -233,11 +235,13 @@ def _stored_boxes(found: Reinforcement, image: bytes, height: int, width: int) -
     return np.concatenate([first, last - first], axis=1).astype(np.int32)
 
 
-def _unit(vectors: npt.NDArray[np.float32], widths: Sequence[int]) -> torch.Tensor:
+def _unit(vectors: npt.NDArray[np.float32], widths: Sequence[int]) -> npt.NDArray[np.float32]:
     """Return unit vectors; their cosine is the mean of the teachers', as in `siclip.teachers.TeacherEnsemble`."""
-    parts = torch.split(torch.from_numpy(vectors), list(widths), dim=1)
-    joined: torch.Tensor = torch.cat([F.normalize(part, dim=1) for part in parts], dim=1) / len(widths) ** 0.5
-    return joined
+    parts = np.split(vectors, np.cumsum(widths)[:-1], axis=1)
+    lengths = [np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in parts]
+    joined = np.concatenate([part / length for part, length in zip(parts, lengths, strict=True)], axis=1)
+    result: npt.NDArray[np.float32] = (joined / len(widths) ** 0.5).astype(np.float32)
+    return result
 
 
 class BesideShard:
@@ -267,10 +271,14 @@ class BesideShard:
 
 
 def _tables(rows: Sequence[BesideRow], config: BesideConfig) -> dict[SidecarKind, pa.Table]:
+    import torch
+
+    from siclip_platform.datasets.derived.embeddings.layout import embedding_table
+
     listed = [[{"text": c.text, "source": c.source, "model": c.model} for c in row.captions] for row in rows]
     captions = pa.table({"captions": pa.array(listed, CAPTIONS_SCHEMA.field(0).type)}, CAPTIONS_SCHEMA)
     boxes = np.stack([row.boxes for row in rows])
-    image, text = (torch.cat([getattr(row, name) for row in rows]) for name in ("image", "text"))
+    image, text = (torch.from_numpy(np.concatenate([getattr(row, n) for row in rows])) for n in ("image", "text"))
     table = embedding_table(config.layout(), image, boxes, text, [len(row.text) for row in rows])
     schema = config.schemas["embeddings"]
     for name in ("operations", "magnitudes"):

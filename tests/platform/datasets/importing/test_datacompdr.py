@@ -31,11 +31,13 @@ from siclip.training.loop import Save
 from siclip_platform.cli import app
 from siclip_platform.cli.data.import_options import ImportOptions
 from siclip_platform.datasets.derived.stage import Pool
+from siclip_platform.datasets.importing import ingest
 from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.sources.reinforced import reinforcement_of
 from siclip_platform.datasets.importing.sources.sample import Rejection
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
+from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.recipes.digits import digits_student
 from siclip_platform.stream.stream import Stream
 from siclip_platform.stream.threads import thread_batches
@@ -245,6 +247,35 @@ def test_training_sees_the_crops_and_the_operations_that_the_teachers_saw(
                 seen.add(op)
             assert np.array_equal(np.asarray(image), batch.images[index].numpy()), augmentations[crop]
     assert len(crops) == CROPS and len(seen) > 10
+
+
+def test_an_import_that_is_stopped_anywhere_resumes_to_the_same_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, teachers: tuple[str, ...]
+) -> None:
+    options = {"validation_share": 0.3, "drop_duplicates": True, "shard_rows": 9, "embedded_by": list(teachers)}
+    source = folder.parent / "in"
+    for name in ("change_shard", "write_sidecar_manifest", "write_manifest"):
+        whole = getattr(ingest, name)
+        calls: list[int] = []
+
+        def stops(*arguments: Any, calls: list[int] = calls, whole: Any = whole) -> Any:
+            calls.append(1)
+            if len(calls) == (2 if whole is ingest.write_sidecar_manifest else 1):
+                raise KeyboardInterrupt
+            return whole(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ingest, name, stops)
+            import_shards(source, tmp_path / name, **options)
+        assert not (tmp_path / name / "manifest.json").exists()
+        import_shards(source, tmp_path / name, **options)
+        files = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert files == {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        assert verify_dataset(tmp_path / name) == []
 
 
 class Losses:

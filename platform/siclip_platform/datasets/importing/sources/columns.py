@@ -133,6 +133,9 @@ def _row_sample(
         split = split_named(row.get(columns.split)) if columns.split else None
         if by_path := isinstance(value, str) and bool(value):
             image, identity = _named_image(value, source, reader)
+            # Captions of others are matched by it. A query may hold a signature, which must not be stored.
+            if value.startswith(("http://", "https://")) and "?" not in value:
+                meta.setdefault("url", without_credentials(value))
             folder_split = split_of(value, folders_only=True) if _is_relative(value) else None
         else:
             image = image_bytes(value)

@@ -27,7 +27,8 @@ from siclip.models import create_model
 from siclip.training.loop import Save
 from siclip_platform.datasets.digits.composition import DigitScenesConfig, compose_shard, shard_specs
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
-from siclip_platform.plan.calibration import TeacherSource, calibrate, calibration_trainer, two_sizes
+from siclip_platform.plan.calibration import calibrate, calibration_trainer, two_sizes
+from siclip_platform.plan.job import TeacherSource
 from siclip_platform.plan.storage import measure_rows
 from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe

@@ -29,7 +29,7 @@ from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, pla
 from siclip_platform.datasets.derived.preparation import Preparation
 from siclip_platform.datasets.importing.ingest import import_dataset
 from siclip_platform.display import Display
-from siclip_platform.studies.options import parse_bytes
+from siclip_platform.storage.sizes import parse_bytes
 
 
 @takes_import_options

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from siclip.errors import UserError
 from siclip_platform.cli.experiments import NAME_OR_FILE
 
 if TYPE_CHECKING:
-    from siclip_platform.plan.calibration import TeacherSource
+    from siclip_platform.plan.job import Job, TeacherSource
     from siclip_platform.recipes.recipe import Recipe
 
 
@@ -52,8 +54,9 @@ def plan(
         int | None, typer.Option(min=1, help="Pairs whose activations are kept at a time (gradient caching).")
     ] = None,
     teacher: Annotated[
-        TeacherChoice, typer.Option(help="Where the targets of distillation come from.")
-    ] = TeacherChoice.shared,
+        TeacherChoice | None,
+        typer.Option(help="Where the targets of distillation come from; default: what the recipe says."),
+    ] = None,
     augmentations: Annotated[int, typer.Option(min=1, help="Stored augmentations per image.")] = 10,
     captions: Annotated[int, typer.Option(min=1, help="Stored captions per image.")] = 6,
     numbers: Annotated[Numbers, typer.Option(help="Format of stored embeddings.")] = Numbers.bf16,
@@ -62,64 +65,119 @@ def plan(
     card: Annotated[str | None, typer.Option(help="A graphics card by name; default: rtx-3090.")] = None,
     cards: Annotated[int, typer.Option(min=1, help="Number of cards.")] = 1,
     disk: Annotated[str, typer.Option(help="Disk budget, such as 1TB or 500GB.")] = "1TB",
-    cores: Annotated[int | None, typer.Option(min=1, help="Cores that decode; default: this machine's.")] = None,
-    calibrate: Annotated[bool, typer.Option(help="Time real steps on this machine for about a minute.")] = False,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores that decode; default: 16, or this machine's with --calibrate.")
+    ] = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Every stage, from the import to the evaluation.")
+    ] = False,
+    synthetic: Annotated[
+        int, typer.Option("--synthetic-captions", min=1, help="Generated per image, where the recipe reads some.")
+    ] = 3,
+    trials: Annotated[int, typer.Option(min=0, help="Of the pipeline's search; 0: none.")] = 8,
+    trial_share: Annotated[float, typer.Option(min=0, max=1, help="Steps of a trial, of the training's.")] = 0.05,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Count the memory of a step operation by operation, in half a minute.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option(help="Time steps and decoding on this machine for about a minute.")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=1, help="Duration of the calibration.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show storage, memory, speed, hours and energy of a job, and what to change so that it fits.
 
     Without options: the reference job, 12 M pairs, 32 epochs, batch 1536 on one RTX 3090 with 1 TB of disk.
-    The exit code is 1 if the job does not fit.
+    Hours and memory do not depend on this machine, unless it is calibrated. The exit code is 1 if the job does not
+    fit.
     """
-    from siclip.models.clip import Clip
+    # Nothing here imports torch unless --exact or --calibrate, or a model that is not in the table, needs it: its
+    # import alone would take most of the time.
     from siclip_platform.display import echo
-    from siclip_platform.plan import Job, make_plan
-    from siclip_platform.plan.calibration import calibrate as time_steps
-    from siclip_platform.plan.calibration import calibration_trainer, two_sizes
     from siclip_platform.plan.cards import find_card
-    from siclip_platform.plan.decoding import decode_rate
-    from siclip_platform.plan.show import as_dict, show
+    from siclip_platform.plan.job import Job
+    from siclip_platform.plan.pipeline import make_pipeline
+    from siclip_platform.plan.plan import make_plan
+    from siclip_platform.plan.show import as_dict, pipeline_as_dict, show, show_pipeline
     from siclip_platform.plan.storage import RowBytes, measure_rows
-    from siclip_platform.datasets.epochs import with_steps
-    from siclip_platform.studies.options import parse_bytes
-    from siclip_platform.training.build import recipe_model
+    from siclip_platform.storage.sizes import parse_bytes
 
     budget = parse_bytes(disk)
     chosen = _recipe(recipe, batch_size, micro_batch_size)
     passes = epochs or chosen.training.epochs or 32
-    chosen = with_steps(chosen.updated({"training.epochs": passes}) if chosen.training.epochs else chosen, pairs)
-    # A calibrated machine has no card in the table unless one is named.
-    found = find_card(card or "rtx-3090") if card or not calibrate else None
-    rows = measure_rows(sample, "train") if sample else RowBytes()
-    model = Clip(recipe_model(chosen))
-    source = SOURCES[teacher]
-    measured = None
-    if calibrate:
-        measured = time_steps(lambda size: calibration_trainer(chosen, size, source), two_sizes(chosen), seconds)
+    chosen = _with_steps(chosen, passes, pairs)
+    source = SOURCES[teacher] if teacher else _teacher(chosen)
     job = Job(
         recipe=chosen,
         pairs=pairs,
         epochs=passes,
         teacher=source,
-        rows=rows,
+        rows=measure_rows(sample, "train") if sample else RowBytes(),
         disk_bytes=budget,
-        card=found,
-        measured=measured,
+        # A calibrated machine has no card in the table unless one is named.
+        card=find_card(card or "rtx-3090") if card or not calibrate else None,
         cards=cards,
-        decode_rate=decode_rate(model.config.image.image_size) * (cores or os.cpu_count() or 1),
+        cores=cores or (os.cpu_count() or 1 if calibrate else 16),
         augmentations=augmentations,
         captions=captions,
         numbers=numbers.value,
-        trunk_cache=trunk_cache,
+        trunk_cache=trunk_cache or bool(chosen.data.trunk_cache),
     )
-    result = make_plan(job, model)
+    if calibrate:
+        job = _calibrated(job, seconds)
+    if exact:
+        from siclip_platform.plan.exact import exact_memory
+
+        job = replace(job, exact=exact_memory(job))
+    result = make_plan(job)
+    if pipeline:
+        stages = make_pipeline(
+            result, captions=synthetic if chosen.data.captions else 0, trials=trials, trial_share=trial_share
+        )
+        found, fits = pipeline_as_dict(stages), stages.fits
+    else:
+        found, fits = as_dict(result), result.fits
     if as_json:
-        echo(json.dumps(as_dict(result), indent=2))
+        echo(json.dumps(found, indent=2))
+    elif pipeline:
+        show_pipeline(stages)
     else:
         show(result)
-    if not result.fits:
+    if not fits:
         raise typer.Exit(1)
+
+
+def _teacher(recipe: Recipe) -> TeacherSource:
+    """Where a recipe's targets come from."""
+    if not recipe.loss.needs_teacher:
+        return "none"
+    if recipe.data.teacher_embeddings:
+        return "stored"
+    return "online" if recipe.distil_from or not recipe.model.inherit else "shared trunk"
+
+
+def _calibrated(job: Job, seconds: float) -> Job:
+    from siclip_platform.plan.calibration import calibrate, calibration_trainer, two_sizes
+    from siclip_platform.plan.decoding import decode_rate
+    from siclip_platform.recipes.student import recipe_model
+
+    recipe = job.recipe
+    measured = calibrate(lambda size: calibration_trainer(recipe, size, job.teacher), two_sizes(recipe), seconds)
+    rate = decode_rate(recipe_model(recipe).image.image_size)
+    return replace(job, measured=measured, core_rate=rate, core_rate_is_measured=True)
+
+
+def _with_steps(recipe: Recipe, epochs: float, pairs: int) -> Recipe:
+    from pydantic import ValidationError
+
+    if not recipe.training.epochs:
+        return recipe
+    training = recipe.training.model_copy(update={"epochs": epochs})
+    try:
+        return recipe.model_copy(update={"training": training.with_steps(pairs)})
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"{epochs:g} epochs of {pairs:,} pairs: {problem}") from None
 
 
 def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:

@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 import numpy as np
 import torch
 
-from siclip.config import ModelConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.models.clip import Clip
-from siclip.models.registry import base_of, model_config
 from siclip.teachers import ModelTeacher, StoredTeacher, Teacher
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
+from siclip_platform.plan.job import TeacherSource
+from siclip_platform.plan.measured import Calibration
+from siclip_platform.plan.work import teacher_config
 from siclip_platform.recipes.control import without_distillation
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.training.build import recipe_model
+from siclip_platform.recipes.student import recipe_model
 
-TeacherSource = Literal["none", "online", "shared trunk", "stored"]
 LEAST_STEPS = 3
 LARGEST = 64
 """Pairs of the larger of the two timed batches, unless the recipe's batch is smaller."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A line through the median step times of two batch sizes.
-
-    Attributes:
-        device: the device's name.
-        seconds_fixed: seconds per step that do not depend on the batch.
-        seconds_each: seconds per pair.
-        spread: the largest relative deviation of a timed step from the median of its batch size.
-        batches: the two batch sizes.
-    """
-
-    device: str
-    seconds_fixed: float
-    seconds_each: float
-    spread: float
-    batches: tuple[int, ...]
-
-    def step_seconds(self, batch: int) -> float:
-        """Seconds of a step on ``batch`` pairs."""
-        return self.seconds_fixed + self.seconds_each * batch
 
 
 def calibrate(make: Callable[[int], Trainer], batches: tuple[int, int], seconds: float = 60.0) -> Calibration:
@@ -117,11 +92,6 @@ def calibration_trainer(recipe: Recipe, batch_size: int, source: TeacherSource) 
         freeze=recipe.model.freeze,
         distil_from=targets,
     )
-
-
-def teacher_config(student: str) -> ModelConfig:
-    """The model that the student with this name inherits from: the same size, with attention blocks."""
-    return model_config(base_of(student))
 
 
 def random_batch(trainer: Trainer, size: int) -> Batch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,6 @@ QUALITY = 90
 PICTURE_SIDES = (320, 256)
 
 
-@cache
 def decode_rate(size: int, seconds: float = 1.0) -> float:
     """Images per second that one core decodes and resizes to ``size`` px, for a smooth 320 × 256 image with noise.
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from siclip_platform.plan.calibration import Calibration, TeacherSource
 from siclip_platform.plan.cards import Card
+from siclip_platform.plan.measured import DECODE_RATE, Calibration
 from siclip_platform.plan.storage import RowBytes
 from siclip_platform.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from siclip.diagnostics.memory import StepMemory
+
+TeacherSource = Literal["none", "online", "shared trunk", "stored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,10 @@ class Job:
         card: the graphics card, with its memory, peak performance and power; None where only ``measured`` is known.
         measured: timed steps; the speed is computed from them instead of from the card's peak performance.
         cards: number of cards, each with an equal share of the batch.
-        decode_rate: images per second that all cores decode together.
+        cores: that decode.
+        core_rate: images per second that one of them decodes.
+        core_rate_is_measured: on this machine; otherwise it is `DECODE_RATE`.
+        exact: the memory of a step, counted on fake tensors; None: it is computed from `Work`.
         augmentations: stored augmentations per image, if the teacher is ``stored``.
         captions: captions per image with stored embeddings, if the teacher is ``stored``.
         numbers: format of stored embeddings, ``bf16`` or ``int8``.
@@ -40,8 +49,16 @@ class Job:
     card: Card | None = None
     measured: Calibration | None = None
     cards: int = 1
-    decode_rate: float
+    cores: int = 16
+    core_rate: float = DECODE_RATE
+    core_rate_is_measured: bool = False
+    exact: StepMemory | None = None
     augmentations: int = 10
     captions: int = 6
     numbers: str = "bf16"
     trunk_cache: bool = False
+
+    @property
+    def decode_rate(self) -> float:
+        """Images per second that all cores decode together."""
+        return self.cores * self.core_rate

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from siclip.models.clip import Clip
+from siclip.config import TrainingConfig
 from siclip_platform.plan.advice import advice
 from siclip_platform.plan.job import Job
+from siclip_platform.plan.saving import unsaved
 from siclip_platform.plan.storage import embedding_bytes, storage
-from siclip_platform.plan.work import Work, count_work
+from siclip_platform.plan.work import FRAMEWORK_BYTES, Work, count_work
 
 EFFICIENCY = (0.25, 0.5)
 """The share of a card's peak that a training step reaches, at least and at most.
@@ -84,19 +85,16 @@ class Plan:
         return self.storage_bytes <= self.job.disk_bytes and (card is None or self.memory_bytes <= card.memory_bytes)
 
 
-def make_plan(job: Job, model: Clip) -> Plan:
-    """Plan a job.
-
-    Args:
-        job: the job.
-        model: a newly built model of its recipe; it is not changed.
-    """
-    work = count_work(job.recipe, model, job.teacher)
+def make_plan(job: Job) -> Plan:
+    """Plan a job."""
+    work = count_work(job.recipe, job.teacher)
     training = job.recipe.training
     # Rounded up: the card with the most pairs decides.
     batch = math.ceil(training.batch_size / job.cards)
     micro = training.micro_batch_size
     memory = work.memory(batch, min(batch, micro) if isinstance(micro, int) and micro else batch, job.cards)
+    if job.exact is not None:
+        memory = {**job.exact.parts, "framework": float(FRAMEWORK_BYTES)}
     parts = job_storage(job, work)
     speed = _speed(job, work)
     hours = speed.hours(job.pairs * job.epochs)
@@ -112,8 +110,14 @@ def make_plan(job: Job, model: Clip) -> Plan:
         speed=speed,
         steps=math.ceil(job.pairs * job.epochs / training.batch_size),
         kilowatt_hours=energy,
-        advice=advice(job, work, parts, memory, batch, speed.bottleneck),
+        advice=(*advice(job, work, parts, memory, batch, speed.bottleneck), *_lost(training, speed)),
     )
+
+
+def _lost(training: TrainingConfig, speed: Speed) -> tuple[str, ...]:
+    # By the slowest speed that the plan expects: then most is lost.
+    sentence = unsaved(training, training.batch_size / speed.least)
+    return (sentence,) if sentence else ()
 
 
 def job_storage(job: Job, work: Work) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from siclip_platform.display import Terminal
+from siclip_platform.plan.pipeline import Pipeline
 from siclip_platform.plan.plan import EFFICIENCY, Plan
 
 GB = 10**9
@@ -29,6 +30,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "disk_bytes": job.disk_bytes,
         "memory_bytes": dict(plan.memory),
         "memory_total_bytes": plan.memory_bytes,
+        "memory_peak_operation": job.exact.operation if job.exact else None,
         "pairs_per_second": [plan.speed.least, plan.speed.most],
         "limits_pairs_per_second": {name: list(pair) for name, pair in plan.speed.limits.items()},
         "bottleneck": plan.speed.bottleneck,
@@ -36,6 +38,29 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "kilowatt_hours": list(plan.kilowatt_hours) if plan.kilowatt_hours else None,
         "advice": list(plan.advice),
     }
+
+
+def pipeline_as_dict(pipeline: Pipeline) -> dict[str, Any]:
+    """The training's plan, and ``stages`` and ``pipeline`` with their sums and maxima; JSON values only."""
+    stages = [
+        {
+            "stage": stage.name,
+            "hours": list(stage.hours),
+            "memory_bytes": stage.memory_bytes,
+            "disk_bytes": stage.disk_bytes,
+            "kilowatt_hours": list(stage.kilowatt_hours),
+        }
+        for stage in pipeline.stages
+    ]
+    whole = {
+        "fits": pipeline.fits,
+        "hours": list(pipeline.hours),
+        "memory_bytes": pipeline.memory_bytes,
+        "disk_bytes": pipeline.disk_bytes,
+        "kilowatt_hours": list(pipeline.kilowatt_hours),
+        "advice": list(pipeline.advice),
+    }
+    return {**as_dict(pipeline.plan), "stages": stages, "pipeline": whole}
 
 
 def machine(plan: Plan) -> str:
@@ -46,22 +71,62 @@ def machine(plan: Plan) -> str:
 
 
 def show(plan: Plan) -> None:
-    """Print storage, memory and time, the sources of the figures, and what to change."""
+    """Print the verdict and what to change, then storage, memory and time, and the sources of the figures."""
     # A fixed width: in a pipe rich would wrap at 80 columns.
     console = Terminal(width=110)
     job = plan.job
-    console.print(
-        f"{job.recipe.model.name}: {job.pairs:,} pairs × {job.epochs:g} epochs in {plan.steps:,} steps of "
-        f"{job.recipe.training.batch_size:,} on {machine(plan)}; teacher: {job.teacher}\n"
-    )
+    energy = f", {_range(plan.kilowatt_hours)} kWh" if plan.kilowatt_hours else ""
+    _print_verdict(console, plan, plan.fits, f"{_range(plan.hours)} hours{energy}", plan.advice)
     console.print(_bytes_table("disk", plan.storage, GB, "GB", job.disk_bytes))
     card = job.card.memory_bytes if job.card else None
     console.print(_bytes_table("memory of one card", plan.memory, GIB, "GiB", card))
     console.print(_time_table(plan))
     console.print(_sources(plan))
-    for number, sentence in enumerate(plan.advice, 1):
+
+
+def show_pipeline(pipeline: Pipeline) -> None:
+    """Print the verdict and what to change, then a row for each stage, and the sources of the figures."""
+    console = Terminal(width=110)
+    plan = pipeline.plan
+    whole = f"{_range(pipeline.hours)} hours, {_range(pipeline.kilowatt_hours)} kWh"
+    _print_verdict(console, plan, pipeline.fits, whole, pipeline.advice)
+    table = Table("stage", title="stages", title_justify="left", box=None, pad_edge=False)
+    for column in ("hours", "GiB of a card", "GB on disk", "kWh"):
+        table.add_column(column, justify="right")
+    for stage in pipeline.stages:
+        table.add_row(
+            stage.name,
+            _range(stage.hours),
+            f"{stage.memory_bytes / GIB:,.1f}" if stage.memory_bytes else "–",
+            f"{stage.disk_bytes / GB:,.0f}",
+            _range(stage.kilowatt_hours) if any(stage.kilowatt_hours) else "–",
+        )
+    table.add_row(
+        "all",
+        _range(pipeline.hours),
+        f"{pipeline.memory_bytes / GIB:,.1f}",
+        f"{pipeline.disk_bytes / GB:,.0f}",
+        _range(pipeline.kilowatt_hours),
+        style="bold",
+    )
+    console.print(table)
+    console.print(
+        "Disk: what is there when a stage ends; the source shards lie beside the dataset until the import is "
+        "verified.\nImport, captioning and embedding: from decoding speed and operations, none was timed; "
+        "`siclip-platform rehearse` times your own.\nSearch: trials that are stopped early need less.\n"
+    )
+    console.print(_sources(plan))
+
+
+def _print_verdict(console: Terminal, plan: Plan, fits: bool, needs: str, changes: tuple[str, ...]) -> None:
+    job = plan.job
+    console.print(f"{'It fits' if fits else 'It does not fit'}: {needs}.")
+    for number, sentence in enumerate(changes, 1):
         console.print(f"{number}. {sentence}")
-    console.print("It fits." if plan.fits else "It does not fit.")
+    console.print(
+        f"\n{job.recipe.model.name}: {job.pairs:,} pairs × {job.epochs:g} epochs in {plan.steps:,} steps of "
+        f"{job.recipe.training.batch_size:,} on {machine(plan)}; teacher: {job.teacher}\n"
+    )
 
 
 def _bytes_table(title: str, parts: Mapping[str, float], unit: int, name: str, budget: int | None) -> Table:
@@ -88,6 +153,8 @@ def _time_table(plan: Plan) -> Table:
 
 
 def _range(pair: tuple[float, float]) -> str:
+    if pair[1] < 0.1:
+        return "< 0.1"
     low, high = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in pair)
     return low if low == high else f"{low} to {high}"
 
@@ -109,5 +176,8 @@ def _sources(plan: Plan) -> str:
         )
     if job.cards > 1:
         lines.append("Several cards: the time that they wait for each other is not counted.")
-    lines.append("Decoding: measured on one core of this machine, times the number of cores.")
+    if job.exact is not None:
+        lines.append(f"Memory: counted, operation by operation; the peak is at {job.exact.operation}.")
+    where = "measured here" if job.core_rate_is_measured else "benchmarks/results/streaming.json"
+    lines.append(f"Decoding: {job.core_rate:,.0f} images/s per core ({where}), times {job.cores} cores.")
     return "\n".join(lines) + "\n"

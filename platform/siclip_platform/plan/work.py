@@ -1,30 +1,29 @@
-"""The operations and the memory of a training step, counted on the recipe's model.
+"""The operations and the memory of a training step, from what `counted` says of its models.
 
 Counted: operations, kept activations, weights and sizes of inputs and features. Assumed: the constants below, which
-do not depend on the model. All in bf16 autocast.
+do not depend on the model. All in bf16 autocast. `exact` counts the memory of a whole step instead, and is what these
+constants are tested with.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from siclip.checkpoints.inherit import freeze_inherited
 from siclip.config import LossConfig, ModelConfig, TrainingConfig
-from siclip.diagnostics.describe import ModelDescription, describe_model
-from siclip.models.clip import Clip
-from siclip.training.step import TRUNK_CHUNK
-from siclip_platform.plan.calibration import TeacherSource, teacher_config
+from siclip.models.registry import base_of, model_config
+from siclip_platform.plan.counted import COUNTED, Frozen, ModelWork
+from siclip_platform.plan.job import TeacherSource
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
+from siclip_platform.storage.hashing import canonical_hash
 
 BACKWARD = 2
 """A layer's backward pass costs twice its forward pass: one product for the weights, one for the inputs."""
 FRAMEWORK_BYTES = 700 * 2**20
 """CUDA context, libraries and the caching allocator's reserve. An assumption."""
+TRUNK_CHUNK = 128
+"""Samples that run through a frozen trunk or a teacher at a time: `siclip.training.step.TRUNK_CHUNK`."""
 TRUNK_MAPS = 3.375
 """Working memory of the folded trunk in addition to fp32 pixels.
 
@@ -35,6 +34,9 @@ SIMILARITIES = 14
 """(B, B) fp32 matrices that CLIP, CRD, ICL and PM hold at a time, with their gradients. An upper bound for fewer."""
 BF16_BYTES = 2
 FP32_BYTES = 4
+ACTIVATIONS = "activations kept"
+TRUNK_AT_WORK = "frozen trunk at work"
+SIMILARITY_PART = "similarities"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class Work:
 
     Attributes:
         flops: floating-point operations; a multiply-add is two.
+        forward_flops: of a forward pass of the student alone.
+        trunk_flops: of a forward pass of its trunks alone.
+        teacher_flops: of a forward pass of the model that it inherits from.
         traffic_bytes: what the activations move through the device's memory. Each is written and read once in the
             forward pass, and again in the backward pass if it is kept.
         activation_bytes: activations that are kept for the backward pass.
@@ -56,6 +61,9 @@ class Work:
     """
 
     flops: float
+    forward_flops: float
+    trunk_flops: float
+    teacher_flops: float
     traffic_bytes: float
     activation_bytes: float
     fixed_bytes: float
@@ -67,7 +75,9 @@ class Work:
     teacher: TeacherSource
 
     def memory(self, batch: int, micro_batch: int, workers: int = 1) -> dict[str, float]:
-        """Part → bytes on the device of one worker.
+        """Part → bytes on the device of one worker, at the peak.
+
+        The trunk is at work before the first activations are kept, so that only the larger of the two counts.
 
         Args:
             batch: pairs per step of this worker.
@@ -75,13 +85,15 @@ class Work:
             workers: number of workers; the loss of each sees the pairs of all.
         """
         pixels = self.image_size**2 * 3
-        chunk = min(batch, TRUNK_CHUNK)
+        kept = {
+            ACTIVATIONS: micro_batch * self.activation_bytes,
+            SIMILARITY_PART: SIMILARITIES * (workers * batch) ** 2 * float(FP32_BYTES),
+        }
+        trunk = min(batch, TRUNK_CHUNK) * self.trunk_bytes if self.trunk_is_frozen else 0.0
         return {
             "weights, gradients, optimizer": self.fixed_bytes,
-            "activations kept": micro_batch * self.activation_bytes,
-            "frozen trunk at work": chunk * self.trunk_bytes if self.trunk_is_frozen else 0.0,
+            **(kept if sum(kept.values()) >= trunk else {TRUNK_AT_WORK: trunk}),
             "images and features": batch * (pixels + (self.feature_bytes if self.trunk_is_frozen else 0)),
-            "similarities": SIMILARITIES * (workers * batch) ** 2 * float(FP32_BYTES),
             "framework": float(FRAMEWORK_BYTES),
         }
 
@@ -100,81 +112,80 @@ def trunk_bytes(config: ModelConfig) -> float:
     return FP32_BYTES * 3 * size**2 + TRUNK_MAPS * BF16_BYTES * config.image.widths[0] * (size / 2) ** 2
 
 
-def count_work(recipe: Recipe, model: Clip, teacher: TeacherSource) -> Work:
+def teacher_config(student: str) -> ModelConfig:
+    """The model that the student with this name inherits from: the same size, with attention blocks."""
+    return model_config(base_of(student))
+
+
+def model_work(config: ModelConfig) -> ModelWork:
+    """The stored count of a model, or a new one."""
+    stored = COUNTED.get(config.name)
+    if stored is not None and stored.config == canonical_hash(config.model_dump(mode="json"), digits=12):
+        return stored
+    from siclip_platform.plan.counting import count_model
+
+    return count_model(config)
+
+
+def count_work(recipe: Recipe, teacher: TeacherSource) -> Work:
     """Count a step of a recipe.
 
     Args:
         recipe: the training.
-        model: a newly built model of it; it is not changed.
         teacher: where the targets of distillation come from.
     """
-    model = copy.deepcopy(model)
-    if recipe.model.inherit:
-        freeze_inherited(model, recipe.model.freeze)
-    found = describe_model(model)
-    kept = found.total.activation_bytes
+    config = recipe_model(recipe)
+    model, base = model_work(config), model_work(teacher_config(config.name))
+    # What thaws needs its memory at the end, so the peak is that of a model that trains as a whole.
+    thaws = recipe.training.thaw_step > 0
+    frozen = model.frozen[recipe.model.freeze if recipe.model.inherit and not thaws else "none"]
+    everything = model.frozen["none"].activation_bytes
     return Work(
-        flops=_step_flops(recipe, model, teacher),
-        traffic_bytes=4.0 * kept + 2.0 * _all_activations(model),
-        activation_bytes=float(kept),
-        fixed_bytes=_fixed(found, recipe.training, recipe.loss, teacher),
-        image_size=model.config.image.image_size,
-        embed_dim=model.config.embed_dim,
-        feature_bytes=feature_bytes(model.config),
-        trunk_bytes=trunk_bytes(model.config),
-        trunk_is_frozen=model.trunk_is_frozen(),
+        flops=_step_flops(recipe, model, base, frozen, teacher),
+        forward_flops=float(model.trunk_flops + model.head_flops),
+        trunk_flops=float(model.trunk_flops),
+        teacher_flops=float(base.trunk_flops + base.head_flops),
+        traffic_bytes=4.0 * frozen.activation_bytes + 2.0 * everything,
+        activation_bytes=float(frozen.activation_bytes),
+        fixed_bytes=_fixed(model, base, frozen, recipe.training, recipe.loss, teacher),
+        image_size=config.image.image_size,
+        embed_dim=config.embed_dim,
+        feature_bytes=feature_bytes(config),
+        trunk_bytes=trunk_bytes(config),
+        trunk_is_frozen=frozen.trunk_is_frozen,
         teacher=teacher,
     )
 
 
-def _step_flops(recipe: Recipe, student: Clip, source: TeacherSource) -> float:
+def _step_flops(recipe: Recipe, student: ModelWork, base: ModelWork, frozen: Frozen, source: TeacherSource) -> float:
     """Operations per pair: forward passes as they run in training, backward passes at `BACKWARD` times that.
 
     Behind a frozen trunk the head's frozen layers count as if they trained: gradients flow through them.
     """
     # The backward passes are not counted: torch's counter mistakes those of depthwise convolutions for dense ones.
-    trunk, head = forward_flops(student)
-    trained = head if student.trunk_is_frozen() else trunk + head
+    trunk, head = student.trunk_flops, student.head_flops
+    trained = head if frozen.trunk_is_frozen else trunk + head
     total = trunk + head + BACKWARD * trained
     if recipe.training.micro_batch_size not in (0, recipe.training.batch_size):
         total += trained  # gradient caching runs the forward pass twice
     if source in ("online", "shared trunk"):
-        trunk, head = forward_flops(Clip(teacher_config(student.config.name)))
-        total += head if source == "shared trunk" else trunk + head
-    return total
+        # Where the trunk trains there is none to share.
+        shares = source == "shared trunk" and frozen.trunk_is_frozen
+        total += base.head_flops if shares else base.trunk_flops + base.head_flops
+    return float(total)
 
 
-def forward_flops(model: Clip) -> tuple[float, float]:
-    """Operations per pair in train form: (both trunks, both heads)."""
-    model = copy.deepcopy(model).requires_grad_(False).eval()
-    image, text = model.config.image, model.config.text
-    images = torch.zeros(1, 3, image.image_size, image.image_size)
-    tokens = torch.zeros(1, text.context_length, dtype=torch.long)
-    counts: list[float] = []
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            features = model.trunk(images, tokens)
-        counts.append(counter.get_total_flops())
-        with FlopCounterMode(display=False) as counter:
-            model.head(features, tokens)
-        counts.append(counter.get_total_flops())
-    return counts[0], counts[1]
-
-
-def _all_activations(model: Clip) -> float:
-    """Bytes of all activations of a forward pass: those that would be kept if everything trained."""
-    free = copy.deepcopy(model)
-    for parameter in free.parameters():
-        parameter.requires_grad_(True)
-    return float(describe_model(free).total.activation_bytes)
-
-
-def _fixed(found: ModelDescription, training: TrainingConfig, loss: LossConfig, teacher: TeacherSource) -> float:
-    numbers = (
-        found.total.parameters + 3 * found.total.trainable_parameters
-    )  # weight; gradient and AdamW's two moments
+def _fixed(
+    model: ModelWork,
+    base: ModelWork,
+    frozen: Frozen,
+    training: TrainingConfig,
+    loss: LossConfig,
+    teacher: TeacherSource,
+) -> float:
+    numbers = model.parameters + 3 * frozen.trainable  # weight; gradient and AdamW's two moments
     if training.ema_decay:
-        numbers += found.total.trainable_parameters
-    if loss.distils and teacher in ("online", "shared trunk"):
-        numbers += found.total.parameters
+        numbers += model.parameters
+    if loss.needs_teacher and teacher in ("online", "shared trunk"):
+        numbers += base.parameters
     return float(FP32_BYTES * numbers)

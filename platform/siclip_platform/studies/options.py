@@ -16,21 +16,9 @@ from siclip.models.registry import model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster.resources import Backend
 from siclip_platform.storage import AnyPath, absolute_model, as_path
+from siclip_platform.storage.sizes import parse_bytes
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 WORKER_CPUS = 1.0
-
-
-def parse_bytes(text: str) -> int:
-    """``20GB`` → bytes; units of 1000.
-
-    Raises:
-        UserError: the text is not a number and a unit.
-    """
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
-    if not found:
-        raise UserError(f"{text!r} is not a size: write a number and KB, MB, GB or TB, for example 20GB")
-    return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def _absolute(value: Any) -> Any:

@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from siclip.config import ModelConfig
 from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.evaluation.cost import latency
 from siclip.evaluation.evaluate import evaluate
 from siclip.models.clip import Clip, count_parameters
-from siclip.models.registry import model_config
 from siclip.teachers import ModelTeacher
 from siclip.training.block_regression import check_blocks
 from siclip.training.setup import make_trainer
 from siclip.training.trainer import Trainer
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.storage import as_path
 from siclip_platform.storage.checkpoints import read_model
 from siclip_platform.stream import Stream, thread_batches, validation_set
@@ -91,23 +90,6 @@ def check(recipe: Recipe, with_data: bool) -> None:
     if with_data:
         Stream.of(recipe, model)
         validation_set(recipe, model)
-
-
-def recipe_model(recipe: Recipe) -> ModelConfig:
-    """Return the config of the model that a recipe trains.
-
-    Raises:
-        UserError: the name or a pattern is wrong.
-    """
-    student = recipe.model
-    context = {} if student.context_length is None else {"context_length": student.context_length}
-    return model_config(
-        student.name,
-        image_sharing=student.image_sharing,
-        text_sharing=student.text_sharing,
-        image={"sasp": student.image_sasp.model_dump()},
-        text={"sasp": student.text_sasp.model_dump(), **context},
-    )
 
 
 def build_trainer(recipe: Recipe) -> Trainer:

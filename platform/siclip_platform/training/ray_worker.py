@@ -16,11 +16,12 @@ from siclip.errors import UserError
 from siclip.training.diverged import TrainingDiverged
 from siclip.training.loop import Save
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.storage.atomic import remove_abandoned
 from siclip_platform.stream import Stream, thread_batches
 from siclip_platform.stream.ray_reader import ray_batches
 from siclip_platform.stream.trunk_features import CachedStream
-from siclip_platform.training.build import CHECKPOINT, Prepared, recipe_model
+from siclip_platform.training.build import CHECKPOINT, Prepared
 from siclip_platform.training.in_process import run_recipe
 
 FINAL = {"UserError": UserError, "TrainingDiverged": TrainingDiverged}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,18 +18,34 @@ from typer.testing import CliRunner
 
 from siclip.config import LossConfig, ModelConfig, TrainingConfig
 from siclip.data.batch import to_float_images
+from siclip.diagnostics.memory import StepMemory
 from siclip.errors import UserError
 from siclip.models.clip import Clip
 from siclip.models.fused_trunk import fused_trunk
-from siclip.models.registry import model_config
+from siclip.models.registry import list_models, model_config
+from siclip.training import step
 from siclip_platform.cli import app
 from siclip_platform.datasets.digits.composition import DigitScenesConfig, compose_shard, shard_specs
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.plan import Job, calibration, make_plan
-from siclip_platform.plan.calibration import Calibration, calibrate, calibration_trainer, random_batch
+from siclip_platform.plan.calibration import calibrate, calibration_trainer, random_batch
 from siclip_platform.plan.cards import CARDS, find_card
+from siclip_platform.plan.counted import COUNTED
+from siclip_platform.plan.counting import count_model
+from siclip_platform.plan.exact import exact_memory
+from siclip_platform.plan.measured import Calibration
+from siclip_platform.plan.pipeline import make_pipeline
+from siclip_platform.plan.reference import RECIPE
 from siclip_platform.plan.storage import GB, RowBytes, embedding_bytes, measure_rows
-from siclip_platform.plan.work import count_work, feature_bytes, forward_flops, trunk_bytes
+from siclip_platform.plan.work import (
+    FRAMEWORK_BYTES,
+    TRUNK_CHUNK,
+    count_work,
+    feature_bytes,
+    model_work,
+    trunk_bytes,
+)
+from siclip_platform.recipes.load import load_recipe
 from siclip_platform.recipes.recipe import DataConfig, Recipe, StudentConfig
 
 
@@ -67,17 +84,44 @@ def dense_multiply_adds(model: Clip) -> float:
 
 def test_operations_of_a_forward_pass_are_those_of_its_layers() -> None:
     model = model_of(nano())
+    counted = COUNTED["siclip-nano"]
     # The rest, which is little: the products of attention, and layers that are called without their module.
-    assert 2 * dense_multiply_adds(model) == pytest.approx(sum(forward_flops(model)), rel=0.2)
+    assert 2 * dense_multiply_adds(model) == pytest.approx(counted.trunk_flops + counted.head_flops, rel=0.2)
+
+
+def recount(name: str) -> None:
+    assert count_model(model_config(name)) == COUNTED[name], "put the count on the left into plan/counted.py"
+
+
+def test_the_stored_count_of_a_small_model_is_that_of_the_model() -> None:
+    recount("siclip-nano")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siclip-s0", "siclip2-s0"])
+def test_the_stored_counts_are_those_of_the_models(name: str) -> None:
+    recount(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_has_its_count(name: str) -> None:
+    recount(name)
+
+
+def test_a_model_with_other_options_is_counted() -> None:
+    config = model_config("siclip-nano", text={"layers": 1, "sharing": "none"})
+    found = model_work(config)
+    assert found.parameters == sum(p.numel() for p in Clip(config).parameters()) != COUNTED["siclip-nano"].parameters
 
 
 def test_operations_of_a_step_depend_on_what_trains_and_on_the_teacher() -> None:
-    student, teacher = model_of(nano()), Clip(model_config("mobileclip-nano"))
-    (trunk, head), (_, teacher_head) = forward_flops(student), forward_flops(teacher)
+    student, teacher = COUNTED["siclip-nano"], COUNTED["mobileclip-nano"]
+    trunk, head, teacher_head = student.trunk_flops, student.head_flops, teacher.head_flops
     assert min(trunk, head, teacher_head) > 0
 
     def counted(freeze: str, source: Any, **training: Any) -> float:
-        return count_work(nano(freeze, **training), student, source).flops
+        return count_work(nano(freeze, **training), source).flops
 
     assert counted("none", "none") == pytest.approx(3 * (trunk + head))
     assert counted("none", "online") == pytest.approx(3 * (trunk + head) + trunk + teacher_head, rel=1e-3)
@@ -95,7 +139,7 @@ def test_fixed_memory_is_weights_gradients_and_optimizer_state() -> None:
     tensors += [p.grad for p in trainer.model.parameters() if p.grad is not None]
     tensors += [value for state in trainer.optimizer.state.values() for value in state.values() if value.numel() > 1]
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert count_work(recipe, model_of(recipe), "stored").fixed_bytes == pytest.approx(held, rel=0.01)
+    assert count_work(recipe, "stored").fixed_bytes == pytest.approx(held, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +164,14 @@ def test_feature_bytes_are_those_of_a_real_forward_pass(config: ModelConfig) -> 
 
 def test_a_plan_uses_the_features_of_its_own_model() -> None:
     config = model_config("siclip-nano")
-    plan = make_plan(job(trunk_cache=True), model_of(nano()))
+    plan = make_plan(job(trunk_cache=True))
     assert plan.storage["trunk features"] == 1_000_000 * feature_bytes(config)
     pixels = 64 * 64 * 3
     assert plan.memory["images and features"] == 16 * (pixels + feature_bytes(config))
-    assert plan.memory["frozen trunk at work"] == 16 * trunk_bytes(config)
+    assert plan.memory["activations kept"] == 16 * COUNTED["siclip-nano"].frozen["inherited"].activation_bytes
+    caching = nano(micro_batch_size=1, batch_norm="eval")
+    # The trunk has ended before the activations of one pair are kept.
+    assert make_plan(job(recipe=caching)).memory["frozen trunk at work"] == 16 * trunk_bytes(config)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -159,12 +206,44 @@ def test_working_memory_of_the_trunk_bounds_what_a_real_one_holds(name: str) -> 
     assert live.peak / 4 < trunk_bytes(config) < 1.5 * live.peak / 4
 
 
-def test_counting_does_not_change_the_model() -> None:
-    model = model_of(nano())
-    before = copy.deepcopy(model.state_dict())
-    count_work(nano(), model, "stored")
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+def test_the_chunk_of_the_trunk_is_that_of_a_step() -> None:
+    assert TRUNK_CHUNK == step.TRUNK_CHUNK
+
+
+def planned_and_exact(recipe: Recipe) -> tuple[float, StepMemory]:
+    """The bytes that the plan's constants give, without the framework's, and those of a counted step."""
+    planned = dict(make_plan(job(recipe=recipe, teacher="shared trunk")).memory)
+    framework = planned.pop("framework")
+    assert framework == FRAMEWORK_BYTES
+    return sum(planned.values()), exact_memory(job(recipe=recipe, teacher="shared trunk"))
+
+
+def test_the_constants_give_the_memory_of_a_counted_step() -> None:
+    recipe = nano().updated({"training.batch_size": 512, "training.precision": "bf16"})
+    planned, exact = planned_and_exact(recipe)
+    assert planned == pytest.approx(exact.peak_bytes, rel=0.1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("batch", "micro"), [(1536, 0), (1536, 192), (8192, 256)])
+def test_the_constants_give_the_memory_of_the_papers_step(batch: int, micro: int) -> None:
+    size = {"training.batch_size": batch, "training.micro_batch_size": micro, "training.batch_norm": "eval"}
+    training = load_recipe(RECIPE).training.model_copy(update={"steps": 10, "epochs": 0})
+    recipe = load_recipe(RECIPE).model_copy(update={"training": training}).updated(size)
+    planned, exact = planned_and_exact(recipe)
+    assert planned == pytest.approx(exact.peak_bytes, rel=0.07)
+    assert exact.peak_bytes < 24 * 2**30
+
+
+def test_exact_counts_one_card() -> None:
+    with pytest.raises(UserError, match="--exact counts a step on one card, this job has 2"):
+        exact_memory(job(cards=2))
+
+
+def test_exact_names_the_operation_at_the_peak() -> None:
+    found = CliRunner().invoke(app, ["plan", "--recipe", "siclip-nano", "--pairs", "10000", "--exact"])
+    assert found.exit_code == 0, found.output
+    assert "the peak is at aten." in found.output
 
 
 @pytest.fixture(scope="module")
@@ -204,62 +283,57 @@ def job(**changes: Any) -> Job:
         "rows": RowBytes(image=30_000, captions=100, other=50),
         "disk_bytes": 10**12,
         "card": find_card("rtx-3090"),
-        "decode_rate": 1e9,
+        "cores": 1,
+        "core_rate": 1e9,
     }
     return Job(**values | changes)
 
 
 def test_advice_for_a_disk_that_is_too_small_names_changes_that_fit() -> None:
     too_large = job(disk_bytes=int(31.5 * GB), augmentations=10, captions=2)
-    plan = make_plan(too_large, model_of(too_large.recipe))
+    plan = make_plan(too_large)
     assert not plan.fits
     most = next(int(s.split()[0]) for s in plan.advice if "fit" in s and "augmentations" in s)
-    smaller = make_plan(
-        job(disk_bytes=too_large.disk_bytes, augmentations=most, captions=2), model_of(too_large.recipe)
-    )
+    smaller = make_plan(job(disk_bytes=too_large.disk_bytes, augmentations=most, captions=2))
     assert smaller.fits
-    larger = make_plan(
-        job(disk_bytes=too_large.disk_bytes, augmentations=most + 1, captions=2), model_of(too_large.recipe)
-    )
+    larger = make_plan(job(disk_bytes=too_large.disk_bytes, augmentations=most + 1, captions=2))
     assert not larger.fits
     int8 = next(s for s in plan.advice if "int8" in s)
-    with_int8 = make_plan(
-        job(disk_bytes=too_large.disk_bytes, captions=2, numbers="int8"), model_of(too_large.recipe)
-    )
+    with_int8 = make_plan(job(disk_bytes=too_large.disk_bytes, captions=2, numbers="int8"))
     assert ("not enough" not in int8) == with_int8.fits
 
 
 def test_advice_for_a_card_that_is_too_small_names_the_largest_micro_batch_that_fits() -> None:
     recipe = nano("none").updated({"training.batch_size": 8192})
     card = find_card("rtx-3070")
-    plan = make_plan(job(recipe=recipe, card=card), model_of(recipe))
+    plan = make_plan(job(recipe=recipe, card=card))
     assert not plan.fits
     advised = int(next(s for s in plan.advice if "micro_batch_size" in s).split()[1])
     smaller = {"training.micro_batch_size": advised, "training.batch_norm": "eval"}
     larger = smaller | {"training.micro_batch_size": 2 * advised}
-    fits = [make_plan(job(recipe=recipe.updated(c), card=card), model_of(recipe)).fits for c in (smaller, larger)]
+    fits = [make_plan(job(recipe=recipe.updated(c), card=card)).fits for c in (smaller, larger)]
     assert fits == [True, False]
 
 
 def test_advice_where_no_micro_batch_fits_is_a_smaller_batch() -> None:
     recipe = nano().updated({"training.batch_size": 16384})
-    plan = make_plan(job(recipe=recipe, card=find_card("rtx-3070")), model_of(recipe))
+    plan = make_plan(job(recipe=recipe, card=find_card("rtx-3070")))
     assert not plan.fits and plan.memory["similarities"] > CARDS["rtx-3070"].memory_bytes
     assert any("no micro-batch of 16,384 fits" in sentence for sentence in plan.advice)
 
 
 def test_the_slowest_limit_is_the_speed_and_gives_the_hours() -> None:
     measured = Calibration("a machine", seconds_fixed=0.1, seconds_each=0.01, spread=0.0, batches=(8, 16))
-    plan = make_plan(job(card=None, measured=measured, decode_rate=1e6), model_of(nano()))
+    plan = make_plan(job(card=None, measured=measured, core_rate=1e6))
     rate = 16 / (0.1 + 0.01 * 16)
     assert plan.hours == (pytest.approx(2_000_000 / rate / 3600),) * 2
     assert plan.speed.bottleneck == "measured steps"
-    slow = make_plan(job(card=None, measured=measured, decode_rate=5.0), model_of(nano()))
+    slow = make_plan(job(card=None, measured=measured, core_rate=5.0))
     assert slow.speed.bottleneck == "data"
     assert slow.hours[0] == pytest.approx(2_000_000 / 5 / 3600)
     assert any("decoding limits" in sentence for sentence in slow.advice)
-    two = make_plan(job(cards=2), model_of(nano()))
-    one = make_plan(job(), model_of(nano()))
+    two = make_plan(job(cards=2))
+    one = make_plan(job())
     assert two.speed.most == pytest.approx(2 * one.speed.most)
     assert one.kilowatt_hours is not None
     assert one.kilowatt_hours[0] == pytest.approx(one.hours[0] * 0.35)
@@ -313,8 +387,51 @@ def test_bad_input_is_refused(arguments: list[str], message: str) -> None:
     assert message in str(result.exception)
 
 
+def test_plan_answers_without_torch_and_alike_on_every_machine() -> None:
+    """In a process of its own: torch alone would take longer than the plan may."""
+    code = (
+        "import os, sys; os.cpu_count = lambda: int(sys.argv[1])\n"
+        "from siclip_platform.cli import app\n"
+        "try: app(['plan', '--pipeline', '--json'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code, cores], capture_output=True, text=True, check=True).stdout
+        for cores in ("2", "64")
+    ]
+    assert runs[0] == runs[1]
+    assert json.loads(runs[0])["pipeline"]["fits"]
+
+
+def test_a_pipeline_has_the_stages_that_the_job_needs() -> None:
+    def names(captions: int, trials: int, **changes: Any) -> list[str]:
+        stages = make_pipeline(make_plan(job(**changes)), captions=captions, trials=trials, trial_share=0.1)
+        return [stage.name for stage in stages.stages]
+
+    assert names(0, 0, teacher="none") == ["import", "training", "evaluation"]
+    assert names(3, 4) == ["import", "captioning", "embedding", "search of 4 trials", "training", "evaluation"]
+    assert "trunk cache" in names(0, 0, trunk_cache=True)
+
+
+def test_a_pipeline_sums_hours_and_takes_the_largest_disk() -> None:
+    plan = make_plan(job(disk_bytes=50 * GB))
+    found = make_pipeline(plan, captions=0, trials=10, trial_share=0.1)
+    by_name = {stage.name: stage for stage in found.stages}
+    assert by_name["search of 10 trials"].hours == pytest.approx(plan.hours)
+    assert found.hours[1] == pytest.approx(sum(stage.hours[1] for stage in found.stages))
+    # The source shards lie beside the dataset: 2 · 10**6 · (30,000 + 100 + 50) bytes.
+    assert by_name["import"].disk_bytes == pytest.approx(2e6 * 30_150)
+    assert plan.fits and not found.fits
+    assert "source shards" in found.advice[0]
+    # Ten crops, at 25 to 50 % of the card's peak.
+    flops = 10 * sum((COUNTED["mobileclip-nano"].trunk_flops, COUNTED["mobileclip-nano"].head_flops))
+    seconds = 10**6 * flops / find_card("rtx-3090").flops
+    assert by_name["embedding"].hours == pytest.approx((seconds / 0.5 / 3600, seconds / 0.25 / 3600))
+
+
 def test_the_exit_code_is_1_if_the_job_does_not_fit() -> None:
     result = CliRunner().invoke(app, ["plan", "--disk", "100GB"])
     assert result.exit_code == 1
-    assert "It does not fit." in result.output
+    assert "It does not fit:" in result.output
     assert "GB short" in result.output

@@ -28,7 +28,8 @@ from siclip_platform.recipes.load import load_recipe
 from siclip_platform.recipes.recipe import Recipe, leaf_paths, parse_recipe
 from siclip_platform.recipes.yaml_file import dump_yaml, read_model
 from siclip_platform.spaces.policy import SamplerConfig, SchedulerConfig
-from siclip_platform.studies.options import Options, parse_bytes
+from siclip_platform.storage.sizes import parse_bytes
+from siclip_platform.studies.options import Options
 
 HEAD = "data: {path: x}\nmodel: {name: n}\n"
 EXTREME: list[Any] = [

@@ -16,10 +16,10 @@ from siclip_platform.cluster.submit import compose
 from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.tools.push import push_dataset
 from siclip_platform.datasets.tools.verify import verify_dataset
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.storage import RemotePath, as_path, check_writable, copy_file, local_copy
 from siclip_platform.storage.filesystem import explain, open_unasked
 from siclip_platform.stream import Stream, thread_batches
-from siclip_platform.training.build import recipe_model
 
 
 def test_a_path_stays_local_and_a_uri_keeps_its_slashes_and_options() -> None:

@@ -11,12 +11,12 @@ from ray.tune.search import Searcher
 from siclip.errors import UserError
 from siclip_platform.recipes.digits import digits_student, digits_teacher
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.student import recipe_model
 from siclip_platform.search.policy.searcher import SettingsSearch
 from siclip_platform.spaces.ablation import QUESTIONS, Ablation, ablation_names, load_ablation, parse_ablation
 from siclip_platform.studies.ablation import check_settings, named_ablation, setting_values
 from siclip_platform.studies.options import Options, check_sharing
 from siclip_platform.studies.starting_point import StartingPoint, starting_point
-from siclip_platform.training.build import recipe_model
 
 STUDIES = Path(__file__).parents[3] / "search_spaces" / "studies"
 HEAD = "name: t\nmetric: validation/mean_recall@1\nbaseline: off\nsettings:\n"  # settings start in line 5

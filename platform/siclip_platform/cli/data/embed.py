@@ -43,7 +43,7 @@ def embed(
     from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
     from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
     from siclip_platform.display import Display
-    from siclip_platform.studies.options import parse_bytes
+    from siclip_platform.storage.sizes import parse_bytes
 
     config = parse_settings(
         EmbedConfig,

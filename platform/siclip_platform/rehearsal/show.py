@@ -12,6 +12,7 @@ from siclip_platform.rehearsal.job import CPU_BATCH
 from siclip_platform.rehearsal.preparation import embedded_by
 from siclip_platform.rehearsal.rehearse import Failure, Outcome
 from siclip_platform.rehearsal.stages import Result
+from siclip_platform.report.draw.values import byte_size
 
 GIB = 2**30
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -45,7 +46,7 @@ def table(outcome: Outcome) -> Table:
 
 def _cells(result: Result) -> tuple[str, ...]:
     whole = "as here" if result.whole_seconds is None else duration(result.whole_seconds)
-    disk = f"{result.whole_bytes / 1e9:,.1f} GB" if result.whole_bytes else ""
+    disk = byte_size(result.whole_bytes) if result.whole_bytes else ""
     return duration(result.seconds), _gib(result.memory_bytes), _gib(result.gpu_bytes), whole, disk
 
 
@@ -72,13 +73,16 @@ def _failure(outcome: Outcome, failure: Failure) -> list[str]:
 
 def _next(outcome: Outcome) -> list[str]:
     job = outcome.job
+    seconds = duration(outcome.whole_seconds)
     lines = [
-        f"The whole job, {outcome.state.rows:,} pairs, takes about {duration(outcome.whole_seconds)} on this machine."
+        f"The whole job, {outcome.state.rows:,} pairs, takes about {seconds} on this machine and "
+        f"{byte_size(outcome.state.bytes)} of disk beside its source."
     ]
     if not job.on_gpu and job.recipe.training.batch_size > CPU_BATCH:
+        plan = shlex.join(["siclip-platform", "plan", "--recipe", job.named, "--pairs", str(outcome.state.rows)])
         lines.append(
             f"There is no GPU here: the training had batch {job.batch_size} instead of "
-            f"{job.recipe.training.batch_size}. For the memory and hours of a card: siclip-platform plan --card NAME"
+            f"{job.recipe.training.batch_size}. For the memory and hours of a card: {plan} --pipeline --card NAME"
         )
     return [*lines, "Every stage works. The whole job:", *(f"  {line}" for line in commands(outcome))]
 

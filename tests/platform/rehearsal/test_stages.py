@@ -128,7 +128,7 @@ def test_after_success_the_commands_of_the_whole_job(job: Rehearsal) -> None:
     results = {name: Result(1.0, 2**20) for name in names} | {
         "training, resumed": Result(4.0, 2**20, whole_seconds=7200.0)
     }
-    outcome = Outcome(whole, results, None, State(rows=job.whole_rows))
+    outcome = Outcome(whole, results, None, State(rows=job.whole_rows, bytes=3_210_000_000))
     assert outcome.whole_seconds == 7200 + len(names) - 1
     data, source = recipe.data.path, job.sources[0]
     imported, captioned, embedded, trained = commands(outcome)
@@ -138,7 +138,11 @@ def test_after_success_the_commands_of_the_whole_job(job: Rehearsal) -> None:
     assert embedded.endswith("--augmentations 10 --image-size 64 --captions coca")
     assert trained == "siclip-platform train --recipe nano.yaml --set training.seed=3"
     text = printed(outcome)
-    assert "80 pairs, takes about 2.0 h" in text and f"batch {CPU_BATCH} instead of 256" in text
+    assert "80 pairs, takes about 2.0 h on this machine and 3.2 GB of disk" in text
+    assert (
+        "plan --recipe nano.yaml --pairs 80 --pipeline --card NAME" in text
+        and f"batch {CPU_BATCH} instead of 256" in text
+    )
     given = replace(outcome, job=whole.model_copy(update={"given_captions": ("--from", "x.csv")}))
     assert commands(given)[1] == f"siclip-platform data captions {data} --name coca --from x.csv"
 

@@ -21,7 +21,8 @@ RecipeOption = Annotated[
 ]
 DataOption = Annotated[str | None, typer.Option(help="The dataset, a folder or a URI; overrides the recipe's.")]
 TeacherOption = Annotated[
-    str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; overrides the recipe's.")
+    str | None,
+    typer.Option(help="The teacher's checkpoint (file or URI), or open_clip:NAME:TAG; overrides the recipe's."),
 ]
 BaseRecipeOption = Annotated[
     str | None,
@@ -31,7 +32,8 @@ BaseDataOption = Annotated[
     str | None, typer.Option(help="The dataset, a folder or a URI; default: digit scenes, built if missing.")
 ]
 BaseTeacherOption = Annotated[
-    str | None, typer.Option(help="The teacher's checkpoint, a file or a URI; default: one is trained.")
+    str | None,
+    typer.Option(help="The teacher's checkpoint (file or URI), or open_clip:NAME:TAG; default: one is trained."),
 ]
 CheckpointsOption = Annotated[
     str | None, typer.Option(help="URI or folder for Ray Train's checkpoints; default: in --out.")

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mlflow_server import free_port, server
@@ -21,7 +23,7 @@ from tests.platform.search.test_study_restart import DRIVER, events, outcome
 
 pytestmark = [pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(3600)]
 KINDS = ("driver", "worker", "raylet", "server")
-SECONDS = 0.12  # per step of a training
+SECONDS = 1.0  # per step of a training: parts are replaced while the study runs
 
 
 class Study:
@@ -32,6 +34,7 @@ class Study:
         (out / "mlflow.db").write_bytes(database)
         self.out, self.nodes, self.port = out, nodes, free_port()
         self._server = ExitStack()
+        self._starting: Thread | None = None
         self.uri = self._server.enter_context(server(self.port, out))
         self._command = [sys.executable, str(DRIVER), str(out), str(digits), str(trials), self.uri]
         self.start_driver()
@@ -44,7 +47,10 @@ class Study:
         )
 
     def start_server(self) -> None:
-        self._server.enter_context(server(self.port, self.out))
+        """Start the server again, while the study runs on."""
+        start = partial(self._server.enter_context, server(self.port, self.out))
+        self._starting = Thread(target=start)
+        self._starting.start()
 
     @property
     def said(self) -> str:
@@ -73,7 +79,7 @@ class Study:
             self.driver.wait()
             self.start_driver()
         elif kind == "server":
-            self._server.close()
+            self.close_server()
         else:
             node, process = self.nodes.wait_for_busy()
             if kind == "worker":
@@ -82,6 +88,11 @@ class Study:
                 self.nodes.kill_raylet(node)
                 self.nodes.add()
 
+    def close_server(self) -> None:
+        if self._starting is not None:
+            self._starting.join()
+        self._server.close()
+
     def finish(self) -> None:
         assert self.driver.wait(timeout=600) == 0, self.said
 
@@ -89,7 +100,7 @@ class Study:
         if self.driver.poll() is None:
             os.killpg(self.driver.pid, signal.SIGKILL)
             self.driver.wait()
-        self._server.close()
+        self.close_server()
 
 
 def run(study: Study, kinds: list[str], every: int) -> None:

@@ -63,9 +63,9 @@ def show(outcome: Outcome, console: Terminal) -> None:
 
 
 def _failure(outcome: Outcome, failure: Failure) -> list[str]:
-    when = duration(outcome.whole_seconds)
+    when = f"after about {duration(outcome.whole_seconds)}" if outcome.done else "at its start"
     return [
-        f"{failure.stage} failed; in the whole job it would have failed after about {when}:",
+        f"{failure.stage} failed; in the whole job it would have failed {when}:",
         f"  {failure.message}",
         f"What it printed: {failure.watched.log}",
     ]

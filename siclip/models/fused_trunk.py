@@ -114,11 +114,14 @@ class _Convolution(nn.Module):
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Only in fp32 outside autocast: autocast does not cast the inputs of this operator."""
+    """Only in fp32 outside autocast: autocast does not cast the inputs of this operator.
+
+    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return available and bool(torch.backends.mkldnn.enabled) and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def _is_gelu(act: nn.Module) -> bool:

@@ -36,7 +36,8 @@ def exact_memory(job: Job) -> StepMemory:
     # fp16 has the sizes of bf16, and a CPU does not train in it.
     precision = "bf16" if training.precision == "fp16" else training.precision
     changes = {"micro_batch_size": micro, "precision": precision, "compile": False}
-    with FakeTensors():
+    # oneDNN's fused convolutions are a CPU's alone.
+    with FakeTensors(), torch.backends.mkldnn.flags(enabled=False):
         teacher: Teacher | None = None
         if recipe.loss.needs_teacher and job.teacher == "stored":
             teacher = StoredTeacher((config.embed_dim, config.embed_dim), 100.0)

@@ -176,6 +176,8 @@ def _sources(plan: Plan) -> str:
         )
     if job.cards > 1:
         lines.append("Several cards: the time that they wait for each other is not counted.")
+    if job.teacher == "online":
+        lines.append("Teacher: counted as the model that the student inherits from; a larger one takes more.")
     if job.exact is not None:
         lines.append(f"Memory: counted, operation by operation; the peak is at {job.exact.operation}.")
     where = "measured here" if job.core_rate_is_measured else "benchmarks/results/streaming.json"

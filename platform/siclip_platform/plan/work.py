@@ -8,6 +8,7 @@ constants are tested with.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from siclip.config import LossConfig, ModelConfig, TrainingConfig
@@ -136,23 +137,28 @@ def count_work(recipe: Recipe, teacher: TeacherSource) -> Work:
     """
     config = recipe_model(recipe)
     model, base = model_work(config), model_work(teacher_config(config.name))
-    # What thaws needs its memory at the end, so the peak is that of a model that trains as a whole.
-    thaws = recipe.training.thaw_step > 0
-    frozen = model.frozen[recipe.model.freeze if recipe.model.inherit and not thaws else "none"]
-    everything = model.frozen["none"].activation_bytes
+    training, everything = recipe.training, model.frozen["none"]
+    start = model.frozen[recipe.model.freeze] if recipe.model.inherit else everything
+    # After a thaw everything trains: the memory is that of the end, the work that of both parts of the training.
+    end = everything if training.thaw_step else start
+    late = 1 - training.thaw_step / training.steps if training.thaw_step else 0.0
+
+    def over_time(of: Callable[[Frozen], float]) -> float:
+        return (1 - late) * of(start) + late * of(end)
+
     return Work(
-        flops=_step_flops(recipe, model, base, frozen, teacher),
+        flops=over_time(lambda frozen: _step_flops(recipe, model, base, frozen, teacher)),
         forward_flops=float(model.trunk_flops + model.head_flops),
         trunk_flops=float(model.trunk_flops),
         teacher_flops=float(base.trunk_flops + base.head_flops),
-        traffic_bytes=4.0 * frozen.activation_bytes + 2.0 * everything,
-        activation_bytes=float(frozen.activation_bytes),
-        fixed_bytes=_fixed(model, base, frozen, recipe.training, recipe.loss, teacher),
+        traffic_bytes=over_time(lambda frozen: 4.0 * frozen.activation_bytes) + 2.0 * everything.activation_bytes,
+        activation_bytes=float(end.activation_bytes),
+        fixed_bytes=_fixed(model, base, end, training, recipe.loss, teacher),
         image_size=config.image.image_size,
         embed_dim=config.embed_dim,
         feature_bytes=feature_bytes(config),
         trunk_bytes=trunk_bytes(config),
-        trunk_is_frozen=frozen.trunk_is_frozen,
+        trunk_is_frozen=end.trunk_is_frozen,
         teacher=teacher,
     )
 

@@ -17,6 +17,7 @@ from siclip.data.batch import Batch
 from siclip.diagnostics.memory import LiveStorages, step_memory
 from siclip.losses import Embeddings, Objective, PairIds, pair_matching
 from siclip.models.clip import Clip
+from siclip.models.fused_trunk import fused_trunk
 from siclip.models.registry import model_config
 from siclip.teachers import StoredTeacher
 from siclip.training.fake import FakeTensors, ToldTeacher, fake_batch, fake_clip, fake_trainer
@@ -137,6 +138,16 @@ def test_stored_embeddings_and_trunk_features_stay_on_their_gpu() -> None:
     with OnlyOn(CUDA):
         forward = there._step.forward(batch, None)
     assert forward.parts["loss"].device == CUDA
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_trunk_in_fp32_is_folded_without_onednn_on_request() -> None:
+    """oneDNN's fused convolutions exist on a CPU only, and not for fake tensors."""
+    tower = fake_clip(TEACHER, CPU).eval().requires_grad_(False).image_encoder
+    with torch.backends.mkldnn.flags(enabled=False):
+        found = fused_trunk(tower, torch.empty(2, 3, 32, 32))
+    with torch.no_grad():
+        assert found.shape == tower.trunk(torch.empty(2, 3, 32, 32)).shape
 
 
 def test_live_storages_count_views_once_and_freed_ones_no_more() -> None:

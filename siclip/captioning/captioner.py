@@ -7,7 +7,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+LARGEST_SIDE = 1024
+"""In pixels, above what models of images and texts look at: hundreds of images are passed on together."""
 Pixels = npt.NDArray[np.uint8]
 """(height, width, 3)"""
 
@@ -40,5 +43,10 @@ class Captioner(Protocol):
 
 
 def whole(pixels: Pixels) -> Pixels:
-    """Prepare nothing: the captioner takes images of any size."""
-    return pixels
+    """Prepare an image for a captioner that resizes by itself: only sides above `LARGEST_SIDE` are reduced."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= LARGEST_SIDE:
+        return pixels
+    scale = LARGEST_SIDE / max(height, width)
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

@@ -70,7 +70,7 @@ class TransformersCaptioner:
         self.text = self._instruction(prompt)
 
     def captions(self, images: Sequence[Pixels], ids: Sequence[str], per_image: int) -> list[list[str]]:
-        """Images of any size and their ids → ``per_image`` generated texts for each image.
+        """Prepared images and their ids → ``per_image`` generated texts for each image.
 
         Raises:
             UserError: the model cannot use the images or the prompt, or not even one image fits into the memory.

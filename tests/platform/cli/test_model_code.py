@@ -52,7 +52,10 @@ COMMANDS = {
         "WEIGHTS",
     ],
 }
-MODELS = ("CONFIG", "local-dir:FOLDER", "PICKLE", "open_clip:local-dir:FOLDER", "open_clip:ViT-B-32:PICKLE")
+MODELS = (
+    *("CONFIG", "local-dir:FOLDER", "PICKLE", "open_clip:local-dir:FOLDER", "open_clip:ViT-B-32:PICKLE"),
+    "transformers:FOLDER",
+)
 
 
 @pytest.fixture(scope="module")

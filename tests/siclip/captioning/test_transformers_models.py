@@ -12,6 +12,7 @@ import tokenizers
 import torch
 import transformers
 
+from siclip.captioning.captioner import whole
 from siclip.captioning.sampling import Sampling
 from siclip.captioning.transformers_models import TransformersCaptioner
 from siclip.errors import UserError
@@ -155,3 +156,8 @@ def test_code_of_a_hub_repository_is_not_trusted(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"someone/model cannot be opened by transformers .* no network"):
         TransformersCaptioner("someone/model", Sampling())
     assert [options["trust_remote_code"] for options in asked] == [False, False] and asked[1]["weights_only"] is True
+
+
+def test_only_large_images_are_reduced_before_they_are_passed_on() -> None:
+    small, large = np.zeros((300, 1024, 3), np.uint8), np.zeros((600, 2048, 3), np.uint8)
+    assert whole(small) is small and whole(large).shape == (300, 1024, 3)

@@ -10,8 +10,6 @@ DECODE_RATE = 1000.0
 Half of what `benchmarks/streaming.py` measured per core for a loop that only counts: 4,057 images/s on two cores
 (benchmarks/results/streaming.json). The other half is for the training loop and copies, an assumption.
 """
-DECODE_SIDE = 256
-"""The images of that benchmark, px."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from siclip.errors import UserError
+from siclip_platform.display import echo
 from siclip_platform.rehearsal.job import Rehearsal
 from siclip_platform.rehearsal.preparation import (
     Measured,
@@ -18,6 +19,7 @@ from siclip_platform.rehearsal.preparation import (
     write_captions,
     write_embeddings,
 )
+from siclip_platform.rehearsal.watched import ERROR
 from siclip_platform.storage.atomic import write_text_atomically
 
 JOB = "rehearsal.json"
@@ -40,7 +42,7 @@ def main(folder: Path, stage: str, *names: str) -> int:
     try:
         found = STAGES[stage](job, *names)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"{ERROR}{error}", error=True)
         return 2
     write_text_atomically(measured_file(folder, stage, *names), found.model_dump_json())
     return 0

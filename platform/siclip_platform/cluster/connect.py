@@ -54,7 +54,7 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
     prepare_environment(verbose)
     import ray
 
-    _quieten(verbose)
+    quieten(verbose)
     if handles_interrupts():
         keep_sigterm_handler()
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
@@ -178,7 +178,8 @@ def prepare_environment(verbose: bool) -> None:
         silence_through_environment()
 
 
-def _quieten(verbose: bool) -> None:
+def quieten(verbose: bool) -> None:
+    """Show only the errors of Ray, which must be imported; with ``verbose`` all its messages."""
     if verbose:
         return
 

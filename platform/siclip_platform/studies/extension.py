@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from siclip.errors import UserError
 from siclip.training.identity import LENGTH, follows_length, same_steps
+from siclip_platform.cluster.connect import prepare_environment, quieten
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import AnyPath
 from siclip_platform.studies.names import Names
@@ -38,6 +39,11 @@ def extended(study: StudyFile, asked: Recipe) -> StudyFile:
     before, share = study.base.training, asked.training.warmup_share
     if share and share == before.warmup_share:
         asked = asked.updated({"training.warmup_share": 0, "training.warmup_steps": before.warmup})
+    # Ray reads its settings when it is imported, which otherwise happens only once everything is checked.
+    prepare_environment(study.options.verbose)
+    import ray.train  # noqa: F401
+
+    quieten(study.options.verbose)
     longer = study.model_copy(update={"base": asked, "earlier": (*study.earlier, study.base)})
     first_state(longer.folder, longer.earlier, asked, longer.checkpoints)
     return longer

@@ -43,7 +43,8 @@ class Parts:
         captions = f"--captioner {self.folder}/coca.json --pretrained {self.folder}/coca.pt --per-image 1"
         small = "--set training.steps=2 --set training.warmup_steps=1 --set training.batch_size=16"
         lines = {
-            "prepare_cc12m_syn": f"{source} --split train --data {self.out(job)} {teacher} --augmentations 2 {captions}",
+            "prepare_cc12m_syn": f"{source} --split train --data {self.out(job)} {teacher} --augmentations 2 "
+            f"{captions}",
             "train_siclip": f"--recipe digits-student {data} {teacher} {out} {small}",
             "tune_wikd": f"{data} {teacher} {out} --trials 2 --steps 12 --concurrent 1",
             "ablate_siclip": f"{self.folder}/study.yaml {data} {teacher} {out} --seeds 1 --steps 12 --concurrent 1",

@@ -15,7 +15,9 @@ MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/
 def doctor(
     out: Annotated[Path, typer.Option(help="The folder that runs will write to.")] = Path("runs"),
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: sqlite in --out.")] = None,
-    recipe: Annotated[str | None, typer.Option(metavar="NAME-OR-FILE", help="A recipe: whether its runs save.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME-OR-FILE", help="A recipe: whether its runs save.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check this machine: report what would stop or slow down a run, and the command that fixes it.

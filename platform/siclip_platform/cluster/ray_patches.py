@@ -37,7 +37,7 @@ def silence_through_environment() -> None:
 
 
 def hide_worker_count_warning() -> None:
-    """Drop the warnings that many worker processes run and that one or a node was lost; calling it again has no effect.
+    """Drop the warnings that many worker processes run and that one or a node was lost; a second call has no effect.
 
     Trials with fractional CPUs start many workers on purpose, and a loss is told in a sentence where it matters. Ray
     prints these past its loggers, also with ``log_to_driver=False``. Waits for an argument of ray.init or a logger.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from siclip.config import LARGEST_COUNT
+from siclip_platform.datasets.epochs import with_steps
 from siclip_platform.recipes.here import datasets_of, is_here, teachers_of
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream.epochs import with_steps
 from siclip_platform.training.build import check
 from siclip_platform.training.teachers import check_teachers_are_used
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from siclip.models.clip import Clip, count_parameters
@@ -177,14 +178,15 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
         self.total = 0
-        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._storages: set[StorageWeakRef] = set()
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # Not the address of its data: fake tensors have none.
-        if storage._cdata not in self._storages:
-            # Kept alive, so that its address is not given to another storage.
-            self._storages[storage._cdata] = storage
+        key = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        if key not in self._storages:
+            # The weak reference alone keeps the storage's address from being given to another one.
+            self._storages.add(key)
             self.total += storage.nbytes()
         # Detached, because an output that saves itself would be a reference cycle.
         return tensor.detach()

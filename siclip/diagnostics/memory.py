@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -62,7 +63,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._live: dict[int, tuple[int, str]] = {}
+        self._live: dict[StorageWeakRef, tuple[int, str]] = {}
         self._parts = Counter(dict.fromkeys(PARTS, 0))
         self._modules: list[nn.Module] = []
         self._owners: dict[nn.Module, tuple[str, str]] = {}
@@ -90,8 +91,9 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self._follow(storage)
-            size, earlier = self._live[storage._cdata]
-            self._live[storage._cdata] = (size, part)
+            key = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            size, earlier = self._live[key]
+            self._live[key] = (size, part)
             self._parts[earlier] -= size
             self._parts[part] += size
 
@@ -117,15 +119,15 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        # The address of the object behind the storage, which all its views and wrappers share.
-        key = storage._cdata
+        # Equal for all views and wrappers of one storage.
+        key = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         if key not in self._live:
             size, part = storage.nbytes(), self._part()
             self._live[key] = (size, part)
             self._parts[part] += size
             weakref.finalize(storage, self._freed, key)
 
-    def _freed(self, key: int) -> None:
+    def _freed(self, key: StorageWeakRef) -> None:
         size, part = self._live.pop(key)
         self._parts[part] -= size
 

@@ -17,12 +17,13 @@ import torch
 from timm.models.fastvit import ConvMlp, MobileOneBlock, RepMixerBlock
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from siclip.models.image_tower import ImageTower
 from siclip.models.placing import laid_out
 
-_State = tuple[tuple[int, int], ...]
+_State = tuple[tuple[StorageWeakRef, int], ...]
 # Weak keys: the cache must not keep a tower alive.
 _fused: WeakKeyDictionary[ImageTower, tuple[_State, nn.Sequential]] = WeakKeyDictionary()
 
@@ -35,7 +36,7 @@ def fused_trunk(tower: ImageTower, images: Tensor) -> Tensor:
     """
     # Which storage, and its version counter: cheaper than a hash. Every in-place change raises the counter.
     state = tuple(
-        (tensor.untyped_storage()._cdata, tensor._version)
+        (StorageWeakRef(tensor.untyped_storage()), tensor._version)  # type: ignore[no-untyped-call]
         for module in tower.trunk_modules()
         for tensor in chain(module.parameters(), module.buffers())
     )

@@ -136,9 +136,7 @@ def _on(model: Clip, device: torch.device) -> Clip:
         return new[id(tensor)]
 
     # The old tensors stay alive until the end, so that no id is used twice.
-    old = [
-        tensor for module in model.modules() for tensor in (*module._parameters.values(), *module._buffers.values())
-    ]
+    old = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             setattr(module, name, moved(tensor))

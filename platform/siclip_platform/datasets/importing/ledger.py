@@ -147,7 +147,7 @@ class Tally:
         if self.reasons[Reason.REFUSED_PATH]:
             allow = "; paths outside the source's folder need --allow-outside FOLDER, addresses --allow-download HOST"
         if self.reasons[Reason.DUPLICATE_ID]:
-            allow += "; if each file counts its ids anew, use --prefix-ids"
+            allow += "; if each file numbers its ids from the start, use --prefix-ids"
         raise UserError(
             f"{self.bad:,} of {self.read:,} rows are bad, {self.bad / self.read:.2%}, more than "
             f"--max-bad-share {most:g}:\n" + "\n".join(lines) + f"\n{folder / LEDGER} lists them. Finished "

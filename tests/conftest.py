@@ -34,8 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def warnings_stay_on() -> Iterator[None]:
+def warnings_stay_on(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail the test after which our warnings are not shown any more, for example by ``logging.config.fileConfig``."""
+    # pytest's handler serves all tests, and an earlier one may have set its level with those of Ray's loggers.
+    caplog.handler.setLevel(logging.NOTSET)
     yield
     found = [logger for name, logger in logging.root.manager.loggerDict.items() if name.startswith("siclip")]
     ours = [logger for logger in found if isinstance(logger, logging.Logger)]

@@ -61,15 +61,16 @@ class Last:
             save(self.path)
 
 
-@pytest.mark.parametrize("by", SIGNALS, ids=lambda by: by.name)
+# SIGTERM goes the same way in every command; in CI an import shows it.
+@pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_train_resumes_to_the_model_of_an_undisturbed_training(
     digits: Path, nano_teacher: Path, tmp_path: Path, mlflow_database: bytes, by: signal.Signals
 ) -> None:
-    steps = 120
+    steps = 40
     changes = {
         "training.steps": steps,
         "training.batch_size": 16,
-        "training.checkpoint_every": 5,
+        "training.checkpoint_every": 10,
         "training.evaluate_every": 0,
         "evaluation.validation_samples": 20,
     }

@@ -30,7 +30,7 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", ["{}", "ray://{}", "http://{}"])
+@pytest.mark.parametrize("address", [pytest.param("{}", marks=pytest.mark.long), "ray://{}", "http://{}"])
 def test_a_cluster_that_is_silent_is_refused(address: str, silent: str) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=r"no Ray cluster at .*Start one"):
@@ -46,7 +46,7 @@ STORES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", STORES)
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.long), "s3", "gs"])
 def test_a_store_that_is_silent_is_refused_and_the_process_ends(scheme: str, silent: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "siclip_platform", "data", "verify", STORES[scheme].format(silent)]
     variables = {

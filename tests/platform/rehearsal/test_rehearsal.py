@@ -16,7 +16,7 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.recipes.yaml_file import dump_yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.long, pytest.mark.chaos]
 
 
 def test_shards_go_through_every_stage(tmp_path: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

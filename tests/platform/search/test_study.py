@@ -258,6 +258,8 @@ def test_a_stopped_trial_releases_its_memory_before_the_next_one_starts(
     assert len({runs[trial.trial_id].data.metrics["train/process"] for trial in result.trials}) == 1
 
 
+# In CI test_run_both_ways.py compares the two without a search.
+@pytest.mark.long
 def test_trials_under_ray_train_compute_what_trials_in_a_process_compute(
     own_ray: None, out: Path, tracker: Tracker, digits: Path
 ) -> None:

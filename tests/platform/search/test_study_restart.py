@@ -84,11 +84,14 @@ def outcome(out: Path) -> dict[str, tuple[Any, ...]]:
     return trials
 
 
-def with_and_without_kills(tmp_path: Path, digits: Path, trials: int, kills: int) -> tuple[Path, Path]:
+def with_and_without_kills(
+    tmp_path: Path, digits: Path, database: bytes, trials: int, kills: int
+) -> tuple[Path, Path]:
     """The folders of a study that was not killed, and of one that was killed ``kills`` times and resumed."""
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     for folder in (undisturbed, disturbed):
         folder.mkdir()
+        (folder / "mlflow.db").write_bytes(database)
     finished(undisturbed, digits, trials)
     chance = random.Random(7)
     for kill in range(1, kills + 1):
@@ -99,8 +102,10 @@ def with_and_without_kills(tmp_path: Path, digits: Path, trials: int, kills: int
 
 
 @pytest.mark.parametrize(("trials", "kills"), [(4, 1), pytest.param(12, 5, marks=pytest.mark.long)])
-def test_a_killed_study_ends_as_an_undisturbed_one(tmp_path: Path, digits: Path, trials: int, kills: int) -> None:
-    undisturbed, disturbed = with_and_without_kills(tmp_path, digits, trials, kills)
+def test_a_killed_study_ends_as_an_undisturbed_one(
+    tmp_path: Path, digits: Path, mlflow_database: bytes, trials: int, kills: int
+) -> None:
+    undisturbed, disturbed = with_and_without_kills(tmp_path, digits, mlflow_database, trials, kills)
     assert outcome(disturbed) == outcome(undisturbed)
     ended = [event["trial"] for event in events(disturbed) if event["event"] == "ended"]
     assert sorted(ended) == [f"trial-{number:03d}" for number in range(trials)]

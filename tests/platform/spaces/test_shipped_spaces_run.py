@@ -28,6 +28,7 @@ from siclip_platform.tracking import Tracker
 
 pytestmark = pytest.mark.slow
 SPACES = sorted(path.stem for path in (Path(__file__).parents[3] / "search_spaces").glob("*.yaml"))
+IN_CI = ("loss_schedule", "pm_mining", "wikd")  # the others differ from these in their fields only
 SMALL_DATA = {
     "data_scaling": [{"data.limit": 500}, {"data.limit": 520}]
 }  # the space's own limits require all digit scenes
@@ -77,7 +78,9 @@ def tracker(out: Path) -> Iterator[Tracker]:
 
 
 @pytest.mark.usefixtures("own_ray")
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in IN_CI)) for name in SPACES]
+)
 def test_two_trials_of_every_space(name: str, base: Recipe, out: Path, tracker: Tracker) -> None:
     space = load_space(name, check_value=check_sharing(base.model.name))
     points: list[dict[str, Any]] = SMALL_DATA.get(name, [])

@@ -63,7 +63,7 @@ def test_a_test_split_without_samples_counts_as_none(without_test: Path, empty: 
     assert final_split(open_dataset(without_test)) == ("validation" if empty else "test")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_ends_with_exit_code_0_and_validation_figures(without_test: Path, tmp_path: Path) -> None:
     small = ["training.steps=4", "training.warmup_steps=1", "training.batch_size=8", "training.evaluate_every=2"]
     settings = [part for change in small for part in ("--set", change)]

@@ -50,7 +50,8 @@ def test_a_diverging_worker_writes_the_ids_and_sends_where_they_are(
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     sent: SimpleQueue[Any] = SimpleQueue()
     outputs = tmp_path / "out"
-    train_worker({"recipe": recipe.model_dump_json(), "queue": sent, "failures": None, "outputs": outputs})
+    config = {"recipe": recipe.model_dump_json(), "queue": sent, "failures": None, "begin": None, "outputs": outputs}
+    train_worker(config)
     items = [sent.get() for _ in range(sent.qsize())]
     assert items[0][0] == 0 and "cost/parameters_trainable" in items[0][1]
     failure = items[-1]

@@ -80,7 +80,9 @@ TARS: dict[str, Callable[[], Iterator[bytes]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TARS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "members without number")) for name in TARS]
+)
 def test_a_small_archive_takes_little_memory(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with gzip.open(tmp_path / "in/0.tar.gz", "wb", compresslevel=1) as file:
@@ -92,7 +94,9 @@ def test_a_small_archive_takes_little_memory(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "opened"), [("bz2", bz2.open), ("xz", lzma.open)])
+@pytest.mark.parametrize(
+    ("suffix", "opened"), [("bz2", bz2.open), pytest.param("xz", lzma.open, marks=pytest.mark.long)]
+)
 def test_a_decoder_expands_no_more_than_is_asked_for(suffix: str, opened: Callable, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with opened(tmp_path / f"in/0.tar.{suffix}", "wb") as file:

@@ -141,6 +141,9 @@ def plan(
         echo(json.dumps(found, indent=2))
     elif pipeline:
         show_pipeline(stages)
+        # A name is a shipped recipe, with a dataset that is not the reader's.
+        if fits and recipe is not None and Path(recipe).suffix:
+            echo(f"next: siclip-platform rehearse {recipe} SHARDS")
     else:
         show(result)
     if not fits:

@@ -99,7 +99,8 @@ class Nodes:
                 for process in psutil.Process(node.pid).children(recursive=True):
                     with suppress(psutil.NoSuchProcess, IndexError):
                         title = process.cmdline()[0]
-                        if title.startswith("ray::") and "IDLE" not in title:
+                        # A node ends with its agents, which have such titles too.
+                        if title.startswith("ray::") and not title.endswith("Agent") and "IDLE" not in title:
                             found.append((node, process))
         return found
 

@@ -114,9 +114,14 @@ def _pass(name: str, root: Path, batch: int, augment: bool, memory: bool) -> dic
 def in_own_process(name: str, options: argparse.Namespace, root: Path, memory: bool) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", name, "--data", str(root), "--batch", str(options.batch)]
     command += ["--augment"] * options.augment + ["--memory"] * memory
+    return child_figures(command)
+
+
+def child_figures(command: list[str]) -> dict[str, float]:
+    """Run a command and return the JSON of its last line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
 
@@ -181,25 +186,26 @@ def main() -> None:
             rounds[name][-1]["peak_memory_mib"] = in_own_process(name, options, root, memory=True)["peak_memory_mib"]
     figures = summary(rounds)
     show(figures)
-    _write(options, rounds, figures)
+    record = record_of(options, ("images", "repeats", "batch", "augment"), figures, rounds)
+    options.result.parent.mkdir(parents=True, exist_ok=True)
+    options.result.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {options.result}")
 
 
-def _write(options: argparse.Namespace, rounds: Any, figures: Any) -> None:
+def record_of(options: argparse.Namespace, named: tuple[str, ...], figures: Any, rounds: Any) -> dict[str, Any]:
+    """What a result file has: machine, versions, commit, the named options, figures and every run."""
     from siclip_platform.tracking import git_commit
 
     packages = ("ray", "torch", "pyarrow", "webdataset", "litdata", "simplejpeg", "pillow")
-    record = {
+    return {
         "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "system": platform.platform()},
         "versions": {name: version(name) for name in packages},
         "commit": git_commit(),
-        "options": {name: getattr(options, name) for name in ("images", "repeats", "batch", "augment")},
+        "options": {name: getattr(options, name) for name in named},
         "workers": WORKERS,
         "figures": figures,
         "runs": rounds,
     }
-    options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {options.result}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What commands print: text without control characters, tables, and the progress of long work.
 
-Progress is shown as bars on a terminal, elsewhere as a line of text at the start and the end of each task.
+Progress is shown as bars on a terminal, elsewhere as lines of text: at the start and the end of each task, and now
+and then while it runs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 JOINERS = "\u200c\u200d"
 LAYOUT = "\n\t"
 """What our own text uses for layout."""
+LINE_SECONDS = 30.0
+"""How often a running task prints a line where there are no bars."""
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -81,13 +84,31 @@ class Task:
     def __init__(self, display: Display, title: str, total: int | None) -> None:
         self.display = display
         self.title = printable(title)
-        self.started = time.perf_counter()
+        self.started = self._said = time.perf_counter()
+        self._first: tuple[float, int] | None = None
         self.id = display.progress.add_task(self.title, total=total, note="") if display.progress else None
 
-    def progress(self, done: int, total: int) -> None:
-        """Set the finished units, and a total that was not known before."""
+    def progress(self, done: int, total: int, rows: int | None = None) -> None:
+        """Set the finished units, a total that was not known before, and the rows of the finished units.
+
+        The rows per second are those since the first call: what an earlier run had finished was not done now.
+        """
+        note = "" if rows is None else self._rate(rows)
         if self.display.progress and self.id is not None:
-            self.display.progress.update(self.id, completed=done, total=total)
+            self.display.progress.update(self.id, completed=done, total=total, note=note)
+            return
+        if done < total and time.perf_counter() - self._said >= LINE_SECONDS:
+            self._said = time.perf_counter()
+            self.display.say(f"{self.title}: {done:,} of {total:,}" + (f", {note}" if note else ""))
+
+    def _rate(self, rows: int) -> str:
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (now, rows)
+        since, before = self._first
+        if rows == before:
+            return f"{rows:,} rows"
+        return f"{rows:,} rows, {(rows - before) / (now - since):,.0f} rows/s"
 
     def update(self, done: int | None = None, note: str | None = None) -> None:
         """Set the finished units (all, not the increment) and the note; None leaves the value."""

@@ -77,6 +77,7 @@ RUN_HERE = {
     "python benchmarks/text_context.py",
     "python benchmarks/training_step.py",
     "python benchmarks/tune_overhead.py",
+    "python benchmarks/object_storage.py",
     "python benchmarks/plan.py",
     "python benchmarks/storage.py",
 }
@@ -253,6 +254,7 @@ def test_benchmarks_run_small(tmp_path: Path, digits: Path) -> None:
     lines = [
         "training_step.py --batch 8 --repeats 1 --out step.json",
         "streaming.py --images 300 --repeats 1 --batch 64 --result streaming.json",
+        "object_storage.py --images 300 --repeats 1 --batch 64 --result object.json",
         "search_policies.py --policies random+none random+asha --repetitions 2 --trials 12 --report policies.md",
         f"text_context.py --digits {digits} --out runs --report context.md --steps 2 --digits-teacher-steps 2 "
         "--batch-size 16 --seeds 2 --contexts 16",
@@ -268,6 +270,7 @@ def test_benchmarks_run_small(tmp_path: Path, digits: Path) -> None:
     for name in (
         "step.json",
         "streaming.json",
+        "object.json",
         "policies.md",
         "context.md",
         "plan.json",

@@ -9,6 +9,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from siclip_platform import display as display_module
 from siclip_platform.display import Display, Terminal, echo, printable
 
 HOSTILE = "a\x1b[2Jb\x9b31mc\u202ed\u2066e\u200ff\x00g\x07h\r\x7fi\u2028j\udc80k\xadl\ufeffm"
@@ -82,3 +83,22 @@ def test_echo_escapes_and_keeps_lines(capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr()
     assert printed.out == "one\n\ttwo\\x1b[31m\n"
     assert printed.err == SHOWN + "\n"
+
+
+def test_without_a_terminal_a_long_task_prints_rows_and_rate_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(display_module.time, "perf_counter", lambda: now[0])
+    console, file = terminal()
+    with Display(console).task("captions") as task:
+        # an earlier run had finished the first 1,000 rows
+        for seconds, done in ((1, 1), (20, 2), (31, 3), (40, 4), (62, 5), (70, 6)):
+            now[0] = 100.0 + seconds
+            task.progress(done, 6, 1000 * done)
+    assert file.getvalue().splitlines() == [
+        "captions …",
+        "captions: 3 of 6, 3,000 rows, 67 rows/s",  # 2,000 in the 30 s since the first report
+        "captions: 5 of 6, 5,000 rows, 66 rows/s",
+        "captions: done in 70 s",
+    ]

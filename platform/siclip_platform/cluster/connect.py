@@ -6,6 +6,7 @@ import http.client
 import logging
 import os
 import socket
+import sys
 import urllib.error
 import urllib.request
 import warnings
@@ -25,6 +26,9 @@ from siclip_platform.cluster.ray_patches import (
 
 COORDINATOR_CPUS = 0.01
 DATA_CPUS = 0.5
+OBJECT_STORE_SHARE = 0.3  # of the memory; Ray's own default
+OBJECT_STORE_BYTES = (2 if sys.platform == "darwin" else 4) * 2**30
+"""The most that a Ray which we start gives its object store: the blocks of ten readers. On macOS Ray allows 2 GiB."""
 CONNECT_SECONDS, GREETING_SECONDS = 5, 10
 CLIENT_PORT = "10001"  # of ray://HOST
 
@@ -62,7 +66,9 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         _join(address, options)
     else:
         # Logical CPUs may exceed the cores: Ray schedules by them and reserves nothing.
-        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1, int(needs.cpus + 1)), **options)
+        cpus = max(4, os.cpu_count() or 1, int(needs.cpus + 1))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        ray.init(address="local", num_cpus=cpus, object_store_memory=object_store_bytes(memory), **options)
         _restrict_token()
     if handles_interrupts():
         # Ray's C++ part has put a handler of SIGTERM in front that prints its stack and aborts.
@@ -73,6 +79,11 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         yield
     finally:
         ray.shutdown()
+
+
+def object_store_bytes(memory: int) -> int:
+    """Return the size of the object store of a Ray that we start on a machine with so much memory, both in bytes."""
+    return min(int(memory * OBJECT_STORE_SHARE), OBJECT_STORE_BYTES)
 
 
 def _restrict_token() -> None:

@@ -40,6 +40,7 @@ def lay_out(
     worker_cpus: float,
     peak_bytes: int | None = None,
     backend: Backend = "process",
+    data_tasks: bool = False,
 ) -> Layout:
     """Decide how many trials run at a time.
 
@@ -52,6 +53,7 @@ def lay_out(
             seeds, and 15 % stay free. Without it a GPU is not shared.
         backend: under Ray Train (``train``) a trial has a coordinator, a worker and tasks that read, and one CPU
             stays free for Ray Data's metadata.
+        data_tasks: Ray Data reads for the trials of backend ``process`` too.
 
     Raises:
         UserError: the request does not fit, or not even one trial fits; the message has the numbers.
@@ -59,6 +61,8 @@ def lay_out(
     per_trial, reserved = worker_cpus, 0.0
     if backend == "train":
         per_trial, reserved = COORDINATOR_CPUS + worker_cpus + DATA_CPUS, 1.0
+    elif data_tasks:
+        per_trial, reserved = worker_cpus + seeds * DATA_CPUS, 1.0
     # 1e-9: 3 / 0.3 is 9.999… in floating point.
     cpu_limit = math.floor((machine.cpus - reserved) / per_trial + 1e-9)
     limits = {f"{machine.cpus:g} CPUs, {per_trial:g} per trial": cpu_limit}

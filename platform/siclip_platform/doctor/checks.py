@@ -10,6 +10,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from siclip.config import CHECKPOINT_SECONDS
+from siclip_platform.cluster.connect import object_store_bytes
+from siclip_platform.plan.saving import HOUR
 
 Level = Literal["ok", "note", "wrong"]
 GIB = 2**30
@@ -21,8 +23,6 @@ FREE_INODES = 100_000
 """Ray's sessions, Tune's trials and MLflow's artifacts are many small files."""
 OPEN_FILES = 65_536
 """What Ray's documentation recommends; each worker opens hundreds."""
-OBJECT_STORE_SHARE = 0.3
-"""The share of the memory that Ray gives its object store, which is in /dev/shm."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def shared_memory(size_bytes: int | None, memory_bytes: int) -> Finding:
     """
     if size_bytes is None:
         return Finding("shared memory", "ok", "no /dev/shm on this system")
-    needed = int(memory_bytes * OBJECT_STORE_SHARE)
+    needed = object_store_bytes(memory_bytes)
     if size_bytes < needed:
         detail = (
             f"/dev/shm has {size_bytes / GIB:.1f} GiB. Ray's object store needs {needed / GIB:.1f} and otherwise "
@@ -202,17 +202,18 @@ def openmp(threads: str | None, wait_policy: str | None, cores: int) -> Finding:
     return Finding("OpenMP", "ok", f"{cores} cores, passive waiting")
 
 
-def checkpoints(every: int | Literal["auto"], recipe: str) -> Finding:
+def checkpoints(every: int | Literal["auto"], recipe: str, lost_seconds: float, card: str) -> Finding:
     """Whether a training keeps what it has computed when its machine is lost.
 
     Args:
         every: the recipe's ``training.checkpoint_every``.
         recipe: its name or file.
+        lost_seconds: of training that would be lost at most, on the card.
+        card: a graphics card.
     """
-    if every == "auto":
-        return Finding("checkpoints", "ok", f"every {CHECKPOINT_SECONDS / 60:.0f} minutes of training")
-    if every == 0:
-        detail = f"{recipe} is saved only after its last step: with its machine the whole training is lost"
+    when = f"every {CHECKPOINT_SECONDS / 60:.0f} minutes" if every == "auto" else f"every {every:,} steps"
+    said = f"{recipe} is saved {when if every else 'after its last step only'}"
+    if lost_seconds > HOUR:
+        detail = f"{said}: with its machine up to {lost_seconds / HOUR:,.1f} h of training are lost, as planned for {card}"
         return Finding("checkpoints", "note", detail, "--set training.checkpoint_every=auto")
-    detail = f"{recipe} is saved only every {every:,} steps, whatever time they take"
-    return Finding("checkpoints", "note", detail, f"siclip-platform plan --recipe {recipe}  # hours that may be lost")
+    return Finding("checkpoints", "ok", f"{said}: at most {lost_seconds / 60:,.0f} min are lost, as planned for {card}")

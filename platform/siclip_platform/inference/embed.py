@@ -93,7 +93,7 @@ def embed(
     kind: Modality | None = None,
     column: str | None = None,
     actors: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> IndexDescription:
     """Embed a source and write an index; requires a connected Ray.
 
@@ -106,7 +106,7 @@ def embed(
         kind: what to embed; None if the source has only one of the two.
         column: the Parquet column; None for the first known name.
         actors: copies of the model that work at a time.
-        progress: called with the number of finished parts and of all parts.
+        progress: called with (parts done, all parts, rows embedded).
 
     Raises:
         UserError: the checkpoint or the source cannot be used, ``out`` exists, or no row could be read. Nothing is
@@ -151,7 +151,7 @@ def _run(
     parts: list[InputPart],
     folder: Path,
     actors: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int, int], None] | None,
 ) -> tuple[int, list[dict[str, str]]]:
     """The number of rows written, and the rejected rows in the order of the source."""
     import ray
@@ -176,5 +176,5 @@ def _run(
         written += int(row["rows"])
         rejected[int(row["index"])] = json.loads(row["rejected"])
         if progress is not None:
-            progress(done, len(items))
+            progress(done, len(items), written)
     return written, [item for index in sorted(rejected) for item in rejected[index]]

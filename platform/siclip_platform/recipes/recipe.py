@@ -69,12 +69,11 @@ class DataConfig(Config):
         scaled_decode: decode a JPEG that is at least twice as large as needed at a lower scale: faster, and pixels
             differ slightly.
         window_row_groups: row groups that are shuffled together.
-        reader: what reads row groups under Ray Train: threads of the training process, or Ray Data tasks. Both give
-            the same batches.
-        decode: what decodes the images with ``reader: ray``: threads of the training process, or the tasks, where
+        reader: what reads row groups: Ray Data tasks, or threads of the training process. By default Ray Data reads
+            under Ray Train, and threads read in a search's trials. Both give the same batches.
+        decode: what decodes the images that Ray Data reads: threads of the training process, or the tasks, where
             the nodes that read have more cores than the one that trains.
-        concurrent_reads: threads that read and decode at the same time; with ``reader: ray`` also the number of
-            tasks.
+        concurrent_reads: threads that read and decode at the same time; with Ray Data also the number of tasks.
         reader_nodes: labels of the nodes that Ray Data tasks run on, as ``ray start --labels`` sets them; empty for
             any node.
         trunk_cache: a folder for the outputs of a frozen trunk. The first run that names it writes it; all others
@@ -97,7 +96,7 @@ class DataConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     scaled_decode: bool = True
     window_row_groups: int = Field(8, ge=1, le=2**16, description="row groups shuffled together")
-    reader: Literal["threads", "ray"] = "threads"
+    reader: Literal["threads", "ray"] | None = None
     decode: Literal["trainer", "reader"] = "trainer"
     concurrent_reads: int = Field(
         2, ge=1, le=1024, description="threads or tasks that read and decode at the same time"
@@ -131,12 +130,10 @@ class DataConfig(Config):
                 "teacher_embeddings bring their own crops, which a trunk cache stores: remove augmentations",
                 "augmentations",
             )
-        if self.reader_nodes and self.reader != "ray":
-            problems.add(
-                "reader_nodes place the tasks of Ray Data: set reader to ray, or remove this", "reader_nodes"
-            )
-        if self.decode == "reader" and self.reader != "ray":
-            problems.add("the tasks of Ray Data are what decodes with 'reader': set reader to ray", "decode")
+        if self.reader_nodes and self.reader == "threads":
+            problems.add("reader_nodes place the tasks of Ray Data: remove this, or reader: threads", "reader_nodes")
+        if self.decode == "reader" and self.reader == "threads":
+            problems.add("the tasks of Ray Data are what decodes with 'reader': remove reader: threads", "decode")
         if self.teacher_embeddings and not self.augment.is_off:
             problems.add("teacher_embeddings are of stored crops, which are replayed: remove augment", "augment")
         problems.check()

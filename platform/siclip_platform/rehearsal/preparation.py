@@ -169,7 +169,7 @@ class _Clock:
         self.started = time.perf_counter()
         self.ends: list[float] = []
 
-    def tick(self, done: int, total: int) -> None:
+    def tick(self, done: int, total: int, rows: int) -> None:
         self.ends.append(time.perf_counter())
 
     def measured(self, built: BuiltSidecar, note: str) -> Measured:

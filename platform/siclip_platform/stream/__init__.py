@@ -2,7 +2,7 @@
 
 A sample passes through `source` (shards and their order), `windows` (row groups read and shuffled together),
 `decoder` (decode, augment), `stream` (choose a caption, tokenize), and `threads` (batches, ahead of the training).
-With Ray Data `parts` reads the windows in tasks, and `ray_reader` receives them.
+With Ray Data `parts` reads the windows in tasks, and `ray_reader` receives them. `reading` decides between the two.
 
 Public names are imported on first use: tasks of Ray Data import `parts` alone, and no torch.
 """

@@ -217,6 +217,7 @@ class Experiment:
             worker_cpus=WORKER_CPUS,
             peak_bytes=measure_peak(base) if machine.gpus >= 1 else None,
             backend=self.options.backend,
+            data_tasks=base.data.reader == "ray",
         )
         self.display.say(layout.reason)
         return layout.concurrent, layout.resources

@@ -22,7 +22,8 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.recipes.student import recipe_model
 from siclip_platform.storage import as_path
 from siclip_platform.storage.checkpoints import read_model
-from siclip_platform.stream import Stream, thread_batches, validation_set
+from siclip_platform.stream import Stream, validation_set
+from siclip_platform.stream.reading import IN_PROCESS, Reader, stream_batches
 from siclip_platform.stream.trunk_features import CachedStream, build_trunk_cache
 from siclip_platform.training.budget import Budgeted
 from siclip_platform.training.teachers import check_teachers_are_used, teacher_source
@@ -37,24 +38,29 @@ class Prepared:
     """A recipe, built and ready to train.
 
     Attributes:
+        recipe: what was built.
         trainer: the model, its teacher, losses and optimizer.
         stream: where the training's batches come from.
         evaluate: a model's metrics on the validation split, named ``validation/METRIC``.
     """
 
+    recipe: Recipe
     trainer: Trainer
     stream: Stream | CachedStream
     evaluate: Callable[[Clip], dict[str, float]]
 
-    def batches(self, start: int, stop: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """Read the batches of the positions start ≤ p < stop in this process.
+    def batches(
+        self, start: int, stop: int, rank: int = 0, workers: int = 1, *, default: Reader = IN_PROCESS
+    ) -> Iterator[Batch]:
+        """Read the batches of the positions start ≤ p < stop.
 
-        Of each batch this is the ``rank``-th of ``workers`` contiguous shares.
+        Of each batch this is the ``rank``-th of ``workers`` contiguous shares. What reads them is decided as in
+        `siclip_platform.stream.reading.stream_batches`; a trunk cache is read by this process.
         """
         size = self.trainer.config.batch_size
         if isinstance(self.stream, CachedStream):
             return self.stream.batches(size, start, stop, rank, workers)
-        return thread_batches(self.stream, size, start, stop, rank, workers)
+        return stream_batches(self.stream, self.recipe.data, size, start, stop, rank, workers, default=default)
 
     def costs(self) -> dict[str, float]:
         """Return parameters, latency and steps, in the units of the report's cost table."""
@@ -137,7 +143,7 @@ def prepare(recipe: Recipe) -> Prepared:
         last_step=recipe.training.steps,
         now=lambda: (trainer.step, trainer.training_seconds),
     )
-    return Prepared(trainer, stream, budgeted)
+    return Prepared(recipe, trainer, stream, budgeted)
 
 
 def _training_stream(recipe: Recipe, trainer: Trainer) -> Stream | CachedStream:

@@ -18,9 +18,8 @@ from siclip.training.loop import Save
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.recipes.student import recipe_model
 from siclip_platform.storage.atomic import remove_abandoned
-from siclip_platform.stream import Stream, thread_batches
-from siclip_platform.stream.ray_reader import ray_batches
-from siclip_platform.stream.trunk_features import CachedStream
+from siclip_platform.stream import Stream
+from siclip_platform.stream.reading import UNDER_RAY_TRAIN, stream_batches
 from siclip_platform.training.build import CHECKPOINT, Prepared
 from siclip_platform.training.in_process import run_recipe
 
@@ -99,22 +98,15 @@ class _Share:
         # a trunk cache may have to be built first, and needs the model
         if early and not recipe.data.trunk_cache:
             training = recipe.training
-            stream = Stream.of(recipe, recipe_model(recipe))
-            self._early = self._read(stream, 0, training.steps * training.batch_size)
+            stream, size = Stream.of(recipe, recipe_model(recipe)), training.batch_size
+            stop = training.steps * size
+            self._early = stream_batches(stream, recipe.data, size, 0, stop, *self.share, default=UNDER_RAY_TRAIN)
 
     def __call__(self, prepared: Prepared, start: int, stop: int) -> Iterator[Batch]:
         early, self._early = self._early, None
         if early is not None and start == 0:
             return early
-        if isinstance(prepared.stream, CachedStream):
-            return prepared.batches(start, stop, *self.share)
-        return self._read(prepared.stream, start, stop)
-
-    def _read(self, stream: Stream, start: int, stop: int) -> Iterator[Batch]:
-        size, data = self.recipe.training.batch_size, self.recipe.data
-        if data.reader == "ray":
-            return ray_batches(stream, size, start, stop, *self.share, decode=data.decode, nodes=data.reader_nodes)
-        return thread_batches(stream, size, start, stop, *self.share)
+        return prepared.batches(start, stop, *self.share, default=UNDER_RAY_TRAIN)
 
 
 def train_worker(config: dict[str, Any]) -> None:

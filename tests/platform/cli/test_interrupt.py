@@ -121,14 +121,26 @@ def test_tune_stops_while_the_teacher_trains(demo: tuple[Path, Stopped]) -> None
     assert stopped.resume == ["demo", "--resume", "wikd", "--out", str(out)]
 
 
-def test_tune_stops_while_best_and_control_train_and_resumes(demo: tuple[Path, Stopped], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def resumed(demo: tuple[Path, Stopped]) -> tuple[Path, Stopped]:
+    """The same demo, resumed and stopped while best and control trained."""
     out, first = demo
-    train = out / "wikd" / "train"
-    stopped = stop(first.resume, tmp_path / "second.log", (train / "best").is_dir)
+    return out, stop(first.resume, out / "second.log", (out / "wikd" / "train" / "best").is_dir)
+
+
+def test_tune_stops_while_best_and_control_train(resumed: tuple[Path, Stopped]) -> None:
+    out, stopped = resumed
     check_stopped(stopped)
     interrupted = {"wikd": "interrupted", "best": "interrupted", "control": "interrupted"}
     assert states(out) == interrupted | {"teacher": "completed", "trial-000": "completed"}
-    run(stopped.resume, tmp_path / "third.log")
+    assert stopped.resume == ["demo", "--resume", "wikd", "--out", str(out)]
+
+
+# In CI `train` shows that a stopped training under Ray Train resumes.
+@pytest.mark.long
+def test_tune_resumes_after_it_was_stopped_twice(resumed: tuple[Path, Stopped]) -> None:
+    out, stopped = resumed
+    run(stopped.resume, out / "third.log")
     assert set(states(out).values()) == {"completed"} and (out / "report.html").is_file()
 
 

@@ -34,7 +34,6 @@ STEPS, BATCH, ROWS = 45, 32, 240  # six epochs
 def recipe(digits: Path) -> Recipe:
     return digits_teacher(digits, steps=STEPS).updated(
         {
-            "data.reader": "ray",
             # Pixels: Ray keeps blocks as small as these files with the driver, where a lost node takes none along.
             "data.decode": "reader",
             "data.reader_nodes": {"pool": "data"},

@@ -20,6 +20,8 @@ from siclip_platform.cluster.resources import GIB, Machine, lay_out
         (Machine(16, 2, 80 * GIB), {"peak_bytes": 10 * GIB}, 12, {"CPU": 1.0, "GPU": 0.1666}),
         (Machine(16, 1, 80 * GIB), {"peak_bytes": 10 * GIB, "seeds": 3}, 2, {"CPU": 1.0, "GPU": 0.5}),
         (Machine(4, 0), {"backend": "train"}, 1, {"CPU": 0.01}),
+        (Machine(4, 0), {"data_tasks": True}, 2, {"CPU": 1.0}),
+        (Machine(4, 0), {"data_tasks": True, "seeds": 3}, 1, {"CPU": 1.0}),
     ],
 )
 def test_as_many_trials_run_as_fit(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from siclip.checkpoints.formats import read_checkpoint, save_checkpoint
+from siclip.data.batch import Batch
 from siclip.errors import UserError
 from siclip.training.loop import resume
 from siclip_platform.datasets.manifest import open_dataset, write_manifest
 from siclip_platform.recipes.digits import digits_teacher
 from siclip_platform.recipes.recipe import Recipe
-from siclip_platform.stream import Stream, thread_batches
+from siclip_platform.stream import Stream, reading, thread_batches
 from siclip_platform.training import ray_worker
 from siclip_platform.training.build import Prepared, prepare
 
@@ -60,21 +63,53 @@ def test_a_changed_dataset_is_refused(checkpoint: Path, digits: Path, tmp_path: 
 
 
 def test_a_resumed_worker_reads_from_its_position(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = prepare(recipe(digits))
     starts: list[int] = []
 
     def recorded(stream: Stream, size: int, start: int, stop: int, *share: int) -> object:
         starts.append(start)
         return thread_batches(stream, size, start, stop, *share)
 
-    monkeypatch.setattr(ray_worker, "thread_batches", recorded)
-    fresh = ray_worker._Share(recipe(digits), 1, 2, early=True)
+    monkeypatch.setattr(reading, "thread_batches", recorded)
+    threads = recipe(digits, **{"data.reader": "threads"})
+    prepared = prepare(threads)
+    fresh = ray_worker._Share(threads, 1, 2, early=True)
     assert starts == [0]
     first = next(iter(fresh(prepared, 0, 96)))
     assert starts == [0] and len(first) == 8
-    resumed = ray_worker._Share(recipe(digits), 1, 2, early=False)
+    resumed = ray_worker._Share(threads, 1, 2, early=False)
     assert starts == [0]
     third = next(iter(resumed(prepared, 32, 96)))
     assert starts == [0, 32]
     expected = list(prepared.batches(0, 48))[2][slice(8, 16)]
     assert torch.equal(third.images, expected.images) and torch.equal(third.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("reader", "under_ray_train", "in_process"),
+    [(None, "ray", "threads"), ("ray", "ray", "ray"), ("threads", "threads", "threads")],
+)
+def test_ray_data_reads_under_ray_train_and_where_it_is_asked_for(
+    reader: str | None, under_ray_train: str, in_process: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_with: list[str] = []
+
+    def recorder(name: str) -> Callable[..., Iterator[Batch]]:
+        return lambda *args, **options: read_with.append(name) or iter(())
+
+    for name in ("threads", "ray"):
+        monkeypatch.setattr(reading, {"threads": "thread_batches", "ray": "ray_batches"}[name], recorder(name))
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    asked = recipe(digits, **{"data.reader": reader})
+    prepared = prepare(asked)
+    fresh, resumed = (ray_worker._Share(asked, 0, 1, early=early) for early in (True, False))
+    fresh(prepared, 0, 96)
+    resumed(prepared, 32, 96)
+    assert read_with == [under_ray_train] * 2
+    prepared.batches(0, 96)
+    assert read_with[2:] == [in_process]
+
+
+def test_ray_data_without_ray_is_refused(digits: Path) -> None:
+    assert not ray.is_initialized()
+    with pytest.raises(UserError, match=r"data\.reader is ray, and this process has no connection to Ray"):
+        prepare(recipe(digits, **{"data.reader": "ray"})).batches(0, 32)

@@ -63,9 +63,8 @@ def test_two_workers_compute_what_one_computes(recipe: Recipe, tmp_path: Path, o
     run_recipe(recipe, local)
     torch.set_num_threads(threads)
     remote = Record(tmp_path)
-    from_ray_data = recipe.updated({"data.reader": "ray"})
     trained = run_with_ray_train(
-        from_ray_data, name="two", storage=tmp_path / "train", log=remote.log, worker_cpus=0.5, workers=WORKERS
+        recipe, name="two", storage=tmp_path / "train", log=remote.log, worker_cpus=0.5, workers=WORKERS
     )
     assert sorted(remote.losses) == sorted(local.losses) == list(range(1, STEPS + 1))
     np.testing.assert_allclose([*remote.losses.values()], [*local.losses.values()], rtol=1e-5)

@@ -26,7 +26,8 @@ from siclip_platform.datasets.sidecar import (
 )
 from siclip_platform.storage.locking import locked
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
+"""Takes (shards done, all shards, rows of those done)."""
 """(shards done, all shards)"""
 
 
@@ -163,12 +164,13 @@ def _run(
         for number, entry in enumerate(dataset.entries(split))
     ]
     tasks = [Task(name=f"{index:05d}", payload=job.model_dump(mode="json")) for index, job in enumerate(jobs)]
-    done: list[str] = []
+    rows = [entry.rows for split in requested.splits for entry in dataset.entries(split)]
+    done: list[int] = []
 
     def count(record: Record) -> None:
-        done.append(record.task)
+        done.append(rows[int(record.task)])
         if progress is not None:
-            progress(len(done), len(tasks))
+            progress(len(done), len(tasks), sum(done))
 
     plan = requested.model_dump(mode="json")
     records = run_stage(folder, plan, tasks, work, pool=pool, on_record=count)

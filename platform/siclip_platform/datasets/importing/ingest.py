@@ -80,7 +80,7 @@ def import_dataset(
     name: str | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
     pool: Pool | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> Imported:
     """Import a source (see `sources.find.find_source`) into a folder; Ray must be initialised.
 
@@ -94,7 +94,7 @@ def import_dataset(
         name: of the dataset; default: the source's.
         max_bad_share: stop above this share of bad rows.
         pool: where the tasks run; default: Ray tasks with one CPU each.
-        progress: called in this process with (parts done, all parts).
+        progress: called in this process with (parts done, all parts, rows read).
 
     Raises:
         UserError: the folder cannot be written or contains something else, more than ``max_bad_share`` of the rows
@@ -139,7 +139,7 @@ class _Job:
     name: str
     max_bad_share: float
     pool: Pool
-    progress: Callable[[int, int], None] | None
+    progress: Callable[[int, int, int], None] | None
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -255,7 +255,7 @@ class _Job:
             done.append(int(record.task))
             self.tally.add(record.result["read"], record.result["reasons"], record.result["merged"])
             if self.progress is not None:
-                self.progress(len(done), len(tasks))
+                self.progress(len(done), len(tasks), self.tally.read)
             try:
                 self.tally.check(self.max_bad_share, self.folder, finished=len(done) == len(tasks))
             except UserError:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray
 
 from siclip.models import model_config
 from siclip_platform.cluster.connect import prepare_environment, quieten
@@ -27,8 +29,6 @@ ROWS, BATCH = 2400, 24  # 450 MiB of pixels: without a bound the tasks would fil
 def spilled(tmp_path: Path) -> Iterator[Path]:
     """A Ray with a small object store, and the folder that it spills to."""
     prepare_environment(verbose=False)
-    import ray
-
     ray.init(
         address="local",
         num_cpus=4,
@@ -59,4 +59,11 @@ def test_a_slow_training_makes_nothing_spill(digits: Path, spilled: Path, monkey
         if next(slow) < 6:
             time.sleep(1.0)
     assert received == ROWS
-    assert not [path for path in spilled.rglob("*") if path.is_file()]
+    assert not files(spilled)
+    # more than the store holds: the folder is where a spill shows
+    held = [ray.put(np.ones(STORE_BYTES // 4, np.uint8)) for _ in range(6)]
+    assert len(held) == 6 and files(spilled)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

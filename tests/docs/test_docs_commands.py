@@ -35,6 +35,7 @@ RUN_BY = {
     "siclip-platform data embed": '"embed"',
     "siclip-platform data import": '"import"',
     "siclip-platform data inspect": '"inspect"',
+    "siclip-platform data negatives": '"negatives"',
     "siclip-platform data push": '"push"',
     "siclip-platform data verify": '"verify"',
     "siclip-platform doctor": '"doctor"',

@@ -16,6 +16,8 @@ SYNTHETIC = "synthetic"
 
 CAPTION = pa.struct([("text", pa.string()), ("source", pa.string()), ("model", pa.string())])
 """``source`` is original or synthetic; ``model`` is the model that wrote a synthetic caption."""
+FALSE_CAPTION = pa.struct([("text", pa.string()), ("kind", pa.string())])
+"""``kind`` is one of `siclip.data.negatives.KINDS`."""
 
 SCHEMA = pa.schema(
     [

@@ -1,7 +1,8 @@
-"""Sidecars: captions and teacher embeddings stored beside a dataset, row by row in the order of its shards.
+"""Sidecars: captions, teacher embeddings and false captions beside a dataset, row by row in the order of its shards.
 
-``DATASET/captions/NAME/`` and ``DATASET/embeddings/NAME/`` contain a ``manifest.json`` and one Parquet file for each
-shard of the dataset, with the same file name, rows and row groups. The dataset's own files are never changed.
+``DATASET/captions/NAME/``, ``DATASET/embeddings/NAME/`` and ``DATASET/negatives/NAME/`` contain a ``manifest.json``
+and one Parquet file for each shard of the dataset, with the same file name, rows and row groups. The dataset's own
+files are never changed.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from siclip.config import Config
 from siclip.errors import UserError
 from siclip_platform.datasets.manifest import MANIFEST, Dataset, ShardEntry
 from siclip_platform.datasets.parquet import parquet_file, read_footer
-from siclip_platform.datasets.schema import CAPTION
+from siclip_platform.datasets.schema import CAPTION, FALSE_CAPTION
 from siclip_platform.storage import AnyPath, RemotePath, Stat, in_threads
 from siclip_platform.storage.atomic import replacing, write_text_atomically
 from siclip_platform.storage.hashing import canonical_hash, sha256_of
 
-SidecarKind = Literal["captions", "embeddings"]
-COMMANDS = {"captions": "data caption", "embeddings": "data embed"}
+SidecarKind = Literal["captions", "embeddings", "negatives"]
+COMMANDS = {"captions": "data caption", "embeddings": "data embed", "negatives": "data negatives"}
 REMEDY = "delete its folder and build it again"
 CAPTIONS_SCHEMA = pa.schema([pa.field("captions", pa.list_(CAPTION), nullable=False)])
+NEGATIVES_SCHEMA = pa.schema([pa.field("negatives", pa.list_(pa.list_(FALSE_CAPTION)), nullable=False)])
+"""For each caption of a row, its false captions."""
 
 
 class SidecarManifest(Config):
     """The content of a sidecar.
 
     Attributes:
-        kind: captions or embeddings.
+        kind: captions, embeddings or negatives.
         name: of the sidecar.
         version: of the code that built it.
         dataset: hash of the manifest of its dataset.
@@ -118,7 +121,7 @@ class SidecarWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-        if "captions" not in schema.names:
+        if not {"captions", "negatives"} & set(schema.names):
             # The numbers of embeddings do not compress; without compression they are read fastest.
             options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
         self._path, self._schema = path, schema
@@ -185,7 +188,7 @@ def read_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
 
     Raises:
         UserError: there is no sidecar of this name, it was built for another manifest of the dataset, it lists other
-            shards, or the captions that it embeds have been replaced.
+            shards, or the captions that it was made of have been replaced.
     """
     folder = sidecar_folder(dataset.folder, kind, name)
     manifest = _read_manifest(dataset, folder, kind, name)
@@ -204,15 +207,15 @@ def read_sidecar(dataset: Dataset, kind: SidecarKind, name: str) -> Sidecar:
 
 
 def _check_used_captions(dataset: Dataset, folder: AnyPath, manifest: SidecarManifest) -> None:
-    """Refuse embeddings whose captions have since been replaced under the same name."""
+    """Refuse what was made of captions that have since been replaced under the same name."""
     for used in manifest.recipe.get("layout", {}).get("captions", ()):
         captions = sidecar_folder(dataset.folder, "captions", used["name"])
         if not (captions / MANIFEST).is_file():
             continue
         if _read_manifest(dataset, captions, "captions", used["name"]).hash != used["hash"]:
             raise UserError(
-                f"{folder} contains embeddings of other captions than {captions} now has: {REMEDY} "
-                f"(siclip-platform {COMMANDS['embeddings']})"
+                f"{folder} contains {manifest.kind} of other captions than {captions} now has: {REMEDY} "
+                f"(siclip-platform {COMMANDS[manifest.kind]})"
             )
 
 

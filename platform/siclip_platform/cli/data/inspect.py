@@ -21,22 +21,25 @@ def inspect(
     sheet: Annotated[Path | None, typer.Option(help="Write images with their captions as one HTML file.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Number of images on the sheet.")] = 48,
     split: Annotated[
-        str | None, typer.Option(help="Split of the sheet and of --captions; default: the first.")
+        str | None, typer.Option(help="Split of the sheet, of --captions and --negatives; default: the first.")
     ] = None,
     captions: Annotated[str | None, typer.Option(help="A caption set beside the dataset to diagnose.")] = None,
+    negatives: Annotated[str | None, typer.Option(help="False captions beside the dataset to show.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="For cosines of --captions: a checkpoint or open_clip:NAME:TAG.")
     ] = None,
 ) -> None:
     """Show rows, bytes, caption lengths, sources and rejected rows; with --sheet also a contact sheet.
 
-    With --captions also what a captioner wrote, beside the dataset's own captions.
+    With --captions also what a captioner wrote, beside the dataset's own captions. With --negatives also how many
+    false captions of each kind there are, with examples; the sheet shows them below the true ones.
     """
     from siclip.errors import UserError
     from siclip_platform.cli.data.diagnosis import diagnose
     from siclip_platform.datasets.manifest import open_dataset
     from siclip_platform.datasets.sidecar import open_sidecar
     from siclip_platform.datasets.tools.contact_sheet import write_contact_sheet
+    from siclip_platform.datasets.tools.false_captions import describe_negatives
     from siclip_platform.datasets.tools.inspect import ledger_counts, sample_rows, summarize_split
     from siclip_platform.display import Display, printable
 
@@ -58,8 +61,13 @@ def inspect(
         lines = diagnose(dataset, beside, chosen, teacher)
         for line in lines:
             display.say(printable(line))
+    false = open_sidecar(dataset, "negatives", negatives) if negatives else None
+    if false is not None:
+        lines += (found := describe_negatives(dataset, false, chosen))
+        for line in found:
+            display.say(printable(line))
     if sheet:
-        rows = list(sample_rows(dataset, chosen, images, beside))
+        rows = list(sample_rows(dataset, chosen, images, beside, false))
         note = f"{len(rows)} of {dataset.rows(chosen):,} rows of {chosen}, evenly spread; manifest {dataset.hash}"
         note = "\n".join([note, *lines])
         write_contact_sheet(sheet, dataset.manifest.name, note, rows)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -100,19 +100,50 @@ def ledger_counts(folder: AnyPath) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in sorted(counts.to_pylist(), key=lambda item: -item["counts"])}
 
 
-def sample_rows(dataset: Dataset, split: str, count: int, beside: Sidecar | None = None) -> Iterator[dict[str, Any]]:
-    """Yield ``count`` rows evenly spread over a split, always the same, with the captions of a set ``beside`` it."""
+def sample_rows(
+    dataset: Dataset, split: str, count: int, beside: Sidecar | None = None, negatives: Sidecar | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield rows evenly spread over a split, always the same, with the captions of the sets beside it.
+
+    Args:
+        dataset: the dataset.
+        split: of the rows.
+        count: the number of rows.
+        beside: a caption set, whose captions follow the dataset's own.
+        negatives: a set of false captions, which follow as captions of source ``false``.
+    """
     chosen = np.unique(np.linspace(0, max(dataset.rows(split) - 1, 0), min(count, dataset.rows(split))).astype(int))
     before = 0
     for shard, (path, entry) in enumerate(zip(dataset.shards(split), dataset.entries(split), strict=True)):
         here = [int(row) - before for row in chosen if before <= row < before + entry.rows]
         before += entry.rows
         if here:
-            yield from _rows(path, here, None if beside is None else partial(beside.read, split, shard))
+            added = [_more(sidecar, split, shard) for sidecar in (beside, negatives) if sidecar is not None]
+            yield from _rows(path, here, added)
 
 
-def _rows(path: AnyPath, numbers: list[int], beside: Callable[[int], pa.Table] | None) -> Iterator[dict[str, Any]]:
-    """Yield rows of a shard, with the captions that ``beside`` returns for a row group; only theirs are read."""
+def _more(sidecar: Sidecar, split: str, shard: int) -> Callable[[int], list[list[dict[str, Any]]]]:
+    """A function of a row group: the captions that a sidecar adds to each of its rows."""
+
+    def of(group: int) -> list[list[dict[str, Any]]]:
+        column = sidecar.read(split, shard, group)[sidecar.manifest.kind].to_pylist()
+        return [_false(row) for row in column] if sidecar.manifest.kind == "negatives" else column
+
+    return of
+
+
+def _false(row: list[list[dict[str, str]]]) -> list[dict[str, Any]]:
+    return [
+        {"text": false["text"], "source": "false", "model": f"false: {false['kind']}"}
+        for each in row
+        for false in each
+    ]
+
+
+def _rows(
+    path: AnyPath, numbers: list[int], added: Sequence[Callable[[int], list[list[dict[str, Any]]]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield rows of a shard with the captions that each of ``added`` has for a row group; only theirs are read."""
     with parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):
@@ -120,7 +151,8 @@ def _rows(path: AnyPath, numbers: list[int], beside: Callable[[int], pa.Table] |
             here = [number - start for number in numbers if start <= number < stop]
             if here:
                 rows = file.read_row_group(group).take(pa.array(here)).to_pylist()
-                added = beside(group).take(pa.array(here)).to_pylist() if beside else [{"captions": []}] * len(rows)
-                for row, more in zip(rows, added, strict=True):
-                    yield row | {"captions": [*row["captions"], *more["captions"]]}
+                columns = [read(group) for read in added]
+                for number, row in zip(here, rows, strict=True):
+                    more = chain.from_iterable(column[number] for column in columns)
+                    yield row | {"captions": [*row["captions"], *more]}
             start = stop

@@ -1,0 +1,1 @@
+"""False captions of a dataset's captions: near-miss texts made by rules, stored beside the data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siclip.errors import UserError
 from siclip_platform.cli.experiments import NAME_OR_FILE
 
 if TYPE_CHECKING:
@@ -43,9 +43,17 @@ def plan(
     recipe: Annotated[
         str | None, typer.Option(metavar=NAME_OR_FILE, help="A recipe; default: siclip-s0-cc12m-syn.")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, max=10**15, help="Pairs of the dataset.")] = 12_000_000,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**15,
+            help="Pairs of the dataset; default: of the recipe's if it is here, else what is left of CC12M.",
+        ),
+    ] = None,
     epochs: Annotated[
-        float | None, typer.Option(min=0.01, max=1e6, help="Passes over the dataset; default: the recipe's, else 32.")
+        float | None,
+        typer.Option(min=0.01, max=1e6, help="Passes over the dataset; default: the length of the recipe."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Overrides the recipe's batch size; of all cards together.")
@@ -87,35 +95,37 @@ def plan(
 ) -> None:
     """Show storage, memory, speed, hours and energy of a job, and what to change so that it fits.
 
-    Without options: the reference job, 12 M pairs, 32 epochs, batch 1536 on one RTX 3090 with 1 TB of disk.
-    Hours and memory do not depend on this machine, unless it is calibrated. The exit code is 1 if the job does not
-    fit.
+    Without options: the reference job, what is left of CC12M (7.74 M pairs), 32 epochs, batch 1536 on one RTX 3090
+    with 1 TB of disk. Hours and memory do not depend on this machine, unless it is calibrated. The exit code is 1 if
+    the job does not fit.
     """
     # Nothing here imports torch unless --exact or --calibrate, or a model that is not in the table, needs it: its
     # import alone would take most of the time.
     from siclip_platform.display import echo
     from siclip_platform.plan.cards import find_card
-    from siclip_platform.plan.job import Job
+    from siclip_platform.plan.job import Job, teacher_source
+    from siclip_platform.plan.length import job_length
     from siclip_platform.plan.pipeline import make_pipeline
     from siclip_platform.plan.plan import make_plan
+    from siclip_platform.plan.reference import CARD, RECIPE
     from siclip_platform.plan.show import as_dict, pipeline_as_dict, show, show_pipeline
     from siclip_platform.plan.storage import RowBytes, measure_rows
     from siclip_platform.storage.sizes import parse_bytes
 
     budget = parse_bytes(disk)
-    chosen = _recipe(recipe, batch_size, micro_batch_size)
-    passes = epochs or chosen.training.epochs or 32
-    chosen = _with_steps(chosen, passes, pairs)
-    source = SOURCES[teacher] if teacher else _teacher(chosen)
+    named = recipe or RECIPE
+    length = job_length(_recipe(named, batch_size, micro_batch_size), named, pairs, epochs)
+    chosen = length.recipe
     job = Job(
         recipe=chosen,
-        pairs=pairs,
-        epochs=passes,
-        teacher=source,
+        pairs=length.pairs,
+        pairs_source=length.source,
+        epochs=length.epochs,
+        teacher=SOURCES[teacher] if teacher else teacher_source(chosen),
         rows=measure_rows(sample, "train") if sample else RowBytes(),
         disk_bytes=budget,
         # A calibrated machine has no card in the table unless one is named.
-        card=find_card(card or "rtx-3090") if card or not calibrate else None,
+        card=find_card(card or CARD) if card or not calibrate else None,
         cards=cards,
         cores=cores or (os.cpu_count() or 1 if calibrate else 16),
         augmentations=augmentations,
@@ -141,22 +151,20 @@ def plan(
         echo(json.dumps(found, indent=2))
     elif pipeline:
         show_pipeline(stages)
-        # A name is a shipped recipe, with a dataset that is not the reader's.
-        if fits and recipe is not None and Path(recipe).suffix:
-            echo(f"next: siclip-platform rehearse {recipe} SHARDS")
     else:
         show(result)
+    if fits and not as_json:
+        echo(f"next: siclip-platform {_next(named)}")
     if not fits:
         raise typer.Exit(1)
 
 
-def _teacher(recipe: Recipe) -> TeacherSource:
-    """Where a recipe's targets come from."""
-    if not recipe.loss.needs_teacher:
-        return "none"
-    if recipe.data.teacher_embeddings:
-        return "stored"
-    return "online" if recipe.distil_from or not recipe.model.inherit else "shared trunk"
+def _next(name: str) -> str:
+    """The command after a plan of this recipe that fits."""
+    from siclip_platform.recipes.load import is_shipped
+
+    # a shipped recipe names a dataset that is not its reader's
+    return f"recipe init {name} my.yaml" if is_shipped(name) else f"rehearse {shlex.quote(name)} SHARDS"
 
 
 def _calibrated(job: Job, seconds: float) -> Job:
@@ -170,21 +178,7 @@ def _calibrated(job: Job, seconds: float) -> Job:
     return replace(job, measured=measured, core_rate=rate, core_rate_is_measured=True)
 
 
-def _with_steps(recipe: Recipe, epochs: float, pairs: int) -> Recipe:
-    from pydantic import ValidationError
-
-    if not recipe.training.epochs:
-        return recipe
-    training = recipe.training.model_copy(update={"epochs": epochs})
-    try:
-        return recipe.model_copy(update={"training": training.with_steps(pairs)})
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"{epochs:g} epochs of {pairs:,} pairs: {problem}") from None
-
-
-def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
-    from siclip_platform.plan.reference import RECIPE
+def _recipe(name: str, batch_size: int | None, micro_batch_size: int | None) -> Recipe:
     from siclip_platform.recipes.load import load_recipe
 
     changes: dict[str, object] = {}
@@ -192,4 +186,4 @@ def _recipe(name: str | None, batch_size: int | None, micro_batch_size: int | No
         changes["training.batch_size"] = batch_size
     if micro_batch_size is not None:
         changes |= {"training.micro_batch_size": micro_batch_size, "training.batch_norm": "eval"}
-    return load_recipe(name or RECIPE).updated(changes)
+    return load_recipe(name).updated(changes)

@@ -214,6 +214,10 @@ def checkpoints(every: int | Literal["auto"], recipe: str, lost_seconds: float, 
     when = f"every {CHECKPOINT_SECONDS / 60:.0f} minutes" if every == "auto" else f"every {every:,} steps"
     said = f"{recipe} is saved {when if every else 'after its last step only'}"
     if lost_seconds > HOUR:
-        detail = f"{said}: with its machine up to {lost_seconds / HOUR:,.1f} h of training are lost, as planned for {card}"
+        detail = (
+            f"{said}: with its machine up to {lost_seconds / HOUR:,.1f} h of training are lost, as planned for {card}"
+        )
         return Finding("checkpoints", "note", detail, "--set training.checkpoint_every=auto")
-    return Finding("checkpoints", "ok", f"{said}: at most {lost_seconds / 60:,.0f} min are lost, as planned for {card}")
+    return Finding(
+        "checkpoints", "ok", f"{said}: at most {lost_seconds / 60:,.0f} min are lost, as planned for {card}"
+    )

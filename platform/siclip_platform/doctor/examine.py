@@ -18,6 +18,13 @@ from packaging.utils import canonicalize_name
 from siclip.errors import UserError
 from siclip_platform.doctor import checks
 from siclip_platform.doctor.checks import Finding
+from siclip_platform.plan.cards import find_card
+from siclip_platform.plan.job import Job, teacher_source
+from siclip_platform.plan.length import job_length
+from siclip_platform.plan.plan import make_plan
+from siclip_platform.plan.reference import CARD
+from siclip_platform.plan.saving import unsaved_seconds
+from siclip_platform.plan.storage import RowBytes
 from siclip_platform.recipes.load import load_recipe
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -41,7 +48,7 @@ def examine(out: Path, tracking_uri: str | None, recipe: str | None = None) -> I
     # In a container the affinity may be smaller than the number of cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if recipe:
-        yield checks.checkpoints(load_recipe(recipe).training.checkpoint_every, recipe)
+        yield _saving(recipe)
     yield checks.python_version(sys.version_info[:3])
     yield _locked()
     yield _token()
@@ -54,6 +61,24 @@ def examine(out: Path, tracking_uri: str | None, recipe: str | None = None) -> I
     yield _cluster()
     yield from _imports()
     yield _torch()
+
+
+def _saving(name: str) -> Finding:
+    """What a lost machine would cost a training, at the slowest speed that `plan` expects of its reference card."""
+    length = job_length(load_recipe(name), name)
+    recipe, card = length.recipe, find_card(CARD)
+    job = Job(
+        recipe=recipe,
+        pairs=length.pairs,
+        epochs=length.epochs,
+        teacher=teacher_source(recipe),
+        rows=RowBytes(),
+        disk_bytes=0,
+        card=card,
+    )
+    step_seconds = recipe.training.batch_size / make_plan(job).speed.least
+    lost = unsaved_seconds(recipe.training, step_seconds)
+    return checks.checkpoints(recipe.training.checkpoint_every, name, lost, card.name)
 
 
 def _locked() -> Finding:

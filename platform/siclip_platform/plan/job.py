@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 TeacherSource = Literal["none", "online", "shared trunk", "stored"]
 
 
+def teacher_source(recipe: Recipe) -> TeacherSource:
+    """Where a recipe's targets come from."""
+    if not recipe.loss.needs_teacher:
+        return "none"
+    if recipe.data.teacher_embeddings:
+        return "stored"
+    return "online" if recipe.distil_from or not recipe.model.inherit else "shared trunk"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A training and the machine that it is to run on.
@@ -23,6 +32,7 @@ class Job:
     Attributes:
         recipe: the training.
         pairs: samples of the dataset.
+        pairs_source: where their number is from; empty: it was given.
         epochs: passes over the dataset.
         teacher: where the targets of distillation come from.
         rows: bytes per sample on disk.
@@ -46,6 +56,7 @@ class Job:
     teacher: TeacherSource
     rows: RowBytes
     disk_bytes: int
+    pairs_source: str = ""
     card: Card | None = None
     measured: Calibration | None = None
     cards: int = 1

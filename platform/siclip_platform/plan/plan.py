@@ -108,7 +108,8 @@ def make_plan(job: Job) -> Plan:
         storage=parts,
         memory=memory,
         speed=speed,
-        steps=math.ceil(job.pairs * job.epochs / training.batch_size),
+        # Rounded first: the epochs of a recipe that names steps are a fraction.
+        steps=math.ceil(round(job.pairs * job.epochs / training.batch_size, 6)),
         kilowatt_hours=energy,
         advice=(*advice(job, work, parts, memory, batch, speed.bottleneck), *_lost(training, speed)),
     )

@@ -124,7 +124,7 @@ def _print_verdict(console: Terminal, plan: Plan, fits: bool, needs: str, change
     for number, sentence in enumerate(changes, 1):
         console.print(f"{number}. {sentence}")
     console.print(
-        f"\n{job.recipe.model.name}: {job.pairs:,} pairs × {job.epochs:g} epochs in {plan.steps:,} steps of "
+        f"\n{job.recipe.model.name}: {job.pairs:,} pairs × {job.epochs:.4g} epochs in {plan.steps:,} steps of "
         f"{job.recipe.training.batch_size:,} on {machine(plan)}; teacher: {job.teacher}\n"
     )
 
@@ -161,7 +161,8 @@ def _range(pair: tuple[float, float]) -> str:
 
 def _sources(plan: Plan) -> str:
     job = plan.job
-    lines = [f"Rows: {job.rows.source}."]
+    lines = [f"Pairs: {job.pairs_source}."] if job.pairs_source else []
+    lines.append(f"Rows: {job.rows.source}.")
     if job.measured:
         lines.append(
             f"Speed: steps of {' and '.join(map(str, job.measured.batches))} pairs timed here, spread "

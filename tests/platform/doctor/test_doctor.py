@@ -36,9 +36,18 @@ ENVIRONMENT = {key: str(value) for key, value in default_environment().items()}
         (checks.ray_token("disabled", True, 0o600), "wrong", "disabled"),
         (checks.ray_token(None, False, None), "note", "none yet"),
         (checks.ray_token(None, False, 0o600), "note", "RAY_AUTH_MODE is unset"),
-        (checks.checkpoints("auto", "r.yaml"), "ok", "every 10 minutes"),
-        (checks.checkpoints(0, "r.yaml"), "note", "the whole training is lost"),
-        (checks.checkpoints(2000, "r.yaml"), "note", "only every 2,000 steps"),
+        (checks.checkpoints("auto", "r.yaml", 603, "a card"), "ok", "every 10 minutes: at most 10 min"),
+        (checks.checkpoints(500, "r.yaml", 1000, "a card"), "ok", "every 500 steps: at most 17 min"),
+        (
+            checks.checkpoints(0, "r.yaml", 180_000, "a card"),
+            "note",
+            "after its last step only: with its machine up to 50.0 h",
+        ),
+        (
+            checks.checkpoints(2000, "r.yaml", 5400, "a card"),
+            "note",
+            "every 2,000 steps: with its machine up to 1.5 h",
+        ),
         (checks.disk("out", "/a", 11 * GIB, 200_000), "ok", "11 GiB"),
         (checks.disk("out", "/a", 11 * GIB, None), "ok", "11 GiB"),
         (checks.disk("out", "/a", 9 * GIB, 200_000), "wrong", "9.0 GiB"),
@@ -121,3 +130,15 @@ def test_the_command_prints_what_is_wrong_and_exits_with_1(tmp_path: Path, monke
     shown = CliRunner().invoke(app, ["doctor", "--out", str(tmp_path), "--tracking-uri", uri])
     assert "wrong" in shown.output
     assert "→ unset RAY_ADDRESS" in shown.output
+
+
+@pytest.mark.parametrize(("every", "level", "lost"), [("auto", "ok", "10 min"), (0, "note", "{hours:.1f} h")])
+def test_hours_that_a_recipe_could_lose_are_those_of_its_plan(
+    tmp_path: Path, every: object, level: str, lost: str
+) -> None:
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text(f"extends: siclip-s0-cc12m-syn\ntraining: {{checkpoint_every: {every}}}\n")
+    finding = next(iter(examine(tmp_path, None, str(recipe))))
+    planned = json.loads(CliRunner().invoke(app, ["plan", "--json", "--recipe", str(recipe)]).stdout)
+    assert (finding.name, finding.level) == ("checkpoints", level)
+    assert f"{lost.format(hours=planned['hours'][1])} " in finding.detail and finding.detail.endswith("rtx-3090")

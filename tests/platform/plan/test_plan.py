@@ -32,7 +32,7 @@ from siclip_platform.plan.counting import count_model
 from siclip_platform.plan.exact import exact_memory
 from siclip_platform.plan.measured import Calibration
 from siclip_platform.plan.pipeline import make_pipeline
-from siclip_platform.plan.reference import RECIPE
+from siclip_platform.plan.reference import AVAILABLE_PAIRS, RECIPE
 from siclip_platform.plan.storage import GB, RowBytes, embedding_bytes, measure_rows
 from siclip_platform.plan.work import (
     FRAMEWORK_BYTES,
@@ -345,7 +345,8 @@ def test_the_reference_job_is_the_default_and_json_has_every_part() -> None:
     result = CliRunner().invoke(app, ["plan", "--json", "--cores", "16"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert (found["pairs"], found["epochs"], found["steps"]) == (12_000_000, 32, 250_000)
+    # 32 · 7,740,121 / 1536, rounded up
+    assert (found["pairs"], found["epochs"], found["steps"]) == (AVAILABLE_PAIRS, 32, 161_253)
     assert found["machine"] == "rtx-3090"
     assert found["storage_total_bytes"] == pytest.approx(sum(found["storage_bytes"].values()))
     assert found["disk_bytes"] == 10**12
@@ -366,6 +367,39 @@ def test_bad_input_is_refused(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["plan", *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_the_pairs_are_those_of_the_dataset_that_is_here(datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text(f"extends: siclip-s0-cc12m-syn\ndata: {{path: {datasets[0]}}}\ntraining: {{epochs: 64}}\n")
+
+    def planned(*options: str) -> tuple[int, float, int]:
+        found = json.loads(CliRunner().invoke(app, ["plan", "--json", "--recipe", str(recipe), *options]).stdout)
+        return found["pairs"], found["epochs"], found["steps"]
+
+    assert planned() == (300, 64, 13)  # 300 · 64 / 1536 = 12.5
+    assert planned("--pairs", "9000", "--epochs", "100") == (9000, 100, 586)
+    recipe.write_text(f"{recipe.read_text()}  \n".replace("path:", "limit: 150, path:"))
+    assert planned() == (300, 32, 7)  # 150 · 64 / 1536 = 6.25
+    recipe.write_text(f"extends: siclip-nano\ndata: {{path: {datasets[0]}}}\n")
+    pairs, epochs, steps = planned()
+    assert (pairs, steps) == (300, 500) and epochs == pytest.approx(500 * 128 / 300)
+    shown = CliRunner().invoke(app, ["plan", "--recipe", str(recipe)]).output
+    assert f"Pairs: the split train of {datasets[0]}." in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("mode", [[], ["--pipeline"]])
+def test_a_plan_that_fits_names_the_next_command(tmp_path: Path, mode: list[str]) -> None:
+    own = tmp_path / "my recipe.yaml"
+    own.write_text("extends: siclip-s0-cc12m-syn\n")
+    following = {
+        "siclip-s0-wikd": "recipe init siclip-s0-wikd my.yaml",
+        str(own): f"rehearse '{own}' SHARDS",
+    }
+    for recipe, command in following.items():
+        shown = CliRunner().invoke(app, ["plan", "--recipe", recipe, *mode]).output
+        assert shown.splitlines()[-1] == f"next: siclip-platform {command}"
+    assert "next:" not in CliRunner().invoke(app, ["plan", "--recipe", str(own), "--disk", "1GB", *mode]).output
 
 
 def test_plan_answers_without_torch_and_alike_on_every_machine() -> None:

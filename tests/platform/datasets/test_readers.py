@@ -21,7 +21,8 @@ from siclip.data.augment import load_pixels
 from siclip.data.config import AugmentConfig
 from siclip.errors import UserError
 from siclip_platform.datasets.derived.captions.caption import CaptionPart, Decode
-from siclip_platform.datasets.derived.embeddings.embed import EmbedShard
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.steps import Crop
 from siclip_platform.datasets.importing import images as importing_images
 from siclip_platform.datasets.importing.images import ImageRules, prepare_image
 from siclip_platform.datasets.importing.sources.sample import Rejection
@@ -52,8 +53,10 @@ def trunk_features(data: bytes) -> npt.NDArray[Any]:
 
 
 def stored_embeddings(data: bytes) -> npt.NDArray[Any]:
-    stage = SimpleNamespace(config=SimpleNamespace(crop_scale=1.0, seed=0), layout=SimpleNamespace(image_size=SIDE))
-    return EmbedShard._crops(stage, ROW | {"image": data}, np.empty((1, 4), np.int32))[0]  # type: ignore[arg-type]
+    settings = EmbedConfig(teacher="none", crop_scale=1.0).model_dump_json()
+    crops = np.empty((1, SIDE, SIDE, 3), np.uint8)
+    Crop("", settings, (SIDE, SIDE), 77).crop(data, "a", "x", np.empty((1, 4), np.int32), crops)
+    return crops[0]
 
 
 def captioning(data: bytes) -> npt.NDArray[Any]:

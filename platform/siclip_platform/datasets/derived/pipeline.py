@@ -18,6 +18,8 @@ from siclip_platform.datasets.derived.stage import Record, Task, TaskOutput, com
 
 ACTOR_SHARE = 0.8
 """Of a CPU that an actor reserves: the rest is for the steps beside it, also where every CPU has an actor."""
+MOST_BLOCKS = 20_000
+"""Of parts that wait for the first step: Ray holds an object in this process for each."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Pipeline:
         if not items:
             return
         # One block per part: Ray schedules, retries and balances blocks.
-        rows = ray.data.from_items(items, override_num_blocks=len(items))
+        rows = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
         at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
         for step in self.steps:
             arguments = (step.make, step.arguments)

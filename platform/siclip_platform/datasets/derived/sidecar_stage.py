@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from siclip.config import Config
@@ -136,13 +134,6 @@ def check_free_space(folder: Path, total: int) -> None:
             f"{missing / 1e9:.2f} GB are still to be written to {folder} and its disk has {free / 1e9:.2f} GB free: "
             "free some space, or use fewer augmentations, fewer captions or int8"
         )
-
-
-def row_groups(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the row groups of a Parquet file."""
-    with pq.ParquetFile(path) as file:
-        for index in range(file.num_row_groups):
-            yield file.read_row_group(index, columns=list(columns))
 
 
 def shard_result(entry: ShardEntry, counts: Mapping[str, int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from captioning_parts import shapes_dataset
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
@@ -27,11 +28,13 @@ from siclip.losses import Embeddings
 from siclip.teachers import ModelTeacher, OpenClipTeacher, Teacher
 from siclip.tokenizer import tokenize
 from siclip_platform.cli.data import app
+from siclip_platform.datasets.derived.embeddings import steps
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
 from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
 from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
-from siclip_platform.datasets.derived.stage import Pool
+from siclip_platform.datasets.derived.stage import Pool, Task
 from siclip_platform.datasets.manifest import open_dataset
+from siclip_platform.datasets.schema import SCHEMA
 from siclip_platform.datasets.sidecar import (
     CAPTIONS_SCHEMA,
     SidecarManifest,
@@ -149,6 +152,86 @@ def close(found: np.ndarray, expected: torch.Tensor, numbers: str) -> None:
     bound = 2**-8 * expected.abs() if numbers == "bf16" else expected.abs().amax(dim=1, keepdim=True) / 254
     difference = torch.from_numpy(found.reshape(expected.shape)) - expected
     assert found.size and (difference.abs() <= bound + 1e-5).all()
+
+
+def test_only_large_row_groups_are_cut_and_at_the_teachers_batches(tmp_path: Path) -> None:
+    shapes_dataset(tmp_path / "data", shards=1, rows=20)  # row groups of 6, 6, 6 and 2
+    job = {"split": "train", "number": 0, "path": "train-00000.parquet", "sha256": "0"}
+
+    def cut(most: int) -> list[list[tuple[int, ...]]]:
+        parts = steps.parts_of(tmp_path / "data", most, Task(name="a", payload=job))
+        return [[tuple(rows) for rows in part.rows] for part in parts]
+
+    assert cut(12) == [[(0, 0, 6), (1, 0, 6)], [(2, 0, 6), (3, 0, 2)]]
+    cuts = [[(group, 0, 4), (group, 4, 6)] for group in range(3)]
+    assert cut(4) == [[rows] for rows in cuts[0]] + [[rows] for rows in cuts[1]] + [
+        [cuts[2][0]],
+        [(2, 4, 6), (3, 0, 2)],
+    ]
+    # 10 crops of 224 px take 1.5 MB: two batches of 25 images and no third one fit into 128 MiB.
+    config = EmbedConfig(teacher="x", augmentations=10, batch_size=256)
+    assert steps.part_rows(config, (224, 224)) == 75
+    assert steps.part_rows(config.model_copy(update={"batch_size": 65_536}), (224, 224)) == 6_553
+
+
+@pytest.mark.slow
+def test_parts_of_a_row_group_give_the_bytes_of_a_whole_one(
+    data: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"numbers": "int8", "batch_size": 5, "crop_scale": 0.5}
+    whole = embed(data, "whole", str(nano_teacher), **arguments)
+    seen: list[int] = []
+    crop = steps.Crop.inputs
+    monkeypatch.setattr(steps, "PART_BYTES", 6 * CROPS * 3 * 32**2)
+
+    def counted(self: Any, job: Any, rows: steps.Rows) -> steps.Inputs:
+        seen.append(rows.stop - rows.first)
+        return crop(self, job, rows)
+
+    monkeypatch.setattr(steps.Crop, "inputs", counted)
+    parts = embed(data, "parts", str(nano_teacher), **arguments)
+    assert len(seen) > 10 and max(seen) < 30 and sum(seen) == 40
+    assert parts.sidecar.manifest.splits == whole.sidecar.manifest.splits and parts.counts == whole.counts
+
+
+def test_a_damaged_image_or_shard_is_named(tmp_path: Path, nano_teacher: Path) -> None:
+    """A dataset that was damaged after its import; a restored file resumes."""
+    folder = tmp_path / "data"
+    shapes_dataset(folder, shards=2)
+    shard = folder / "train-00001.parquet"
+    good = shard.read_bytes()
+    rows = pq.read_table(shard).to_pylist()
+    rows[7]["image"] = rows[7]["image"][:100]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "damaged.parquet", row_group_size=6)
+    plan = plan_embedding(folder, "nano", EmbedConfig(teacher=str(nano_teacher)))
+    for content, words in (
+        ((tmp_path / "damaged.parquet").read_bytes(), r"train-00001\.parquet: sample 01007"),
+        (good[:-50], r"train-00001\.parquet cannot be read .* data verify"),
+    ):
+        shard.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            embed_dataset(plan, pool=HERE)
+    first = plan.folder / "train-00000.parquet"
+    written = first.stat().st_mtime_ns
+    shard.write_bytes(good)
+    assert embed_dataset(plan, pool=HERE).counts == {"images": 20, "captions": 20}
+    assert first.stat().st_mtime_ns == written
+
+
+def test_a_batch_that_does_not_fit_is_named_with_its_rows(
+    tmp_path: Path, nano_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes_dataset(tmp_path / "data", shards=1)
+    plan = plan_embedding(tmp_path / "data", "nano", EmbedConfig(teacher=str(nano_teacher)))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(steps.EmbeddingTeacher, "images", full)
+    with pytest.raises(
+        UserError, match=r"train-00000\.parquet, rows from 0 of row group 0: --batch-size 256 does not"
+    ):
+        embed_dataset(plan, pool=HERE)
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,10 +20,11 @@ from captioning_parts import fitted_coca, shapes_dataset
 from pair_shards import write_pairs
 
 from siclip_platform.datasets.derived.captions import caption
-from siclip_platform.datasets.derived.captions.caption import CaptionPart, caption_dataset
+from siclip_platform.datasets.derived.captions.caption import caption_dataset
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
+from siclip_platform.datasets.derived.embeddings import embed
 from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
-from siclip_platform.datasets.derived.embeddings.embed import EmbedShard, embed_dataset, plan_embedding
+from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
 from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput, Work
 from siclip_platform.datasets.importing import ingest
 from siclip_platform.datasets.importing.parts import ImportConfig
@@ -98,58 +101,20 @@ def test_a_killed_driver_keeps_its_shards(
     assert not (folder / ".done").exists()
 
 
-def killed_once(base: type, method: str) -> type:
-    """Return work that logs every task and once kills its own process during the second one."""
-
-    class KilledOnce(base):
-        def __call__(self, folder: Path, task: Task) -> TaskOutput:
-            with (self.folder / "attempts").open("a") as log:
-                log.write(f"{task.name}\n")
-            self.done = len(list(folder.glob(".done/*.json")))
-            built: TaskOutput = super().__call__(folder, task)
-            return built
-
-    def step(self: Any, *arguments: Any) -> Any:
-        marker = self.folder / "killed"
-        if self.done == 1 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return getattr(base, method)(self, *arguments)
-
-    setattr(KilledOnce, method, step)
-    return KilledOnce
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.chaos
-@pytest.mark.usefixtures("own_ray")
-def test_a_killed_worker_of_an_embedding_is_replaced(
-    tmp_path: Path, settings: dict[str, Any], expected: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = tmp_path / "data"
-    shapes_dataset(data, SHARDS)
-    hash_without_kill = expected("embeddings")
-    monkeypatch.setattr(f"{EmbedShard.__module__}.EmbedShard", killed_once(EmbedShard, "_table"))
-    assert make(settings["embeddings"], data, Pool(actors=1)) == hash_without_kill
-    attempts = (data / "attempts").read_text().split()
-    assert (data / "killed").exists()
-    assert set(attempts) == {f"{number:05d}" for number in range(SHARDS)} and len(attempts) == SHARDS + 1
-
-
 def step_killed_once(base: type, log: Path) -> type:
-    """Return a step that logs every part and once kills its own process at the second shard."""
+    """Return a step that counts its parts and once kills its own process, after the first part."""
 
     class KilledOnce(base):
-        def __call__(self, part: CaptionPart) -> CaptionPart:
-            with (log / base.__name__).open("a") as attempts:
-                attempts.write(f"{part.shard}\n")
-            marker = log / f"killed in {base.__name__}"
-            if part.shard == "train-00001.parquet" and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            done: CaptionPart = super().__call__(part)
-            return done
+        def __call__(self, part: Any) -> Any:
+            attempts = log / base.__name__
+            later = attempts.exists()
+            with attempts.open("a") as file:
+                file.write("part\n")
+            if later:
+                with suppress(FileExistsError):
+                    (log / f"killed in {base.__name__}").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(part)
 
     return KilledOnce
 
@@ -157,20 +122,34 @@ def step_killed_once(base: type, log: Path) -> type:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.usefixtures("own_ray")
-def test_captions_are_equal_with_two_actors_and_a_kill_in_each_step(
-    tmp_path: Path, settings: dict[str, Any], expected: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "module", "steps"),
+    [
+        ("captions", caption, (caption.Decode, caption.Generate, caption.Clean)),
+        pytest.param("embeddings", embed, (embed.Crop, embed.Encode, embed.Quantize), marks=pytest.mark.long),
+    ],
+)
+def test_a_sidecar_is_equal_with_two_actors_and_a_kill_in_each_step(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    expected: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    module: ModuleType,
+    steps: tuple[type, ...],
 ) -> None:
     data = tmp_path / "data"
     shapes_dataset(data, SHARDS)
-    hash_without_kill = expected("captions")
+    hash_without_kill = expected(kind)
     log = tmp_path / "log"
     log.mkdir()
-    for base in (caption.Decode, caption.Generate, caption.Clean):
-        monkeypatch.setattr(caption, base.__name__, step_killed_once(base, log))
-    assert make(settings["captions"], data, Pool(actors=2)) == hash_without_kill
-    for name in ("Decode", "Generate", "Clean"):
-        assert (log / f"killed in {name}").exists()
-        assert set((log / name).read_text().split()) == {f"train-{number:05d}.parquet" for number in range(SHARDS)}
+    for base in steps:
+        monkeypatch.setattr(module, base.__name__, step_killed_once(base, log))
+    assert make(settings[kind], data, Pool(actors=2)) == hash_without_kill
+    for base in steps:
+        assert (log / f"killed in {base.__name__}").exists()
+        # Every shard is one part; what the killed process had is repeated.
+        assert len((log / base.__name__).read_text().split()) > SHARDS
 
 
 def killed_at(log: Path, whole: Work, at: str) -> Work:

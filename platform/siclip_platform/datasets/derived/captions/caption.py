@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from siclip.captioning.captioner import Pixels, Prepare
 from siclip.data.images import decode_image
 from siclip.data.transforms import fit_image
-from siclip.errors import UserError
 from siclip_platform.datasets.derived.actors import one_thread
 from siclip_platform.datasets.derived.captions.captioners import open_captioner
 from siclip_platform.datasets.derived.captions.clean import clean, without_near_equal
 from siclip_platform.datasets.derived.captions.config import CaptionConfig, CleanRules
 from siclip_platform.datasets.derived.embeddings.teacher import EmbeddingTeacher
 from siclip_platform.datasets.derived.pipeline import Pipeline, Step
+from siclip_platform.datasets.derived.shards import group_rows, readable
 from siclip_platform.datasets.derived.sidecar_stage import (
     BuiltSidecar,
     Progress,
@@ -141,31 +139,13 @@ def row_groups_of(folder: Path, task: Task) -> list[CaptionPart]:
         UserError: the shard cannot be read.
     """
     job = ShardJob.model_validate(task.payload)
-    with readable(folder / job.path) as file:
-        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    sizes = group_rows(folder / job.path)
     parts: list[CaptionPart] = []
     for index, size in enumerate(sizes):
         if not parts or sum(sizes[group] for group in parts[-1].groups) + size > PART_ROWS:
             parts.append(CaptionPart(job.path, []))
         parts[-1].groups.append(index)
     return parts
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a shard.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({str(error)[:200]}): compare the dataset with its manifest (siclip-platform "
-            "data verify) and restore that file"
-        ) from None
 
 
 class Decode:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Boxes = npt.NDArray[np.int32]
+Quantized = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]
+"""The result of `siclip.data.quantize.quantize`."""
 
 
 class UsedCaptions(Config):
@@ -109,9 +111,16 @@ def embedding_table(
         text: (ΣC, D_t).
         captions: C, the number of captions of each row.
     """
+    numbers = layout.numbers
+    return quantized_table(layout, quantize(image, numbers), boxes, quantize(text, numbers), captions)
+
+
+def quantized_table(
+    layout: EmbeddingLayout, image: Quantized, boxes: Boxes, text: Quantized, captions: Sequence[int]
+) -> pa.Table:
+    """As `embedding_table`, of vectors in the number format of the layout."""
     rows, k = len(captions), layout.augmentations
-    image_bytes, image_scales = quantize(image, layout.numbers)
-    text_bytes, text_scales = quantize(text, layout.numbers)
+    (image_bytes, image_scales), (text_bytes, text_scales) = image, text
     starts = pa.array(np.concatenate([[0], np.cumsum(captions)]), pa.int32())
     image_width, text_width = layout.vector_bytes
     columns = {

@@ -82,7 +82,11 @@ class EmbeddingTeacher:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """B captions → unit embeddings (B, D) in fp32."""
-        return self._embed(self._no_images(1), self._tokens(texts)).text.float().cpu()
+        return self.tokens(self._tokens(texts))
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        """(B, `context_length`) ids of `siclip.tokenizer.tokenize` → unit embeddings (B, D) in fp32."""
+        return self._embed(self._no_images(1), tokens).text.float().cpu()
 
     def _tokens(self, texts: Sequence[str]) -> Tensor:
         return tokenize(list(texts), self.context_length)

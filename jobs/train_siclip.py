@@ -9,6 +9,7 @@ python jobs/train_siclip.py --recipe siclip-s0-cc12m-syn --data s3://bucket/cc12
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -59,6 +60,7 @@ def train_siclip(
         if key.startswith(f"{experiment.final_split}/"):
             experiment.display.say(f"{key}: {value:.4f}")
     experiment.display.say(f"checkpoint: {finished.checkpoint}\nMLflow: {experiment.tracker.address}")
+    experiment.display.say(f"next: siclip-platform report --out {quote(str(start.options.out))}")
 
 
 app = as_app(train_siclip)

@@ -85,10 +85,18 @@ def check(name: NameOrFile) -> None:
 def _say_next(recipe: Recipe, name: str | Path) -> None:
     """What the recipe still lacks on this machine, and the command that follows."""
     from siclip_platform.display import echo
-    from siclip_platform.recipes.here import not_here
+    from siclip_platform.recipes.digits import STUDENT
+    from siclip_platform.recipes.here import is_here, not_here
+    from siclip_platform.recipes.load import load_recipe
 
     for what in not_here(recipe):
         echo(f"not here yet: {what}")
+    file, data = shlex.quote(str(name)), recipe.data.path
+    command = f"train --recipe {file}"
     # a recipe that names steps is one of minutes, whose length does not follow from the data
-    command = "plan --pipeline" if recipe.training.epochs else "train"
-    echo(f"next: siclip-platform {command} --recipe {shlex.quote(str(name))}")
+    if recipe.training.epochs:
+        command = f"plan --pipeline --recipe {file}"
+    elif is_here(data) is False:
+        is_digits = data == load_recipe(STUDENT).data.path
+        command = f"data build {data}" if is_digits else f"rehearse {file} SHARDS"
+    echo(f"next: siclip-platform {command}")

@@ -58,6 +58,8 @@ def rehearse(
     if given_captions and not whole.data.captions:
         raise UserError("--given-captions, but the recipe reads no captions: add --set data.captions=[NAME]")
     words, options = separate(sources, options)
+    for word in words:
+        _refuse_dataset(word, recipe)
     options = _with_splits(options, words)
     found, importing = options.find(words)
     sample, count = sample_of(found, rows), count_rows(found)
@@ -91,6 +93,29 @@ def rehearse(
         display.say(f"kept: {job.folder}")
     else:
         clear(job.folder)
+
+
+def _refuse_dataset(source: str, recipe: str) -> None:
+    """Refuse what is imported already.
+
+    Raises:
+        UserError: says how the rest of the job is tried on it.
+    """
+    from siclip_platform.datasets.manifest import MANIFEST, read_manifest
+    from siclip_platform.storage import as_path
+
+    folder = as_path(source)
+    if not isinstance(folder, Path) or not (folder / MANIFEST).is_file():
+        return
+    try:
+        read_manifest(folder)
+    except UserError:  # a file of this name that another program wrote
+        return
+    trial = ["train", "--recipe", recipe, "--data", source, "--set", "training.steps=100", "--out", "runs/trial"]
+    raise UserError(
+        f"{source} is an imported dataset, and a rehearsal begins with the import: name the files that it was "
+        f"imported from, or try the training on it: siclip-platform {shlex.join(trial)}"
+    )
 
 
 def _with_splits(options: ImportOptions, sources: list[str]) -> ImportOptions:

@@ -12,8 +12,8 @@ from siclip_platform.recipes.load import is_shipped
 from siclip_platform.recipes.recipe import Recipe
 
 CC12M = (
-    "those of CC12M that could still be downloaded in October 2025 (google-research-datasets/conceptual-12m, issue 9); "
-    "--pairs names yours"
+    "those of CC12M that could still be downloaded in October 2025 (google-research-datasets/conceptual-12m, issue "
+    "9); --pairs names yours"
 )
 
 

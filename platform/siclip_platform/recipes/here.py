@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from siclip.models.registry import base_of
 from siclip.open_clip_models import OPEN_CLIP
+from siclip_platform.recipes.load import shipped_recipes
 from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.storage import as_path
 
@@ -26,8 +29,17 @@ def not_here(recipe: Recipe) -> list[str]:
     ]
     has_other = bool(recipe.distil_from or recipe.data.teacher_embeddings)
     if not recipe.teacher and (recipe.model.inherit or (recipe.loss.needs_teacher and not has_other)):
-        missing.append("the teacher that the recipe needs: name one in it or with --teacher")
+        missing.append(f"the teacher that the recipe needs: {_trained(recipe)}name one in it or with --teacher")
     return missing
+
+
+def _trained(recipe: Recipe) -> str:
+    """How to train the model that a recipe inherits from, where a shipped recipe does that."""
+    base = base_of(recipe.model.name)
+    if base not in shipped_recipes():
+        return ""
+    command = ["siclip-platform", "recipe", "init", base, "teacher.yaml", "--data", recipe.data.path]
+    return f"train one ({shlex.join(command)}), or "
 
 
 def datasets_of(recipe: Recipe) -> list[str]:

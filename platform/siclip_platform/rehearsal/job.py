@@ -61,6 +61,11 @@ class Rehearsal(Config):
     augmentations: int = Field(10, ge=1, le=1024)
 
     @property
+    def beside(self) -> str | None:
+        """The caption set and embedding set that the import writes (DataCompDR)."""
+        return self.importing.beside.name if self.importing.beside else None
+
+    @property
     def dataset(self) -> Path:
         return self.folder / DATASET
 

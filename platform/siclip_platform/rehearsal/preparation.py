@@ -64,7 +64,7 @@ def check_recipe(job: Rehearsal) -> Measured:
             f"{recipe.model.name} inherits or is distilled from a teacher, and the recipe names none: add --set "
             "teacher=FILE or teacher=open_clip:NAME:TAG"
         )
-    if recipe.data.captions and not job.given_captions:
+    if set(recipe.data.captions) - {job.beside} and not job.given_captions:
         check_captioner(caption_config(job))
     if not recipe.data.teacher_embeddings:
         check(recipe, with_data=False)
@@ -73,6 +73,8 @@ def check_recipe(job: Rehearsal) -> Measured:
     trained = recipe.updated({"data.teacher_embeddings": None, "distil_from": []})
     if recipe.teacher:
         build_trainer(trained)
+    if recipe.data.teacher_embeddings == job.beside:
+        return Measured(note="embeddings of the source")
     teacher = load_teacher(embedded_by(recipe))
     return Measured(note=f"embeddings of {teacher.identity}")
 

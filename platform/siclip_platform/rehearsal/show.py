@@ -84,7 +84,14 @@ def _next(outcome: Outcome) -> list[str]:
             f"There is no GPU here: the training had batch {job.batch_size} instead of "
             f"{job.recipe.training.batch_size}. For the memory and hours of a card: {plan} --pipeline --card NAME"
         )
-    return [*lines, "Every stage works. The whole job:", *(f"  {line}" for line in commands(outcome))]
+    search = shlex.join(["siclip-platform", "tune", "--recipe", job.named])
+    return [
+        *lines,
+        "Every stage works. The whole job:",
+        *(f"  {line}" for line in commands(outcome)),
+        f"Before the training, settings can be searched on a part of the data: {search} --set data.limit=N",
+        f"next: {commands(outcome)[0]}",
+    ]
 
 
 def commands(outcome: Outcome) -> list[str]:
@@ -93,12 +100,14 @@ def commands(outcome: Outcome) -> list[str]:
     recipe, data = job.recipe, job.recipe.data
     lines = [["data", "import", *job.sources, data.path, *job.import_options]]
     for name in data.captions:
+        if name == job.beside:
+            continue
         if job.given_captions:
             lines.append(["data", "captions", data.path, "--name", name, *job.given_captions])
             continue
         captioner = ["--model", job.captioner, "--pretrained", job.pretrained, "--per-image", str(job.per_image)]
         lines.append(["data", "caption", data.path, "--name", name, *captioner])
-    if data.teacher_embeddings:
+    if data.teacher_embeddings and data.teacher_embeddings != job.beside:
         crops = [
             "--augmentations",
             str(job.augmentations),

@@ -86,9 +86,11 @@ def stages(job: Rehearsal) -> Iterator[Stage]:
     yield Stage("recipe and teacher", partial(_prepare, ("recipe",)))
     yield Stage("import", partial(_prepare, ("import",)))
     for name in data.captions:
+        if name == job.beside:
+            continue
         run = partial(_given_captions, name) if job.given_captions else partial(_prepare, ("captions", name))
         yield Stage(f"captions {name}", run)
-    if data.teacher_embeddings:
+    if data.teacher_embeddings and data.teacher_embeddings != job.beside:
         name = data.teacher_embeddings
         yield Stage(f"embeddings {name}", partial(_prepare, ("embeddings", name)))
     yield Stage("training, killed", _train)

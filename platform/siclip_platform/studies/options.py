@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from siclip.config import Config
 from siclip.errors import UserError
-from siclip.models.registry import model_config
+from siclip.models.registry import base_of, model_config
 from siclip.models.sharing import parse_pattern
 from siclip_platform.cluster.resources import Backend
 from siclip_platform.storage import AnyPath, absolute_model, as_path
@@ -153,12 +153,16 @@ def check_sharing(recipe_model: str) -> Any:
     config = model_config(recipe_model)
     blocks = {"model.image_sharing": config.image.layers[-1], "model.text_sharing": config.text.layers}
 
+    # The default space has patterns of four blocks.
+    shipped = base_of(recipe_model).startswith("mobileclip2-")
+    other = "; --space wikd_siclip2 and sharing_patterns_siclip2 have patterns for this model" if shipped else ""
+
     def check(path: str, value: Any) -> str | None:
         if path in blocks and isinstance(value, str):
             try:
                 parse_pattern(value, blocks[path])
             except UserError as error:
-                return str(error)
+                return f"{error}{other}"
         return None
 
     return check

@@ -9,10 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from open_clip.coca_model import CoCa
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from siclip.captioning.decoder import CachedDecoders
 from siclip.config import LossConfig, ModelConfig, TrainingConfig
 from siclip.data.batch import to_float_images
 from siclip.diagnostics.memory import LiveStorages, StepMemory
@@ -22,6 +26,7 @@ from siclip.models.fused_trunk import fused_trunk
 from siclip.models.registry import list_models, model_config
 from siclip.training import step
 from siclip_platform.cli import app
+from siclip_platform.datasets.derived.captions.config import COCA
 from siclip_platform.datasets.digits.composition import DigitScenesConfig, compose_shard, shard_specs
 from siclip_platform.datasets.manifest import Manifest, write_manifest, write_shard
 from siclip_platform.plan import Job, calibration, make_plan
@@ -31,7 +36,13 @@ from siclip_platform.plan.counted import COUNTED
 from siclip_platform.plan.counting import count_model
 from siclip_platform.plan.exact import exact_memory
 from siclip_platform.plan.measured import Calibration
-from siclip_platform.plan.pipeline import make_pipeline
+from siclip_platform.plan.pipeline import (
+    CAPTION_FLOPS,
+    CAPTION_TOKENS,
+    CAPTIONER_PARAMETERS,
+    TOKEN_FLOPS,
+    make_pipeline,
+)
 from siclip_platform.plan.reference import AVAILABLE_PAIRS, RECIPE
 from siclip_platform.plan.storage import GB, RowBytes, embedding_bytes, measure_rows
 from siclip_platform.plan.work import (
@@ -443,6 +454,26 @@ def test_a_pipeline_sums_hours_and_takes_the_largest_disk() -> None:
     flops = 10 * sum((COUNTED["mobileclip-nano"].trunk_flops, COUNTED["mobileclip-nano"].head_flops))
     seconds = 10**6 * flops / find_card("rtx-3090").flops
     assert by_name["embedding"].hours == pytest.approx((seconds / 0.5 / 3600, seconds / 0.25 / 3600))
+
+
+def test_the_captioner_is_counted_on_open_clips_model() -> None:
+    """coca_ViT-L-14 on the meta device, and what the decoders that are used here compute for it."""
+    settings = open_clip.get_model_config(COCA)
+    assert settings is not None
+    settings.pop("custom_text")
+    per_image, position = 3, CAPTION_TOKENS // 2
+    with torch.device("meta"), torch.no_grad():
+        coca = CoCa(**settings).eval()
+        with FlopCounterMode(display=False) as per_picture:
+            image = coca(torch.empty(1, 3, 224, 224))["image_embs"]
+            decoders = CachedDecoders(coca, 1, per_image, CAPTION_TOKENS, torch.float32)
+            decoders.admit(image, torch.zeros(1, dtype=torch.long))
+        rows = torch.zeros(per_image, dtype=torch.long)
+        with FlopCounterMode(display=False) as per_step:
+            decoders.step(rows, rows, rows, rows.bool(), position, 1)
+    assert sum(parameter.numel() for parameter in coca.parameters()) == CAPTIONER_PARAMETERS
+    assert per_picture.get_total_flops() == pytest.approx(CAPTION_FLOPS, rel=1e-3)
+    assert per_step.get_total_flops() / per_image == pytest.approx(TOKEN_FLOPS, rel=1e-3)
 
 
 def test_the_exit_code_is_1_if_the_job_does_not_fit() -> None:

@@ -172,14 +172,31 @@ def test_a_copy_is_the_recipe_with_its_comments_and_the_users_paths(name: str, t
     odd = "a 'b': #c/data"  # what a path may contain and YAML would read otherwise
     needs = recipe.model.inherit
     output = run("init", name, file, "--data", odd, *(["--teacher", "my: t.pt"] if needs else []))
-    following = "train" if name in NANO else "plan --pipeline"
-    assert output.splitlines()[-1] == f"next: siclip-platform {following} --recipe {file}"
+    following = f"rehearse {file} SHARDS" if name in NANO else f"plan --pipeline --recipe {file}"
+    assert output.splitlines()[-1] == f"next: siclip-platform {following}"
     changed = {"data.path": odd} | ({"teacher": "my: t.pt"} if needs else {})
     assert load_recipe(file) == recipe.updated(changed)
     lines = list(zip(file.read_text().splitlines(), original.splitlines(), strict=True))
     assert sum(one != other for one, other in lines) == len(changed)
     assert run("show", name) == original
     assert yaml.safe_load(run("show", name, "--resolved")) == recipe.model_dump(mode="json")
+
+
+def test_the_next_command_is_one_that_works(tmp_path: Path, digits: Path, nano_teacher: Path) -> None:
+    """Of a recipe that names steps: what makes its dataset, if that is missing, else the training."""
+    teacher = ("--teacher", str(nano_teacher))
+    following = {
+        ("here.yaml", "--data", str(digits), *teacher): f"train --recipe {tmp_path}/here.yaml",
+        ("not.yaml", "--data", str(tmp_path / "none"), *teacher): f"rehearse {tmp_path}/not.yaml SHARDS",
+        ("digits.yaml", *teacher): "data build data/digits",
+    }
+    for (file, *options), command in following.items():
+        output = run("init", "siclip-nano", tmp_path / file, *options)
+        assert output.splitlines()[-1] == f"next: siclip-platform {command}"
+        assert "the teacher that" not in output
+    data = tmp_path / "my data"
+    output = run("init", "siclip-nano", tmp_path / "no-teacher.yaml", "--data", data)
+    assert f"(siclip-platform recipe init mobileclip-nano teacher.yaml --data '{data}')" in output
 
 
 def test_a_copy_overwrites_nothing_and_names_what_is_wrong(tmp_path: Path) -> None:

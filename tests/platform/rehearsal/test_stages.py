@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from siclip.errors import UserError
 from siclip_platform.cli import app
+from siclip_platform.datasets.importing.beside import BesideConfig
 from siclip_platform.display import Terminal
 from siclip_platform.rehearsal import worker
 from siclip_platform.rehearsal.job import CPU_BATCH, Rehearsal
-from siclip_platform.rehearsal.preparation import Measured, import_rows, rate
+from siclip_platform.rehearsal.preparation import Measured, check_recipe, import_rows, rate
 from siclip_platform.rehearsal.rehearse import Outcome, prepare_folder, rehearse
 from siclip_platform.rehearsal.show import commands, duration, show
 from siclip_platform.rehearsal.stages import Result, Stage, StageFailed, State, check_disk, stages
@@ -138,6 +139,8 @@ def test_after_success_the_commands_of_the_whole_job(job: Rehearsal) -> None:
     assert embedded.endswith("--augmentations 10 --image-size 64 --captions coca")
     assert trained == "siclip-platform train --recipe nano.yaml --set training.seed=3"
     text = printed(outcome)
+    assert text.rstrip().endswith(f"next: {imported}")
+    assert "siclip-platform tune --recipe nano.yaml --set data.limit=N" in text
     assert "80 pairs, takes about 2.0 h on this machine and 3.2 GB of disk" in text
     assert (
         "plan --recipe nano.yaml --pairs 80 --pipeline --card NAME" in text
@@ -227,3 +230,27 @@ def test_bad_input_ends_before_a_stage(tmp_path: Path, job: Rehearsal) -> None:
     done = CliRunner().invoke(app, ["rehearse", str(recipe), source, "--out", str(tmp_path)])
     assert isinstance(done.exception, UserError) and "name another --out" in str(done.exception)
     assert not Path(out).exists()
+
+
+def test_an_imported_dataset_is_refused_with_what_can_be_tried_on_it(tmp_path: Path, digits: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["rehearse", "siclip-nano", str(digits), "--out", str(out)])
+    assert isinstance(done.exception, UserError) and not out.exists()
+    assert f"{digits} is an imported dataset" in str(done.exception)
+    command = str(done.exception).partition("try the training on it: ")[2]
+    assert command == (
+        f"siclip-platform train --recipe siclip-nano --data {digits} --set training.steps=100 --out runs/trial"
+    )
+
+
+def test_what_the_import_of_datacompdr_writes_is_not_made_again(job: Rehearsal, tmp_path: Path) -> None:
+    beside = BesideConfig(name="dr", teachers=("a",), widths=(24,), augmentations=2, operations=0)
+    importing = job.importing.model_copy(update={"beside": beside})
+    recipe = job.recipe.updated({"data.captions": ["dr", "coca"], "data.teacher_embeddings": "dr"})
+    whole = job.model_copy(update={"recipe": recipe, "importing": importing})
+    names = [stage.name for stage in stages(whole)]
+    assert names[:4] == ["recipe and teacher", "import", "captions coca", "training, killed"]
+    lines = commands(Outcome(whole, {}, None, State(rows=80)))
+    assert [line.split()[1:3] for line in lines] == [["data", "import"], ["data", "caption"], ["train", "--recipe"]]
+    alone = whole.model_copy(update={"recipe": recipe.updated({"data.captions": ["dr"]})})
+    assert check_recipe(alone).note == "embeddings of the source"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -94,3 +99,28 @@ def test_a_study_begins_with_steps(digits: Path, tmp_path: Path) -> None:
     recipe = digits_student(digits).updated({"training.epochs": 4, "training.batch_size": 32})
     start = StartingPoint.new(Options(out=tmp_path, data=digits), recipe)
     assert (start.base.training.steps, start.base.training.epochs) == (30, 0)
+
+
+def test_ray_is_imported_with_its_settings(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads RAY_AUTH_MODE when it is imported, and a saved state is read before a cluster is joined."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "none yet")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    imported: dict[str, str | None] = {}
+
+    class Recorder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        """Stands for Ray's packages."""
+
+        def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+            return ModuleSpec(name, self, is_package=True) if name in ("ray", "ray.train") else None
+
+        def exec_module(self, module: ModuleType) -> None:
+            imported[module.__name__] = os.environ.get("RAY_AUTH_MODE")
+
+    for name in ("ray", "ray.train"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # so that it is put back
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Recorder(), *sys.meta_path])
+    runs.done["train"] = 100
+    base = digits_student(tmp_path, steps=100).updated(CONSTANT)
+    extended(study(tmp_path, base), base.updated({"training.steps": 130}))
+    assert imported == {"ray": "token", "ray.train": "token"}

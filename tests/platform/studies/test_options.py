@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from siclip.errors import UserError
+from siclip_platform.spaces import load_space
 from siclip_platform.storage.sizes import parse_bytes
 from siclip_platform.studies.command_line import command_line
 from siclip_platform.studies.options import Options, check_sharing
@@ -35,6 +36,22 @@ def test_sharing_patterns_are_checked_against_the_models_blocks() -> None:
     assert check("model.text_sharing", "none") is None
     assert "2 numbers for 4 blocks" in check("model.text_sharing", "qk:0-0")
     assert check("loss.negatives", "qk:0-0") is None
+
+
+@pytest.mark.parametrize("name", ["wikd", "sharing_patterns"])
+def test_students_with_twelve_text_blocks_have_spaces_of_their_own(name: str) -> None:
+    twelve = load_space(f"{name}_siclip2", check_value=check_sharing("siclip2-s0"))
+    four = load_space(name, check_value=check_sharing("siclip-s0"))
+    for wrong, model in ((name, "siclip2-s0"), (f"{name}_siclip2", "siclip-s0")):
+        with pytest.raises(UserError) as refused:
+            load_space(wrong, check_value=check_sharing(model))
+        lines = [line for line in str(refused.value).splitlines() if "sharing pattern" in line]
+        assert len(lines) == 5 and all(
+            f"{wrong}.yaml:" in line and "write 'none' or PART:0-0-1-1" in line for line in lines
+        )
+        assert ("--space wikd_siclip2 and sharing_patterns_siclip2" in lines[0]) == (model == "siclip2-s0")
+    same = [[each for each in space.parameters if each.path != "model.text_sharing"] for space in (twelve, four)]
+    assert same[0] == same[1] and len(twelve.parameters) == len(four.parameters) == len(same[0]) + 1
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GB", 20 * 10**9), ("1.5 tb", 1.5e12), ("300MB", 3e8), ("7KB", 7000)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -34,3 +35,4 @@ def build(
         dataset = build_digit_scenes(folder, config, task.progress)
     rows = ", ".join(f"{dataset.rows(split):,} {split}" for split in dataset.split_names)
     display.say(f"{dataset.folder}: {rows}; manifest {dataset.hash}")
+    display.say(f"next: siclip-platform train --recipe digits-teacher --data {shlex.quote(str(folder))}")

@@ -91,5 +91,6 @@ def caption(
         f"near-equal, {counts['dissimilar']:,} dissimilar; {counts['images_without']:,} images without one); "
         f"manifest {built.sidecar.hash}"
     )
+    display.say(f"to train on them: --set data.captions=[{name}]")
     for line in degenerate(built.sidecar, dataset):
         display.say(printable(line))

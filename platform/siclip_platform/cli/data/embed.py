@@ -74,3 +74,4 @@ def embed(
         f"{built.sidecar.folder}: {built.counts['images']:,} images × {augmentations}, {built.counts['captions']:,} "
         f"captions; teacher {plan.layout.teacher}, key {plan.layout.key}; manifest {built.sidecar.hash}"
     )
+    display.say(f"to train on them: --set data.teacher_embeddings={name}")

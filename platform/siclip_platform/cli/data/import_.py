@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,3 +53,4 @@ def import_(
             progress=task.progress,
         )
     show_imported(display, done, config)
+    display.say(f"next: siclip-platform train --recipe NAME-OR-FILE --data {shlex.quote(words[-1])}")

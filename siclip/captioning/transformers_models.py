@@ -1,7 +1,7 @@
 """Any image-to-text model of transformers as a captioner: BLIP, GIT, Florence-2, SmolVLM and others.
 
 Code of a hub repository or of a folder is never run. The draws are those of `siclip.captioning.sampling`; the caches
-are those of transformers.
+are those of transformers. An image is encoded once for all its captions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from siclip.captioning.captioner import Pixels, Prepare, whole
 from siclip.captioning.coca import CaptionPrecision
 from siclip.captioning.sampling import Draws, Sampling, draws, pick
+from siclip.captioning.shared_images import encode_once
 from siclip.errors import UserError
 from siclip.models.hashing import weights_hash
 
@@ -61,6 +62,7 @@ class TransformersCaptioner:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model, self.processor = _opened(source, dtype)
         self.model = model.eval().requires_grad_(False)
+        encode_once(self.model)
         self.hash = weights_hash(self.model)
         self.model.to(self.device)
         self.name = f"{Path(source).absolute().name}@{self.hash}" if Path(source).is_dir() else source
@@ -96,15 +98,15 @@ class TransformersCaptioner:
 
     @torch.no_grad()
     def _batch(self, images: Sequence[Pixels], ids: Sequence[str], per_image: int) -> list[list[str]]:
-        # Row r is a caption of image r // per_image; transformers encodes an image once per row.
-        repeated = [image for image in images for _ in range(per_image)]
-        inputs = self._inputs(repeated)
+        inputs = self._inputs(images)
         drawn = _Drawn(draws(self.sampling, ids, per_image), self.sampling, self.device)
         out = self.model.generate(
             **inputs,
             logits_processor=[drawn],
-            # Greedy, because the processor leaves the drawn token only.
-            do_sample=False,
+            # Row r is a caption of image r // per_image. Several sequences of an input are returned only where
+            # transformers samples; the processor leaves it the drawn token only.
+            num_return_sequences=per_image,
+            do_sample=True,
             num_beams=1,
             temperature=None,
             top_p=None,
@@ -128,10 +130,10 @@ class TransformersCaptioner:
         )
         return text
 
-    def _inputs(self, images: list[Pixels]) -> dict[str, Any]:
+    def _inputs(self, images: Sequence[Pixels]) -> dict[str, Any]:
         # Processors of dialogues expect a list of images for each text.
         nested = getattr(self.processor, "chat_template", None)
-        arguments: dict[str, Any] = {"images": [[image] for image in images] if nested else images}
+        arguments: dict[str, Any] = {"images": [[image] for image in images] if nested else list(images)}
         if self.text is not None:
             arguments["text"] = [self.text] * len(images)
         try:

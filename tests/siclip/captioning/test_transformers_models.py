@@ -14,6 +14,7 @@ import transformers
 
 from siclip.captioning.captioner import whole
 from siclip.captioning.sampling import Sampling
+from siclip.captioning.shared_images import encode_once
 from siclip.captioning.transformers_models import TransformersCaptioner
 from siclip.errors import UserError
 
@@ -109,7 +110,76 @@ def test_captions_follow_from_the_image_its_id_and_the_seed(tmp_path: Path, kind
     assert not any("Describe the image in one sentence." in text for texts in together for text in texts)
     order = [3, 0]
     assert captioner.captions([images[i] for i in order], ["d", "a"], 3) == [together[i] for i in order]
+    # The number of captions does not change the first ones, which are drawn by their number.
+    assert captioner.captions(images, list("abcde"), 1) == [texts[:1] for texts in together]
     assert captioner.name == f"{kind}@{captioner.hash}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["blip", "git", "llava"])
+def test_an_image_is_encoded_once_for_all_its_captions(tmp_path: Path, kind: str) -> None:
+    folder = saved_dialogue(tmp_path / kind) if kind == "llava" else saved(tmp_path / kind, kind)
+    captioner = TransformersCaptioner(str(folder), Sampling(min_tokens=2, max_tokens=4), batch_size=2)
+    seen: list[int] = []
+    (patches,) = (part for part in captioner.model.modules() if isinstance(part, torch.nn.Conv2d))
+    patches.register_forward_hook(lambda part, arguments, out: seen.append(len(out)))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(4)]
+    # Equal images have captions of their own.
+    captions = captioner.captions([*images, images[3]], list("abcde"), 3)
+    assert [len(texts) for texts in captions] == [3] * 5 and captions[3] != captions[4]
+    assert seen == [2, 2, 1]
+
+
+def test_outputs_of_a_tower_are_those_of_every_row() -> None:
+    class Tower(torch.nn.Module):
+        rows = 0
+
+        def forward(self, pixel_values: torch.Tensor, mask: torch.Tensor | None = None) -> Any:
+            self.rows = len(pixel_values)
+            flat = pixel_values.flatten(1)
+            states = flat if mask is None else flat * mask[:, None]
+            return transformers.modeling_outputs.BaseModelOutput(
+                last_hidden_state=states, hidden_states=(states, 2 * states)
+            )
+
+    model = torch.nn.Sequential(Tower())
+    plain, shared = Tower(), model[0]
+    encode_once(model)
+    images = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([1.0, 2.0, 3.0])
+    # Blocks of two pictures for each of two captions, as SmolVLM cuts an image; then one picture.
+    order = torch.tensor([0, 1, 0, 1, 2, 2])
+    for dtype in (torch.float32, torch.bfloat16):
+        pixels = images[order].to(dtype)
+        for arguments, rows in (((), 3), ((mask[order],), 3), ((torch.arange(6.0),), 6)):
+            found, expected = shared(pixels, *arguments), plain(pixels, *arguments)
+            assert shared.rows == rows
+            assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+            assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
+    # Patches of several images in one sequence, as Qwen packs them, are no rows of images.
+    assert torch.equal(shared(pixels.flatten(2)).last_hidden_state, pixels.flatten(1)) and shared.rows == 6
+
+
+def test_a_gpu_of_half_the_memory_takes_half_the_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    captioner = object.__new__(TransformersCaptioner)
+    captioner.name, captioner.device, captioner.batch_size = "m", torch.device("cpu"), 8
+    room = 2
+
+    def limited(images: list[Any], ids: list[str], per_image: int) -> list[list[str]]:
+        if len(images) > room:
+            raise torch.OutOfMemoryError
+        return [[name] * per_image for name in ids]
+
+    monkeypatch.setattr(captioner, "_batch", limited)
+    images: list[Any] = [None] * 5
+    assert captioner.captions(images, list("abcde"), 2) == [[name] * 2 for name in "abcde"]
+    assert captioner.batch_size == 2 and "2 images at a time" in caplog.text
+    room = 0
+    with pytest.raises(UserError, match="captioning of one image with m does not fit into the memory"):
+        captioner.captions(images, list("abcde"), 2)
 
 
 @pytest.mark.slow

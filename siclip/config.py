@@ -18,6 +18,8 @@ BlockKind = Literal["attention", "sasp"]
 ContrastiveBase = Literal["clip", "siglip"]
 MiningStrategy = Literal["sampled", "hardest", "semi_hard", "uniform", "teacher", "annealed"]
 PairHead = Literal["product", "mlp"]
+GeneratedColumns = Literal["none", "own", "batch"]
+TeacherMask = Literal["auto", "on", "off"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BlockNorm = Literal["tower", "batch", "layer", "rms"]
 ImageFfn = Literal["conv", "plain"]
@@ -205,6 +207,7 @@ LossTerm = Literal[
     "relational_temperature",
     "interactive_contrastive",
     "pair_matching",
+    "generated_hinge",
 ]
 
 
@@ -236,6 +239,14 @@ class LossConfig(Config):
         pair_head: see `siclip.losses.PairMatchingHead`.
         negatives: mining strategy of pair matching, see `siclip.losses.mine_negatives`.
         false_negative_similarity: teacher text-text cosine above which a pair is not used as a negative.
+        teacher_mask: whether that cosine masks pairs of pair matching, beside equal images and captions, which always
+            do; ``auto``: unless generated false captions are used, whose one-word differences it would call equal.
+        generated_columns: the false captions of ``data.negatives`` as further columns of the contrastive loss, for
+            the image side: ``own`` each image's own, ``batch`` those of the whole batch.
+        generated_hinge: weight of the hinge loss that keeps an image closer to its caption than to its false ones.
+        generated_margin: by how much, as a difference of cosines.
+        generated_share: the share of pair matching's negative texts that are false captions of ``data.negatives``;
+            the others are mined.
         schedule: stages in ascending order of ``step``. A weight that is 0 at the start cannot be raised later,
             because its part is not built.
     """
@@ -251,6 +262,11 @@ class LossConfig(Config):
     pair_head: PairHead = "product"
     negatives: MiningStrategy = "sampled"
     false_negative_similarity: float = Field(0.9, gt=0, le=1)
+    teacher_mask: TeacherMask = "auto"
+    generated_columns: GeneratedColumns = "none"
+    generated_hinge: Weight = 0.0
+    generated_margin: float = Field(0.2, gt=0, le=2)
+    generated_share: float = Field(0.0, ge=0, le=1)
     schedule: tuple[LossStage, ...] = ()
 
     @model_validator(mode="after")
@@ -274,6 +290,17 @@ class LossConfig(Config):
     @property
     def needs_teacher(self) -> bool:
         return self.distils or (self.pair_matching > 0 and self.negatives == "teacher")
+
+    @property
+    def uses_generated(self) -> bool:
+        """Whether a part with a weight uses generated false captions."""
+        columns = self.contrastive > 0 and self.generated_columns != "none"
+        return columns or self.generated_hinge > 0 or (self.pair_matching > 0 and self.generated_share > 0)
+
+    @property
+    def masks_by_teacher(self) -> bool:
+        """Whether the teacher's similarity masks pairs of pair matching."""
+        return self.teacher_mask == "on" or (self.teacher_mask == "auto" and not self.uses_generated)
 
     @property
     def distils(self) -> bool:

@@ -1,6 +1,6 @@
 """The batch: the input of one training step.
 
-Shapes: B batch, T context length, C width of a tower, D_t a teacher's embed_dim.
+Shapes: B batch, T context length, C width of a tower, D_t a teacher's embed_dim, K false captions of a sample.
 """
 
 from __future__ import annotations
@@ -32,6 +32,30 @@ class TrunkFeatures:
 
 
 @dataclass(frozen=True)
+class Negatives:
+    """False captions of each sample of a batch, K each.
+
+    Attributes:
+        tokens: token ids (B, K, T) int64.
+        ids: (B, K) int64, as the batch's ``caption_ids``.
+        kinds: (B, K) int64, an index of `siclip.data.negatives.KINDS`; -1: the sample has no further one.
+    """
+
+    tokens: Tensor
+    ids: Tensor
+    kinds: Tensor
+
+    def __getitem__(self, rows: slice) -> Negatives:
+        return Negatives(self.tokens[rows], self.ids[rows], self.kinds[rows])
+
+    def pin_memory(self) -> Negatives:
+        return Negatives(self.tokens.pin_memory(), self.ids.pin_memory(), self.kinds.pin_memory())
+
+    def to(self, device: torch.device) -> Negatives:
+        return Negatives(*(part.to(device, non_blocking=True) for part in (self.tokens, self.ids, self.kinds)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Images with one caption each.
 
@@ -41,6 +65,7 @@ class Batch:
         image_ids, caption_ids: (B,) int64, equal where the image or the caption is the same.
         features: precomputed outputs of a frozen trunk.
         teacher_image, teacher_text: precomputed unit embeddings of a teacher, (B, D_t).
+        negatives: false captions of the samples; None: they are not read.
     """
 
     images: Tensor | None
@@ -50,6 +75,7 @@ class Batch:
     features: TrunkFeatures | None = None
     teacher_image: Tensor | None = None
     teacher_text: Tensor | None = None
+    negatives: Negatives | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -64,12 +90,18 @@ class Batch:
 
         Args:
             columns: ``tokens``, ``image_ids``, ``caption_ids`` and optionally ``images``, ``teacher_image``,
-                ``teacher_text``, ``trunk_image`` and ``trunk_text`` (bf16 viewed as uint16, as numpy has no bf16).
+                ``teacher_text``, ``trunk_image`` and ``trunk_text`` (bf16 viewed as uint16, as numpy has no bf16),
+                ``negative_tokens``, ``negative_ids`` and ``negative_kinds``.
         """
         tensors = {name: _tensor(array) for name, array in columns.items()}
         features = None
         if "trunk_image" in tensors:
             features = TrunkFeatures(*(tensors[name].view(torch.bfloat16) for name in ("trunk_image", "trunk_text")))
+        negatives = None
+        if "negative_tokens" in tensors:
+            negatives = Negatives(
+                tensors["negative_tokens"].long(), tensors["negative_ids"], tensors["negative_kinds"]
+            )
         return cls(
             images=tensors.get("images"),
             tokens=tensors["tokens"].long(),
@@ -78,6 +110,7 @@ class Batch:
             features=features,
             teacher_image=tensors.get("teacher_image"),
             teacher_text=tensors.get("teacher_text"),
+            negatives=negatives,
         )
 
     def to(self, device: torch.device) -> Batch:

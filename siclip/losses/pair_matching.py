@@ -177,16 +177,50 @@ class PairMatchingOutput(NamedTuple):
         positive_accuracy: share of the positives with a logit above 0.
         negative_accuracy: share of the negatives with a logit of at most 0; nan if no row has a negative.
         dropped: int64, how many of the 2B negatives are missing.
+        generated_accuracy: as ``negative_accuracy``, of the generated false captions alone; None without any.
     """
 
     loss: Tensor
     positive_accuracy: Tensor
     negative_accuracy: Tensor
     dropped: Tensor
+    generated_accuracy: Tensor | None = None
+
+
+class ChosenFalse(NamedTuple):
+    """A generated false caption for each image: ``text`` (B, D), and ``used`` (B,) bool, whether it is a negative."""
+
+    text: Tensor
+    used: Tensor
+
+
+@torch.no_grad()
+def choose_generated(kinds: Tensor, share: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Which images get a generated false caption as their negative text, and which of theirs.
+
+    Args:
+        kinds: (B, K), negative where a sample has no further false caption.
+        share: the probability that an image with false captions gets one of them.
+        generator: the only source of randomness, as in `mine_negatives`.
+
+    Returns:
+        (B,) long, the index of one of the K, each with the same probability; (B,) bool, whether it is used.
+    """
+    device = generator.device if generator else kinds.device
+    noise = torch.rand((len(kinds), kinds.shape[1] + 1), generator=generator, device=device).to(kinds.device)
+    present = kinds >= 0
+    which = noise[:, 1:].masked_fill(~present, -1.0).argmax(dim=1)
+    return which, (noise[:, 0] < share) & present.any(dim=1)
 
 
 def pair_matching_loss(
-    image: Tensor, text: Tensor, head: nn.Module, *, text_negatives: Tensor, image_negatives: Tensor
+    image: Tensor,
+    text: Tensor,
+    head: nn.Module,
+    *,
+    text_negatives: Tensor,
+    image_negatives: Tensor,
+    generated: ChosenFalse | None = None,
 ) -> PairMatchingOutput:
     """Mean binary cross-entropy over 3B pairs (arXiv 2411.14789).
 
@@ -198,15 +232,18 @@ def pair_matching_loss(
         head: maps (N, D), (N, D) to (N,) logits.
         text_negatives: (B,) long, for image i the index of a text that does not match it, or -1.
         image_negatives: (B,) long, for text i the index of an image that does not match it, or -1.
+        generated: false captions that take the place of an image's negative text.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, text = full_precision(image, text)
         kept_2B = torch.cat([text_negatives, image_negatives]) >= 0
         positive_B = head(image, text)
         # A missing negative has index -1; any valid index will do, because its weight is 0.
-        negative_2B = torch.cat(
-            [head(image, text[text_negatives.clamp(min=0)]), head(image[image_negatives.clamp(min=0)], text)]
-        )
+        false_BD = text[text_negatives.clamp(min=0)]
+        if generated is not None:
+            false_BD = torch.where(generated.used[:, None], generated.text.to(text.dtype), false_BD)
+            kept_2B = kept_2B | torch.cat([generated.used, torch.zeros_like(generated.used)])
+        negative_2B = torch.cat([head(image, false_BD), head(image[image_negatives.clamp(min=0)], text)])
         # Missing negatives get weight 0 instead of being filtered out: a filter would synchronise with the device.
         loss_sum = F.softplus(-positive_B).sum() + (F.softplus(negative_2B) * kept_2B).sum()
         return PairMatchingOutput(
@@ -214,4 +251,7 @@ def pair_matching_loss(
             positive_accuracy=(positive_B > 0).float().mean(),
             negative_accuracy=((negative_2B <= 0) & kept_2B).sum() / kept_2B.sum(),
             dropped=(~kept_2B).sum(),
+            generated_accuracy=None
+            if generated is None
+            else ((negative_2B[: len(image)] <= 0) & generated.used).sum() / generated.used.sum(),
         )

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from siclip.checkpoints.inherit import freeze_inherited
 from siclip.config import FreezePolicy, LossConfig, ModelConfig, TrainingConfig
-from siclip.data.batch import Batch, TrunkFeatures
+from siclip.data.batch import Batch, Negatives, TrunkFeatures
 from siclip.models.clip import Clip
 from siclip.teachers import ModelTeacher, Teacher
 from siclip.training.trainer import Trainer
@@ -79,7 +79,13 @@ def fake_trainer(
 
 
 def fake_batch(
-    config: ModelConfig, size: int, device: torch.device, *, features: bool = False, teacher: int = 0
+    config: ModelConfig,
+    size: int,
+    device: torch.device,
+    *,
+    features: bool = False,
+    teacher: int = 0,
+    negatives: int = 0,
 ) -> Batch:
     """A batch of fake tensors; requires an active FakeTensorMode.
 
@@ -89,11 +95,12 @@ def fake_batch(
         device: of its tensors.
         features: stored outputs of the trunk, bf16, instead of images.
         teacher: width of stored teacher embeddings; 0: none.
+        negatives: generated false captions of each sample; 0: none.
     """
     image, text = config.image, config.text
 
-    def ids() -> Tensor:
-        return torch.empty(size, dtype=torch.int64, device=device)
+    def ids(*more: int) -> Tensor:
+        return torch.empty(size, *more, dtype=torch.int64, device=device)
 
     def embeddings() -> Tensor | None:
         return torch.empty(size, teacher, device=device) if teacher else None
@@ -109,12 +116,15 @@ def fake_batch(
         None
         if features
         else torch.empty(size, image.image_size, image.image_size, 3, dtype=torch.uint8, device=device),
-        torch.empty(size, text.context_length, dtype=torch.int64, device=device),
+        ids(text.context_length),
         ids(),
         ids(),
         features=stored,
         teacher_image=embeddings(),
         teacher_text=embeddings(),
+        negatives=Negatives(ids(negatives, text.context_length), ids(negatives), ids(negatives))
+        if negatives
+        else None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from siclip.config import LossConfig, ModelConfig, TrainingConfig
+from siclip.config import Config, LossConfig, ModelConfig, TrainingConfig
 from siclip.data.cursor import Cursor, check_cursor
 from siclip.errors import UserError
 from siclip.training.optimizer import learning_rate
@@ -64,19 +64,19 @@ def _comparable(run: Mapping[str, Any], step: int) -> dict[str, Any]:
 
     These are the stages of the loss schedule from that step on, and the fields that `_check_length` compares.
     """
-    loss = dict(run.get("loss") or {})
+    loss = _with_defaults(dict(run.get("loss") or {}), LossConfig)
     loss["schedule"] = [stage for stage in loss.get("schedule", ()) if stage["step"] < step]
-    training = _with_defaults(dict(run.get("training") or {}))
+    training = _with_defaults(dict(run.get("training") or {}), TrainingConfig)
     kept = {name: value for name, value in training.items() if name not in (*LENGTH, "checkpoint_every")}
     return {**run, "loss": loss, "training": kept}
 
 
-def _with_defaults(training: dict[str, Any]) -> dict[str, Any]:
-    """A training config of an earlier version with the fields that it did not have; as it is if it is not valid."""
+def _with_defaults(values: dict[str, Any], config: type[Config]) -> dict[str, Any]:
+    """A config of an earlier version with the fields that it did not have; as it is if it is not valid."""
     try:
-        return TrainingConfig.model_validate(training).model_dump(mode="json")
+        return config.model_validate(values).model_dump(mode="json")
     except ValidationError:
-        return training
+        return values
 
 
 def same_steps(one: TrainingConfig, other: TrainingConfig) -> int:

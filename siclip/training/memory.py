@@ -54,10 +54,15 @@ def with_longest_captions(batch: Batch) -> Batch:
     end = batch.tokens.max()
     tokens = torch.randint_like(batch.tokens, max(1, int(end)))
     tokens[:, -1] = end
+    negatives = batch.negatives
+    if negatives is not None:
+        false = torch.randint_like(negatives.tokens, max(1, int(end)))
+        false[..., -1] = end
+        negatives = replace(negatives, tokens=false)
     features = batch.features
     if features is not None:
         features = replace(features, text=torch.randn_like(features.text))
-    return replace(batch, tokens=tokens, features=features)
+    return replace(batch, tokens=tokens, features=features, negatives=negatives)
 
 
 def is_limited(device: torch.device) -> bool:

@@ -9,21 +9,21 @@ batch, and gradients are summed after it.
 
 This is exact if the encoding of a sample does not depend on the other samples: every BatchNorm is in eval mode.
 
-Shapes: B samples of this worker, D embed_dim.
+Shapes: B samples of this worker, D embed_dim, T context length, K generated false captions of a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from siclip.data.batch import Batch, TrunkFeatures, to_float_images
+from siclip.data.batch import Batch, Negatives, TrunkFeatures, to_float_images
 from siclip.errors import UserError
-from siclip.losses import Embeddings, Objective, PairIds
+from siclip.losses import Embeddings, GeneratedTexts, Objective, PairIds
 from siclip.models.clip import Clip
 from siclip.models.fused_trunk import fused_trunk
 from siclip.teachers import Teacher, fit_context
@@ -72,7 +72,7 @@ class Step:
         """
         forward = self.forward(batch, generator, progress=progress)
         scale(forward.parts["loss"]).backward()  # type: ignore[no-untyped-call]
-        image, text = forward.gradients()
+        image, text, negatives = forward.gradients()
         chunks, slices, last = forward.chunks, forward.slices, forward.chunks[-1]
         # Last chunk first: its graph is already in memory and is freed before another one is built.
         for chunk, rows in zip(reversed(chunks), reversed(slices), strict=True):
@@ -81,13 +81,19 @@ class Step:
                 assert chunk.random_state is not None
                 with chunk.random_state.replayed():
                     self._encode(chunk)
-            _flow_back(((chunk.image, image[rows]), (chunk.text, text[rows])))
+            pairs = [(chunk.image, image[rows]), (chunk.text, text[rows])]
+            if chunk.negatives is not None and negatives is not None:
+                pairs.append((chunk.negatives, negatives[rows]))
+            _flow_back(pairs)
             chunk.forget()
         reduce_gradients(self.model, self.objective)
         return forward.parts
 
     def forward(self, batch: Batch, generator: torch.Generator | None, *, progress: float = 0.0) -> _Forward:
         """Everything before the backward pass: trunk, teacher, embeddings and loss. Arguments as `gradients`."""
+        if not self.objective.config.uses_generated:
+            # Texts that no part of the loss uses are not encoded.
+            batch = replace(batch, negatives=None)
         with self.autocast():
             features = trunk_features(self.model, batch) if self.model.trunk_is_frozen() else None
             teacher = self._targets(batch, features)
@@ -136,7 +142,16 @@ class Step:
         with self.autocast():
             features = chunk.features or trunk_features(self.model, chunk.batch)
             head = self.compiled_head or self.model.head
-            chunk.image, chunk.text = head(features, fitted_tokens(self.model, chunk.batch))
+            tokens, negatives = fitted_tokens(self.model, chunk.batch), chunk.batch.negatives
+            if negatives is None:
+                chunk.image, chunk.text = head(features, tokens)
+                return
+            # True and false captions in one pass: a BatchNorm in train mode must not tell them apart.
+            false = _fitted(self.model, negatives.tokens.flatten(0, 1))
+            text = torch.cat([features.text, _false_features(self.model, chunk.batch, false, features.text.dtype)])
+            chunk.image, texts = head(TrunkFeatures(features.image, text), torch.cat([tokens, false]))
+            chunk.text = texts[: len(tokens)]
+            chunk.negatives = texts[len(tokens) :].view(*negatives.ids.shape, -1)
 
     def _targets(self, batch: Batch, features: TrunkFeatures | None) -> Embeddings | None:
         """The teacher's embeddings, computed for `TRUNK_CHUNK` samples at a time."""
@@ -168,8 +183,24 @@ class Step:
             caption=joined(chunk.batch.caption_ids for chunk in chunks),
         )
         student = Embeddings(image=image, text=text, logit_scale=self.model.scale())
-        parts: dict[str, Tensor] = self.objective(student, teacher, ids, generator, progress=progress)
-        return _Forward(chunks, slices, parts, image, text)
+        generated = _joined_negatives(chunks)
+        parts: dict[str, Tensor] = self.objective(
+            student, teacher, ids, generator, progress=progress, generated=generated
+        )
+        return _Forward(chunks, slices, parts, image, text, None if generated is None else generated.text)
+
+
+def _joined_negatives(chunks: list[_Chunk]) -> GeneratedTexts | None:
+    """The false captions of all micro-batches and workers, their embeddings as a new leaf; None without any."""
+    found = [(chunk.negatives, chunk.batch.negatives) for chunk in chunks]
+    pairs = [(embeddings, batch) for embeddings, batch in found if embeddings is not None and batch is not None]
+    if not pairs:
+        return None
+    return GeneratedTexts(
+        text=joined(embeddings.detach() for embeddings, _ in pairs).requires_grad_(),
+        ids=joined(batch.ids for _, batch in pairs),
+        kinds=joined(batch.kinds for _, batch in pairs),
+    )
 
 
 _TOWERS = ("image", "text")
@@ -216,7 +247,23 @@ def _as_computed(stored: TrunkFeatures) -> TrunkFeatures:
 
 def fitted_tokens(model: Clip, batch: Batch) -> Tensor:
     """The batch's token ids, truncated to the model's context length if that is shorter."""
-    return fit_context(batch.tokens, min(batch.tokens.shape[1], model.config.text.context_length))
+    return _fitted(model, batch.tokens)
+
+
+def _fitted(model: Clip, tokens: Tensor) -> Tensor:
+    return fit_context(tokens, min(tokens.shape[1], model.config.text.context_length))
+
+
+def _false_features(model: Clip, batch: Batch, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """The text trunk's output for false captions (N, T), in the precision of the true ones, which may be stored."""
+    if not model.trunk_is_frozen():
+        return model.text_encoder.trunk(tokens)
+    with torch.no_grad():
+        features = torch.cat([model.text_encoder.trunk(ids) for ids in torch.split(tokens, TRUNK_CHUNK)])
+    if batch.features is not None:
+        # Rounded like the stored ones, so that only the words tell true and false captions apart.
+        features = features.to(batch.features.text.dtype)
+    return features.to(dtype)
 
 
 class _Chunk:
@@ -226,15 +273,19 @@ class _Chunk:
         self.batch = batch
         self.features = features
         self.image = self.text = torch.empty(0)
+        self.negatives: Tensor | None = None
         self.random_state: _RandomState | None = None
 
     @classmethod
     def joining(cls, chunks: list[_Chunk]) -> _Chunk:
-        """A chunk of all their samples, for the head: it has only tokens and trunk features."""
+        """A chunk of all their samples, for the head: it has only texts and trunk features."""
         tokens, ids = (torch.cat([getattr(c.batch, name) for c in chunks]) for name in ("tokens", "image_ids"))
         features = [chunk.features for chunk in chunks if chunk.features]
         towers = (torch.cat([getattr(f, tower) for f in features]) for tower in _TOWERS)
-        return cls(Batch(None, tokens, ids, ids), TrunkFeatures(*towers))
+        # Only whether features are stored, and their precision, matters: the trunk has run.
+        stored = chunks[0].batch.features
+        whole = Batch(None, tokens, ids, ids, features=stored, negatives=_joined_tokens(chunks))
+        return cls(whole, TrunkFeatures(*towers))
 
     def share(self, chunks: list[_Chunk]) -> None:
         """Distribute the embeddings to the chunks that were joined."""
@@ -243,11 +294,21 @@ class _Chunk:
             chunks, torch.split(self.image, sizes), torch.split(self.text, sizes), strict=True
         ):
             chunk.image, chunk.text = image, text
+        if self.negatives is not None:
+            for chunk, negatives in zip(chunks, torch.split(self.negatives, sizes), strict=True):
+                chunk.negatives = negatives
 
     def forget(self) -> None:
         """Free the memory that the next micro-batch needs."""
-        self.features = None
+        self.features, self.negatives = None, None
         self.image = self.text = torch.empty(0)
+
+
+def _joined_tokens(chunks: list[_Chunk]) -> Negatives | None:
+    found = [chunk.batch.negatives for chunk in chunks if chunk.batch.negatives is not None]
+    if not found:
+        return None
+    return Negatives(*(torch.cat([getattr(one, name) for one in found]) for name in ("tokens", "ids", "kinds")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +320,7 @@ class _Forward:
         slices: their rows.
         parts: the objective's scalars.
         image, text: the embeddings of all workers, (W·B, D); the loss has a small graph of its own, which ends here.
+        negatives: those of generated false captions, (W·B, K, D); None without any.
     """
 
     chunks: list[_Chunk]
@@ -266,11 +328,13 @@ class _Forward:
     parts: dict[str, Tensor]
     image: Tensor
     text: Tensor
+    negatives: Tensor | None = None
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """The gradients of the loss for this worker's embeddings, (B, D) each, once it was propagated to them."""
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients of the loss for this worker's embeddings, shaped like them, once it was propagated there."""
         assert self.image.grad is not None and self.text.grad is not None
-        return own_rows(self.image.grad), own_rows(self.text.grad)
+        false = None if self.negatives is None or self.negatives.grad is None else own_rows(self.negatives.grad)
+        return own_rows(self.image.grad), own_rows(self.text.grad), false
 
 
 def _grouped(chunks: list[_Chunk]) -> Iterator[list[_Chunk]]:

@@ -33,7 +33,13 @@ WEIGHTS = {
     "interactive_contrastive": 0.4,
     "pair_matching": 2.0,
 }
-DIAGNOSTICS = {"pair_positive_accuracy", "pair_negative_accuracy", "pair_dropped", "pair_masked_share"}
+DIAGNOSTICS = {
+    "pair_positive_accuracy",
+    "pair_negative_accuracy",
+    "pair_dropped",
+    "pair_masked_share",
+    "pair_masked_by_teacher",
+}
 ALONE = {**dict.fromkeys(WEIGHTS, 0.0), "contrastive": 1.0}
 IDS = PairIds(image=torch.tensor([0, 0, *range(2, B)]), caption=torch.tensor([*range(B - 1), 2]))
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import siclip
 from siclip.config import LossConfig
-from siclip.data.batch import Batch, to_float_images
+from siclip.data.batch import Batch, Negatives, TrunkFeatures, to_float_images
 from siclip.errors import UserError
-from siclip.losses import Embeddings, Objective, PairIds
+from siclip.losses import Embeddings, GeneratedTexts, Objective, PairIds
 from siclip.models import Clip, create_model
 from siclip.models.registry import base_of
 from siclip.teachers import ModelTeacher
 from siclip.training.step import Step, trunk_features
 
 EVERYTHING = LossConfig(pair_matching=0.5, pair_head="mlp", negatives="sampled", false_negative_similarity=1.0)
-SIZE = 24
+GENERATED = EVERYTHING.model_copy(
+    update={"generated_columns": "batch", "generated_hinge": 0.5, "generated_share": 0.5, "teacher_mask": "on"}
+)
+SIZE, FALSE = 24, 2
 
 
 def batch(size: int = SIZE) -> Batch:
@@ -26,6 +31,14 @@ def batch(size: int = SIZE) -> Batch:
     ids = torch.arange(size)
     images = torch.randint(0, 256, (size, 64, 64, 3), generator=generator, dtype=torch.uint8)
     return Batch(images, tokens, ids, ids // 2)
+
+
+def with_negatives(data: Batch) -> Batch:
+    """The batch with two false captions of each sample; every third sample has one only."""
+    tokens = torch.randint(1, 400, (len(data), FALSE, 20), generator=torch.Generator().manual_seed(6))
+    kinds = torch.arange(len(data) * FALSE).view(len(data), FALSE) % 8
+    kinds[::3, 1] = -1
+    return replace(data, negatives=Negatives(tokens, 1000 + kinds, kinds))
 
 
 def pair(freeze: str = "inherited", name: str = "siclip-nano") -> tuple[Clip, Clip]:
@@ -57,7 +70,11 @@ def whole_batch_gradients(student: Clip, teacher: Clip, head: Objective, data: B
         theirs = teacher(images, data.tokens)
     target = Embeddings(image=theirs[0], text=theirs[1], logit_scale=teacher.scale().detach())
     own = Embeddings(image=image, text=text, logit_scale=student.scale())
-    parts = head(own, target, PairIds(data.image_ids, data.caption_ids), generator())
+    false = None
+    if data.negatives is not None:
+        encoded = student.encode_text(data.negatives.tokens.flatten(0, 1), normalize=True)
+        false = GeneratedTexts(encoded.view(len(data), FALSE, -1), data.negatives.ids, data.negatives.kinds)
+    parts = head(own, target, PairIds(data.image_ids, data.caption_ids), generator(), generated=false)
     parts["loss"].backward()
     return gradients(student, head) | {"loss": parts["loss"].detach()}
 
@@ -99,6 +116,39 @@ def test_micro_batches_have_the_whole_batchs_gradients(name: str, freeze: str, m
     expected = whole_batch_gradients(student, teacher, head, batch())
     parts = Step(student, head, ModelTeacher(teacher, student), micro).gradients(batch(), generator())
     assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
+
+
+@pytest.mark.parametrize(("freeze", "micro"), [("inherited", 0), ("inherited", 8), ("none", 8)])
+def test_generated_false_captions_have_the_whole_batchs_gradients(freeze: str, micro: int) -> None:
+    student, teacher = pair(freeze)
+    head, data = objective(GENERATED), with_negatives(batch())
+    expected = whole_batch_gradients(student, teacher, head, data)
+    parts = Step(student, head, ModelTeacher(teacher, student), micro).gradients(data, generator())
+    assert_same(gradients(student, head) | {"loss": parts["loss"].detach()}, expected)
+
+
+def test_generated_false_captions_beside_stored_features_are_rounded_like_them() -> None:
+    """Compared with a run from images whose false captions equal the true ones: their embeddings are the same."""
+    student, teacher = pair()
+    data = batch()
+    false = Negatives(data.tokens[:, None], data.caption_ids[:, None] + 100, torch.zeros(SIZE, 1, dtype=torch.int64))
+    features = trunk_features(student, data)
+    rounded = TrunkFeatures(features.image.bfloat16(), features.text.bfloat16())
+    stored = replace(data, images=None, features=rounded, negatives=false)
+    forward = Step(student, objective(GENERATED), ModelTeacher(teacher, student), 8).forward(stored, generator())
+    assert forward.negatives is not None
+    torch.testing.assert_close(forward.negatives[:, 0], forward.text, rtol=0, atol=1e-6)
+
+
+def test_texts_that_no_part_uses_are_not_encoded() -> None:
+    student, teacher = pair()
+    seen: list[int] = []
+    student.text_encoder.transformer[1].register_forward_hook(lambda block, inputs, out: seen.append(len(out)))
+    step = Step(student, objective(), ModelTeacher(teacher, student))
+    plain = step.gradients(batch(), generator())["loss"]
+    beside = step.gradients(with_negatives(batch()), generator())["loss"]
+    assert torch.equal(plain, beside)
+    assert set(seen) == {SIZE}
 
 
 def test_a_shared_trunk_has_the_online_teachers_loss_and_gradients() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 import siclip
 from siclip.config import LossConfig, TrainingConfig
-from siclip.data.batch import Batch, to_float_images
+from siclip.data.batch import Batch, Negatives, to_float_images
 from siclip.errors import UserError
-from siclip.losses import Embeddings, Objective, PairIds
+from siclip.losses import Embeddings, GeneratedTexts, Objective, PairIds
 from siclip.models import Clip, create_model, model_config
 from siclip.teachers import ModelTeacher
 from siclip.training.saving import NOTICE_SECONDS, Saving
@@ -29,6 +30,9 @@ from siclip.training.trainer import Trainer
 
 WORKERS, SIZE, STEPS = 2, 16, 3
 EVERYTHING = LossConfig(pair_matching=0.5, pair_head="mlp", negatives="sampled", false_negative_similarity=1.0)
+GENERATED = EVERYTHING.model_copy(
+    update={"generated_columns": "batch", "generated_hinge": 0.5, "generated_share": 0.5, "teacher_mask": "on"}
+)
 State = dict[str, Tensor]
 
 pytestmark = pytest.mark.slow
@@ -48,7 +52,15 @@ def part(whole: Batch, rank: int) -> Batch:
     return whole[slice(rank * size, (rank + 1) * size)]
 
 
-def models() -> tuple[Clip, Clip, Objective]:
+def with_negatives(whole: Batch) -> Batch:
+    """Two false captions of each sample, of which every third has one only."""
+    tokens = torch.randint(1, 400, (SIZE, 2, 20), generator=torch.Generator().manual_seed(6))
+    kinds = torch.arange(SIZE * 2).view(SIZE, 2) % 8
+    kinds[::3, 1] = -1
+    return replace(whole, negatives=Negatives(tokens, 1000 + kinds, kinds))
+
+
+def models(loss: LossConfig = EVERYTHING) -> tuple[Clip, Clip, Objective]:
     """Student in eval mode with attention that is not uniform, teacher and objective."""
     torch.manual_seed(3)
     teacher, student = create_model("mobileclip-nano").eval(), create_model("siclip-nano")
@@ -56,7 +68,7 @@ def models() -> tuple[Clip, Clip, Objective]:
     for name, parameter in student.named_parameters():
         if name.endswith("query.weight"):
             nn.init.normal_(parameter, std=0.2)
-    return student.eval(), teacher, Objective(EVERYTHING, 128, (128, 128))
+    return student.eval(), teacher, Objective(loss, 128, (128, 128))
 
 
 def gradients(*modules: nn.Module) -> State:
@@ -70,7 +82,7 @@ def gradients(*modules: nn.Module) -> State:
 
 def of_one_forward_pass(data: Batch) -> State:
     """The plain computation, without `Step`: everything in one graph."""
-    student, teacher, objective = models()
+    student, teacher, objective = models(EVERYTHING if data.negatives is None else GENERATED)
     assert data.images is not None
     images = to_float_images(data.images)
     image, text = student(images, data.tokens)
@@ -79,13 +91,17 @@ def of_one_forward_pass(data: Batch) -> State:
     target = Embeddings(image=theirs[0], text=theirs[1], logit_scale=teacher.scale().detach())
     own = Embeddings(image=image, text=text, logit_scale=student.scale())
     ids = PairIds(data.image_ids, data.caption_ids)
-    loss = objective(own, target, ids, torch.Generator().manual_seed(9))["loss"]
+    false = None
+    if data.negatives is not None:
+        encoded = student.encode_text(data.negatives.tokens.flatten(0, 1), normalize=True)
+        false = GeneratedTexts(encoded.view(len(data), 2, -1), data.negatives.ids, data.negatives.kinds)
+    loss = objective(own, target, ids, torch.Generator().manual_seed(9), generated=false)["loss"]
     loss.backward()
     return gradients(student, objective) | {"loss": loss.detach()}
 
 
 def of_a_step(data: Batch, micro_batch_size: int) -> State:
-    student, teacher, objective = models()
+    student, teacher, objective = models(EVERYTHING if data.negatives is None else GENERATED)
     step = Step(student, objective, ModelTeacher(teacher, student), micro_batch_size)
     loss = step.gradients(data, torch.Generator().manual_seed(9))["loss"].detach()
     return gradients(student, objective) | {"loss": loss}
@@ -160,6 +176,7 @@ def main(rank: int, folder: Path) -> None:
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout=limit, rank=rank, world_size=WORKERS)
     found = {str(micro): of_a_step(part(batch(0), rank), micro) for micro in (0, 4)}
+    found["generated"] = of_a_step(part(with_negatives(batch(0)), rank), 4)
     found["one"] = of_a_part_that_one_worker_uses(rank)
     plain = {"refusal": refusal(), "saving": of_saving(rank)}
     torch.save(found | {"training": of_training(rank)} | plain, folder / f"{rank}.pt")
@@ -200,11 +217,12 @@ def relative_distance(ours: State, theirs: State) -> float:
     return float((vectors[0] - vectors[1]).norm() / vectors[1].norm())
 
 
-@pytest.mark.parametrize("micro_batch_size", ["0", "4"])
+@pytest.mark.parametrize("micro_batch_size", ["0", "4", "generated"])
 def test_every_worker_has_the_gradients_of_the_joined_batch(
     found: list[dict[str, State]], micro_batch_size: str
 ) -> None:
-    expected = of_one_forward_pass(batch(0))
+    whole = batch(0)
+    expected = of_one_forward_pass(with_negatives(whole) if micro_batch_size == "generated" else whole)
     loss = expected.pop("loss")
     for rank in range(WORKERS):
         ours = found[rank][micro_batch_size]

@@ -55,5 +55,12 @@ def exact_memory(job: Job) -> StepMemory:
         stored = config.embed_dim if isinstance(teacher, StoredTeacher) else 0
         return step_memory(
             trainer,
-            lambda: fake_batch(config, training.batch_size, DEVICE, features=job.trunk_cache, teacher=stored),
+            lambda: fake_batch(
+                config,
+                training.batch_size,
+                DEVICE,
+                features=job.trunk_cache,
+                teacher=stored,
+                negatives=recipe.data.negatives_per_sample if recipe.loss.uses_generated else 0,
+            ),
         )

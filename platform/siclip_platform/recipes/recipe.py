@@ -61,6 +61,9 @@ class DataConfig(Config):
         captions: names of caption sets stored beside the dataset; their captions follow the dataset's own.
         teacher_embeddings: name of an embedding set stored beside every dataset. Its embeddings are read with the
             samples, in the crops that they were computed from.
+        negatives: name of a set of false captions stored beside every dataset (``data negatives``). They are read if
+            a part of the loss uses them.
+        negatives_per_sample: false captions that a sample brings along, drawn anew in each epoch.
         synthetic_share: the probability of a synthetic caption, for a sample that has original ones too.
         synthetic_captions: how many synthetic captions of a sample are used; 0 uses all.
         caption_weights: weight of a caption among those of its source, by the model that wrote it or by its source.
@@ -87,6 +90,8 @@ class DataConfig(Config):
     limit: int = Field(0, ge=0, le=LARGEST_LIMIT)
     captions: tuple[str, ...] = ()
     teacher_embeddings: str | None = None
+    negatives: str | None = None
+    negatives_per_sample: int = Field(1, ge=1, le=64)
     synthetic_share: Share = 0.5
     synthetic_captions: int = Field(
         0, ge=0, le=LARGEST_COUNT, description="synthetic captions of a sample that are used; 0: all"
@@ -239,6 +244,11 @@ class Recipe(Config):
                 text = f"step {stage.step} is not before training.steps {self.training.steps}; lower it or remove it"
                 problems.add(text, "loss", "schedule", index)
                 break
+        if self.loss.uses_generated and not self.data.negatives:
+            text = (
+                "a part of the loss uses generated false captions: name their set, as data negatives has written it"
+            )
+            problems.add(text, "data", "negatives")
         self._check_base(problems)
         if self.data.trunk_cache:
             self._check_cached_trunk(problems)

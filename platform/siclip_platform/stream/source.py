@@ -8,9 +8,8 @@ from itertools import accumulate
 
 from siclip.data.order import RowGroup, SampleOrder, first_samples
 from siclip.errors import UserError
-from siclip_platform.datasets.derived.embeddings.layout import EmbeddingLayout
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.datasets.sidecar import Sidecar, open_sidecar
+from siclip_platform.datasets.sidecar import COMMANDS, Sidecar, open_sidecar
 from siclip_platform.storage import AnyPath
 
 
@@ -28,6 +27,7 @@ class StreamSource:
         split: its name.
         captions: caption sets that are read in addition to the dataset's own captions.
         embeddings: stored teacher embeddings.
+        negatives: stored false captions.
     """
 
     folder: AnyPath
@@ -39,6 +39,7 @@ class StreamSource:
     split: str
     captions: tuple[Sidecar, ...] = ()
     embeddings: Sidecar | None = None
+    negatives: Sidecar | None = None
 
     @classmethod
     def of(
@@ -51,6 +52,7 @@ class StreamSource:
         limit: int = 0,
         captions: Sequence[str] = (),
         embeddings: str | None = None,
+        negatives: str | None = None,
     ) -> StreamSource:
         """Open a split.
 
@@ -62,6 +64,7 @@ class StreamSource:
             limit: use only the first samples (see `siclip.data.order.first_samples`); 0 for all.
             captions: names of caption sets beside the dataset, see `siclip_platform.datasets.sidecar`.
             embeddings: the name of an embedding set beside it.
+            negatives: the name of a set of false captions beside it.
 
         Raises:
             UserError: the dataset or a sidecar is missing, damaged or does not fit, or the split has no samples or
@@ -84,11 +87,15 @@ class StreamSource:
             raise UserError(f"split {split!r} of dataset {folder}: {error}") from None
         texts = tuple(open_sidecar(dataset, "captions", name) for name in captions)
         stored = open_sidecar(dataset, "embeddings", embeddings) if embeddings else None
-        if stored is not None:
-            _check_captions(stored, captions)
+        false = open_sidecar(dataset, "negatives", negatives) if negatives else None
+        for made in (stored, false):
+            if made is not None:
+                _check_captions(made, captions)
+                # now, and not when the first batch is read
+                made.shards(split)
         return cls(
             folder=folder,
-            hashes=(dataset.hash, *(sidecar.hash for sidecar in (*texts, *((stored,) if stored else ())))),
+            hashes=(dataset.hash, *(sidecar.hash for sidecar in (*texts, stored, false) if sidecar is not None)),
             shards=shards,
             order=SampleOrder(kept, seed, window_groups),
             first_rows=first_rows,
@@ -96,14 +103,16 @@ class StreamSource:
             split=split,
             captions=texts,
             embeddings=stored,
+            negatives=false,
         )
 
 
 def _check_captions(stored: Sidecar, captions: Sequence[str]) -> None:
-    """Refuse embeddings whose texts are in another order than the captions that are read."""
-    made_with = [used.name for used in EmbeddingLayout.of(stored.manifest).captions]
+    """Refuse what was made of captions in another order than those that are read."""
+    made_with = [used["name"] for used in stored.manifest.recipe["layout"].get("captions", ())]
     if made_with[: len(captions)] != list(captions):
         raise UserError(
             f"{stored.folder} was computed with the caption sets {made_with}, and data.captions names "
-            f"{list(captions)}: name the first of those in the same order, or embed again"
+            f"{list(captions)}: name the first of those in the same order, or build it again (siclip-platform "
+            f"{COMMANDS[stored.manifest.kind]})"
         )

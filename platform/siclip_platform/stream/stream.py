@@ -17,6 +17,7 @@ from siclip.data.captions import stable_id
 from siclip.data.config import AugmentConfig, CaptionPolicy
 from siclip.data.cursor import Cursor
 from siclip.data.mixing import Mixture, mixture
+from siclip.data.negatives import NONE, choose_negatives, kind_index
 from siclip.data.order import Window
 from siclip.errors import UserError
 from siclip.models.registry import model_config
@@ -44,6 +45,7 @@ class Stream:
         captions: which caption a sample gets.
         augment: how images are augmented.
         scaled_decode: decode JPEG at a reduced size where the crop allows it.
+        negatives: false captions of each sample in a batch; 0: none are read.
         unique_batch: the batch size within which captions are kept unique as far as possible; 0: captions may repeat.
         concurrent_reads: threads or tasks that read.
     """
@@ -58,6 +60,7 @@ class Stream:
     scaled_decode: bool
     unique_batch: int
     concurrent_reads: int
+    negatives: int = 0
 
     @classmethod
     def of(cls, recipe: Recipe, model: ModelConfig, split: str = "train") -> Stream:
@@ -75,6 +78,7 @@ class Stream:
             UserError: a dataset is missing, damaged or does not match the schema, or has too few samples.
         """
         data, seed = recipe.data, recipe.training.seed
+        used = data.negatives if recipe.loss.uses_generated else None
         parts = [MixedDataset(path=data.path, limit=data.limit, captions=data.captions), *data.mix]
         sources = tuple(
             StreamSource.of(
@@ -85,6 +89,7 @@ class Stream:
                 limit=part.limit,
                 captions=part.captions,
                 embeddings=data.teacher_embeddings,
+                negatives=used,
             )
             for part in parts
         )
@@ -99,6 +104,7 @@ class Stream:
             scaled_decode=data.scaled_decode,
             unique_batch=recipe.training.batch_size if data.unique_captions else 0,
             concurrent_reads=data.concurrent_reads,
+            negatives=data.negatives_per_sample if used else 0,
         )
         stream._check_windows()
         return stream
@@ -127,6 +133,8 @@ class Stream:
             "unique_batch": self.unique_batch,
             "image_size": self.image_size,
         }
+        if self.negatives:
+            settings["negatives"] = self.negatives
         order = canonical_hash(settings, spaced=True)
         epoch = self.mixture.counts(position)[0] // first.rows
         hashes = tuple(chain.from_iterable(source.hashes for source in self.sources))
@@ -176,7 +184,8 @@ class Stream:
         decoder = self.decoder
         for index, sample in enumerate(samples):
             images[index] = decoder.pixels(sample)
-        return {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher_columns(pairs)
+        columns = {"images": images} | self.texts(samples, [text for _, text in chosen]) | teacher_columns(pairs)
+        return columns | self.false_texts(samples, [index for index, _ in chosen])
 
     def stored(self, samples: Sequence[Sample], captions: Sequence[int]) -> list[StoredPair | None]:
         """Return what is stored of samples with the captions of these indices."""
@@ -188,6 +197,26 @@ class Stream:
             "tokens": tokenize(texts, self.context_length).numpy().astype(np.int32),
             "image_ids": np.array([stable_id(sample.id) for sample in samples], dtype=np.int64),
             "caption_ids": np.array([stable_id(text) for text in texts], dtype=np.int64),
+        }
+
+    def false_texts(self, samples: Sequence[Sample], captions: Sequence[int]) -> Columns:
+        """Return ``negative_tokens``, ``negative_ids`` and ``negative_kinds`` of samples with the captions of these
+        indices; no columns if false captions are not read."""
+        if not self.negatives:
+            return {}
+        shape = len(samples), self.negatives
+        texts, kinds = [""] * (shape[0] * shape[1]), np.full(shape, NONE, dtype=np.int64)
+        for row, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
+            made = sample.negatives[caption]
+            drawn = choose_negatives(len(made), self.negatives, self.seed, sample.epoch, sample.id)
+            for place, index in enumerate(drawn):
+                texts[row * self.negatives + place] = made[index]["text"]
+                kinds[row, place] = kind_index(made[index]["kind"])
+        tokens = tokenize(texts, self.context_length).numpy().astype(np.int32)
+        return {
+            "negative_tokens": tokens.reshape(*shape, self.context_length),
+            "negative_ids": np.array([stable_id(text) for text in texts], dtype=np.int64).reshape(shape),
+            "negative_kinds": kinds,
         }
 
     def _check_windows(self) -> None:

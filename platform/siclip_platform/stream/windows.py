@@ -31,6 +31,7 @@ NUMBER = "number"
 PIXELS = "pixels"
 CAPTION_SET = "captions of set "
 STORED = "stored "
+FALSE_CAPTIONS = "false captions"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Sample:
         number: the row's index in the split, in file order.
         embeddings: the row group's stored embeddings, and the row's index in them; None if they are not read.
         pixels: the decoded and augmented image, bytes of a (size, size, 3) array; None if it is not decoded yet.
+        negatives: the false captions of each caption; empty if they are not read.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Sample:
     number: int
     embeddings: tuple[StoredGroup, int] | None = None
     pixels: memoryview | None = None
+    negatives: Sequence[Sequence[dict[str, str]]] = ()
 
     def stored(self, caption: int, seed: int) -> StoredPair | None:
         """Return what is stored of it with the caption of this index; None if embeddings are not read."""
@@ -70,12 +73,16 @@ class Group:
         columns: the fields that were read, by name; the arrays hold one value per row.
         captions: the captions of each caption set.
         stored: the stored embeddings; None if they are not read.
+        negatives: the false captions of each caption; None if they are not read.
     """
 
-    def __init__(self, columns: Mapping[str, Any], captions: Sequence[Any], stored: StoredGroup | None) -> None:
+    def __init__(
+        self, columns: Mapping[str, Any], captions: Sequence[Any], stored: StoredGroup | None, negatives: Any = None
+    ) -> None:
         self.columns = columns
         self.captions = captions
         self.stored = stored
+        self.negatives = negatives
 
     @classmethod
     def read(cls, source: StreamSource, group: RowGroup, fields: Sequence[str]) -> Group:
@@ -85,11 +92,15 @@ class Group:
             table = file.read_row_group(group.index, columns=own)
         where = (source.split, group.shard, group.index)
         captions = [_array(sidecar.read(*where), "captions") for sidecar in source.captions]
-        stored = source.embeddings if {"image", EMBEDDINGS} & set(fields) else None
+        stored = negatives = None
+        # elsewhere only ids and captions matter
+        if {"image", EMBEDDINGS} & set(fields):
+            stored, negatives = source.embeddings, source.negatives
         return cls(
             {name: _array(table, name) for name in own},
             captions,
             StoredGroup.read(stored, *where) if stored else None,
+            _array(negatives.read(*where), "negatives") if negatives else None,
         )
 
     def __len__(self) -> int:
@@ -105,6 +116,7 @@ class Group:
             epoch=epoch,
             number=number,
             embeddings=(self.stored, row) if self.stored else None,
+            negatives=self.negatives[row].as_py() if self.negatives is not None else (),
         )
 
     def _bytes(self, name: str, row: int) -> memoryview | None:
@@ -118,6 +130,8 @@ class Group:
         columns |= {f"{CAPTION_SET}{number}": column for number, column in enumerate(self.captions)}
         if self.stored is not None:
             columns |= {f"{STORED}{name}": column for name, column in self.stored.columns.items()}
+        if self.negatives is not None:
+            columns[FALSE_CAPTIONS] = self.negatives
         return pa.table(columns).slice(0, rows)
 
     @classmethod
@@ -129,12 +143,13 @@ class Group:
             return {name.removeprefix(prefix): _array(table, name) for name in names if name.startswith(prefix)}
 
         stored = named(STORED)
-        own = [name for name in names if not name.startswith((CAPTION_SET, STORED))]
+        own = [name for name in names if not name.startswith((CAPTION_SET, STORED, FALSE_CAPTIONS))]
         captions = named(CAPTION_SET)
         return cls(
             {name: _array(table, name) for name in own},
             [captions[str(number)] for number in range(len(captions))],
             StoredGroup(stored) if stored else None,
+            _array(table, FALSE_CAPTIONS) if FALSE_CAPTIONS in names else None,
         )
 
 

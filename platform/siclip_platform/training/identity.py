@@ -58,18 +58,19 @@ def identity(recipe: Recipe) -> str:
 def _data_hashes(recipe: Recipe) -> dict[str, Any]:
     """The dataset, its sidecars and the datasets mixed into it, by their hashes."""
     data = recipe.data
-    embeddings = data.teacher_embeddings
-    mixed = [part.model_dump(mode="json") | _hashes(part.path, part.captions, embeddings) for part in data.mix]
-    return {**_hashes(data.path, data.captions, embeddings), "mix": mixed}
+    beside = (data.teacher_embeddings, data.negatives)
+    mixed = [part.model_dump(mode="json") | _hashes(part.path, part.captions, *beside) for part in data.mix]
+    return {**_hashes(data.path, data.captions, *beside), "mix": mixed}
 
 
 @lru_cache(maxsize=16)
-def _hashes(path: str, captions: tuple[str, ...], embeddings: str | None) -> dict[str, Any]:
+def _hashes(path: str, captions: tuple[str, ...], embeddings: str | None, negatives: str | None) -> dict[str, Any]:
     dataset = open_dataset(path)
     return {
         "path": dataset.hash,
         "captions": [open_sidecar(dataset, "captions", name).hash for name in captions],
         "teacher_embeddings": open_sidecar(dataset, "embeddings", embeddings).hash if embeddings else None,
+        "negatives": open_sidecar(dataset, "negatives", negatives).hash if negatives else None,
     }
 
 

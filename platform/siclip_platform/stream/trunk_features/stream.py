@@ -71,6 +71,7 @@ class CachedStream:
             for sample, pair in zip(samples, pairs, strict=True)
         ]
         columns = stream.texts(samples, [text for _, text in captions]) | teacher_columns(pairs)
+        columns |= stream.false_texts(samples, [index for index, _ in captions])
         return columns | {"image_rows": np.array(rows, dtype=np.int64)}
 
     def _variant(self, sample: Sample) -> int:

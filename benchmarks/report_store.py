@@ -18,6 +18,7 @@ PATTERNS = ("none", "qk:0-0-1-1", "qk:0-0-0-0", "mlp:0-0-1-1", "block:0-0-0-0")
 TEXT_PARAMETERS = dict(zip(PATTERNS, (40_335_976, 39_285_352, 38_760_040, 36_100_000, 32_457_754), strict=True))
 PAIR_METRICS = {"pair_matching": 0.5, "pair_positive_accuracy": 0.8, "pair_negative_accuracy": 0.9}
 Points = Sequence[tuple[int, float]]
+ENDS = {"failed": "FAILED", "pruned": "KILLED"}
 START = 1_790_000_000_000  # milliseconds since 1970: a fixed date, so that stores do not depend on the clock
 
 
@@ -95,7 +96,7 @@ class SyntheticStore:
             parameters = parameters[100:]
         self.clock += int(1000 * seconds)
         if state != "running":
-            self.client.set_terminated(run, "FAILED" if state == "failed" else "FINISHED", self.clock)
+            self.client.set_terminated(run, ENDS.get(state, "FINISHED"), self.clock)
         return run
 
     def study(
@@ -338,6 +339,67 @@ def add_search(
                 metrics=metrics | {"test/beats_all_negatives": level + 0.2} | _costs(0, steps),
                 curves={METRIC: curve(level, steps, 10, generator), "train/loss": [(1, 3.0), (steps, 1.0)]},
             )
+    return study
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `add_scored_search` writes.
+
+    Attributes:
+        scores: Trial → the study's metric by seed; the first trial is the starting recipe.
+        roles: Kind of run (``best``, ``control``, ``teacher``) → its mean recall on the test split.
+        fresh: Trial → its mean recall on the test split by fresh seed; of the starting recipe as ``baseline``.
+        images: Split → number of images, for the data summary; empty: there is none.
+        items: Content of ``items.json``; None: there is none.
+        command: The command that began the study.
+    """
+
+    scores: Mapping[str, Sequence[float]]
+    roles: Mapping[str, float]
+    fresh: Mapping[str, Sequence[float]]
+    images: Mapping[str, int]
+    items: Mapping[str, Any] | None = None
+    command: str = "siclip-platform tune --recipe digits-student --out runs/digits --trials 6"
+
+
+def add_scored_search(store: SyntheticStore, name: str, plan: Scored) -> str:
+    """Write a search with given scores, in which pair matching is off, and return its run id."""
+    searched = ["training.learning_rate", "loss.pair_matching", "loss.pair_head"]
+    base = {"training.learning_rate": 1e-3, "loss.pair_matching": 0, "loss.pair_head": "mlp"}
+    experiment = store.experiment(name)
+    metric, mode = {"study.metric": METRIC}, {"study.mode": "max"}
+    tags = {"siclip.study": name, "siclip.study_type": "search", "siclip.searched": json.dumps(searched)}
+    tags |= {"siclip.command": plan.command, "siclip.leading_recipe": f"runs/digits/{name}/leading.yaml"}
+    study = store.run(experiment, "study", name=name, tags=tags, params=metric | mode | base)
+    several = any(len(values) > 1 for values in plan.scores.values())
+    best = max(plan.scores, key=lambda trial: sum(plan.scores[trial]) / len(plan.scores[trial]))
+    params = {trial: base | {"training.learning_rate": 1e-3 * (1 + i)} for i, trial in enumerate(plan.scores)}
+    for trial, values in plan.scores.items():
+        mean = sum(values) / len(values)
+        own = {"siclip.study": name, "siclip.trial": trial}
+        more: dict[str, Any] = {"tags": own, "params": params[trial]}
+        parent = store.run(experiment, "trial", name=trial, parent=study, metrics={METRIC: mean}, **more)
+        for seed, value in enumerate(values) if several else ():
+            more["tags"] = own | {"siclip.seed": str(seed)}
+            store.run(experiment, "seed", parent=parent, metrics={METRIC: value}, **more)
+    off = {"loss.feature_distillation": 0.0, "loss.contrastive_relational": 0.0, "loss.interactive_contrastive": 0.0}
+    for kind, value in plan.roles.items():
+        own = {"siclip.study": name, "siclip.best_trial": best}
+        values_of = params[best] | (off if kind == "control" else {})
+        test = {"test/mean_recall@1": value, "cost/steps": 100.0}
+        store.run(experiment, kind, parent=study, tags=own, params=values_of, metrics=test)
+    for setting, values in plan.fresh.items():
+        for seed, value in enumerate(values, 100):
+            own = {"siclip.study": name, "siclip.best_trial": best, "siclip.seed": str(seed)}
+            own |= {"siclip.setting": setting} if setting == "baseline" else {}
+            store.run(experiment, "confirm", parent=study, tags=own, metrics={"test/mean_recall@1": value})
+    if plan.images:
+        splits = {split: {"rows": rows, "shards": 1, "bytes": 1} for split, rows in plan.images.items()}
+        summary = {"name": "synthetic", "version": "1", "hash": "x", "splits": splits}
+        store.client.log_text(study, json.dumps(summary), "data_summary.json")
+    if plan.items is not None:
+        store.client.log_text(study, json.dumps(plan.items), "items.json")
     return study
 
 

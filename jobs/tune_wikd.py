@@ -7,6 +7,7 @@ python jobs/tune_wikd.py --resume wikd --out runs/tune_wikd
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from siclip_platform.cli.studies import new_study, resumed_study
 from siclip_platform.recipes.control import without_distillation
 from siclip_platform.spaces import load_space
 from siclip_platform.studies.confirmation import confirm as fresh_seeds
+from siclip_platform.studies.items import log_items, starting_checkpoint
 from siclip_platform.studies.options import check_sharing, default_out
 from siclip_platform.studies.session import open_experiment
 from siclip_platform.studies.summary import print_summary, study_report
@@ -42,7 +44,7 @@ def tune_wikd(
     address: cli.AddressOption = None,
     verbose: cli.VerboseOption = False,
     seeds: Annotated[int, Opt(min=1, help="Trainings per setting; their mean is compared.")] = 1,
-    confirm: Annotated[int, Opt(min=0, help="Fresh seeds for best and control at the end.")] = 0,
+    confirm: Annotated[int, Opt(min=0, help="Fresh seeds for best, control and recipe at the end.")] = 0,
     register_as: cli.RegisterOption = None,
     resume: cli.ResumeOption = None,
 ) -> None:
@@ -64,7 +66,13 @@ def tune_wikd(
         best = study.best
         recipes = {"best": best.recipe, "control": without_distillation(best.recipe)}
         finished = experiment.train(recipes, best_trial=best.trial_id)
-        fresh_seeds(experiment, recipes["best"], recipes["control"], start.options.confirm, best.trial_id)
+        models: dict[str, Path | None] = {
+            "leading": finished["best"].checkpoint,
+            "control": finished["control"].checkpoint,
+        }
+        models["teacher"] = Path(base.teacher) if teaching and base.teacher else None
+        log_items(experiment, best.trial_id, models | {"start": starting_checkpoint(study, base)})
+        fresh_seeds(experiment, recipes["best"], recipes["control"], start.options.confirm, best.trial_id, start=base)
 
     print_summary(experiment, study, finished, study_report(experiment))
 

@@ -65,9 +65,7 @@ def evaluate(
     """
     name = name or f"the model {model.config.name}"
     with eval_mode(model):
-        pixels = torch.split(data.images, chunk)
-        image = torch.cat([unit(_encode_images(model, to_float_images(x.to(device))), name) for x in pixels])
-        text = unit(_encode_texts(model, data.tokens, device, chunk), name)
+        image, text = embed(model, data, device=device, chunk=chunk, name=name)
         metrics = {
             name: value
             for name, value in retrieval_metrics(image, text, data.image_of_text).items()
@@ -78,6 +76,19 @@ def evaluate(
             negatives = flat.view(*data.negatives.shape[:2], -1)
             metrics["beats_all_negatives"] = beats_all_negatives(image, data.firsts(text), negatives)
     return metrics
+
+
+@torch.no_grad()
+def embed(
+    model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of the images (N, D) and of all captions (M, D); arguments and errors as `evaluate`."""
+    name = name or f"the model {model.config.name}"
+    with eval_mode(model):
+        pixels = torch.split(data.images, chunk)
+        image = torch.cat([unit(_encode_images(model, to_float_images(x.to(device))), name) for x in pixels])
+        text = unit(_encode_texts(model, data.tokens, device, chunk), name)
+    return image, text
 
 
 def _encode_images(model: Clip, images: Tensor) -> Tensor:

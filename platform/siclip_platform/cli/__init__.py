@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,14 +23,32 @@ from siclip_platform.cli import (
     submit,
     tune,
 )
+from siclip_platform.cli.examples import HELP, add_examples
 from siclip_platform.cli.guard import guarded
 
 app = typer.Typer(
-    help="Train a compact CLIP on one GPU, search its settings on Ray, and see which of them work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"siclip-platform {version('siclip-platform')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    shown: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train a compact CLIP on one GPU, search its settings on Ray, and see which of them work."""
+
+
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(recipe.app, name="recipe")
@@ -44,6 +63,7 @@ for job in (experiments.demo, experiments.train, ablate.ablate):
     app.command(context_settings=PASSED_ON | {"help_option_names": []})(job)
 app.command(context_settings=PASSED_ON)(submit.submit)
 app.command(context_settings=PASSED_ON)(submit.job)
+add_examples(app)
 
 
 def main() -> NoReturn:

@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from siclip.errors import UserError
+from siclip_platform.cli.examples import HELP, JOBS, epilog
 from siclip_platform.cluster.interrupt import INTERRUPTED, Interrupted, handle_interrupts, leave
 from siclip_platform.storage.filesystem import OPENING
 from siclip_platform.storage.full_disk import is_full
@@ -59,7 +60,7 @@ def guarded(app: Callable[[], object]) -> NoReturn:
 def as_app(job: Callable[..., None]) -> typer.Typer:
     """A job's function as an app, with the options that its annotations declare."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(job)
+    app.command(epilog=epilog(JOBS.get(job.__name__, job.__name__)), context_settings=HELP)(job)
     return app
 
 

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from siclip_platform.cli.tune import OUT
+
 Opt = typer.Option
-DEFAULT_OUT = Path("runs/tune_wikd")
+DEFAULT_OUT = OUT
+"""Where ``tune`` writes by default."""
 
 
 def report(
@@ -55,7 +58,7 @@ def compare(
     out: Annotated[Path, Opt(help="The folder of the store.")] = DEFAULT_OUT,
     experiment: Annotated[str | None, Opt(help="Only this MLflow experiment; default: all.")] = None,
 ) -> None:
-    """Show the parameters and metrics in which runs differ."""
+    """Show the parameters and metrics in which runs differ, and each difference from the first run."""
     from siclip.errors import UserError
     from siclip_platform.display import Terminal
     from siclip_platform.report.compare import comparison_tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,10 +24,6 @@ from siclip_platform.cli.experiments import (
 )
 from siclip_platform.cli.studies import options_of, resumed_study
 from siclip_platform.cluster.resources import Backend
-
-if TYPE_CHECKING:
-    from siclip_platform.search.result import StudyResult
-    from siclip_platform.studies.experiment import Experiment
 
 OUT = Path("runs/tune")
 SeedsOption = Annotated[int, typer.Option(min=1, help="Trainings per setting; their mean is compared.")]
@@ -72,9 +68,11 @@ def tune(
     """Search a space around one recipe, or resume a search that was stopped (--resume)."""
     from siclip_platform.spaces import load_space
     from siclip_platform.studies.confirmation import confirm_search
+    from siclip_platform.studies.items import log_items, starting_checkpoint
     from siclip_platform.studies.options import check_sharing
     from siclip_platform.studies.session import open_experiment
     from siclip_platform.studies.starting_point import StartingPoint
+    from siclip_platform.studies.summary import print_search
 
     if resume:
         start = resumed_study(context, "search", out)
@@ -91,21 +89,10 @@ def tune(
         experiment.begin_search("search", chosen, base)
         study = experiment.search(chosen, base)
         experiment.log_best(study)
+        models = {"leading": study.best.checkpoint, "start": starting_checkpoint(study, base)}
+        log_items(experiment, study.best.trial_id, models)
         confirm_search(experiment, study, base, options.confirm)
-    _print_best(experiment, study)
-
-
-def _print_best(experiment: Experiment, study: StudyResult) -> None:
-    from siclip_platform.search.population_conductor import RECIPES
-
-    best = study.best
-    say = experiment.display.say
-    say(f"best of {len(study.trials)} trials: {study.metric} {best.value:.4f}")
-    if best.recipe.loss.schedule:
-        say(f"to train it: siclip-platform train --recipe {experiment.folder / RECIPES / best.trial_id}.yaml")
-    else:
-        say("to train it: add " + " ".join(f"--set {path}={value}" for path, value in best.values.items()))
-    say(f"MLflow: {experiment.tracker.address}")
+    print_search(experiment, study)
 
 
 def sync(

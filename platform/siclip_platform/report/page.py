@@ -17,10 +17,42 @@ from siclip_platform.report.draw.png import draw_png
 from siclip_platform.report.read.query import Selection, read_studies
 from siclip_platform.report.read.runs import Study
 from siclip_platform.report.read.store import Store
+from siclip_platform.report.sections.advice import Step, next_steps
 from siclip_platform.report.sections.parts import make_parts, overview
+from siclip_platform.report.sections.statement import statement
 from siclip_platform.storage.atomic import write_text_atomically
 
 FILES = "report_files"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study shows, as its report says it.
+
+    Attributes:
+        statement: A few sentences.
+        next: What to do next.
+        page: MLflow's table of the study's runs, if the store has pages.
+    """
+
+    statement: tuple[str, ...]
+    next: Step | None
+    page: str | None
+
+    @classmethod
+    def of(cls, study: Study) -> Result:
+        """The result of a study."""
+        return cls(tuple(statement(study)), next(iter(next_steps(study)), None), study.page)
+
+
+def read_result(tracking_uri: str, study: str, mlflow_url: str | None = None) -> Result:
+    """The result of a study of this name, without a report.
+
+    Raises:
+        UserError: The store cannot be read, or does not have the study.
+    """
+    (found,) = read_studies(Store(tracking_uri, mlflow_url), Selection(studies=(study,)))
+    return Result.of(found)
 
 
 @dataclass(frozen=True)
@@ -30,12 +62,14 @@ class ReportPaths:
     Attributes:
         files: The folder with ``plots/*.png`` and ``data/*.csv``.
         running: Whether any study of the report is still running.
+        result: The result of the first study; None without a study.
     """
 
     html: Path
     markdown: Path
     files: Path
     running: bool = False
+    result: Result | None = None
 
 
 def write_report(
@@ -70,7 +104,8 @@ def write_report(
     store = Store(tracking_uri, mlflow_url)
     studies = read_studies(store, chosen)
     running = any(each.run.state == "running" for each in studies)
-    paths = ReportPaths(out_dir / "report.html", out_dir / "report.md", out_dir / FILES, running)
+    found = Result.of(studies[0]) if studies else None
+    paths = ReportPaths(out_dir / "report.html", out_dir / "report.md", out_dir / FILES, running, found)
     parts = make_parts(studies)
     page = render_html(studies, parts, watch_seconds if running else 0)
     twin = render_markdown(studies, parts)

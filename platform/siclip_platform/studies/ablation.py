@@ -16,6 +16,7 @@ from siclip_platform.recipes.recipe import Recipe
 from siclip_platform.recipes.student import recipe_model
 from siclip_platform.spaces.ablation import OWN_TEACHER, Ablation, Setting, load_ablation
 from siclip_platform.studies.confirmation import confirm
+from siclip_platform.studies.summary import print_addresses, print_next
 
 if TYPE_CHECKING:
     from siclip_platform.report import ReportPaths
@@ -161,7 +162,10 @@ def print_ablation(
         if trial is not None:
             table.add_row(setting.label, f"{trial.value:.4f}", f"{trial.value - reference:+.4f}", trial.state)
     experiment.display.table(table)
-    say(f"MLflow:  {experiment.tracker.address}")
+    for line in report.result.statement if report.result else ():
+        say(line)
+    print_next(experiment, report.result)
+    print_addresses(experiment, ablation.metric)
     say(f"Report:  {report.html}")
 
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from siclip_platform.search.result import StudyResult
     from siclip_platform.studies.experiment import Experiment
 
+BASELINE = "baseline"
+"""What the report calls the fresh runs of a search's starting recipe."""
+
 
 def confirm(
     experiment: Experiment,
@@ -20,21 +23,26 @@ def confirm(
     *,
     setting: str | None = None,
     against: str = "control",
+    start: Recipe | None = None,
 ) -> None:
-    """Train both recipes with seeds that the study has not used, and measure them on the study's `final_split`.
+    """Train the recipes with seeds that the study has not used, and measure them on the study's `final_split`.
 
     Args:
         seeds: how many; 0 trains nothing.
         trial: the one that was selected.
         setting: what the report calls ``best``; None: the trial.
         against: what the report calls ``rival``.
+        start: the starting recipe, if it is neither of the two: only a lead over it is a gain of the search.
     """
     if not seeds:
         return
     used = best.training.seed + experiment.options.seeds
     jobs: dict[str, tuple[Recipe, dict[str, str]]] = {}
     for seed in range(used, used + seeds):
-        for role, recipe, name in (("best", best, setting), ("rival", rival, against)):
+        roles = [("best", best, setting), ("rival", rival, against)]
+        if start is not None and start not in (best, rival):
+            roles.append(("start", start, BASELINE))
+        for role, recipe, name in roles:
             tags = {"best_trial": trial, "seed": str(seed)} | ({"setting": name} if name else {})
             jobs[f"confirm-{trial}-{role}-{seed}"] = (recipe.updated({"training.seed": seed}), tags)
     with experiment.timeline.span("confirmation"):
@@ -49,4 +57,4 @@ def confirm_search(experiment: Experiment, study: StudyResult, base: Recipe, see
     if best.recipe == base:
         experiment.display.say("the best trial is the recipe itself: there is nothing to confirm")
         return
-    confirm(experiment, best.recipe, base, seeds, best.trial_id, against="baseline")
+    confirm(experiment, best.recipe, base, seeds, best.trial_id, against=BASELINE)

@@ -14,6 +14,7 @@ from siclip_platform.datasets.epochs import length
 from siclip_platform.datasets.manifest import Dataset, open_dataset
 from siclip_platform.display import Display
 from siclip_platform.recipes.recipe import Recipe
+from siclip_platform.recipes.yaml_file import dump_yaml
 from siclip_platform.search.result import StudyResult
 from siclip_platform.search.study import StudyPlan
 from siclip_platform.spaces.ablation import ablation_text
@@ -28,6 +29,9 @@ from siclip_platform.studies.timeline import Timeline
 from siclip_platform.tracking import TrackedRun, Tracker
 from siclip_platform.tracking.address import without_password
 from siclip_platform.training.identity import weights_hash
+
+LEADING = "leading.yaml"
+"""The recipe of the leading trial, in the study's folder."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -203,7 +207,16 @@ class Experiment:
             if result.interrupted:
                 raise Stopped
         self._count(result)
+        self._write_leading(result)
         return result
+
+    def _write_leading(self, result: StudyResult) -> None:
+        """Write the recipe of the leading trial, log it, and name its file in the study's run."""
+        assert self.study_run is not None
+        path = self.folder / LEADING
+        write_text_atomically(path, dump_yaml(result.best.recipe.model_dump(mode="json")))
+        self.study_run.artifact(path)
+        self.study_run.tag(leading_recipe=path)
 
     def _resources(self, base: Recipe) -> tuple[int, dict[str, float]]:
         from siclip_platform.cluster.resources import lay_out, machine_of_ray

@@ -27,6 +27,7 @@ from siclip_platform.training.ray_train import TrainedModel, run_with_ray_train
 
 STOP_SECONDS, FAIL_SECONDS = 5.0, 60.0  # after Ctrl-C somebody waits
 LOGGED_MODELS = ("best", "train")
+SHOWN = {"best": "leading"}  # nothing is named best before fresh seeds have shown it
 Jobs = Mapping[Any, tuple[Recipe, Mapping[str, str]]]
 """Name → recipe and tags."""
 
@@ -139,11 +140,12 @@ class FinalRuns:
 
     def _train_and_track(self, name: str, stem: str, recipe: Recipe, tags: Mapping[str, str]) -> Finished:
         kind = cast(RunKind, name.partition("-")[0])
+        recorded = {"seed": str(recipe.training.seed), "recipe_hash": recipe.hash, "final_split": self._final_split}
         run = self.tracker.start(
-            name,
+            SHOWN.get(name, name),
             kind,
             params=recipe.flat(),
-            tags={**self.tags, **tags, "recipe_hash": recipe.hash, "final_split": self._final_split},
+            tags={**self.tags, **recorded, **tags},
             parent=self.study_run,
             key=f"{self.key}/{stem}",
             reopen=True,

@@ -94,5 +94,6 @@ def _events(client: Any, run: Any, keys: Mapping[str, str]) -> list[tuple[Op, di
     ]
     events += [("metrics", {"metrics": points[first : first + BATCH]}) for first in range(0, len(points), BATCH)]
     if run.info.status not in OPEN:
-        events.append(("end", {"status": run.info.status, "time": run.info.end_time}))
+        state = tags.get("siclip.state", "")
+        events.append(("end", {"status": run.info.status, "time": run.info.end_time, "state": state}))
     return events

@@ -85,6 +85,11 @@ class Sender:
             self._experiment_id = experiment_id(self.client, self.experiment, self.artifacts)
         return self._experiment_id
 
+    @property
+    def known_experiment(self) -> str | None:
+        """The experiment's id, if the store has told it."""
+        return self._experiment_id
+
     def found(self, client: Any, experiment: str) -> None:
         """Use this client and experiment id instead of looking them up."""
         self._client, self._experiment_id = client, experiment

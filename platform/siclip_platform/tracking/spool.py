@@ -234,10 +234,16 @@ class Spool:
         return {(op, payload[paths[op]]): payload["bytes"] for op, payload in found if "bytes" in payload}
 
     def ended(self, key: str) -> str | None:
-        """The status with which a run was closed; None while it is open."""
+        """The status with which a run was closed; None while it is open.
+
+        A pruned run is ``PRUNED``: MLflow has it as ``KILLED``, but unlike one that was interrupted it has ended.
+        """
         last = "SELECT op, payload FROM events WHERE run = ? AND op IN ('end', 'reopen') ORDER BY seq DESC LIMIT 1"
         rows = self._do(last, (key,))
-        return str(json.loads(rows[0][1])["status"]) if rows and rows[0][0] == "end" else None
+        if not rows or rows[0][0] != "end":
+            return None
+        end = json.loads(rows[0][1])
+        return "PRUNED" if end.get("state") == "pruned" else str(end["status"])
 
     def close(self) -> None:
         """Close the file and let other processes open it."""

@@ -33,7 +33,7 @@ RunState = Literal["completed", "pruned", "failed", "interrupted"]
 MAX_METRICS, MAX_PARAMS = 1000, 100  # MLflow's limits for one batch
 MAX_PARAM_LENGTH = 6000
 ARTIFACT_BYTES = "cost/artifact_bytes"
-_STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_STATUS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class TrackedRun:
@@ -176,7 +176,9 @@ class TrackedRun:
             return
         last = _tags({**tags, "state": state, **({"reason": reason} if reason else {})})
         self._spool.put(
-            self.key, ("tags", last), ("end", {"status": _STATUS[state], "time": int(time.time() * 1000)})
+            self.key,
+            ("tags", last),
+            ("end", {"status": _STATUS[state], "time": int(time.time() * 1000), "state": state}),
         )
 
 
@@ -250,6 +252,11 @@ class Tracker:
     def client(self) -> Any:
         """The ``MlflowClient``, for reading."""
         return self.sender.client
+
+    @property
+    def known_experiment(self) -> str | None:
+        """MLflow's id of the experiment, if the store has told it; asks nothing."""
+        return self.sender.known_experiment
 
     @property
     def experiment_id(self) -> str:

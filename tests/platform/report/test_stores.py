@@ -34,8 +34,8 @@ def test_one_trial_still_running(store: SyntheticStore, tmp_path: Path) -> None:
     store.run(experiment, "trial", parent=study, state="running", tags={"siclip.trial": "only"})
     page, twin = report(store.uri, tmp_path, experiment="half")
     for text in (page.text, twin):
-        assert "ran 1 trial (1 running)" in text
-        assert "No completed trial with a value is recorded as the best." in text
+        assert "1 trial (1 running)" in text
+        assert "No completed trial has a value, so none leads." in text
         assert "The study has no control run." in text
         assert "The study does not record which parameters it searched." in text
         assert "No trial has a value yet." in text
@@ -64,7 +64,7 @@ def test_best_without_control_and_with_an_infinite_metric(store: SyntheticStore,
     page, _ = report(store.uri, tmp_path, experiment="no control")
     assert [row[0][0] for row in page.tables["trials"][1:]] == ["c (leader)", "a", "b", "d"]
     assert [row[3][0] for row in page.tables["trials"][3:]] == ["∞", "NaN"]
-    assert "has not been retrained yet" in page.text
+    assert "Leading, unconfirmed: c" in page.text
     store.run(experiment, "best", parent=study, tags={"siclip.best_trial": "c"}, metrics={"test/mean_recall@1": 0.5})
     page, twin = report(store.uri, tmp_path, experiment="no control")
     assert "There is no control run" in page.text
@@ -82,14 +82,13 @@ def test_one_completed_trial(store: SyntheticStore, tmp_path: Path) -> None:
         store.run(experiment, "trial", parent=study, tags={"siclip.trial": "a"}, metrics=metrics, params=params)
     page, twin = report(store.uri, tmp_path, experiment="one trial, one")
     for text in (page.text, twin):
-        assert "ran 1 trial (1 completed)" in text
-        assert "has not been re-run with fresh seeds, so it is not called the best." in text
+        assert "1 trial (1 completed)" in text
+        assert "Leading, unconfirmed: a" in text and "a is the best" not in text
         assert "the study has 1 completed trial." in text
     assert page.column("trials", "trial") == ["a (leader)"]
     page, twin = report(store.uri, tmp_path, experiment="one trial, none")
     for text in (page.text, twin):
-        assert "No completed trial with a value is recorded as the best." in text
-        assert "No setting is called the best." in text
+        assert "No completed trial has a value, so none leads." in text
     assert page.column("trials", "validation mean R@1") == ["not recorded"]
 
 

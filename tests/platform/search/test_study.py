@@ -121,7 +121,7 @@ def check_states_agree(out: Path, tracker: Tracker, digits: Path, count: int) ->
         states = (trial.state, OPTUNA[stored[trial.trial_id].state], tags["siclip.state"])
         assert set(states) == {trial.state}, (number, states)
         assert of_tune.status == ("ERROR" if trial.state == "failed" else "TERMINATED")
-        assert ended.info.status == ("FAILED" if trial.state == "failed" else "FINISHED")
+        assert ended.info.status == {"failed": "FAILED", "pruned": "KILLED"}.get(trial.state, "FINISHED")
         assert float(ended.data.params["training.weight_decay"]) == pytest.approx(decays[number], abs=1e-9)
         reported = stored[trial.trial_id].intermediate_values
         if decays[number] != parts.NAN:

@@ -70,7 +70,7 @@ def test_mlflow_has_one_study_with_everything_nested_under_it(runs: dict, digits
         for run in runs[kind]:
             assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
             assert run.data.tags["siclip.dataset_hash"] == study.data.tags["siclip.dataset_hash"]
-            assert run.info.status == "FINISHED"
+            assert run.info.status == ("KILLED" if run.data.tags["siclip.state"] == "pruned" else "FINISHED")
 
 
 def test_trials_have_their_parameters_steps_and_final_metrics(runs: dict, out: Path) -> None:
@@ -133,7 +133,7 @@ def test_resumed_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: 
     assert len(after) == sum(map(len, runs.values()))
     for before in (run for kind in runs.values() for run in kind):
         run = after[before.info.run_id]
-        assert run.info.status == "FINISHED"
+        assert run.info.status == before.info.status
         if before.data.tags["siclip.kind"] != "study":
             assert run.data.metrics == pytest.approx(before.data.metrics, rel=0, abs=0, nan_ok=True)
             assert (run.data.params, run.data.tags) == (before.data.params, before.data.tags)
@@ -142,8 +142,20 @@ def test_resumed_after_its_end_it_trains_nothing(runs: dict, out: Path, digits: 
 
 def test_the_screen_and_the_report_show_the_result(out: Path) -> None:
     screen = (out / "log").read_text()
-    for part in ("Best setting of 3 trials", "control", "MLflow:", str(out / "report.html")):
+    leads, control = "which leads 3 trials", "Against the control (the same recipe without distillation): "
+    for part in (
+        leads,
+        control,
+        "MLflow:",
+        "Runs:    http://127.0.0.1:5000/#/experiments/",
+        str(out / "report.html"),
+    ):
         assert part in screen
+    # The sentences are the report's, on the items that the study logged.
+    twin = (out / "report.md").read_text()
+    (line,) = (line for line in twin.splitlines() if line.startswith("Against the control"))
+    assert "over 60 test images (covers test items, not seeds)" in line
+    assert line[:80] in " ".join(screen.split())
     for chatter in ("INFO", "WARNING", "(raylet)", "(pid=", "Warning:"):
         assert chatter not in screen, screen
     html = (out / "report.html").read_text()

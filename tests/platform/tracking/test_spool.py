@@ -213,6 +213,30 @@ def test_a_resumed_run_ignores_known_steps_and_reopens_only_after_an_interrupt(t
     assert store["b#1"][2]["siclip.state"] == "failed"
 
 
+def test_a_pruned_run_is_killed_in_mlflow_and_is_not_reopened(tmp_path: Path, uri: str) -> None:
+    """MLflow has one status for what was interrupted and for what a scheduler stopped; only the first may go on."""
+    first = Tracker(uri, spool=tmp_path / "s")
+    for key, state in (("s/pruned", "pruned"), ("s/stopped", "interrupted")):
+        first.start(key, "trial", params={}, tags={}, key=key).finish(state)  # type: ignore[arg-type]
+    assert first.close() == 0
+    assert {name: run[0] for name, run in read_store(uri).items()} == dict.fromkeys(
+        ("s/pruned#1", "s/stopped#1"), "KILLED"
+    )
+    # The second has lost the spool.
+    for folder in ("s", "new"):
+        tracker = Tracker(uri, spool=tmp_path / folder)
+        tracker.reconcile("s")
+        assert tracker.spool.ended("s/pruned") == "PRUNED" and tracker.spool.ended("s/stopped") == "KILLED"
+        tracker.close()
+    again = Tracker(uri, spool=tmp_path / "s")
+    for key in ("s/pruned", "s/stopped"):
+        again.start(key, "trial", params={}, tags={}, key=key)
+    assert again.close() == 0
+    store = read_store(uri)
+    assert [store[f"s/{name}#1"][0] for name in ("pruned", "stopped")] == ["KILLED", "RUNNING"]
+    assert store["s/pruned#1"][2]["siclip.state"] == "pruned"
+
+
 def test_an_event_that_mlflow_refuses_is_set_aside_and_listed(tmp_path: Path, uri: str, quick: None) -> None:
     tracker = Tracker(uri, spool=tmp_path / "s")
     run = tracker.start("a", "trial", params={"x": 1}, tags={}, key="a")

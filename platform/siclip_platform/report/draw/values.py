@@ -9,6 +9,8 @@ from dataclasses import dataclass
 MISSING = "not recorded"
 SHARES = ("acc1", "acc5", "acc", "mean_per_class_recall", "pair_masked_share", "data_wait_share")
 
+WAYS = {"image_retrieval_": "text → image ", "text_retrieval_": "image → text "}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -66,7 +68,9 @@ def is_share(name: str) -> bool:
 
 
 def metric_label(name: str) -> str:
-    """``test/image_retrieval_recall@1`` → ``test image retrieval R@1``."""
+    """``test/image_retrieval_recall@1`` → ``test text → image R@1``: the one spelling of a metric in text."""
+    for stored, shown in WAYS.items():
+        name = name.replace(stored, shown)
     return name.replace("/", " ").replace("recall@", "R@").replace("_", " ")
 
 

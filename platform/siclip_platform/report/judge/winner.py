@@ -17,7 +17,9 @@ from siclip_platform.report.judge.statistics import Difference, independent_diff
 from siclip_platform.report.read.runs import Run, Study
 
 Status = Literal["confirmed", "not confirmed", "contradicted", "not repeated", "none"]
-BASELINES = ("baseline", "control")
+Reference = Literal["start", "control", "baseline", ""]
+START, CONTROL = "baseline", "control"
+"""The tag ``siclip.setting`` of fresh runs of a search's starting recipe, and of its control."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Winner:
         against: What it is compared with.
         fresh: Its completed runs with fresh seeds.
         comparison: In an ablation, its comparison with the baseline on the study's own seeds.
+        reference: What ``against`` is: of a search its starting recipe or the control, of an ablation the baseline.
+            A lead over the control shows what distillation does, not what the search found.
     """
 
     status: Status
@@ -45,6 +49,12 @@ class Winner:
     against: str = ""
     fresh: tuple[Run, ...] = ()
     comparison: Comparison | None = None
+    reference: Reference = ""
+
+    @property
+    def best(self) -> bool:
+        """Whether fresh seeds show that what the study chose is better than what it began with."""
+        return self.status == "confirmed" and self.reference in ("start", "baseline")
 
 
 def find_winner(study: Study) -> Winner:
@@ -68,9 +78,8 @@ def find_winner(study: Study) -> Winner:
 def _confirm(
     study: Study, name: str, trial: Run | None, own: list[Run], rivals: list[Run], comparison: Comparison | None
 ) -> Winner:
-    against, others = _rivals(study, rivals)
-    metric = _metric(study, own, others)
-    difference = _difference(own, others, metric)
+    reference, against, others = _rivals(study, rivals)
+    metric, difference = _compared(study, own, others)
     status: Status = "not confirmed"
     if difference is not None and not math.isnan(difference.low):
         low, high = sorted((study.gain(difference.low), study.gain(difference.high)))
@@ -78,7 +87,15 @@ def _confirm(
     # The same difference at every seed has an interval of width 0 but no p: it shows the metric's resolution.
     if difference is not None and (math.isnan(difference.p) or len(own) < 2):
         status = "not confirmed"
-    return Winner(status, name, trial, metric, difference, against, tuple(own), comparison)
+    return Winner(status, name, trial, metric, difference, against, tuple(own), comparison, reference)
+
+
+def over_control(study: Study) -> tuple[str, Difference] | None:
+    """The metric, and leading setting minus control on fresh seeds; None without fresh runs of both."""
+    rivals, own = _split(study)
+    controls = [run for run in rivals if _role(run) == CONTROL]
+    metric, difference = _compared(study, own, controls) if own and controls else ("", None)
+    return None if difference is None else (metric, difference)
 
 
 def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple[str, Run | None]:
@@ -99,11 +116,11 @@ def _selected(study: Study, compared: list[Comparison], own: list[Run]) -> tuple
 
 def _split(study: Study) -> tuple[list[Run], list[Run]]:
     """Completed confirmations of the baseline or control, and those of the leading setting; fresh seeds only."""
-    names = {*BASELINES, study.baseline} - {"", None}
+    names = {START, CONTROL, study.baseline} - {"", None}
     used = {run.seed for run in study.leaves}
     # A seed of the selection would train the same run again, which is no new evidence.
     done = [run for run in study.confirms if run.state == "completed" and (run.seed is None or run.seed not in used)]
-    rivals = [run for run in done if (run.tag("setting") or run.tag("role")) in names]
+    rivals = [run for run in done if _role(run) in names]
     ids = {run.run_id for run in rivals}
     own = [run for run in done if run.run_id not in ids]
     repeated = _repeated(study, own)
@@ -130,16 +147,36 @@ def _repeated(study: Study, own: Sequence[Run]) -> str | None:
     return found[-1] if found else None
 
 
-def _rivals(study: Study, rivals: list[Run]) -> tuple[str, list[Run]]:
-    """What the fresh runs are compared with: the baseline's fresh runs, else its own runs, else the control."""
-    if rivals:
-        return f"{rivals[0].tag('setting') or 'baseline'} (same fresh seeds)", rivals
+def _role(run: Run) -> str | None:
+    return run.tag("setting") or run.tag("role")
+
+
+def _rivals(study: Study, rivals: list[Run]) -> tuple[Reference, str, list[Run]]:
+    """What the fresh runs are compared with: the starting recipe's or baseline's fresh runs, else the control's.
+
+    Without fresh rivals it is the baseline's own runs, else the control run.
+    """
+    kind: Reference = "start" if study.type == "search" else "baseline"
+    controls = [run for run in rivals if _role(run) == CONTROL and study.baseline != CONTROL]
+    first = [run for run in rivals if run not in controls]
+    if first:
+        name = "the starting recipe" if kind == "start" else _role(first[0])
+        return kind, f"{name} (same fresh seeds)", first
+    if controls:
+        return "control", "control (same fresh seeds)", controls
     baseline = baseline_of(study, settings(study))
     if baseline is not None:
         done = [run for run in baseline.by_seed.values() if run.state == "completed"]
-        return f"{baseline.name} (the study's seeds)", done
+        return "baseline", f"{baseline.name} (the study's seeds)", done
     control = study.control
-    return ("the control run", [control]) if control and control.state == "completed" else ("", [])
+    if control and control.state == "completed":
+        return "control", "the control run", [control]
+    return "", "", []
+
+
+def _compared(study: Study, own: Sequence[Run], others: Sequence[Run]) -> tuple[str, Difference | None]:
+    metric = _metric(study, own, others)
+    return metric, _difference(own, others, metric)
 
 
 def _metric(study: Study, own: Sequence[Run], others: Sequence[Run]) -> str:

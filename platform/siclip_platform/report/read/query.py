@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from siclip.errors import UserError
 from siclip_platform.metrics import metric_name
+from siclip_platform.report.read import items
 from siclip_platform.report.read.history import with_curves
 from siclip_platform.report.read.runs import MEAN_RECALL, Run, Study, StudyType
 from siclip_platform.report.read.store import Store, json_list, listed
@@ -152,7 +153,13 @@ def _study(store: Store, run: Run) -> Study:
         control=_chosen(_of(children, "control")),
     )
     data = (store.text_artifact(candidate, DATA_SUMMARY) for candidate in _with_artifacts(study))
-    study = replace(study, notes=_notes(study, children), data=next((text for text in data if text), None))
+    study = replace(
+        study,
+        notes=_notes(study, children),
+        data=next((text for text in data if text), None),
+        items=store.text_artifact(run, items.NAME),
+        page=store.runs_page(run, study.name, study.metric, study.mode),
+    )
     return with_curves(store, study)
 
 

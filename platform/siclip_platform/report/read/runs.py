@@ -14,6 +14,8 @@ StudyType = Literal["search", "ablation", "runs"]
 MEAN_RECALL = "validation/mean_recall@1"
 TRAIN_LOSS = "train/loss"
 # Shown in this order wherever best, control and teacher are compared.
+SHOWN_KINDS = {"best": "leading"}
+"""What a kind of run is called in text: nothing is called best before it is shown to be."""
 HEADLINE = ("test/mean_recall@1", "test/image_retrieval_recall@1", "test/beats_all_negatives")
 
 
@@ -60,7 +62,9 @@ class Run:
         """Setting or trial id of a trial, seed run or confirmation; kind of another run of a study; else the name."""
         if self.kind in ("trial", "seed", "confirm"):
             return self.tag("setting") or self.tag("trial") or self.name
-        return self.kind if self.kind in ("teacher", "best", "control", "study") else self.name
+        if self.kind in ("teacher", "best", "control", "study"):
+            return SHOWN_KINDS.get(self.kind, self.kind)
+        return self.name
 
     @property
     def seed(self) -> int | None:
@@ -83,6 +87,16 @@ class Run:
         return found if found is not None and math.isfinite(found) else None
 
 
+def _same(one: str | None, other: str) -> bool:
+    """Whether two parameters are equal: as text, or as numbers (``1`` and ``1.0``)."""
+    if one is None or one == other:
+        return one == other
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A study with its runs, or (type ``runs``) runs selected individually.
@@ -97,6 +111,8 @@ class Study:
         confirms: Runs of the leading setting and of its baseline with fresh seeds.
         notes: Sentences on what the store lacks.
         data: Text of ``data_summary.json``.
+        items: Text of ``items.json``.
+        page: URL of MLflow's table of the study's runs, if the store has pages.
     """
 
     run: Run
@@ -113,6 +129,8 @@ class Study:
     control: Run | None = None
     notes: tuple[str, ...] = ()
     data: str | None = None
+    items: str | None = None
+    page: str | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +173,14 @@ class Study:
             tag = self.best.tag("best_trial")
             return next((t for t in self.trials if tag and tag in (t.tag("trial"), t.run_id, t.name)), None)
         return self.ranked[0] if self.ranked else None
+
+    @property
+    def start(self) -> Run | None:
+        """The trial of the recipe that a search began with; None if the study's run does not record that recipe."""
+        begun = {path: self.run.params[path] for path in self.searched if path in self.run.params}
+        if self.type != "search" or not begun:
+            return None
+        return next((t for t in self.trials if all(_same(t.params.get(path), begun[path]) for path in begun)), None)
 
     @property
     def ranked(self) -> list[Run]:

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from siclip.errors import UserError
 from siclip_platform.metrics import metric_name, stored_key
 from siclip_platform.report.read.runs import Curve, Run
 from siclip_platform.tracking.address import without_password
+from siclip_platform.tracking.pages import runs_page
 from siclip_platform.tracking.store import connect
 
 PAGE = 1000  # results per request
@@ -125,6 +126,17 @@ class Store:
             return None
         return f"{self.url}/#/experiments/{quote(run.experiment_id, safe='')}/runs/{quote(run.run_id, safe='')}"
 
+    def runs_page(self, run: Run, study: str, metric: str, mode: str) -> str | None:
+        """URL of the table of a study's runs, the best first; None if the store has no pages.
+
+        Args:
+            run: the study's own run.
+            study: the study's name.
+            metric: the metric to sort by.
+            mode: ``max`` or ``min``.
+        """
+        return runs_page(self.url, run.experiment_id, study, metric, mode) if self.url and run.experiment_id else None
+
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names) or "none"
@@ -137,6 +149,23 @@ def json_list(text: str | None) -> list[Any]:
     except json.JSONDecodeError:
         return []
     return found if isinstance(found, list) else []
+
+
+# A part that is off leaves its options without effect, so that their values say nothing about the run.
+OPTIONS = {"loss.pair_matching": ("loss.pair_head", "loss.negatives", "loss.pair_matching_warmup")}
+
+
+def active(params: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a run without the options of a part whose weight is 0."""
+    off = {option for weight, options in OPTIONS.items() if _zero(params.get(weight)) for option in options}
+    return {path: value for path, value in params.items() if path not in off}
+
+
+def _zero(text: str | None) -> bool:
+    try:
+        return text is not None and float(text) == 0
+    except ValueError:
+        return False
 
 
 def _run(item: Any) -> Run:
@@ -152,7 +181,7 @@ def _run(item: Any) -> Run:
         started=_time(item.info.start_time),
         ended=_time(item.info.end_time),
         tags=tags,
-        params=dict(item.data.params),
+        params=active(item.data.params),
         metrics={metric_name(key): _value(value) for key, value in item.data.metrics.items()},
     )
 

@@ -20,6 +20,7 @@ from siclip_platform.report.draw.values import (
     probability,
     short,
 )
+from siclip_platform.report.judge.pools import pool_of
 from siclip_platform.report.judge.settings import Comparison, Verdict, compare_settings, judge
 from siclip_platform.report.judge.statistics import Estimate, holm
 from siclip_platform.report.judge.winner import find_winner
@@ -42,7 +43,9 @@ def ablation(study: Study) -> Section | None:
     rows = compare_settings(study)
     if not rows:
         return Section("ablation", "Ablation", [Text("The ablation has no runs yet.")])
-    blocks: list[Block] = [Text(EXPLANATION, soft=True), comparison_table(study, rows), *_forest(study, rows)]
+    pool = pool_of(study, study.metric)
+    where = f" {metric_label(study.metric)}: {pool.words(study.metric)}." if pool else ""
+    blocks: list[Block] = [Text(EXPLANATION + where, soft=True), comparison_table(study, rows), *_forest(study, rows)]
     others = other_metrics(study)
     if others:
         blocks += [effects_table(study, others, "effects", "Differences from the baseline in other metrics")]

@@ -22,7 +22,7 @@ from siclip_platform.report.sections.cost import total_seconds
 from siclip_platform.report.sections.leaderboard import share_cell
 
 KINDS = ("teacher", "trial", "seed", "best", "control", "confirm")
-LABELS = {"trial": "trials", "seed": "seed runs", "confirm": "fresh seeds"}
+LABELS = {"trial": "trials", "seed": "seed runs", "confirm": "fresh seeds", "best": "leading"}
 DEVICE = "cost/device_seconds"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 DATASET = "cost/dataset_bytes"

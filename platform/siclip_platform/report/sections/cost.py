@@ -60,7 +60,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def cost_tile(study: Study, winner: Winner) -> Tile:
     """The cost of a run of the leading setting, or of the study if that is not recorded."""
     seconds, timed = total_seconds(study.runs), sum(run.value("cost/seconds") is not None for run in study.runs)
-    counted = f"{plural(len(study.runs), 'run')}, {timed} with a recorded time"
+    left = len(study.runs) - timed
+    counted = plural(len(study.runs), "run") + (f", {left} without a recorded time" if left and timed else "")
     leading, other = setting_costs(study, winner)
     if leading is None or leading.seconds is None:
         return Tile("Cost of the study", duration(seconds) if timed else MISSING, counted)
@@ -80,17 +81,6 @@ def _size(leading: SettingCost, other: SettingCost | None) -> str:
     change = 100 * ((leading.parameters or 0) / other.parameters - 1)
     relation = f"{abs(change):.1f} % {'more' if change > 0 else 'fewer'} than" if round(change, 1) else "as many as"
     return f"{text}, {relation} {other.name}"
-
-
-def cost_of_leader(study: Study, winner: Winner) -> list[str]:
-    """A sentence on the cost of the leading setting; empty without a recorded time."""
-    leading, other = setting_costs(study, winner)
-    if leading is None or leading.seconds is None:
-        return []
-    text = f"A run of {leading.name} takes {duration(leading.seconds)} of wall time"
-    if other is not None and other.seconds:
-        text += f" ({other.name}: {duration(other.seconds)})"
-    return [f"{text}; {_size(leading, other)}." if leading.parameters is not None else f"{text}."]
 
 
 def total_seconds(runs: tuple[Run, ...]) -> float:

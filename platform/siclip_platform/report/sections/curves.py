@@ -94,11 +94,11 @@ def _metric(study: Study) -> Plot | None:
         ]
     else:
         series = _trial_lines(study)
-        # Best last, on top of the others.
+        # The leading one last, on top of the others.
         roles = [run for run in (study.control, study.best) if run and run.curves.get(study.metric)]
         trials = sum(bool(run.curves.get(study.metric)) for run in study.trials)
         ends = [plural(trials, "trial"), *_ends(roles, study.metric)] if series else []
-        series += [line(run.kind, run.curves[study.metric], LOOKS[run.kind]) for run in roles]
+        series += [line(run.label, run.curves[study.metric], LOOKS[run.kind]) for run in roles]
         ends = ends or _ends(roles, study.metric)
     if not series:
         return None
@@ -165,7 +165,7 @@ def _loss(study: Study) -> Plot | None:
         description = f"Training loss of {plural(len(series), 'setting')} against optimizer steps."
     else:
         roles = [run for run in (study.control, study.best) if run and run.curves.get(TRAIN_LOSS)]
-        series = [line(run.kind, run.curves[TRAIN_LOSS], LOOKS[run.kind]) for run in roles]
+        series = [line(run.label, run.curves[TRAIN_LOSS], LOOKS[run.kind]) for run in roles]
         description = f"Training loss against optimizer steps: {', '.join(_ends(roles, TRAIN_LOSS))}."
     if not series:
         return None
@@ -180,8 +180,8 @@ def _loss(study: Study) -> Plot | None:
 
 
 def _ends(runs: Iterable[Run], name: str) -> list[str]:
-    ends = [(run.kind, *run.curves[name][-1]) for run in runs]
-    return [f"{kind} ends at {metric_cell(name, value).text} after {step:,} steps" for kind, step, value in ends]
+    ends = [(run.label, *run.curves[name][-1]) for run in runs]
+    return [f"{label} ends at {metric_cell(name, value).text} after {step:,} steps" for label, step, value in ends]
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The leading setting, best compared with control and teacher, and all trials ranked."""
+"""The leading setting, compared with control and teacher, and all trials ranked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from siclip_platform.report.draw.values import (
     text_cell,
 )
 from siclip_platform.report.judge.numbers import number
+from siclip_platform.report.judge.pools import pool_of
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import Run, Study, measured
 from siclip_platform.report.sections.cost import total_seconds
-from siclip_platform.report.sections.summary import gap_of
+from siclip_platform.report.sections.statement import UNCONFIRMED
 
 RECALLS = [f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)]
 TEST_METRICS = [f"test/{name}" for name in ("mean_recall@1", *RECALLS, "beats_all_negatives")]
@@ -31,11 +32,12 @@ COUNTS = {
     "cost/parameters_image": "image tower parameters",
     "cost/parameters_text": "text tower parameters",
 }
+NO_PAGES = "The store has no web pages: use --mlflow-url to link to the runs."
 SHOWN_PARAMETERS = 14  # a wider table needs scrolling on most screens
 
 
 def comparison(study: Study) -> Section | None:
-    """Best, control and teacher side by side, if the study trained best or control."""
+    """The retrained leading setting, control and teacher side by side, if the study trained one of the first two."""
     if study.best is None and study.control is None:
         return None
     tables = [_setting(study), _roles(study), *_differences(study)]
@@ -54,19 +56,20 @@ def leaderboard(study: Study) -> Section:
 
 
 def _setting(study: Study) -> Table:
-    """Searched parameters of the leading setting, with all logged digits."""
+    """Searched parameters of the leading setting that have an effect, with all logged digits."""
     source = study.best or study.best_trial
-    rows = [[Cell(path, path), text_cell(source.params.get(path) if source else None)] for path in study.searched]
-    status = find_winner(study).status
-    title = "Best setting" if status == "confirmed" else "Leading setting" if study.best else "Leading setting so far"
+    # A parameter that has no effect in this setting is not one of its parameters.
+    shown = [path for path in study.searched if source is None or path in source.params]
+    rows = [[Cell(path, path), text_cell(source.params.get(path) if source else None)] for path in shown]
+    title = "Best setting" if find_winner(study).best else UNCONFIRMED
     return Table(key="setting", title=title, columns=["parameter", "value"], rows=rows, numeric=[False, False])
 
 
 def _roles(study: Study) -> Table:
     roles = (study.best, study.control, study.teacher)
 
-    def row(label: str, cells: Iterable[Cell], gap: Cell | None = None) -> list[Cell]:
-        return [Cell(label), *cells, gap or Cell("")]
+    def row(label: str, cells: Iterable[Cell], gap: Cell | None = None, where: str = "") -> list[Cell]:
+        return [Cell(label), *cells, gap or Cell(""), Cell(where)]
 
     def metrics(name: str) -> list[float | None]:
         return [run.metrics.get(name) if run else None for run in roles]
@@ -79,19 +82,26 @@ def _roles(study: Study) -> Table:
     for name in dict.fromkeys((*measured(TEST_METRICS, *roles), study.metric)):
         if all(value is None for value in metrics(name)):
             continue
-        gap = gap_of(study.best, study.control, name)
+        gap, pool = _gap(study.best, study.control, name), pool_of(study, name)
         shown = Cell("") if gap is None else Cell(points(name, gap), gap)
-        rows.append(row(metric_label(name), (metric_cell(name, value) for value in metrics(name)), shown))
+        where = pool.words(name) if pool else ""
+        rows.append(row(metric_label(name), (metric_cell(name, value) for value in metrics(name)), shown, where))
     rows += [row(label, map(count_cell, metrics(name))) for name, label in COUNTS.items() if any(metrics(name))]
     rows.append(row("wall time", map(seconds_cell, metrics("cost/seconds"))))
     rows.append(row("of this in training", map(seconds_cell, metrics("cost/training_seconds"))))
-    columns = ["quantity", "best", "control", "teacher", "best − control"]
-    title = "Leading setting retrained (best), control and teacher side by side"
-    return Table(key="comparison", title=title, columns=columns, rows=rows, numeric=[False, *[True] * 4])
+    columns = ["quantity", "leading", "control", "teacher", "leading − control", "measured on"]
+    title = "Leading setting, control and teacher side by side"
+    return Table(key="comparison", title=title, columns=columns, rows=rows, numeric=[False, *[True] * 4, False])
+
+
+def _gap(one: Run | None, other: Run | None, name: str) -> float | None:
+    """``one`` − ``other``; None unless both have the metric."""
+    mine, theirs = one.value(name) if one else None, other.value(name) if other else None
+    return None if mine is None or theirs is None else mine - theirs
 
 
 def _differences(study: Study) -> list[Table]:
-    """Recipe fields in which best and control differ; empty without both runs."""
+    """Recipe fields in which leading setting and control differ; empty without both runs."""
     if study.best is None or study.control is None:
         return []
     paths = sorted({*study.best.params, *study.control.params})
@@ -101,8 +111,8 @@ def _differences(study: Study) -> list[Table]:
         for path, best, control in pairs
         if best != control
     ]
-    title = "Recipe fields in which best and control differ"
-    columns = ["field", "best", "control"]
+    title = "Recipe fields in which leading setting and control differ"
+    columns = ["field", "leading", "control"]
     return [Table(key="differences", title=title, columns=columns, rows=rows, numeric=[False] * 3)]
 
 
@@ -120,7 +130,9 @@ def trials(study: Study) -> Table:
 
     ranked = sorted(study.trials, key=order)
     leader, total = None if study.type == "runs" else study.best_trial, total_seconds(study.runs)
-    paths = study.searched or _varying(study)
+    # A parameter without effect in any trial has no column.
+    searched = [path for path in study.searched if any(path in trial.params for trial in study.trials)]
+    paths = searched or _varying(study)
     linked = any(trial.link for trial in ranked)
     rows = []
     for rank, trial in enumerate(ranked, 1):
@@ -158,8 +170,14 @@ def trials(study: Study) -> Table:
         numeric=[False, True, False, True, True, True, True, *(path not in text for path in paths), False],
         sortable=True,
         marked=frozenset(index for index, trial in enumerate(ranked) if trial is leader),
-        note="" if linked or not ranked else "The store has no web pages: use --mlflow-url to link to the runs.",
+        note=" ".join(filter(None, [_where(study), "" if linked or not ranked else NO_PAGES])),
     )
+
+
+def _where(study: Study) -> str:
+    """What the study's metric was measured on."""
+    pool = pool_of(study, study.metric)
+    return f"{metric_label(study.metric)}: {pool.words(study.metric)}." if pool else ""
 
 
 def _varying(study: Study) -> list[str]:

@@ -23,13 +23,15 @@ from siclip_platform.report.sections.reproduce import reproduce
 from siclip_platform.report.sections.schedules import schedules
 from siclip_platform.report.sections.search import search
 from siclip_platform.report.sections.sharing import sharing
-from siclip_platform.report.sections.summary import summary
+from siclip_platform.report.sections.statement import UNCONFIRMED
+from siclip_platform.report.sections.summary import advice, summary
 from siclip_platform.report.sections.tradeoff import tradeoff
 from siclip_platform.report.sections.training import divergence, pair_matching
 
 # The result first, then what supports it, then what is needed to check and repeat it.
 ORDER = (
     summary,
+    advice,
     question,
     ablation,
     confirmation,
@@ -108,6 +110,6 @@ def _overview_row(study: Study) -> list[Cell]:
         Cell(metric_label(study.metric)),
         metric_cell(study.metric, None if top is None else study.gain(top)),
         Cell(winner.name or "—"),
-        Cell(winner.status),
+        Cell("best" if winner.best else "" if winner.status == "none" else UNCONFIRMED.lower()),
         Cell(duration(seconds), seconds),
     ]

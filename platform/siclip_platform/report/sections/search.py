@@ -131,12 +131,11 @@ def _importance(study: Study, found: Importance) -> list[Block]:
     )
     text = (
         f"Based on {found.trials} completed trials. fANOVA explains the total variation, PED-ANOVA what separates "
-        "the best tenth from the rest; where the two disagree, trust neither. A conditional parameter counts with "
-        "its default where its condition does not hold."
+        "the best tenth from the rest; where the two disagree, trust neither."
         + (" With so few trials both are rough." if found.trials < FEW else "")
     )
     if found.omitted:
-        text += f" Without variation: {', '.join(found.omitted)}."
+        text += f" Without variation, or without effect in some trials: {', '.join(found.omitted)}."
     table = Table(
         key="importances",
         title="Importance values",

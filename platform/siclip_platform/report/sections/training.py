@@ -146,7 +146,7 @@ def _lines(study: Study, name: str) -> list[Series]:
         return setting_bands(study, name)
     roles = [run for run in (study.control, study.best) if run and name in run.curves]
     if roles:
-        return [line(run.kind, run.curves[name], LOOKS[run.kind]) for run in roles]
+        return [line(run.label, run.curves[name], LOOKS[run.kind]) for run in roles]
     found = [run for run in _detailed(study) if name in run.curves][:8]
     return [line(run.label, run.curves[name], index + 1) for index, run in enumerate(found)]
 

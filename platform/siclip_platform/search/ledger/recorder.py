@@ -67,24 +67,35 @@ class Recorder:
         recipe = plan.recipe(entry.values)
         number = {"trial": entry.name, "tune_trial": entry.attempts[-1] if entry.attempts else ""}
         own = {} if several else self._training_tags(plan, recipe, reused.get(plan.seed_numbers[0]))
-        tags = self.tags | number | {"recipe_hash": recipe.hash} | dict(plan.tags(entry.values)) | own
+        own |= {} if several else {"seed": str(plan.seed_numbers[0])}
+        setting = dict(plan.tags(entry.values))
+        tags = self.tags | number | {"recipe_hash": recipe.hash} | setting | own
         again = entry.reopened
-        trial = self._start(entry.name, "trial", recipe, tags, self.study, again)
+        shown = setting.get("setting", entry.name)
+        trial = self._start(entry.name, shown, "trial", recipe, tags, self.study, again)
         self._trials[entry.name] = trial
         for seed in plan.seed_numbers if several else ():
             of_seed = plan.recipe(entry.values, seed)
-            tags = self.tags | number | {"recipe_hash": of_seed.hash, "seed": str(seed)}
+            # With the setting too, so that MLflow can group the seed runs of an ablation by it.
+            tags = self.tags | number | {"recipe_hash": of_seed.hash, "seed": str(seed)} | setting
             tags |= self._training_tags(plan, of_seed, reused.get(seed))
             self._seeds[entry.name, str(seed)] = self._start(
-                f"{entry.name}/seed-{seed}", "seed", of_seed, tags, trial, again
+                f"{entry.name}/seed-{seed}", f"{shown}/seed-{seed}", "seed", of_seed, tags, trial, again
             )
 
     def _start(
-        self, name: str, kind: Any, recipe: Recipe, tags: Mapping[str, str], parent: TrackedRun, again: bool
+        self,
+        name: str,
+        shown: str,
+        kind: Any,
+        recipe: Recipe,
+        tags: Mapping[str, str],
+        parent: TrackedRun,
+        again: bool,
     ) -> TrackedRun:
         key = f"{self.study.key}/{name}"
         params = recipe.flat()
-        run = self.tracker.start(name, kind, params=params, tags=tags, parent=parent, key=key, reopen=again)
+        run = self.tracker.start(shown, kind, params=params, tags=tags, parent=parent, key=key, reopen=again)
         if again:
             run.tag(reason="")
         # A run that began before a restart has its dataset already.

@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from siclip_platform.report.draw.blocks import Tiles
+from siclip_platform.report.draw.blocks import Tile, Tiles
 from siclip_platform.report.judge.winner import find_winner
 from siclip_platform.report.read.runs import MEAN_RECALL, Run, Study
 from siclip_platform.report.sections.advice import OTHERWISE, next_steps
-from siclip_platform.report.sections.summary import claim_sentence, summary
+from siclip_platform.report.sections.statement import claim_sentence
+from siclip_platform.report.sections.summary import summary
 
 # "one" beats "base" clearly and "two" on average, but not at every seed.
 SEEDS = (0, 1, 2, 3)
@@ -53,27 +54,29 @@ def study(curve: tuple[float, ...] = (), *names: str) -> Study:
     return Study(run=frame, experiment="", type="ablation", trials=trials, confirms=fresh)
 
 
+def tile(study: Study, label: str) -> Tile:
+    (tiles,) = (block for block in summary(study).blocks if isinstance(block, Tiles))
+    (found,) = (tile for tile in tiles.tiles if tile.label == label)
+    return found
+
+
 def test_a_shared_lead_is_not_called_the_best() -> None:
     winner = find_winner(study())
     assert (winner.name, winner.status) == ("one", "confirmed")
     claim = claim_sentence(winner, study())
-    assert "one is confirmed: 5 fresh seeds" in claim and " is the best" not in claim
+    assert claim.startswith("Leading, unconfirmed: one. 5 fresh seeds") and " is the best" not in claim
     assert "the study's seeds do not distinguish it from two" in claim
     alone = study((), "base", "one")
     assert "one is the best: 5 fresh seeds" in claim_sentence(find_winner(alone), alone)
-    (tiles,) = (block for block in summary(study()).blocks if isinstance(block, Tiles))
-    assert tiles.tiles[0].label == "Leading, better than the baseline"
-    assert "not distinguishable from two" in tiles.tiles[0].detail
+    leader = tile(study(), "Leading, unconfirmed")
+    assert leader.value == "one" and "not distinguishable from two" in leader.detail
+    assert tile(alone, "Best setting").value == "one"
 
 
 def test_the_leaders_cost_is_compared_with_the_baselines() -> None:
-    found = summary(study())
-    (tiles,) = (block for block in found.blocks if isinstance(block, Tiles))
-    cost = tiles.tiles[2]
-    assert (cost.label, cost.value) == ("Cost per run", "15.0 s")
-    assert cost.detail.startswith("1.25 × base (12.0 s) · 3 M parameters, 50.0 % more than base · study: ")
-    text = " ".join(getattr(block, "text", "") for block in found.blocks)
-    assert "A run of one takes 15.0 s of wall time (base: 12.0 s); 3 M parameters, 50.0 % more than base." in text
+    cost = tile(study(), "Cost per run")
+    assert cost.value == "15.0 s"
+    assert cost.detail == "1.25 × base (12.0 s) · 3 M parameters, 50.0 % more than base · study: 291.0 s, 22 runs"
 
 
 def test_the_next_step_is_the_number_of_seeds_needed() -> None:
@@ -81,7 +84,7 @@ def test_the_next_step_is_the_number_of_seeds_needed() -> None:
     effect = gaps.mean() / gaps.std(ddof=1)
     assert stats.ttest_1samp(gaps, 0).pvalue > 0.05
     more = math.ceil(TTestPower().solve_power(effect_size=effect, alpha=0.05, power=0.8)) - len(SEEDS)
-    assert next_steps(study())[0].startswith(f"Separate one from two: about {more} more seeds of each")
+    assert str(next_steps(study())[0]).startswith(f"Separate one from two: about {more} more seeds of each")
     assert next_steps(study((), "base", "one")) == [OTHERWISE]
 
 
@@ -95,4 +98,4 @@ def test_the_next_step_is_the_number_of_seeds_needed() -> None:
 )
 def test_a_curve_that_still_rises_suggests_more_steps(curve: tuple[float, ...], mode: str, rises: bool) -> None:
     found = next_steps(replace(study(curve, "base", "one"), mode=mode))
-    assert any(step.startswith("Train longer: ") and "+2.0 points" in step for step in found) is rises
+    assert any(step.what == "Train longer" and "improved by 2.0 points" in step.why for step in found) is rises

@@ -27,9 +27,10 @@ def test_finished_models_are_shown_on_the_split_that_measured_them(split: str) -
         run=Run(run_id="s", name="s", kind="study", state="completed"), experiment="e", trials=(trial,), **both
     )
     text = " ".join(str(block) for block in summary(study).blocks)
-    assert f"{split} image retrieval R@1 40.0 % against 30.0 %" in text
+    gain = "+10.0 points test mean R@1 (50.0 % against 40.0 %)"
+    assert (gain if split == "test" else "+0.0 points validation mean R@1 (75.0 % against 75.0 %)") in text
     assert ("The dataset has no test split" in text) == (split == "validation")
     section = comparison(study)
     assert section is not None
     table = str(section.blocks[1])
-    assert f"{split} image retrieval R@1" in table and ("test " in table) == (split == "test")
+    assert f"{split} text → image R@1" in table and ("test " in table) == (split == "test")

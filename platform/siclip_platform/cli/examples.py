@@ -12,7 +12,7 @@ EXAMPLES: Mapping[str, str] = {
     "compare": "siclip-platform compare trial-000 trial-004 --out runs/tune",
     "data build": "siclip-platform data build data/digits",
     "data caption": "siclip-platform data caption data/cc12m --name coca",
-    "data captions": "siclip-platform data captions data/cc12m --name llava --from llava.jsonl --key id --column caption",
+    "data captions": "siclip-platform data captions data/cc12m --name llava --from llava.csv --key id --column text",
     "data embed": "siclip-platform data embed data/digits --name nano --teacher teacher.pt",
     "data import": "siclip-platform data import cc12m/ data/cc12m --validation-share 0.01",
     "data inspect": "siclip-platform data inspect data/cc12m --sheet sheet.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from siclip_platform.datasets.derived.captions.config import CaptionConfig
-from siclip_platform.datasets.manifest import Manifest, ShardEntry, write_manifest, write_shard
+from siclip_platform.datasets.manifest import Manifest, ShardEntry, open_dataset, write_manifest, write_shard
 from siclip_platform.datasets.schema import SCHEMA
+from siclip_platform.datasets.sidecar import (
+    CAPTIONS_SCHEMA,
+    SidecarManifest,
+    write_sidecar_manifest,
+    write_sidecar_shard,
+)
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 220), "yellow": (230, 210, 50)}
 SIDE = 32
@@ -135,6 +142,33 @@ def shapes_dataset(folder: Path, shards: int = 3, rows: int = 10, seed: int = 1)
         entries.append(write_shard(table, folder / f"train-{number:05d}.parquet", row_group_size=6))
     write_manifest(folder, Manifest(name="shapes", version="1", recipe={"seed": seed}, splits={"train": entries}))
     return truth
+
+
+def write_caption_set(folder: Path, name: str, texts: Sequence[Sequence[str]]) -> None:
+    """Write a caption set beside the dataset of `shapes_dataset`.
+
+    Args:
+        folder: of the dataset.
+        name: of the set.
+        texts: of each row, in order.
+    """
+    dataset, entries, first = open_dataset(folder), [], 0
+    for entry, groups in zip(dataset.entries("train"), dataset.groups("train"), strict=True):
+        tables = []
+        for rows in groups:
+            captions = [
+                [{"text": text, "source": "synthetic", "model": "m"} for text in row]
+                for row in texts[first : first + rows]
+            ]
+            tables.append(pa.Table.from_pylist([{"captions": row} for row in captions], CAPTIONS_SCHEMA))
+            first += rows
+        target = folder / "captions" / name / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        entries.append(write_sidecar_shard(target, tables, CAPTIONS_SCHEMA))
+    manifest = SidecarManifest(
+        kind="captions", name=name, version="1", dataset=dataset.hash, recipe={}, splits={"train": entries}
+    )
+    write_sidecar_manifest(folder / "captions" / name, manifest)
 
 
 def _row(name: str, image: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from captioning_parts import shapes_dataset
+from captioning_parts import shapes_dataset, write_caption_set
 from hostile_models import TINY_COCA, HostileModels, hostile_models
 
 from siclip_platform.cli import main
@@ -24,6 +24,7 @@ COMMANDS = {
         *("data", "caption", "DATA", "--name", "n", "--model", "HONEST", "--pretrained", "WEIGHTS"),
         *("--max-tokens", "8", "--min-similarity", "0.1", "--teacher", "MODEL"),
     ],
+    "data inspect --teacher": ["data", "inspect", "DATA", "--captions", "set", "--teacher", "MODEL"],
     "data embed": ["data", "embed", "DATA", "--name", "n", "--teacher", "MODEL"],
     "evaluate": ["evaluate", "MODEL", "--data", "DATA"],
     "evaluate --compare": ["evaluate", "TEACHER", "--data", "DATA", "--compare", "MODEL"],
@@ -75,6 +76,7 @@ def test_no_command_runs_the_code_of_a_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shapes_dataset(tmp_path / "data", shards=1, rows=4)
+    write_caption_set(tmp_path / "data", "set", [["a red square"]] * 4)
     (tmp_path / "texts.txt").write_text("a red square\n")
     (tmp_path / "list.csv").write_text("path,caption\n")
     honest = tmp_path / "siclip-test-honest.json"

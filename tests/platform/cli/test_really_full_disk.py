@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from captioning_parts import shapes_dataset
 from PIL import Image
 
 from siclip.checkpoints.formats import load_model, save_checkpoint
 from siclip.errors import UserError
 from siclip.models import create_model
 from siclip_platform.cli.guard import guarded
+from siclip_platform.datasets.derived.embeddings.config import EmbedConfig
+from siclip_platform.datasets.derived.embeddings.embed import embed_dataset, plan_embedding
 from siclip_platform.datasets.derived.stage import Pool, Task, TaskOutput, run_stage
 from siclip_platform.datasets.importing.ingest import Imported, import_dataset
 from siclip_platform.datasets.importing.parts import ImportConfig
@@ -103,6 +106,26 @@ def test_an_import(disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str
     import_to(disk.folder / "d")
     import_to(tmp_path / "undisturbed")
     assert open_dataset(disk.folder / "d").hash == open_dataset(tmp_path / "undisturbed").hash
+
+
+@pytest.mark.slow
+def test_embeddings(disk: Disk, tmp_path: Path, nano_teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = EmbedConfig(teacher=str(nano_teacher), augmentations=50)
+    plans = []
+    for folder in (tmp_path / "d", disk.folder / "d"):
+        shapes_dataset(folder)
+        plans.append(plan_embedding(folder, "e", settings))
+    whole, plan = embed_dataset(plans[0], pool=HERE).sidecar, plans[1]
+    sizes = [path.stat().st_size for path in whole.shards("train")]
+    # Not all shards fit, but the first one does.
+    assert sizes[0] < 300_000 < sum(sizes)
+    refused(lambda: embed_dataset(plan, pool=HERE), capsys)
+    assert disk.temporary() == []
+    kept = {path: path.stat().st_mtime_ns for path in plan.folder.glob("*.parquet")}
+    assert 0 < len(kept) < 3
+    disk.grow()
+    assert embed_dataset(plan, pool=HERE).sidecar.manifest.splits == whole.manifest.splits
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_a_stage(disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:

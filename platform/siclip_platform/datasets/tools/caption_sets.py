@@ -161,5 +161,5 @@ def _cosine(rows: CaptionRows, teacher: EmbeddingTeacher) -> Spread:
     for number, (data, texts) in enumerate(zip(rows.pictures, rows.texts, strict=False)):
         if texts:
             pixels = fit_image(decode_image(data, f"image {number}"), teacher.size[0])
-            found += (teacher.texts(texts) @ teacher.images(pixels[None])[0]).tolist()
+            found += (teacher.texts(texts) @ teacher.images(np.stack([pixels]))[0]).tolist()
     return Spread.of(found)

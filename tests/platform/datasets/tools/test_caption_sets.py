@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
-from captioning_parts import shapes_dataset
+import torch
+from captioning_parts import SIDE, shapes_dataset, write_caption_set
+from PIL import Image
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from siclip.checkpoints.formats import load_model
+from siclip.data.images import decode_image
+from siclip.errors import UserError
+from siclip.tokenizer import tokenize
 from siclip_platform.cli import app
 from siclip_platform.cli.data.diagnosis import degenerate
 from siclip_platform.datasets.manifest import open_dataset
-from siclip_platform.datasets.sidecar import (
-    CAPTIONS_SCHEMA,
-    SidecarManifest,
-    open_sidecar,
-    write_sidecar_manifest,
-    write_sidecar_shard,
-)
+from siclip_platform.datasets.parquet import read_table
+from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.datasets.tools.caption_sets import CaptionRows, caption_statistics
 from siclip_platform.datasets.tools.inspect import sample_rows
 
@@ -49,17 +52,7 @@ def constant(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     shapes_dataset(folder, shards=2)
     texts = ["a picture of a thing"] * 15 + [f"thing number {number}" for number in range(5)]
-    dataset, entries = open_dataset(folder), []
-    for shard, entry in enumerate(dataset.entries("train")):
-        mine = [[{"text": text, "source": "synthetic", "model": "m"}] for text in texts[10 * shard : 10 * shard + 10]]
-        table = pa.Table.from_pylist([{"captions": row} for row in mine], CAPTIONS_SCHEMA)
-        target = folder / "captions/same" / entry.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        entries.append(write_sidecar_shard(target, [table.slice(0, 6), table.slice(6)], CAPTIONS_SCHEMA))
-    manifest = SidecarManifest(
-        kind="captions", name="same", version="1", dataset=dataset.hash, recipe={}, splits={"train": entries}
-    )
-    write_sidecar_manifest(folder / "captions/same", manifest)
+    write_caption_set(folder, "same", [[text] for text in texts])
     return folder
 
 
@@ -86,3 +79,32 @@ def test_inspect_shows_a_set_beside_the_originals_and_on_the_sheet(constant: Pat
     assert [row["captions"][1]["text"] for row in rows] == ["a picture of a thing"] * 15 + [
         f"thing number {number}" for number in range(5)
     ]
+
+
+def test_a_teacher_measures_the_cosines_of_a_set_and_of_the_originals(constant: Path, nano_teacher: Path) -> None:
+    """Compared with the model itself, on images that PIL resizes."""
+    model = load_model(nano_teacher).eval()
+    rows = [row for shard in open_dataset(constant).shards("train") for row in read_table(shard).to_pylist()]
+    side = model.config.image.image_size
+    pictures = [Image.fromarray(decode_image(row["image"], "x")) for row in rows]
+    assert {picture.size for picture in pictures} == {(SIDE, SIDE)}
+    resized = [np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)) for picture in pictures]
+    with torch.no_grad():
+        image = F.normalize(model.encode_image(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255))
+        expected = []
+        for texts in (
+            ["a picture of a thing"] * 15 + [f"thing number {number}" for number in range(5)],
+            [row["captions"][0]["text"] for row in rows],
+        ):
+            text = F.normalize(model.encode_text(tokenize(texts, model.config.text.context_length)))
+            cosines = (image * text).sum(dim=1).numpy()
+            expected += [float(np.median(cosines)), float(cosines.mean())]
+    arguments = ["data", "inspect", str(constant), "--captions", "same", "--teacher", str(nano_teacher)]
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+    assert found.exit_code == 0, found.output
+    line = next(line for line in found.output.splitlines() if line.startswith("cosine with the image: median"))
+    assert [float(number) for number in re.findall(r"-?\d\.\d+", line)] == pytest.approx(expected, abs=6e-4)
+    with pytest.raises(UserError, match="--teacher measures captions: name their set with --captions"):
+        CliRunner().invoke(
+            app, ["data", "inspect", str(constant), "--teacher", str(nano_teacher)], catch_exceptions=False
+        )

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from timm.models.fastvit import AttentionBlock
 from torch import Tensor, nn
 
 from siclip.data.batch import TrunkFeatures
@@ -23,6 +22,7 @@ from siclip.models.clip import Clip
 from siclip.models.freezing import eval_mode
 from siclip.models.sasp import SasPBlock, attention_matrix
 from siclip.models.text_tower import MultiHeadAttention, TransformerBlock
+from siclip.models.timm_parts import AttentionBlock
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import copy
 import math
 
 import torch
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from siclip.data.batch import TrunkFeatures
 from siclip.models.freezing import guard_frozen_norms, keep_frozen_norms
 from siclip.models.image_tower import ImageTower
 from siclip.models.text_tower import TextTower
+from siclip.models.timm_parts import reparameterize_model
 
 __all__ = ["MAX_LOGIT_SCALE", "Clip", "TrunkFeatures", "count_parameters"]
 

@@ -14,14 +14,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from timm.models.fastvit import ConvMlp, MobileOneBlock, RepMixerBlock
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from siclip.models.image_tower import ImageTower
 from siclip.models.placing import laid_out
+from siclip.models.timm_parts import ConvMlp, MobileOneBlock, RepMixerBlock, reparameterize_model
 
 _State = tuple[tuple[StorageWeakRef, int], ...]
 # Weak keys: the cache must not keep a tower alive.

@@ -8,14 +8,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from timm.layers import LayerNorm2d, Mlp, RmsNorm2d
-from timm.models.fastvit import ConvMlp, FastVit, RepConditionalPosEnc
 from torch import Tensor, nn
 
 from siclip.config import ImageTowerConfig
 from siclip.models.placing import laid_out
 from siclip.models.sasp import QueryKey, SasPBlock, share_blocks
 from siclip.models.sharing import parse_pattern
+from siclip.models.timm_parts import ConvMlp, FastVit, LayerNorm2d, Mlp, RepConditionalPosEnc, RmsNorm2d
 
 _NORMS = {"tower": nn.BatchNorm2d, "batch": nn.BatchNorm2d, "layer": LayerNorm2d, "rms": RmsNorm2d}
 

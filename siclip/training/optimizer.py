@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -12,6 +13,20 @@ from torch.optim import swa_utils
 
 from siclip.config import TrainingConfig
 from siclip.models.clip import Clip
+
+
+class EagerAdamW(torch.optim.AdamW):
+    """AdamW without the wrappers that keep it out of what torch compiles.
+
+    On their first call they import torch's compiler, for longer than everything else that a training imports. No
+    optimizer is compiled here.
+    """
+
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad: Any = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    add_param_group: Any = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict: Any = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.AdamW.load_state_dict)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -35,7 +50,7 @@ def make_optimizer(
         {"params": [p for n, p in trained if decays(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in trained if not decays(n, p)], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizer = EagerAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     optimizer.register_step_pre_hook(same_layout)
     return optimizer
 

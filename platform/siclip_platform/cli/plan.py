@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import warnings
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -138,7 +139,10 @@ def plan(
     if exact:
         from siclip_platform.plan.exact import exact_memory
 
-        job = replace(job, exact=exact_memory(job))
+        with warnings.catch_warnings():
+            # torch's, about a setting of other devices and about storages without memory, which are meant here
+            warnings.simplefilter("ignore", UserWarning)
+            job = replace(job, exact=exact_memory(job))
     result = make_plan(job)
     if pipeline:
         stages = make_pipeline(

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from siclip.data.batch import to_float_images
+from siclip.evaluation.pair_head import pair_head_metrics
 from siclip.evaluation.retrieval import beats_all_negatives, retrieval_metrics
+from siclip.losses import PairMatchingHead
 from siclip.models.clip import Clip
 from siclip.models.finite import unit
 from siclip.models.freezing import eval_mode
@@ -47,11 +49,18 @@ class EvaluationSet:
 
 @torch.no_grad()
 def evaluate(
-    model: Clip, data: EvaluationSet, *, device: torch.device, chunk: int = 128, name: str = ""
+    model: Clip,
+    data: EvaluationSet,
+    *,
+    device: torch.device,
+    chunk: int = 128,
+    name: str = "",
+    pair_head: PairMatchingHead | None = None,
 ) -> dict[str, float]:
     """Retrieval recall over all captions and, with negatives, ``beats_all_negatives`` of the first, in fp32.
 
-    A frozen image trunk runs in folded form, as in training.
+    With a head of pair matching also its accuracies on the first captions, see `pair_head_metrics`. A frozen image
+    trunk runs in folded form, as in training.
 
     Args:
         model: its mode is preserved.
@@ -59,6 +68,7 @@ def evaluate(
         device: of the model.
         chunk: number of images or texts encoded at a time.
         name: names the model in errors; its config's name by default.
+        pair_head: trained with the model.
 
     Raises:
         NotFinite: an embedding is not finite.
@@ -71,10 +81,13 @@ def evaluate(
             for name, value in retrieval_metrics(image, text, data.image_of_text).items()
             if "recall@" in name
         }
+        negatives = None
         if data.negatives is not None:
             flat = unit(_encode_texts(model, data.negatives.flatten(0, 1), device, chunk), name)
             negatives = flat.view(*data.negatives.shape[:2], -1)
             metrics["beats_all_negatives"] = beats_all_negatives(image, data.firsts(text), negatives)
+        if pair_head is not None:
+            metrics |= pair_head_metrics(pair_head, image, data.firsts(text), negatives)
     return metrics
 
 

@@ -131,7 +131,8 @@ def prepare(recipe: Recipe) -> Prepared:
     validation = validation_set(recipe, config)
 
     def validate(model: Clip) -> dict[str, float]:
-        metrics = evaluate(model, validation, device=trainer.device, name=f"the model at step {trainer.step}")
+        name, head = f"the model at step {trainer.step}", trainer.objective.pair_matching_head
+        metrics = evaluate(model, validation, device=trainer.device, name=name, pair_head=head)
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     stream = _training_stream(recipe, trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -27,16 +28,20 @@ def embed(
     kind: Annotated[KindChoice | None, typer.Option(help="What to embed if Parquet has both.")] = None,
     column: Annotated[str | None, typer.Option(help="The Parquet column with images or texts.")] = None,
     actors: Annotated[int, typer.Option(min=1, help="Copies of the model that work at a time.")] = 1,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; default: start one on this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; default: start one if there are several actors.")
+    ] = None,
     verbose: Annotated[bool, typer.Option(help="Show Ray's output.")] = False,
 ) -> None:
     """Embed images or texts with a model, into Parquet for `search` and other tools."""
-    from siclip_platform.cluster.connect import Needs, ray_cluster
+    from siclip_platform.cluster.connect import Needs, names_cluster, ray_cluster
     from siclip_platform.display import Display
     from siclip_platform.inference.embed import embed as run
 
     display = Display()
-    cluster = ray_cluster(Needs(concurrent=actors, worker_cpus=1), address, verbose)
+    # One copy of the model has nothing to share with others, and Ray takes longer to start than most sources.
+    here = actors == 1 and not names_cluster(address)
+    cluster = nullcontext() if here else ray_cluster(Needs(concurrent=actors, worker_cpus=1), address, verbose)
     with cluster, display.live(), display.task("embedding") as task:
         index = run(
             checkpoint,
@@ -45,6 +50,7 @@ def embed(
             kind=kind.value if kind else None,
             column=column,
             actors=actors,
+            here=here,
             progress=task.progress,
         )
     display.say(f"{out}: {index.rows:,} {index.kind} embeddings of {index.embed_dim} numbers")

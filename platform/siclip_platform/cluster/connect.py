@@ -47,6 +47,11 @@ class Needs:
         return self.concurrent * (COORDINATOR_CPUS + self.workers * (self.worker_cpus + DATA_CPUS)) + 1
 
 
+def names_cluster(address: str | None) -> bool:
+    """Whether a cluster is named, by its address or by RAY_ADDRESS."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
 @contextmanager
 def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False) -> Iterator[None]:
     """Join the cluster at ``address`` or at RAY_ADDRESS (set inside a Ray job), else start one on this machine.

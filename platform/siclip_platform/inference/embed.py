@@ -1,10 +1,10 @@
-"""Embed images or texts into an index with Ray Data: each actor loads the model once and embeds parts."""
+"""Embed images or texts into an index, with actors of Ray Data that load the model once, or in this process."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from siclip.errors import UserError
 from siclip.models.finite import NotFinite
+from siclip_platform.datasets.derived.actors import one_thread
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import DESCRIPTION, LOCATION, PARTS, REJECTED, IndexDescription
 from siclip_platform.inference.inputs import InputPart, InputRow, Modality, find_parts, read_rows
@@ -26,26 +27,21 @@ REJECTED_SCHEMA = pa.schema([("id", pa.string()), (LOCATION, pa.string()), ("rea
 
 
 class _Embed:
-    """An actor that embeds parts, one by one, and writes each as a Parquet file atomically."""
+    """Embeds parts, one by one, and writes each as a Parquet file atomically."""
 
-    def __init__(self, checkpoint: str, folder: str) -> None:
-        self.encoder = Encoder.load(checkpoint)
-        self.folder = Path(folder)
+    def __init__(self, encoder: Encoder, folder: Path) -> None:
+        self.encoder = encoder
+        self.folder = folder
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        index, part = int(batch["index"][0]), InputPart(**json.loads(str(batch["part"][0])))
+    def __call__(self, index: int, part: InputPart) -> tuple[int, list[dict[str, str]]]:
+        """Write a part and return the number of its rows, and the rejected ones.
+
+        Raises:
+            NotFinite: an embedding is not finite.
+        """
         rows, inputs, rejected = self._read(part)
         encode = self.encoder.texts if part.kind == "text" else self.encoder.images
-        try:
-            embeddings = encode(inputs) if inputs else np.empty((0, self.encoder.width), np.float32)
-        except NotFinite as error:
-            # as a value: Ray would put its traceback before the message of an exception
-            return {
-                "index": batch["index"],
-                "rows": np.array([0]),
-                "rejected": np.array(["[]"]),
-                "refused": np.array([str(error)]),
-            }
+        embeddings = encode(inputs) if inputs else np.empty((0, self.encoder.width), np.float32)
         flat = pa.array(embeddings.reshape(-1), pa.float32())
         table = pa.table(
             {
@@ -56,12 +52,7 @@ class _Embed:
         )
         with replacing(self.folder / f"{index:06d}.parquet") as temporary:
             pq.write_table(table, temporary)
-        return {
-            "index": batch["index"],
-            "rows": np.array([len(rows)]),
-            "rejected": np.array([json.dumps(rejected)]),
-            "refused": np.array([""]),
-        }
+        return len(rows), rejected
 
     def _read(self, part: InputPart) -> tuple[list[InputRow], list[Any], list[dict[str, str]]]:
         """The usable rows of a part, their inputs for the encoder, and the rejected rows with their reasons."""
@@ -85,6 +76,28 @@ class _Embed:
         return row.value
 
 
+class _Actor:
+    """An actor of Ray Data: maps a row with a part to a row with its counts."""
+
+    def __init__(self, checkpoint: str, folder: str) -> None:
+        self.embed = _Embed(Encoder.load(checkpoint), Path(folder))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        index, part = int(batch["index"][0]), InputPart(**json.loads(str(batch["part"][0])))
+        rows, rejected, refused = 0, list[dict[str, str]](), ""
+        try:
+            rows, rejected = self.embed(index, part)
+        except NotFinite as error:
+            # as a value: Ray would put its traceback before the message of an exception
+            refused = str(error)
+        return {
+            "index": batch["index"],
+            "rows": np.array([rows]),
+            "rejected": np.array([json.dumps(rejected)]),
+            "refused": np.array([refused]),
+        }
+
+
 def embed(
     checkpoint: str | AnyPath,
     source: Path,
@@ -93,9 +106,10 @@ def embed(
     kind: Modality | None = None,
     column: str | None = None,
     actors: int = 1,
+    here: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> IndexDescription:
-    """Embed a source and write an index; requires a connected Ray.
+    """Embed a source and write an index; requires a connected Ray unless it runs ``here``, with the same result.
 
     Rows that cannot be read are skipped and listed in ``rejected.parquet`` with the reason.
 
@@ -106,6 +120,7 @@ def embed(
         kind: what to embed; None if the source has only one of the two.
         column: the Parquet column; None for the first known name.
         actors: copies of the model that work at a time.
+        here: embed in this process, with one copy of the model.
         progress: called with (parts done, all parts, rows embedded).
 
     Raises:
@@ -122,7 +137,11 @@ def embed(
         raise UserError(f"{out} exists and is not overwritten: remove it or choose another name")
     (out / PARTS).mkdir(parents=True)
     try:
-        written, rejected = _run(checkpoint, parts, out / PARTS, actors, progress)
+        if here:
+            found = _run_here(encoder, parts, out / PARTS)
+        else:
+            found = _run_on_ray(checkpoint, parts, out / PARTS, actors)
+        written, rejected = _collect(found, len(parts), progress)
         if not written:
             reason = rejected[0]["reason"] if rejected else "it is empty"
             raise UserError(f"no row of {source} could be embedded: {reason}")
@@ -146,35 +165,47 @@ def embed(
     return description
 
 
-def _run(
-    checkpoint: str | AnyPath,
-    parts: list[InputPart],
-    folder: Path,
-    actors: int,
-    progress: Callable[[int, int, int], None] | None,
+_Done = tuple[int, int, list[dict[str, str]]]
+"""A finished part: its index, the number of its rows, and the rejected ones."""
+
+
+def _collect(
+    found: Iterator[_Done], total: int, progress: Callable[[int, int, int], None] | None
 ) -> tuple[int, list[dict[str, str]]]:
     """The number of rows written, and the rejected rows in the order of the source."""
+    written, rejected = 0, {}
+    for done, (index, rows, refused) in enumerate(found, 1):
+        written += rows
+        rejected[index] = refused
+        if progress is not None:
+            progress(done, total, written)
+    return written, [item for index in sorted(rejected) for item in rejected[index]]
+
+
+def _run_here(encoder: Encoder, parts: list[InputPart], folder: Path) -> Iterator[_Done]:
+    run = _Embed(encoder, folder)
+    # As in an actor, which has one CPU.
+    with one_thread():
+        for index, part in enumerate(parts):
+            yield (index, *run(index, part))
+
+
+def _run_on_ray(checkpoint: str | AnyPath, parts: list[InputPart], folder: Path, actors: int) -> Iterator[_Done]:
+    """Yield the parts in the order in which they finish."""
     import ray
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     items = [{"index": index, "part": json.dumps(asdict(part))} for index, part in enumerate(parts)]
-    actors = min(actors, len(items))
-    found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Embed,
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor,
         fn_constructor_args=(absolute_path(checkpoint), str(folder.resolve())),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
-    written, rejected = 0, {}
-    # Ray Data yields the parts in the order in which they finish.
-    for done, row in enumerate(found.iter_rows(), 1):
+    for row in done.iter_rows():
         if row["refused"]:
             raise NotFinite(row["refused"])
-        written += int(row["rows"])
-        rejected[int(row["index"])] = json.loads(row["rejected"])
-        if progress is not None:
-            progress(done, len(items), written)
-    return written, [item for index in sorted(rejected) for item in rejected[index]]
+        yield int(row["index"]), int(row["rows"]), json.loads(row["rejected"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from siclip.checkpoints.formats import save_checkpoint
 from siclip.errors import UserError
 from siclip.models import create_model
 from siclip_platform.cli import app
-from siclip_platform.inference.embed import embed
+from siclip_platform.cluster import connect
+from siclip_platform.datasets.derived.actors import one_thread
+from siclip_platform.inference.embed import _Actor, embed
 from siclip_platform.inference.encoder import Encoder
 from siclip_platform.inference.index import open_index
 from siclip_platform.inference.inputs import find_parts, read_image_at, read_rows
@@ -98,6 +101,38 @@ def test_embeddings_of_a_folder_of_images_are_written_as_parquet(index: Path, fo
     assert "cannot be decoded" in rejected[0]["reason"]
     description = json.loads((index / "index.json").read_text())
     assert (description["rows"], description["rejected"], description["kind"]) == (3, 1, "image")
+
+
+def test_one_copy_of_the_model_embeds_without_ray_and_writes_the_bytes_of_an_actor(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(needs: connect.Needs, address: str | None = None, verbose: bool = False) -> Any:
+        raise UserError(f"Ray at {address}, {needs.concurrent} actors")
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["embed", str(checkpoint), str(folder), str(tmp_path / "index"), *words])
+
+    monkeypatch.setattr(connect, "ray_cluster", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert str(run("--address", "head:6379").exception) == "Ray at head:6379, 1 actors"
+    assert str(run("--actors", "2").exception) == "Ray at None, 2 actors"
+    monkeypatch.setattr("siclip_platform.inference.embed.PART_ROWS", 2)
+    done = run()
+    assert done.exit_code == 0, done.output
+    rejected = pq.read_table(tmp_path / "index" / "rejected.parquet").to_pylist()
+    assert [row["id"] for row in rejected] == ["broken.png"]
+    parts = find_parts(folder, None, None, 2)
+    actor = _Actor(str(checkpoint), str(tmp_path))
+    with one_thread():
+        rows = [
+            actor({"index": np.array([index]), "part": np.array([json.dumps(asdict(part))])})
+            for index, part in enumerate(parts)
+        ]
+    assert [row["refused"][0] for row in rows] == ["", ""]
+    written = sorted((tmp_path / "index" / "embeddings").glob("*.parquet"))
+    assert [path.name for path in written] == ["000000.parquet", "000001.parquet"]
+    for path in written:
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
 @pytest.mark.slow

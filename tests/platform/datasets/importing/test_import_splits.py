@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tarfile
-from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typer.testing import CliRunner
 
 from siclip.errors import UserError
 from siclip_platform.cli import app
-from siclip_platform.datasets.derived.stage import Pool
 from siclip_platform.datasets.importing.parts import ImportConfig
 from siclip_platform.datasets.importing.sources.splits import split_of
 
@@ -255,11 +253,7 @@ def test_validation_and_test_are_drawn_apart(share_by: Any, tmp_path: Path) -> N
 def test_the_command_refuses_a_source_without_splits_and_takes_patterns_in_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from siclip_platform.cluster import connect
-    from siclip_platform.datasets.importing import ingest
-
-    monkeypatch.setattr(connect, "ray_cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(ingest, "Pool", lambda: Pool(here=True))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     write_tars(tmp_path / "in", {"a.tar": range(3), "b.tar": range(3, 5)})
 
     def run(*words: str) -> Any:

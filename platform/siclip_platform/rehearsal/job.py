@@ -71,7 +71,8 @@ class Rehearsal(Config):
 
     @property
     def needs_teacher(self) -> bool:
-        return self.recipe.model.inherit or self.recipe.loss.needs_teacher
+        embedded = self.beside is not None and self.recipe.data.teacher_embeddings == self.beside
+        return self.recipe.model.inherit or (self.recipe.loss.needs_teacher and not embedded)
 
     @property
     def batch_size(self) -> int:

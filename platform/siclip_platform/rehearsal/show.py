@@ -8,7 +8,7 @@ from rich.table import Table
 
 from siclip_platform.display import Terminal
 from siclip_platform.recipes.student import recipe_model
-from siclip_platform.rehearsal.job import CPU_BATCH
+from siclip_platform.rehearsal.job import CPU_BATCH, Rehearsal
 from siclip_platform.rehearsal.preparation import embedded_by
 from siclip_platform.rehearsal.rehearse import Failure, Outcome
 from siclip_platform.rehearsal.stages import Result
@@ -84,7 +84,7 @@ def _next(outcome: Outcome) -> list[str]:
             f"There is no GPU here: the training had batch {job.batch_size} instead of "
             f"{job.recipe.training.batch_size}. For the memory and hours of a card: {plan} --pipeline --card NAME"
         )
-    search = shlex.join(["siclip-platform", "tune", "--recipe", job.named])
+    search = shlex.join(["siclip-platform", "tune", "--recipe", job.named, *_changes(job)])
     return [
         *lines,
         "Every stage works. The whole job:",
@@ -117,6 +117,9 @@ def commands(outcome: Outcome) -> list[str]:
         texts = [word for name in data.captions for word in ("--captions", name)]
         teacher = ["--teacher", embedded_by(recipe)]
         lines.append(["data", "embed", data.path, "--name", data.teacher_embeddings, *teacher, *crops, *texts])
-    changes = [word for change in job.changes for word in ("--set", change)]
-    lines.append(["train", "--recipe", job.named, *changes])
+    lines.append(["train", "--recipe", job.named, *_changes(job)])
     return [shlex.join(["siclip-platform", *words]) for words in lines]
+
+
+def _changes(job: Rehearsal) -> list[str]:
+    return [word for change in job.changes for word in ("--set", change)]

@@ -140,7 +140,7 @@ def test_after_success_the_commands_of_the_whole_job(job: Rehearsal) -> None:
     assert trained == "siclip-platform train --recipe nano.yaml --set training.seed=3"
     text = printed(outcome)
     assert text.rstrip().endswith(f"next: {imported}")
-    assert "siclip-platform tune --recipe nano.yaml --set data.limit=N" in text
+    assert "siclip-platform tune --recipe nano.yaml --set training.seed=3 --set data.limit=N" in text
     assert "80 pairs, takes about 2.0 h on this machine and 3.2 GB of disk" in text
     assert (
         "plan --recipe nano.yaml --pairs 80 --pipeline --card NAME" in text

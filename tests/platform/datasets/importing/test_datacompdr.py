@@ -39,6 +39,10 @@ from siclip_platform.datasets.manifest import open_dataset
 from siclip_platform.datasets.sidecar import open_sidecar
 from siclip_platform.datasets.tools.verify import verify_dataset
 from siclip_platform.recipes.digits import digits_student
+from siclip_platform.rehearsal.job import Rehearsal
+from siclip_platform.rehearsal.preparation import check_recipe, import_rows
+from siclip_platform.rehearsal.sample import count_rows, sample_of, small_import
+from siclip_platform.rehearsal.stages import stages
 from siclip_platform.stream.stream import Stream
 from siclip_platform.stream.threads import thread_batches
 from siclip_platform.training.in_process import run_recipe
@@ -302,6 +306,32 @@ def test_it_trains_two_steps(folder: Path) -> None:
     record = Losses()
     run_recipe(recipe, record)
     assert len(record.values) == 2 and np.isfinite(record.values).all()
+
+
+def test_a_rehearsal_imports_a_sample_of_it_and_makes_nothing_again(
+    tmp_path: Path, samples: dict[int, dict[str, bytes]], teachers: tuple[str, ...]
+) -> None:
+    write(tmp_path / "in/00000000.tar", samples)
+    options = ImportOptions(validation_share=0.3, embedded_by=list(teachers))
+    found, config = options.find([str(tmp_path / "in")])
+    beside = {"data.captions": ["datacompdr"], "data.teacher_embeddings": "datacompdr", "model.inherit": False}
+    taken = sample_of(found, 12)
+    job = Rehearsal(
+        recipe=digits_student(tmp_path / "whole").updated(beside),
+        named="my.yaml",
+        sources=(str(tmp_path / "in"),),
+        sample=taken,
+        importing=small_import(config, taken),
+        whole_rows=count_rows(found),
+        folder=tmp_path / "scratch",
+    )
+    assert job.whole_rows == len(samples)
+    assert [stage.name for stage in stages(job)][:3] == ["recipe and teacher", "import", "training, killed"]
+    assert check_recipe(job).note == "embeddings of the source"
+    assert import_rows(job).kept == 12
+    dataset = open_dataset(job.dataset)
+    for kind in ("captions", "embeddings"):
+        assert open_sidecar(dataset, kind, "datacompdr").manifest.splits.keys() == {"train", "validation"}
 
 
 def test_embeddings_of_another_width_than_the_teachers_named_are_refused(

@@ -36,7 +36,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"siclip-platform {version('siclip-platform')}")
+        from siclip_platform.display import echo
+
+        echo(f"siclip-platform {version('siclip-platform')}")
         raise typer.Exit
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import cc12m_page
+import re
 
+import cc12m_page
+import pytest
+
+from siclip_platform.plan.reference import AVAILABLE_PAIRS
 from siclip_platform.recipes.load import load_recipe
 
 
@@ -21,5 +25,14 @@ def test_the_steps_of_the_search_are_those_of_its_sentence() -> None:
     text = " ".join(cc12m_page.PAGE.read_text(encoding="utf-8").split())
     steps = 500_000 * 6 // recipe.training.batch_size
     assert f"500,000 pairs for 6 epochs are {steps:,} steps of {recipe.training.batch_size}" in text
-    share = 500_000 * 6 / (7_740_121 * recipe.training.epochs)
+    share = 500_000 * 6 / (AVAILABLE_PAIRS * recipe.training.epochs)
     assert "--trial-share 0.012" in text and round(share, 3) == 0.012
+
+
+@pytest.mark.parametrize("page", ["cc12m", "cards", "data", "plan"])
+def test_pages_count_the_pairs_that_are_left(page: str) -> None:
+    text = " ".join((cc12m_page.PAGE.parent / f"{page}.md").read_text(encoding="utf-8").split())
+    assert f"{AVAILABLE_PAIRS:,}" in text
+    counts = set(re.findall(r"\b([\d.]+) (?:M|million) (?:pairs|images)", text))
+    # what the paper had, and what the copy on Hugging Face's hub has
+    assert counts <= {"12", "11"}

@@ -9,13 +9,15 @@ FOLDER/dataset_type.txt                     classification (default), multilabel
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from siclip.errors import UserError
+from siclip_platform.datasets.importing.sources.archive import BROKEN_ARCHIVE, Archive
+from siclip_platform.datasets.importing.sources.limits import MAX_FILE_BYTES, MAX_SAMPLE_FILES, MAX_TEXT_BYTES
+from siclip_platform.datasets.importing.sources.members import split_name
 from siclip_platform.evaluation.prompts import class_prompts, class_prompts_missing
 from siclip_platform.evaluation.sets import ClassificationData, Data, EvaluationSample, RetrievalData
 from siclip_platform.storage.text_files import read_text
@@ -23,6 +25,8 @@ from siclip_platform.storage.text_files import read_text
 SHARDS = "nshards.txt"
 TYPE = "dataset_type.txt"
 IMAGES = ("webp", "png", "jpg", "jpeg")
+LABELS = ("cls", "npy", "txt")
+APART = "; members of one sample must stand together: write the archive sorted by name"
 
 
 def read_webdataset(folder: Path, split: str, set_name: str) -> Data:
@@ -69,30 +73,50 @@ def _read_tar(shard: Path, task: str) -> Iterator[EvaluationSample]:
     """Read the samples of a shard: consecutive members with one key are a sample, as in webdataset."""
     parts: dict[str, bytes] = {}
     key = ""
-    try:
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                path = PurePosixPath(member.name)
-                stem, _, extension = path.name.partition(".")
-                if f"{path.parent / stem}" != key:
-                    if parts:
-                        yield _sample(shard, key, parts, task)
-                    key, parts = f"{path.parent / stem}", {}
-                content = archive.extractfile(member)
-                parts[extension.lower()] = content.read() if content else b""
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{shard} is not a complete tar file ({error}): download it again") from None
+    for name, extension, content in _members(shard):
+        if name != key:
+            if parts:
+                yield _sample(shard, key, parts, task)
+            key, parts = name, {}
+        if extension in parts:
+            raise UserError(f"{shard} has two members {key}.{extension}: give each sample a name of its own")
+        if len(parts) >= MAX_SAMPLE_FILES:
+            raise UserError(f"{shard}: more than {MAX_SAMPLE_FILES} members are named {key!r} up to the first dot")
+        parts[extension] = content
     if parts:
         yield _sample(shard, key, parts, task)
+
+
+def _members(shard: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (name, extension, content) of a shard's members; what no sample uses has no content."""
+    archive: Archive | None = None
+    try:
+        with shard.open("rb", buffering=0) as stream:
+            archive = Archive(stream)
+            for member in archive:
+                name, extension = split_name(member.name)
+                if not member.isreg() or not extension:
+                    continue
+                is_used = extension in (*IMAGES, *LABELS)
+                most = MAX_TEXT_BYTES if extension in ("cls", "txt") else MAX_FILE_BYTES
+                if is_used and member.size > most:
+                    raise UserError(f"{shard}: {member.name!r} has {member.size:,} bytes, more than {most:,}")
+                yield name, extension, archive.read(member) if is_used else b""
+    except UserError:
+        raise
+    except BROKEN_ARCHIVE as error:
+        count = archive.count if archive else 0
+        raise UserError(
+            f"{shard} is not a complete tar file: it is cut or damaged after {count} members ({error}); "
+            "download it again"
+        ) from None
 
 
 def _sample(shard: Path, key: str, parts: dict[str, bytes], task: str) -> EvaluationSample:
     full_key = f"{shard.name}:{key}"
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
     if image is None:
-        raise UserError(f"{shard}: sample {key} has no image ({', '.join(IMAGES)}) among {', '.join(parts)}")
+        raise UserError(f"{shard}: sample {key} has no image ({', '.join(IMAGES)}) among {', '.join(parts)}{APART}")
     try:
         if task == "retrieval":
             return EvaluationSample(full_key, image, texts=tuple(parts["txt"].decode().splitlines()))
@@ -105,7 +129,7 @@ def _sample(shard: Path, key: str, parts: dict[str, bytes], task: str) -> Evalua
         return EvaluationSample(full_key, image, label=int(parts["cls"]), array=array)
     except KeyError as error:
         raise UserError(
-            f"{shard}: sample {key} has no .{error.args[0]}, its labels, among {', '.join(parts)}"
+            f"{shard}: sample {key} has no .{error.args[0]}, its labels, among {', '.join(parts)}{APART}"
         ) from None
     except (ValueError, EOFError) as error:
         raise UserError(f"{shard}: the labels of sample {key} cannot be read: {error}") from None

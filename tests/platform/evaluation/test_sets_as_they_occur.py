@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import webdataset
+from import_parts import add_member
 from PIL import Image
 
 from siclip.checkpoints.formats import load_model
@@ -192,6 +195,81 @@ def test_a_cache_has_captions_as_lists_texts_and_json(
             list(data.samples())
     else:
         assert next(data.samples()).texts == texts
+
+
+def shard(folder: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A set of two classes in webdataset layout, with one shard."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("cat\ndog\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("{c}\n")
+    (folder / "test" / "nshards.txt").write_text("1")
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for name, data in members:
+            add_member(tar, name, data)
+    return folder
+
+
+def labelled(key: str, number: int) -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", png(number)), (f"{key}.cls", b"%d" % (number % 2))]
+
+
+def labels_of(folder: Path) -> dict[str, int | None]:
+    (data,) = opened(folder)
+    return {sample.key.removeprefix("0.tar:"): sample.label for sample in data.samples()}
+
+
+DOUBLE = b"\0\5\26\7" + bytes(80)  # begins as macOS's AppleDouble files do
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [
+            item
+            for n in range(4)
+            for name, data in labelled(f"{n}", n)
+            for item in ((f"._{name}", DOUBLE), (name, data))
+        ],
+        [("README", b"text"), *labelled("a", 0), ("LICENSE", b"text"), *labelled("b", 1)],
+        [("__meta__", b"{}"), ("__info__/a.json", b"{}"), *labelled("./b", 1), *labelled("x.y/c", 2)],
+        [*labelled("a", 0)[:1], ("a.seg.png", png(7)), ("a.json", b"{"), *labelled("a", 0)[1:], *labelled("b", 1)],
+        [("A.PNG", png(0)), ("A.CLS", b"1"), *labelled("b", 0)],
+    ],
+    ids=["AppleDouble", "no extension", "metadata and folders", "further files", "upper case"],
+)
+def test_a_shard_has_the_samples_that_webdataset_reads(members: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    folder = shard(tmp_path / "set", members)
+    peers = webdataset.WebDataset(str(folder / "test" / "0.tar"), shardshuffle=False)
+    expected = {sample["__key__"]: int(sample["cls"]) for sample in peers if "png" in sample and "cls" in sample}
+    assert expected and labels_of(folder) == expected
+
+
+def test_a_shard_that_is_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    """Also at the end of a member or inside a header, where tarfile sees a whole archive."""
+    folder = shard(tmp_path / "set", [member for n in range(6) for member in labelled(str(n), n)])
+    file = folder / "test" / "0.tar"
+    whole = file.read_bytes()
+    with tarfile.open(file) as tar:
+        starts = [member.offset for member in tar]
+        end = tar.offset
+    assert len(labels_of(folder)) == 6
+    for cut in (starts[4], starts[4] + 100, starts[4] + 512, starts[4] + 700, starts[5], end, 512, 100, 0):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"0\.tar is not a complete tar file: it is cut or damaged after"):
+            labels_of(folder)
+    file.write_bytes(whole + whole)
+    with pytest.raises(UserError, match="data follows its end mark"):
+        labels_of(folder)
+
+
+def test_members_that_are_no_samples_are_refused_with_the_reason(tmp_path: Path) -> None:
+    by_kind = [(f"{n}.png", png(n)) for n in range(3)] + [(f"{n}.cls", b"0") for n in range(3)]
+    with pytest.raises(UserError, match=r"sample 0 has no \.cls.*must stand together"):
+        labels_of(shard(tmp_path / "kinds", by_kind))
+    with pytest.raises(UserError, match=r"two members a\.cls"):
+        labels_of(shard(tmp_path / "twice", [*labelled("a", 0), ("a.cls", b"1")]))
+    with pytest.raises(UserError, match=r"'a\.cls' has 1,048,577 bytes, more than 1,048,576"):
+        labels_of(shard(tmp_path / "large", [*labelled("a", 0)[:1], ("a.cls", bytes(2**20 + 1))]))
 
 
 def bad_sets(folder: Path) -> list[str]:

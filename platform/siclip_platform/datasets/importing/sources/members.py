@@ -118,7 +118,7 @@ def first_reinforced(filesystem: Any, path: str) -> Mapping[str, bytes] | None:
         with filesystem.open_input_stream(path, compression=None) as stream:
             archive = Archive(stream)
             for member in archive:
-                key, extension = _split(member.name)
+                key, extension = split_name(member.name)
                 if member.isdir() or not extension:
                     continue
                 if group is not None and group.key != key:
@@ -138,7 +138,7 @@ def _tar_samples(filesystem: Any, path: str, source: str, reinforced: bool) -> I
         with filesystem.open_input_stream(path, compression=None) as stream:
             archive = Archive(stream)
             for member in archive:
-                key, extension = _split(member.name)
+                key, extension = split_name(member.name)
                 if member.isdir() or not extension:
                     continue
                 if group is not None and group.key != key:
@@ -179,11 +179,17 @@ def folder_samples(reader: Reader, names: list[str]) -> Iterator[SourceSample]:
         yield _sample(group, group.key)
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Split a name by WebDataset's rule: the extension begins at the first dot of the file's name.
 
     The extension is empty for what is no part of a sample: names without a dot, hidden files (such as ``._a.jpg``,
     which macOS adds for each file), and WebDataset's own metadata.
+
+    Args:
+        name: of a member of an archive.
+
+    Returns:
+        The name up to the first dot, with its folder, and the extension in lower case.
     """
     folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")

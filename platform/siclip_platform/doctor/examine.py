@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -147,6 +148,9 @@ def _imports() -> Iterator[Finding]:
     """Packages that are installed but cannot be imported, such as a torchvision for another torch."""
     import importlib
 
+    # As a training imports torchvision and timm, in half the time. If it fails, so does one of the names below.
+    with suppress(Exception):
+        importlib.import_module("siclip.models.timm_parts")
     for name in IMPORTS:
         try:
             importlib.import_module(name)

@@ -73,16 +73,32 @@ def test_a_part_that_is_not_finite_leaves_no_index(
 ) -> None:
     """The first look at the model passes, and an actor finds what it does with other inputs."""
 
-    class Late(embed_module._Embed):
+    class Late(embed_module._Actor):
         def __init__(self, checkpoint: str, folder: str) -> None:
             super().__init__(checkpoint, folder)
             with torch.no_grad():
-                self.encoder.model.text_encoder.projection_layer.fill_(float("nan"))
+                self.embed.encoder.model.text_encoder.projection_layer.fill_(float("nan"))
 
-    monkeypatch.setattr(embed_module, "_Embed", Late)
+    monkeypatch.setattr(embed_module, "_Actor", Late)
     pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "texts.parquet")
     with pytest.raises(NotFinite, match=r"^\S*teacher.pt is not finite: 2 of 2"):
         embed(nano_teacher, tmp_path / "texts.parquet", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_part_that_is_not_finite_leaves_no_index_of_this_process(
+    nano_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(embed_module._Embed):
+        def __init__(self, encoder: Encoder, folder: Path) -> None:
+            super().__init__(encoder, folder)
+            with torch.no_grad():
+                encoder.model.text_encoder.projection_layer.fill_(float("nan"))
+
+    monkeypatch.setattr(embed_module, "_Embed", Late)
+    (tmp_path / "texts.txt").write_text("a\nb\n")
+    with pytest.raises(NotFinite, match=r"^\S*teacher.pt is not finite: 2 of 2"):
+        embed(nano_teacher, tmp_path / "texts.txt", tmp_path / "index", here=True)
     assert not (tmp_path / "index").exists()
 
 

@@ -182,6 +182,22 @@ def test_a_tie_of_three_is_named(studies: dict[str, Study]) -> None:
     assert "tied with trial-002, trial-004" in tiles(study)["Gain over the starting recipe"].detail
 
 
+def test_a_starting_recipe_that_leads_is_said_to_lead(studies: dict[str, Study]) -> None:
+    study = studies["tie"]
+    trials = tuple(
+        Run(**{**vars(run), "metrics": {study.metric: 0.6}}) if run.label == "trial-000" else run
+        for run in study.trials
+    )
+    led = Study(**{**vars(study), "trials": trials})
+    assert statement(led)[0] == (
+        "The search found nothing better than its starting recipe: trial-000 leads with validation mean R@1 60.0 %."
+    )
+    assert tiles(led)["Gain over the starting recipe"].value == "none"
+    step = next_steps(led)[0]
+    assert (step.what, step.why) == ("Search further", "none of 5 trials is better than the starting recipe")
+    assert step.command == "siclip-platform tune --resume tie --out runs/digits --trials 10"
+
+
 def test_fresh_seeds_against_the_control_do_not_make_a_setting_the_best(studies: dict[str, Study]) -> None:
     """They show what distillation does."""
     study = studies["confirmed"]

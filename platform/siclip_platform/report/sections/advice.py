@@ -17,6 +17,7 @@ from siclip_platform.report.judge.statistics import t_interval
 from siclip_platform.report.judge.winner import Winner, find_winner
 from siclip_platform.report.read.runs import Curve, Run, Study
 from siclip_platform.report.sections.commands import again, resume, train_leading
+from siclip_platform.report.sections.schedules import is_population
 
 FRESH_SEEDS = 5  # they detect a gain of 1.7 standard deviations of the paired difference with 80 % power
 FAILED_SHARE = 0.2  # some failures are normal in a search, such as diverging learning rates
@@ -50,7 +51,14 @@ def next_steps(study: Study) -> list[Step]:
     if study.type == "runs":
         return []
     # A study that is unfinished or fails often makes all further advice premature, so these come first.
-    steps = [*_unfinished(study), *_failures(study), *_confirm(study), *_separate(study), *_more_seeds(study)]
+    steps = [
+        *_unfinished(study),
+        *_failures(study),
+        *_further(study),
+        *_confirm(study),
+        *_separate(study),
+        *_more_seeds(study),
+    ]
     return [*steps, *_edges(study), *_rising(study)] or [OTHERWISE]
 
 
@@ -68,6 +76,15 @@ def _failures(study: Study) -> list[Step]:
         return []
     why = f"{len(failed)} of {plural(len(study.leaves), 'run')} failed; their reasons are below"
     return [Step("Check the failures", why)]
+
+
+def _further(study: Study) -> list[Step]:
+    """More trials for a search whose starting recipe leads; a population cannot grow."""
+    if study.type != "search" or is_population(study) or not start_leads(study, find_winner(study)):
+        return []
+    count = len(study.trials)
+    why = f"none of {plural(count, 'trial')} is better than the starting recipe"
+    return [Step("Search further", why, resume(study, "--trials", str(2 * count)))]
 
 
 def _confirm(study: Study) -> list[Step]:

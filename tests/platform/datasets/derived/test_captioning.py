@@ -229,6 +229,8 @@ def test_the_command_on_ray_gives_the_same_captions(coca: CaptionConfig, tmp_pat
     found = CliRunner().invoke(app, ["caption", str(tmp_path / "data"), *options])
     assert found.exit_code == 0, found.output
     assert f"{here.counts['kept']} captions of 20 images (40 generated" in found.output
+    # Eight different pictures, so most captions are those of several images.
+    assert "of the captions are those of other images too: look at them" in " ".join(found.output.split())
     built = open_sidecar(open_dataset(tmp_path / "data"), "captions", "ray")
     assert built.manifest.recipe == here.sidecar.manifest.recipe
     assert built.manifest.splits == here.sidecar.manifest.splits

@@ -134,6 +134,19 @@ def test_an_ablation_confirms_its_leader_against_the_baseline(values: tuple[floa
     assert recorded.trainings() == {(4, leader, trial, rates[index]), (4, "zero", trial, rates[0])}
 
 
+def test_a_control_is_confirmed_beside_the_starting_recipe() -> None:
+    """A lead over the control is distillation's; only one over the starting recipe is the search's."""
+    base = digits_student(Path("digits"), Path("teacher.pt"), seed=7)
+    best, control = (base.updated({"training.learning_rate": rate}) for rate in (0.5, 0.25))
+    recorded: Any = Recorded(seeds=1)
+    confirm(recorded, best, control, 2, "trial-001", start=base)
+    roles = [(None, 0.5), ("control", 0.25), ("baseline", base.training.learning_rate)]
+    assert recorded.trainings() == {(seed, name, "trial-001", rate) for seed in (8, 9) for name, rate in roles}
+    led: Any = Recorded(seeds=1)
+    confirm(led, base, control, 1, "trial-000", start=base)  # the starting recipe leads
+    assert {name for _, name, *_ in led.trainings()} == {None, "control"}
+
+
 def test_no_seeds_confirm_nothing() -> None:
     recorded: Any = Recorded(seeds=1)
     base = digits_student(Path("digits"), Path("teacher.pt"))

@@ -78,14 +78,17 @@ class Reuse:
         run_id = self._runs.get(identity(recipe))
         if run_id is None:
             return None
-        milestones = self._read(run_id)
+        try:
+            milestones = self._read(run_id)
+        except Exception as error:  # as in `_completed`
+            log.warning("run %s of the store cannot be read, so it is not reused: %s", run_id, error)
+            return None
         whole = bool(milestones) and milestones[-1]["step"] == recipe.training.steps
         return Known(run_id, milestones) if whole else None
 
     def _completed(self) -> dict[str, str]:
         """Identity → run id; of several runs the oldest, which is the one that was trained."""
         query: dict[str, Any] = {
-            "experiment_ids": [self.tracker.experiment_id],
             "filter_string": "tags.`siclip.state` = 'completed' and tags.`siclip.identity` LIKE '_%'",
             "max_results": PAGE,
             "order_by": ["attributes.start_time ASC"],
@@ -93,8 +96,9 @@ class Reuse:
         found: dict[str, str] = {}
         token: str | None = None
         try:
+            experiments = [self.tracker.experiment_id]
             while True:
-                page = self.tracker.client.search_runs(**query, page_token=token)
+                page = self.tracker.client.search_runs(experiments, **query, page_token=token)
                 for run in page:
                     # A run that reused another one has its milestones but not what was logged between them.
                     if "siclip.reused_from" not in run.data.tags:

@@ -58,6 +58,8 @@ def pretend(recipe: Recipe, reporter: Any, checkpoint: Path | None) -> None:
         if decay == NAN and step >= 4:
             value = math.nan
         time.sleep(float(os.environ.get("PRETEND_SECONDS", "0")))
+        while Path(os.environ.get("PRETEND_HOLD", os.devnull)).is_file():
+            time.sleep(0.05)
         if step % training.evaluate_every == 0:
             saves = training.checkpoint_every and step % training.checkpoint_every == 0
             save = (lambda path, at=step: path.write_text(str(at))) if saves or step == training.steps else None

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from mlflow_server import free_port, server
@@ -23,7 +24,8 @@ from tests.platform.search.test_study_restart import DRIVER, events, outcome
 
 pytestmark = [pytest.mark.chaos, pytest.mark.long, pytest.mark.timeout(3600)]
 KINDS = ("driver", "worker", "raylet", "server")
-SECONDS = 1.0  # per step of a training: parts are replaced while the study runs
+SECONDS = 0.5  # per step of a training: parts are replaced while the study runs
+AHEAD = 3  # lines of the journal, beyond those at which the next part is killed, after which trainings wait
 
 
 class Study:
@@ -77,6 +79,8 @@ class Study:
         if kind == "driver":
             os.kill(self.driver.pid, signal.SIGKILL)
             self.driver.wait()
+            if self._starting is not None:
+                self._starting.join()  # commands refuse to start without the server
             self.start_driver()
         elif kind == "server":
             self.close_server()
@@ -103,21 +107,58 @@ class Study:
         self.close_server()
 
 
-def run(study: Study, kinds: list[str], every: int) -> None:
-    """Run a study to its end, and kill one part each time its journal has ``every`` lines more."""
+class Pace:
+    """Trainings wait while the journal is ahead of the next kill, however long parts take to be replaced.
+
+    Attributes:
+        due: lines of the journal at which the next part is killed; None: no further one.
+    """
+
+    def __init__(self, study: Study, hold: Path) -> None:
+        self.study, self.hold = study, hold
+        self.due: int | None = None
+        self._ended = Event()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        thread = Thread(target=self._keep)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+            self.hold.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(0.05):
+            if self.due is not None and len(events(self.study.out)) >= self.due + AHEAD:
+                self.hold.touch()
+            else:
+                self.hold.unlink(missing_ok=True)
+
+
+def run(study: Study, kinds: list[str], lines: int, hold: Path) -> None:
+    """Run a study to its end, and kill one part each time its journal has a further share of ``lines`` lines."""
     chance = random.Random(11)
     down = False
+    pace = Pace(study, hold)
     try:
-        for kind in kinds:
-            study.wait_for(len(events(study.out)) + every)
-            time.sleep(chance.uniform(0, 0.4))
-            study.kill(kind)
+        with pace.kept():
+            for number, kind in enumerate(kinds, 1):
+                pace.due = lines * number // (len(kinds) + 2)
+                study.wait_for(pace.due)
+                time.sleep(chance.uniform(0, 0.4))
+                pace.due = lines * (number + 1) // (len(kinds) + 2) if number < len(kinds) else None
+                if down and kind == "driver":
+                    study.start_server()
+                study.kill(kind)
+                if down and kind != "driver":
+                    study.start_server()
+                down = kind == "server"
             if down:
                 study.start_server()
-            down = kind == "server"
-        if down:
-            study.start_server()
-        study.finish()
+            study.finish()
     finally:
         study.close()
 
@@ -126,12 +167,12 @@ def test_ten_random_kills(tmp_path: Path, digits: Path, mlflow_database: bytes) 
     chance, trials = random.Random(5), 12
     kinds = [*KINDS, *KINDS, *chance.sample(KINDS, 2)]
     chance.shuffle(kinds)
-    with ray_nodes(2, PRETEND_SECONDS=str(SECONDS)) as nodes:
+    hold = tmp_path / "hold"
+    with ray_nodes(2, PRETEND_SECONDS=str(SECONDS), PRETEND_HOLD=str(hold)) as nodes:
         undisturbed = Study(tmp_path / "undisturbed", digits, trials, nodes, mlflow_database)
-        run(undisturbed, [], 1)
-        every = len(events(undisturbed.out)) // (len(kinds) + 4)  # the journal grows while parts are replaced
+        run(undisturbed, [], 1, hold)
         disturbed = Study(tmp_path / "disturbed", digits, trials, nodes, mlflow_database)
-        run(disturbed, kinds, every)
+        run(disturbed, kinds, len(events(undisturbed.out)), hold)
     assert outcome(disturbed.out) == outcome(undisturbed.out)
     assert len((disturbed.out / "kills.txt").read_text().splitlines()) == len(kinds) == 10
     happened = [event["event"] for event in events(disturbed.out)]

@@ -131,7 +131,7 @@ def resumed(demo: tuple[Path, Stopped]) -> tuple[Path, Stopped]:
 def test_tune_stops_while_best_and_control_train(resumed: tuple[Path, Stopped]) -> None:
     out, stopped = resumed
     check_stopped(stopped)
-    interrupted = {"wikd": "interrupted", "best": "interrupted", "control": "interrupted"}
+    interrupted = {"wikd": "interrupted", "leading": "interrupted", "control": "interrupted"}
     assert states(out) == interrupted | {"teacher": "completed", "trial-000": "completed"}
     assert stopped.resume == ["demo", "--resume", "wikd", "--out", str(out)]
 
@@ -153,12 +153,15 @@ def test_a_second_ctrl_c_ends_the_command_at_once(
     assert (stopped.code, stopped.survivors) == (130, []) and stopped.seconds < 5
 
 
-@pytest.mark.parametrize("by", SIGNALS, ids=lambda by: by.name)
-def test_data_import_stops_and_resumes(tmp_path: Path, by: signal.Signals) -> None:
-    source, parts = tmp_path / "source", 120
-    source.mkdir()
+PARTS = 120
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Archives of images that take an import long enough to be stopped."""
+    source = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
-    for part in range(parts):
+    for part in range(PARTS):
         with tarfile.open(source / f"{part:05d}.tar", "w") as tar:
             for row in range(4):
                 image = io.BytesIO()
@@ -167,8 +170,13 @@ def test_data_import_stops_and_resumes(tmp_path: Path, by: signal.Signals) -> No
                     member = tarfile.TarInfo(f"{part:05d}{row:04d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+    return source
+
+
+@pytest.mark.parametrize("by", SIGNALS, ids=lambda by: by.name)
+def test_data_import_stops_and_resumes(shards: Path, tmp_path: Path, by: signal.Signals) -> None:
     dest = tmp_path / "dataset"
-    words = ["data", "import", str(source), str(dest), "--split", "train"]
+    words = ["data", "import", str(shards), str(dest), "--split", "train"]
 
     def finished() -> list[Path]:
         return [path for path in (dest / ".work").rglob("*.parquet") if not path.name.startswith(".")]
@@ -180,8 +188,8 @@ def test_data_import_stops_and_resumes(tmp_path: Path, by: signal.Signals) -> No
     assert kept and not (dest / "manifest.json").exists()
 
     output = run(stopped.resume, tmp_path / "second.log")
-    assert open_dataset(dest).rows("train") == 4 * parts
-    assert f"{4 * parts:,} rows read" in output
+    assert open_dataset(dest).rows("train") == 4 * PARTS
+    assert f"{4 * PARTS:,} rows read" in output
 
 
 def test_evaluate_stops_and_resumes(nano_teacher: Path, tmp_path: Path) -> None:

@@ -147,5 +147,5 @@ def test_labels_that_no_node_has_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_reader_nodes_require_the_ray_reader(recipe: Recipe) -> None:
-    with pytest.raises(UserError, match="reader_nodes place the tasks of Ray Data: set reader to ray"):
+    with pytest.raises(UserError, match="reader_nodes place the tasks of Ray Data: remove this, or reader: threads"):
         recipe.updated({"data.reader": "threads"})

@@ -154,7 +154,7 @@ def test_a_population_whose_journal_was_cut_at_any_line_ends_like_an_undisturbed
         assert outcome(result) == outcome(undisturbed), kept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_that_fails_leaves_the_population(
     own_ray: None, tmp_path: Path, tracker: Tracker, digits: Path
 ) -> None:

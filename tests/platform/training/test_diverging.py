@@ -44,7 +44,8 @@ def test_without_outputs_the_exception_has_the_ids(digits: Path, nano_teacher: P
 def test_a_diverging_worker_writes_the_ids_and_sends_where_they_are(
     digits: Path, nano_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = diverging_recipe(digits, nano_teacher, tmp_path)
+    # without Ray, the worker's own threads read
+    recipe = diverging_recipe(digits, nano_teacher, tmp_path).updated({"data.reader": "threads"})
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)

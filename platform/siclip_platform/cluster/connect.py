@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import logging
 import os
 import socket
 import sys
+import traceback
 import urllib.error
 import urllib.request
 import warnings
@@ -82,6 +84,11 @@ def ray_cluster(needs: Needs, address: str | None = None, verbose: bool = False)
         check_size(needs, address)
         ray.data.DataContext.get_current().enable_progress_bars = verbose
         yield
+    except BaseException as error:
+        # An iterator of Ray Data that outlives Ray prints a traceback when it is deleted: those in frames end here.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
     finally:
         ray.shutdown()
 

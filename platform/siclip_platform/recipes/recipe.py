@@ -63,7 +63,7 @@ class DataConfig(Config):
             samples, in the crops that they were computed from.
         negatives: name of a set of false captions stored beside every dataset (``data negatives``). They are read if
             a part of the loss uses them.
-        negatives_per_sample: false captions that a sample brings along, drawn anew in each epoch.
+        negatives_per_sample: false captions that a sample brings along, drawn again in each epoch.
         synthetic_share: the probability of a synthetic caption, for a sample that has original ones too.
         synthetic_captions: how many synthetic captions of a sample are used; 0 uses all.
         caption_weights: weight of a caption among those of its source, by the model that wrote it or by its source.
